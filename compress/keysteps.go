@@ -1,0 +1,108 @@
+package compress
+
+import (
+	"encoding/binary"
+	"fmt"
+	"math"
+)
+
+// Bounds on key exponents: at the lower one the smallest step is a normal
+// float32, so that its reciprocal is finite; the upper one is that of the
+// largest float32.
+const (
+	minKeyExp = -110
+	maxKeyExp = 113
+	minStep   = 0x1p-126
+)
+
+// KeySteps are the bins of the keys of a group of up to 256 tokens, by channel:
+// code c stands for [Lo + c*Step, Lo + (c+1)*Step), c in 0..255. Both [d]
+// slices are exactly what the stored form decodes to; Step is positive.
+type KeySteps struct{ Lo, Step []float32 }
+
+// KeyStepsBytes is the stored size of the steps of a group: d lower ends, then
+// d steps, binary16 in units of 2^exp.
+func KeyStepsBytes(d int) int { return 4 * d }
+
+// KeyExp is the exponent to store steps of rows with: the largest magnitude
+// lies in [2^14, 2^15) units of 2^exp, so that binary16 overflows nowhere and
+// channels 2^20 times smaller still have steps. It is in -110..113, and 0 if
+// rows are all zero. Rows are finite.
+func KeyExp(rows []float32) int {
+	var m uint32 // the bits of non-negative floats order as the floats do
+	for _, x := range rows {
+		m = max(m, math.Float32bits(x)&^(1<<31))
+	}
+	if m == 0 {
+		return 0
+	}
+	_, e := math.Frexp(float64(math.Float32frombits(m))) // in [2^(e-1), 2^e)
+	return min(max(e-15, minKeyExp), maxKeyExp)
+}
+
+// FitKeySteps covers the least to the largest value of each channel of rows
+// [n][d], n at least 0, after rounding lower ends down and steps up to their
+// stored form. exp comes from KeyExp over these rows and any others.
+//
+// Rows are finite. Above 2^126 in magnitude float32 cannot hold all
+// differences: there codes still decode to finite values, but not within a bin.
+func FitKeySteps(rows []float32, d, exp int) KeySteps {
+	s := KeySteps{make([]float32, d), make([]float32, d)}
+	hi := make([]float32, d)
+	if len(rows) > 0 {
+		copy(s.Lo, rows[:d])
+		copy(hi, rows[:d])
+	}
+	for ; len(rows) >= d; rows = rows[d:] {
+		for j, x := range rows[:d] {
+			s.Lo[j] = min(s.Lo[j], x)
+			hi[j] = max(hi[j], x)
+		}
+	}
+	for j := range d {
+		lo := f16Floor(math.Ldexp(float64(s.Lo[j]), -exp))
+		if math.IsInf(float64(stored(lo, exp)), 0) {
+			lo-- // -2^128, from a value next to the largest float32: one towards zero
+		}
+		s.Lo[j] = stored(lo, exp)
+		width := (float64(hi[j]) - float64(s.Lo[j])) / 256
+		s.Step[j] = stored(f16Ceil(math.Ldexp(max(width, minStep), -exp)), exp)
+	}
+	return s
+}
+
+// stored is the meaning of a stored binary16: h * 2^exp, exact.
+func stored(h uint16, exp int) float32 {
+	return float32(math.Ldexp(float64(f16To32(h)), exp))
+}
+
+// Append appends the stored form, KeyStepsBytes(d) bytes. exp is that of FitKeySteps.
+func (s KeySteps) Append(b []byte, exp int) []byte {
+	for _, v := range [2][]float32{s.Lo, s.Step} {
+		for _, x := range v {
+			b = binary.LittleEndian.AppendUint16(b, f16From32(float32(math.Ldexp(float64(x), -exp))))
+		}
+	}
+	return b
+}
+
+// ParseKeySteps reads the first KeyStepsBytes(d) bytes of b. The error is ErrCorrupt.
+func ParseKeySteps(b []byte, d, exp int) (KeySteps, error) {
+	if !validDim(d) || exp < minKeyExp || exp > maxKeyExp || len(b) < KeyStepsBytes(d) {
+		return KeySteps{}, fmt.Errorf("key steps: %d bytes for %d channels, exponent %d: %w", len(b), d, exp, ErrCorrupt)
+	}
+	s := KeySteps{make([]float32, d), make([]float32, d)}
+	unit := math.Ldexp(1, exp) // a product with it is exact, as stored's Ldexp is
+	for j := range d {
+		s.Lo[j] = float32(float64(f16To32(binary.LittleEndian.Uint16(b[2*j:]))) * unit)
+		s.Step[j] = float32(float64(f16To32(binary.LittleEndian.Uint16(b[2*(d+j):]))) * unit)
+		// NaN fails every comparison; the last term is the largest that decoding computes.
+		if !(s.Step[j] >= minStep && finite(s.Lo[j]) && finite(float32(255.5*s.Step[j])) &&
+			finite(s.Lo[j]+float32(255.5*s.Step[j]))) {
+			return KeySteps{}, fmt.Errorf("key steps: channel %d: %w", j, ErrCorrupt)
+		}
+	}
+	return s, nil
+}
+
+func finite(x float32) bool { return x-x == 0 }
