@@ -1,0 +1,180 @@
+package attention
+
+import (
+	"cmp"
+	"math"
+	"math/rand/v2"
+	"slices"
+)
+
+// Sizes of the grouping; docs/format.md fixes them for stored segments.
+const (
+	PageTokens = 64
+	LeafTokens = 16
+	// outlierShare: one token in 32 is set apart, one page of a full segment.
+	outlierShare = 32
+	// minGrouped is the least number of tokens for which outliers are set apart.
+	minGrouped = 256
+)
+
+// Order is how n tokens are stored: index of the token at each place. The
+// first Body places are grouped: page after page, leaf after leaf; only the
+// last page and leaf may be short. The outliers follow.
+type Order struct {
+	Tokens []int
+	Body   int
+}
+
+// Arrange groups keys [n][d] by balanced recursive bisection in the metric:
+// each half is split along its principal direction, refined by two-means and
+// cut at the median, down to pages and then leaves. The tokens least like
+// their leaf are outliers, which belong to no leaf. seed makes it repeatable.
+func Arrange(keys []float32, d int, m *Metric, seed uint64) Order {
+	n := len(keys) / d
+	x := m.Apply(centred(keys, d))
+	b := &bisector{x: x, d: d, rng: rand.New(rand.NewPCG(seed, 0x6b76)), proj: make([]float32, n)}
+	all := make([]int, n)
+	for i := range all {
+		all[i] = i
+	}
+	if n < minGrouped {
+		b.split(all, LeafTokens)
+		return Order{Tokens: all, Body: n}
+	}
+	b.split(all, LeafTokens)
+	body, out := b.setApart(all, n/outlierShare)
+	b.split(body, PageTokens)
+	for i := 0; i < len(body); i += PageTokens {
+		b.split(body[i:min(i+PageTokens, len(body))], LeafTokens)
+	}
+	return Order{Tokens: append(body, out...), Body: len(body)}
+}
+
+// centred returns keys minus their mean, which no grouping depends on but
+// float32 products do.
+func centred(keys []float32, d int) []float32 {
+	mean := Mean(keys, d)
+	x := make([]float32, len(keys))
+	for i := range keys {
+		x[i] = keys[i] - mean[i%d]
+	}
+	return x
+}
+
+// Mean returns the mean row [d] of x [n][d], n >= 1.
+func Mean(x []float32, d int) []float32 {
+	sum := make([]float64, d)
+	for i, v := range x {
+		sum[i%d] += float64(v)
+	}
+	out := make([]float32, d)
+	for j, s := range sum {
+		out[j] = float32(s * float64(d) / float64(len(x)))
+	}
+	return out
+}
+
+type bisector struct {
+	x    []float32 // [n][d]
+	d    int
+	rng  *rand.Rand
+	proj []float32 // [n], position of each token along the current direction
+}
+
+func (b *bisector) row(t int) []float32 { return b.x[t*b.d : (t+1)*b.d] }
+
+// split orders tokens so that every run of unit tokens is a group.
+func (b *bisector) split(tokens []int, unit int) {
+	n := len(tokens)
+	if n <= unit {
+		return
+	}
+	left := ((n+unit-1)/unit + 1) / 2 * unit // whole units, the larger half first
+	b.project(tokens, b.principal(tokens))
+	for range 3 {
+		b.sort(tokens)
+		b.project(tokens, sub(b.mean(tokens[left:]), b.mean(tokens[:left])))
+	}
+	b.sort(tokens)
+	b.split(tokens[:left], unit)
+	b.split(tokens[left:], unit)
+}
+
+// principal returns the main direction of the tokens' spread, by power iteration.
+func (b *bisector) principal(tokens []int) []float32 {
+	mean := b.mean(tokens)
+	w := make([]float32, b.d)
+	for i := range w {
+		w[i] = float32(b.rng.NormFloat64())
+	}
+	next := make([]float32, b.d)
+	for range 6 {
+		clear(next)
+		off := Dot(mean, w)
+		for _, t := range tokens {
+			a := Dot(b.row(t), w) - off
+			axpy(next, a, b.row(t))
+			axpy(next, -a, mean)
+		}
+		norm := float32(math.Sqrt(float64(Dot(next, next))))
+		if norm == 0 || math.IsInf(float64(norm), 0) {
+			break // all alike: any direction will do
+		}
+		for i := range w {
+			w[i] = next[i] / norm
+		}
+	}
+	return w
+}
+
+func (b *bisector) mean(tokens []int) []float32 {
+	out := make([]float32, b.d)
+	for _, t := range tokens {
+		axpy(out, 1/float32(len(tokens)), b.row(t))
+	}
+	return out
+}
+
+func (b *bisector) project(tokens []int, w []float32) {
+	for _, t := range tokens {
+		b.proj[t] = Dot(b.row(t), w)
+	}
+}
+
+// sort orders tokens by projection; equal ones by token, so that the result
+// does not depend on the order they came in.
+func (b *bisector) sort(tokens []int) {
+	slices.SortFunc(tokens, func(i, j int) int {
+		if c := cmp.Compare(b.proj[i], b.proj[j]); c != 0 {
+			return c
+		}
+		return i - j
+	})
+}
+
+// setApart takes the count tokens farthest from their leaf's mean out of
+// tokens, which are ordered by leaf. Both results are in token order.
+func (b *bisector) setApart(tokens []int, count int) (body, out []int) {
+	for i := 0; i < len(tokens); i += LeafTokens {
+		leaf := tokens[i:min(i+LeafTokens, len(tokens))]
+		mean := b.mean(leaf)
+		for _, t := range leaf {
+			delta := sub(b.row(t), mean)
+			b.proj[t] = -Dot(delta, delta)
+		}
+	}
+	far := slices.Clone(tokens)
+	b.sort(far)
+	out, body = far[:count:count], slices.Clone(far[count:])
+	slices.Sort(out)
+	slices.Sort(body)
+	return body, out
+}
+
+func sub(a, b []float32) []float32 {
+	out := make([]float32, len(a))
+	for i := range a {
+		out[i] = a[i] - b[i]
+	}
+	return out
+}

@@ -1,0 +1,164 @@
+package attention
+
+import (
+	"math"
+
+	"gonum.org/v1/gonum/mat"
+)
+
+// Constants of the query metric, from experiments on SmolLM2-135M and
+// Gemma-3-270M (docs/decisions/0002-query-metric.md).
+const (
+	// metricPower: keys are compared after multiplication with C^(1/4). The
+	// full metric, C^(1/2), has lower mean error but hides single strong tokens.
+	metricPower = .25
+	// metricFloor keeps directions that no query has used yet: a share of the
+	// mean eigenvalue.
+	metricFloor = .1
+)
+
+// QuerySum collects the second moment of the queries of one KV head's group:
+// the metric in which keys are alike if queries treat them alike.
+type QuerySum struct {
+	d     int
+	n     float64
+	norm2 float64   // sum of |q|^2
+	c     []float64 // [d][d], sum of q q^T / |q|^2, upper triangle
+}
+
+// NewQuerySum returns an empty sum for head dimension d.
+func NewQuerySum(d int) *QuerySum { return &QuerySum{d: d, c: make([]float64, d*d)} }
+
+// Add takes in queries q [rows][d], already scaled. Each counts with unit
+// length, so that a head with large queries does not rule its group.
+func (s *QuerySum) Add(q []float32) {
+	for ; len(q) >= s.d; q = q[s.d:] {
+		row := q[:s.d]
+		n2 := float64(Dot(row, row))
+		if n2 == 0 {
+			continue
+		}
+		s.n++
+		s.norm2 += n2
+		for i, a := range row {
+			f := float64(a) / n2
+			ci := s.c[i*s.d : (i+1)*s.d]
+			for j := i; j < s.d; j++ {
+				ci[j] += f * float64(row[j])
+			}
+		}
+	}
+}
+
+// Decay halves the weight of what was seen so far, so that the metric follows the text.
+func (s *QuerySum) Decay() {
+	s.n, s.norm2 = s.n/2, s.norm2/2
+	for i := range s.c {
+		s.c[i] /= 2
+	}
+}
+
+// Rows returns how many queries the sum stands for, after decay.
+func (s *QuerySum) Rows() float64 { return s.n }
+
+// Clone returns an independent copy.
+func (s *QuerySum) Clone() *QuerySum {
+	t := *s
+	t.c = append([]float64(nil), s.c...)
+	return &t
+}
+
+// Metric is how keys of one KV head are compared.
+type Metric struct {
+	d int
+	// W [d][d] is (C + floor)^metricPower; nil means the identity.
+	W []float32
+	// C [d][d] is E[q q^T] of unit queries, with trace 1.
+	C []float32
+	// Norm2 is the mean of |q|^2; 0 if no queries were seen.
+	Norm2 float32
+}
+
+// minQueries is how many queries a metric needs for each dimension; with
+// fewer, keys are compared as they are.
+const minQueries = .5
+
+// Metric makes the metric of the queries seen.
+func (s *QuerySum) Metric() *Metric {
+	d := s.d
+	m := &Metric{d: d, C: make([]float32, d*d)}
+	if s.n < minQueries*float64(d) {
+		for i := range d {
+			m.C[i*d+i] = 1 / float32(d)
+		}
+		return m
+	}
+	m.Norm2 = float32(s.norm2 / s.n)
+	sym := mat.NewSymDense(d, nil)
+	for i := range d {
+		for j := i; j < d; j++ {
+			v := s.c[i*d+j] / s.n
+			sym.SetSym(i, j, v)
+			m.C[i*d+j], m.C[j*d+i] = float32(v), float32(v)
+		}
+	}
+	m.W = powerOf(sym, d)
+	return m
+}
+
+// powerOf returns (C + floor*mean)^metricPower; nil if it cannot be had.
+func powerOf(c *mat.SymDense, d int) []float32 {
+	var es mat.EigenSym
+	if !es.Factorize(c, true) {
+		return nil
+	}
+	ev := es.Values(nil)
+	var mean float64
+	for _, e := range ev {
+		mean += max(e, 0) / float64(d)
+	}
+	var u mat.Dense
+	es.VectorsTo(&u)
+	w := make([]float64, d*d)
+	for k, e := range ev {
+		f := math.Pow(max(e, 0)+metricFloor*mean, metricPower)
+		for i := range d {
+			a := f * u.At(i, k)
+			for j := range d {
+				w[i*d+j] += a * u.At(j, k)
+			}
+		}
+	}
+	out := make([]float32, d*d)
+	for i, v := range w {
+		out[i] = float32(v)
+	}
+	return out
+}
+
+// Apply returns W x for rows x [n][d].
+func (m *Metric) Apply(x []float32) []float32 {
+	y := make([]float32, len(x))
+	if m.W == nil {
+		copy(y, x)
+		return y
+	}
+	d := m.d
+	for r := 0; r < len(x); r += d {
+		for i := range d {
+			y[r+i] = Dot(m.W[i*d:(i+1)*d], x[r:r+d])
+		}
+	}
+	return y
+}
+
+// Spread returns delta^T C delta: the variance of the score, over unit
+// queries, that a displacement delta [d] of a key makes.
+func (m *Metric) Spread(delta []float32) float32 {
+	d := m.d
+	var s float32
+	for i, a := range delta {
+		s += a * Dot(m.C[i*d:(i+1)*d], delta)
+	}
+	return max(s, 0)
+}

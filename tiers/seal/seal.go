@@ -1,0 +1,246 @@
+// Package seal turns the rows of a span into a sealed segment, and finds the
+// parts of a segment's planes again.
+//
+// Sealing is where a segment's order, summaries and codes are made, once;
+// every tier then holds the same bytes. docs/format.md specifies them.
+package seal
+
+import (
+	"encoding/binary"
+	"fmt"
+
+	"kvtier/attention"
+	"kvtier/compress"
+	"kvtier/tiers"
+)
+
+// Rows are consecutive tokens of one layer, all KV heads, as they were appended.
+type Rows struct {
+	Layer   int
+	Start   uint64 // position of the first token
+	Heads   int    // KV heads
+	HeadDim int
+	Type    compress.ElementType
+	K, V    []byte // [tokens][Heads][HeadDim] elements of Type
+}
+
+// Tokens returns the number of tokens.
+func (r *Rows) Tokens() int { return len(r.K) / (r.Heads * r.HeadDim * r.Type.Size()) }
+
+// Options of sealing one segment.
+type Options struct {
+	Profile tiers.Profile
+	// Sinks is how many tokens at the front stay unquantised (the sequence's first ones).
+	Sinks int
+	// Metrics holds one metric a KV head.
+	Metrics []*attention.Metric
+	// Queries, scaled, [rows][HeadDim] a KV head, on which the codec's error is measured; may be empty.
+	Queries [][]float32
+	// Low keeps bits 5 to 8 of a balanced segment, to be dropped later.
+	Low bool
+}
+
+// Segment seals rows: 1 to tiers.SegmentTokens tokens, more than Sinks.
+func Segment(r *Rows, o Options) (*tiers.Header, [tiers.NumParts][]byte) {
+	h := tiers.Header{Profile: o.Profile, Type: uint8(r.Type), HeadDim: r.HeadDim, Layer: r.Layer,
+		Start: r.Start, Tokens: r.Tokens(), Heads: make([]tiers.HeadInfo, r.Heads)}
+	pieces := make([][tiers.NumPlanes][]byte, r.Heads)
+	for i := range r.Heads {
+		s := sealer{rows: r, opt: &o, info: &h.Heads[i], planes: &pieces[i]}
+		s.head(i)
+	}
+	return tiers.NewHeader(h, pieces)
+}
+
+// Window seals the last rows of a sliding-window layer: they stay unquantised.
+func Window(r *Rows, profile tiers.Profile, spanStart uint64, spanTokens int) (*tiers.Header, [tiers.NumParts][]byte) {
+	h := tiers.Header{Profile: profile, Type: uint8(r.Type), HeadDim: r.HeadDim, Layer: r.Layer,
+		Start: spanStart, Tokens: spanTokens, Heads: make([]tiers.HeadInfo, r.Heads)}
+	pieces := make([][tiers.NumPlanes][]byte, r.Heads)
+	for i := range r.Heads {
+		pieces[i][tiers.PlaneWindow] = append(r.headBytes(r.K, i, 0, r.Tokens()), r.headBytes(r.V, i, 0, r.Tokens())...)
+	}
+	return tiers.NewHeader(h, pieces)
+}
+
+// headBytes gathers one head's elements of tokens [lo, hi).
+func (r *Rows) headBytes(b []byte, head, lo, hi int) []byte {
+	row := r.HeadDim * r.Type.Size()
+	out := make([]byte, 0, (hi-lo)*row)
+	for t := lo; t < hi; t++ {
+		at := (t*r.Heads + head) * row
+		out = append(out, b[at:at+row]...)
+	}
+	return out
+}
+
+// sealer makes the planes of one head.
+type sealer struct {
+	rows   *Rows
+	opt    *Options
+	info   *tiers.HeadInfo
+	planes *[tiers.NumPlanes][]byte
+}
+
+func (s *sealer) head(head int) {
+	r, d, n := s.rows, s.rows.HeadDim, s.rows.Tokens()
+	kb, vb := r.headBytes(r.K, head, 0, n), r.headBytes(r.V, head, 0, n)
+	cut := s.opt.Sinks * d * r.Type.Size()
+	if cut > 0 {
+		s.planes[tiers.PlaneSinks] = append(append([]byte(nil), kb[:cut]...), vb[:cut]...)
+	}
+	kb, vb = kb[cut:], vb[cut:]
+	n -= s.opt.Sinks
+	if s.opt.Profile == tiers.ProfileExact {
+		s.planes[tiers.PlaneKX] = compress.PackExact(kb, n, d, r.Type)
+		s.planes[tiers.PlaneVX] = compress.PackExact(vb, n, d, r.Type)
+	}
+	k, v := make([]float32, n*d), make([]float32, n*d)
+	compress.ToFloat32(k, kb, r.Type)
+	compress.ToFloat32(v, vb, r.Type)
+	m := s.opt.Metrics[head]
+	order := attention.Arrange(k, d, m, r.Start<<16|uint64(r.Layer)<<8|uint64(head))
+	k, v = gather(k, order.Tokens, d), gather(v, order.Tokens, d)
+	*s.info = tiers.HeadInfo{Body: order.Body, Outliers: n - order.Body, Sinks: s.opt.Sinks,
+		KeyExp: compress.KeyExp(k), QueryNorm2: m.Norm2}
+	s.planes[tiers.PlaneOrder] = packOrder(order.Tokens, s.opt.Sinks)
+	low := s.opt.Low || s.opt.Profile == tiers.ProfileNeutral
+	s.keys(k, order.Body, low)
+	s.values(v, low)
+	rotated := append([]float32(nil), v...)
+	compress.Rotate(rotated, d)
+	s.summaries(k[:order.Body*d], rotated[:order.Body*d], m)
+	if len(s.opt.Queries) > 0 {
+		s.info.CodecError = codecError(k, v, s.opt.Queries[head], s.planes, *s.info, d)
+	}
+}
+
+func gather(x []float32, tokens []int, d int) []float32 {
+	out := make([]float32, 0, len(x))
+	for _, t := range tokens {
+		out = append(out, x[t*d:(t+1)*d]...)
+	}
+	return out
+}
+
+// packOrder writes each stored token's position as an offset from the segment's start.
+func packOrder(tokens []int, sinks int) []byte {
+	b := make([]byte, 0, 2*len(tokens))
+	for _, t := range tokens {
+		b = binary.LittleEndian.AppendUint16(b, uint16(t+sinks))
+	}
+	return b
+}
+
+func (s *sealer) keys(k []float32, body int, low bool) {
+	d := s.rows.HeadDim
+	codes := make([]uint8, body*d)
+	var steps []byte
+	for lo := 0; lo < body; lo += tiers.StepTokens {
+		hi := min(lo+tiers.StepTokens, body)
+		st := compress.FitKeySteps(k[lo*d:hi*d], d, s.info.KeyExp)
+		steps = st.Append(steps, s.info.KeyExp)
+		compress.KeyCodes(codes[lo*d:hi*d], k[lo*d:hi*d], d, st)
+	}
+	s.planes[tiers.PlaneSteps] = steps
+	k2, k4, k8 := compress.PackKeyPlanes(codes, body, d)
+	s.planes[tiers.PlaneK2], s.planes[tiers.PlaneK4] = k2, k4
+	if low {
+		s.planes[tiers.PlaneK8] = k8
+	}
+	if out := k[body*d:]; len(out) > 0 {
+		st := compress.FitKeySteps(out, d, s.info.KeyExp)
+		oc := make([]uint8, len(out))
+		compress.KeyCodes(oc, out, d, st)
+		s.planes[tiers.PlaneOutliers] = append(st.Append(nil, s.info.KeyExp), oc...)
+	}
+}
+
+// values writes pages of [tokens][3] scales and then [tokens][d/2] high codes,
+// so that a token costs two cache lines or three.
+func (s *sealer) values(v []float32, low bool) {
+	d := s.rows.HeadDim
+	n := len(v) / d
+	scales, hi, lo := compress.PackValues(v, n, d)
+	row := compress.ValueRowBytes(d)
+	b := make([]byte, 0, len(scales)+len(hi))
+	for p := 0; p < n; p += tiers.PageTokens {
+		e := min(p+tiers.PageTokens, n)
+		b = append(b, scales[p*compress.ValueScaleBytes:e*compress.ValueScaleBytes]...)
+		b = append(b, hi[p*row:e*row]...)
+	}
+	s.planes[tiers.PlaneV4] = b
+	if low {
+		s.planes[tiers.PlaneV8] = lo
+	}
+}
+
+// summaries writes the pages' in one run, and the leaves' page by page.
+func (s *sealer) summaries(k, v []float32, m *attention.Metric) {
+	d := s.rows.HeadDim
+	s.planes[tiers.PlanePages] = attention.PackSummaries(nil, k, v, d, tiers.PageTokens, m)
+	var b []byte
+	for p := 0; p < len(k); p += tiers.PageTokens * d {
+		e := min(p+tiers.PageTokens*d, len(k))
+		b = attention.PackSummaries(b, k[p:e], v[p:e], d, tiers.LeafTokens, m)
+	}
+	s.planes[tiers.PlaneLeaves] = b
+}
+
+// codecError is the mean relative error of attention over the 4-bit codes of
+// the stored tokens alone, against the same attention over the rows.
+func codecError(k, v, queries []float32, planes *[tiers.NumPlanes][]byte, info tiers.HeadInfo, d int) float32 {
+	rows := len(queries) / d
+	if rows == 0 {
+		return 0
+	}
+	view := View{D: d, Info: info}
+	exact, coded := attention.NewPartials(rows, d), attention.NewPartials(rows, d)
+	scores := make([]float32, len(k)/d)
+	attention.Attend(exact, queries, k, v, d, 0, nil, scores)
+	kc, vc := make([]float32, len(k)), make([]float32, len(v))
+	bytesOf := func(p tiers.Plane) []byte { return planes[p] }
+	if view.Keys(kc, bytesOf(tiers.PlaneSteps), bytesOf(tiers.PlaneK2), bytesOf(tiers.PlaneK4), nil, bytesOf(tiers.PlaneOutliers)) != nil {
+		return 1
+	}
+	view.Values(vc, bytesOf(tiers.PlaneV4), nil)
+	attention.Attend(coded, queries, kc, vc, d, 0, nil, scores)
+	var sum float32
+	a, b := make([]float32, d), make([]float32, d)
+	for i := range rows {
+		exact[i].Output(a)
+		compress.Rotate(a, d)
+		coded[i].Output(b)
+		sum += attention.RelativeError(b, a)
+	}
+	return sum / float32(rows)
+}
+
+// Check says whether the pieces' sizes are those that the header's counts
+// demand, so that views never index outside them. The error is tiers.ErrCorrupt.
+func Check(h *tiers.Header) error {
+	t := compress.ElementType(h.Type)
+	if t.Size() == 0 || h.HeadDim%16 != 0 {
+		return fmt.Errorf("segment %v: element type %d, head dimension %d: %w", h.ID, h.Type, h.HeadDim, tiers.ErrCorrupt)
+	}
+	for i, info := range h.Heads {
+		v := View{D: h.HeadDim, Info: info}
+		if _, n, ok := h.Piece(i, tiers.PlaneWindow); ok {
+			if n%(2*h.HeadDim*t.Size()) != 0 || info != (tiers.HeadInfo{}) {
+				return fmt.Errorf("segment %v: window of head %d: %w", h.ID, i, tiers.ErrCorrupt)
+			}
+			continue
+		}
+		if info.Body+info.Outliers+info.Sinks != h.Tokens || info.Body == 0 {
+			return fmt.Errorf("segment %v: head %d: tokens do not add up: %w", h.ID, i, tiers.ErrCorrupt)
+		}
+		for p := tiers.Plane(0); p < tiers.NumPlanes; p++ {
+			want, optional := v.size(p, t)
+			_, n, ok := h.Piece(i, p)
+			if ok && want >= 0 && n != want || !ok && !optional && want > 0 {
+				return fmt.Errorf("segment %v: head %d: plane %v has %d bytes, not %d: %w", h.ID, i, p, n, want, tiers.ErrCorrupt)
+			}
+		}
+	}
+	return nil
+}

@@ -1,0 +1,161 @@
+package seal
+
+import (
+	"encoding/binary"
+
+	"kvtier/attention"
+	"kvtier/compress"
+	"kvtier/tiers"
+)
+
+// View knows where things lie inside the planes of one head. Stored tokens are
+// numbered by place: the body's first, leaf by leaf, then the outliers.
+type View struct {
+	D    int
+	Info tiers.HeadInfo
+}
+
+// Stored returns how many tokens are stored in planes: all but the sinks.
+func (v View) Stored() int { return v.Info.Body + v.Info.Outliers }
+
+// Pages and Leaves return how many of them the body has.
+func (v View) Pages() int { return (v.Info.Body + tiers.PageTokens - 1) / tiers.PageTokens }
+
+// Leaves returns how many leaves the body has.
+func (v View) Leaves() int { return (v.Info.Body + tiers.LeafTokens - 1) / tiers.LeafTokens }
+
+// PageTokens returns the number of tokens of page p.
+func (v View) PageTokens(p int) int { return min(tiers.PageTokens, v.Info.Body-p*tiers.PageTokens) }
+
+// LeafTokens returns the number of tokens of leaf l.
+func (v View) LeafTokens(l int) int { return min(tiers.LeafTokens, v.Info.Body-l*tiers.LeafTokens) }
+
+// LeavesOf returns the leaves of page p as [first, end).
+func (v View) LeavesOf(p int) (first, end int) {
+	const per = tiers.PageTokens / tiers.LeafTokens
+	return p * per, min((p+1)*per, v.Leaves())
+}
+
+// LeafSummaries returns where the summaries of page p's leaves lie in PlaneLeaves.
+func (v View) LeafSummaries(p int) tiers.Range {
+	first, end := v.LeavesOf(p)
+	return tiers.Range{Off: attention.SummaryBytes(first, v.D), Len: attention.SummaryBytes(end-first, v.D)}
+}
+
+// LeafKeys returns where leaf l lies in PlaneK2 and in PlaneK4.
+func (v View) LeafKeys(l int) tiers.Range {
+	k2, _, _ := compress.KeyPlaneLeafBytes(v.D)
+	return tiers.Range{Off: l * k2, Len: k2}
+}
+
+// StepsOf returns where the steps of leaf l lie in PlaneSteps.
+func (v View) StepsOf(l int) tiers.Range {
+	n := compress.KeyStepsBytes(v.D)
+	return tiers.Range{Off: l * tiers.LeafTokens / tiers.StepTokens * n, Len: n}
+}
+
+// ValueRanges returns where the scale and the high codes of the value at place t lie in PlaneV4.
+func (v View) ValueRanges(t int) (scale, codes tiers.Range) {
+	row := compress.ValueRowBytes(v.D)
+	page := t / tiers.PageTokens
+	n := min(tiers.PageTokens, v.Stored()-page*tiers.PageTokens)
+	base := page * tiers.PageTokens * (compress.ValueScaleBytes + row)
+	i := t % tiers.PageTokens
+	return tiers.Range{Off: base + i*compress.ValueScaleBytes, Len: compress.ValueScaleBytes},
+		tiers.Range{Off: base + n*compress.ValueScaleBytes + i*row, Len: row}
+}
+
+// size is the number of bytes that plane p must have; -1 if it varies.
+// optional says that it may be absent.
+func (v View) size(p tiers.Plane, t compress.ElementType) (n int, optional bool) {
+	k2, k4, k8 := compress.KeyPlaneLeafBytes(v.D)
+	row, leaves := compress.ValueRowBytes(v.D), v.Leaves()
+	switch p {
+	case tiers.PlanePages:
+		return attention.SummaryBytes(v.Pages(), v.D), false
+	case tiers.PlaneLeaves:
+		return attention.SummaryBytes(leaves, v.D), false
+	case tiers.PlaneSteps:
+		return (v.Info.Body + tiers.StepTokens - 1) / tiers.StepTokens * compress.KeyStepsBytes(v.D), false
+	case tiers.PlaneOrder:
+		return 2 * v.Stored(), false
+	case tiers.PlaneOutliers:
+		if v.Info.Outliers == 0 {
+			return 0, true
+		}
+		return compress.KeyStepsBytes(v.D) + v.Info.Outliers*v.D, false
+	case tiers.PlaneK2:
+		return leaves * k2, false
+	case tiers.PlaneK4:
+		return leaves * k4, false
+	case tiers.PlaneK8:
+		return leaves * k8, true
+	case tiers.PlaneV4:
+		return v.Stored() * (compress.ValueScaleBytes + row), false
+	case tiers.PlaneV8:
+		return v.Stored() * row, true
+	case tiers.PlaneSinks:
+		return 2 * v.Info.Sinks * v.D * t.Size(), false
+	}
+	return -1, true
+}
+
+// BytesAt4Bits is what reading every stored token of the head once at 4 bits
+// transfers: the base of budgets. Summaries are not in it.
+func (v View) BytesAt4Bits() int {
+	return v.Stored() * (compress.ValueRowBytes(v.D)*2 + compress.ValueScaleBytes)
+}
+
+// Positions returns the offset from the segment's start of each stored token.
+func (v View) Positions(order []byte) []int {
+	out := make([]int, v.Stored())
+	for i := range out {
+		out[i] = int(binary.LittleEndian.Uint16(order[2*i:]))
+	}
+	return out
+}
+
+// Keys reconstructs all stored keys to dst [Stored][D]; k8 may be nil.
+func (v View) Keys(dst []float32, steps, k2, k4, k8, outliers []byte) error {
+	d, n := v.D, compress.KeyStepsBytes(v.D)
+	b2, b4, b8 := compress.KeyPlaneLeafBytes(d)
+	leaf := make([]float32, tiers.LeafTokens*d)
+	var s compress.KeySteps
+	for l := range v.Leaves() {
+		if l*tiers.LeafTokens%tiers.StepTokens == 0 {
+			r := v.StepsOf(l)
+			var err error
+			if s, err = compress.ParseKeySteps(steps[r.Off:r.Off+r.Len], d, v.Info.KeyExp); err != nil {
+				return err
+			}
+		}
+		var low []byte
+		if k8 != nil {
+			low = k8[l*b8 : (l+1)*b8]
+		}
+		compress.UnpackKeys(leaf, k2[l*b2:(l+1)*b2], k4[l*b4:(l+1)*b4], low, d, s)
+		copy(dst[l*tiers.LeafTokens*d:v.Info.Body*d], leaf)
+	}
+	if v.Info.Outliers == 0 {
+		return nil
+	}
+	s, err := compress.ParseKeySteps(outliers[:n], d, v.Info.KeyExp)
+	if err != nil {
+		return err
+	}
+	compress.UnpackKeyCodes(dst[v.Info.Body*d:v.Stored()*d], outliers[n:], d, s)
+	return nil
+}
+
+// Values reconstructs all stored values, rotated, to dst [Stored][D]; v8 may be nil.
+func (v View) Values(dst []float32, v4, v8 []byte) {
+	row := compress.ValueRowBytes(v.D)
+	for t := range v.Stored() {
+		s, c := v.ValueRanges(t)
+		var low []byte
+		if v8 != nil {
+			low = v8[t*row : (t+1)*row]
+		}
+		compress.UnpackValue(dst[t*v.D:(t+1)*v.D], v4[s.Off:s.Off+s.Len], v4[c.Off:c.Off+c.Len], low, v.D)
+	}
+}

@@ -1,0 +1,135 @@
+package taillog
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"testing"
+)
+
+type record struct {
+	kind Kind
+	body string
+}
+
+func replay(t *testing.T, path, name string) (got []record, damaged int64) {
+	t.Helper()
+	l, damaged, err := Replay(path, name, func(k Kind, body []byte) error {
+		got = append(got, record{k, string(body)})
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := l.Close(); err != nil {
+		t.Fatal(err)
+	}
+	return got, damaged
+}
+
+func write(t *testing.T, path string, n int) []record {
+	t.Helper()
+	l, err := Create(path, "log")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var want []record
+	for i := range n {
+		body := bytes.Repeat([]byte{byte(i)}, i*7)
+		if err := l.Append(Kind(i%3), body[:i], body[i:]); err != nil {
+			t.Fatal(err)
+		}
+		want = append(want, record{Kind(i % 3), string(body)})
+	}
+	if err := l.Close(); err != nil {
+		t.Fatal(err)
+	}
+	return want
+}
+
+func TestRoundTrip(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "a.log")
+	want := write(t, path, 20)
+	got, damaged := replay(t, path, "log")
+	if damaged != 0 || fmt.Sprint(got) != fmt.Sprint(want) {
+		t.Fatalf("damaged %d, got %d records of %d", damaged, len(got), len(want))
+	}
+	if got, _ := replay(t, path, "another log's name"); len(got) != 0 {
+		t.Fatal("records of one log passed for another's")
+	}
+}
+
+func TestCreateDoesNotOverwrite(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "a.log")
+	write(t, path, 3)
+	if _, err := Create(path, "log"); !errors.Is(err, os.ErrExist) {
+		t.Fatalf("got %v", err)
+	}
+}
+
+// Every cut and every flipped byte leaves a prefix of whole records.
+func TestDamageLeavesAPrefix(t *testing.T) {
+	dir := t.TempDir()
+	want := write(t, filepath.Join(dir, "a.log"), 6)
+	whole, err := os.ReadFile(filepath.Join(dir, "a.log"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	check := func(what string, b []byte, mayBeAll bool) {
+		path := filepath.Join(dir, "b.log")
+		if err := os.WriteFile(path, b, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		got, _ := replay(t, path, "log")
+		if len(got) > len(want) || !mayBeAll && len(got) == len(want) {
+			t.Fatalf("%s: %d records", what, len(got))
+		}
+		if fmt.Sprint(got) != fmt.Sprint(want[:len(got)]) {
+			t.Fatalf("%s: records are not a prefix", what)
+		}
+		if again, damaged := replay(t, path, "log"); damaged != 0 || len(again) != len(got) {
+			t.Fatalf("%s: the log was not cut", what)
+		}
+	}
+	for n := range whole {
+		check(fmt.Sprintf("cut at %d", n), whole[:n], false)
+		flipped := bytes.Clone(whole)
+		flipped[n] ^= 1 << (n % 8)
+		check(fmt.Sprintf("flip at %d", n), flipped, false)
+	}
+}
+
+func FuzzReplay(f *testing.F) {
+	dir := f.TempDir()
+	l, err := Create(filepath.Join(dir, "seed.log"), "log")
+	if err != nil {
+		f.Fatal(err)
+	}
+	for i := range 3 {
+		if err := l.Append(Kind(i), []byte("body")); err != nil {
+			f.Fatal(err)
+		}
+	}
+	l.Close()
+	b, err := os.ReadFile(filepath.Join(dir, "seed.log"))
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(b)
+	f.Fuzz(func(t *testing.T, b []byte) {
+		path := filepath.Join(t.TempDir(), "f.log")
+		if err := os.WriteFile(path, b, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		l, _, err := Replay(path, "log", func(Kind, []byte) error { return nil })
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer l.Close()
+		if err := l.Append(1, []byte("more")); err != nil {
+			t.Fatal(err)
+		}
+	})
+}
