@@ -28,6 +28,13 @@ type Tier interface {
 	Close() error
 }
 
+// Holder is what a tier that evicts by itself can do besides: keep a segment.
+// What is held of it, and what will be put, stays until Hold is called with
+// false, or Drop. It counts towards the byte limit.
+type Holder interface {
+	Hold(id ID, held bool) error
+}
+
 // Piece is one plane of one head of a segment, whole.
 type Piece struct {
 	Head  int
@@ -83,3 +90,9 @@ type Usage struct {
 	Evictions             int64
 	Corruptions           int64
 }
+
+// Moved counts the bytes that pins transferred, by tier.
+type Moved struct{ RAM, NVMe int64 }
+
+// Add sums up.
+func (m *Moved) Add(o Moved) { m.RAM += o.RAM; m.NVMe += o.NVMe }
