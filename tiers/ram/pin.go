@@ -1,0 +1,109 @@
+package ram
+
+import (
+	"context"
+	"fmt"
+	"math/rand/v2"
+
+	"kvtier/tiers"
+)
+
+const lineBytes = 64
+
+// Pin returns ranges of the pieces that are held. One lock serves the whole
+// batch, and neighbouring requests of one segment share a look-up.
+func (t *Tier) Pin(ctx context.Context, reqs []tiers.Request) ([]tiers.Pin, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, fmt.Errorf("ram: pin: %w", err)
+	}
+	count := 0
+	for i := range reqs {
+		if err := check(&reqs[i]); err != nil {
+			return nil, fmt.Errorf("ram: pin: %w", err)
+		}
+		count += len(reqs[i].Ranges)
+	}
+	pins := make([]tiers.Pin, len(reqs))
+	var views [][]byte
+	if count > 0 {
+		views = make([][]byte, 0, count)
+	}
+	var read, hits int64
+	t.mu.RLock()
+	if t.mu.closed {
+		t.mu.RUnlock()
+		return nil, fmt.Errorf("ram: pin: %w", tiers.ErrClosed)
+	}
+	var h *tiers.Header
+	var s *segment
+	for i := range reqs {
+		r := &reqs[i]
+		if r.Header != h {
+			h, s = r.Header, t.mu.segments[r.Header.ID]
+		}
+		e := s.at(r.Head, r.Plane)
+		if e == nil {
+			t.missedLocked(r)
+			continue
+		}
+		e.refs.Add(1)
+		hits++
+		lines := 0
+		if len(r.Ranges) == 0 {
+			lines = (len(e.whole[0]) + lineBytes - 1) / lineBytes
+			pins[i] = tiers.NewPin(e.whole[:], lines*lineBytes, e.release)
+		} else {
+			from := len(views)
+			views, lines = cut(views, e.whole[0], r.Ranges)
+			pins[i] = tiers.NewPin(views[from:len(views):len(views)], lines*lineBytes, e.release)
+		}
+		read += int64(lines) * lineBytes
+	}
+	t.mu.RUnlock()
+	t.hits.Add(hits)
+	t.misses.Add(int64(len(reqs)) - hits)
+	t.read.Add(read)
+	return pins, nil
+}
+
+// missedLocked tells the policy of a piece that was wanted, once in missShare.
+func (t *Tier) missedLocked(r *tiers.Request) {
+	if rand.Uint32()%missShare == 0 {
+		t.policy.touch(pieceKey(r.Header.ID, r.Head, r.Plane))
+	}
+}
+
+// cut appends the ranges of b to views and counts the cache lines they touch.
+// A line that ends one range and begins the next counts once.
+func cut(views [][]byte, b []byte, ranges []tiers.Range) ([][]byte, int) {
+	lines, last := 0, -1
+	for _, r := range ranges {
+		end := r.Off + r.Len
+		views = append(views, b[r.Off:end:end])
+		if r.Len == 0 {
+			continue
+		}
+		first, to := r.Off/lineBytes, (end-1)/lineBytes
+		if first == last {
+			first++
+		}
+		lines += to - first + 1
+		last = to
+	}
+	return views, lines
+}
+
+// check says whether a request names a piece of its segment and lies inside it.
+func check(r *tiers.Request) error {
+	_, n, ok := r.Header.Piece(r.Head, r.Plane)
+	if !ok && len(r.Ranges) == 0 {
+		return nil // a piece that the segment does not have is a miss
+	}
+	for _, g := range r.Ranges {
+		if g.Off < 0 || g.Len < 0 || g.Off > n || g.Len > n-g.Off {
+			return fmt.Errorf("%v, head %d, %v: range %d+%d outside %d bytes",
+				r.Header.ID, r.Head, r.Plane, g.Off, g.Len, n)
+		}
+	}
+	return nil
+}
