@@ -13,6 +13,8 @@ const (
 	minKeyExp = -110
 	maxKeyExp = 113
 	minStep   = 0x1p-126
+	// maxKey bounds what keys are stored as: float32 holds their differences.
+	maxKey = 0x1p126
 )
 
 // KeySteps are the bins of the keys of a group of up to 256 tokens, by channel:
@@ -44,8 +46,7 @@ func KeyExp(rows []float32) int {
 // [n][d], n at least 0, after rounding lower ends down and steps up to their
 // stored form. exp comes from KeyExp over these rows and any others.
 //
-// Rows are finite. Above 2^126 in magnitude float32 cannot hold all
-// differences: there codes still decode to finite values, but not within a bin.
+// Rows are finite; magnitudes above 2^126 are stored as 2^126.
 func FitKeySteps(rows []float32, d, exp int) KeySteps {
 	s := KeySteps{make([]float32, d), make([]float32, d)}
 	hi := make([]float32, d)
@@ -60,12 +61,9 @@ func FitKeySteps(rows []float32, d, exp int) KeySteps {
 		}
 	}
 	for j := range d {
-		lo := f16Floor(math.Ldexp(float64(s.Lo[j]), -exp))
-		if math.IsInf(float64(stored(lo, exp)), 0) {
-			lo-- // -2^128, from a value next to the largest float32: one towards zero
-		}
-		s.Lo[j] = stored(lo, exp)
-		width := (float64(hi[j]) - float64(s.Lo[j])) / 256
+		low, high := min(max(s.Lo[j], -maxKey), maxKey), min(max(hi[j], -maxKey), maxKey)
+		s.Lo[j] = stored(f16Floor(math.Ldexp(float64(low), -exp)), exp)
+		width := (float64(high) - float64(s.Lo[j])) / 256
 		s.Step[j] = stored(f16Ceil(math.Ldexp(max(width, minStep), -exp)), exp)
 	}
 	return s

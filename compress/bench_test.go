@@ -1,0 +1,135 @@
+package compress
+
+import (
+	"fmt"
+	"testing"
+)
+
+// benchDims are those of SmolLM2, of most models, and of Gemma.
+var benchDims = []int{64, 128, 256}
+
+// benchRows reports time by row of d values.
+func benchRows(b *testing.B, name string, f func(d int) (rows int, run func())) {
+	for _, d := range benchDims {
+		b.Run(fmt.Sprintf("%s/d=%d", name, d), func(b *testing.B) {
+			n, run := f(d)
+			b.ReportAllocs()
+			for b.Loop() {
+				run()
+			}
+			b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N*n), "ns/row")
+		})
+	}
+}
+
+func BenchmarkKeys(b *testing.B) {
+	const n = 256
+	prepare := func(d int) ([]float32, KeySteps, []uint8) {
+		x := normal(1, n, d)
+		s := FitKeySteps(x, d, KeyExp(x))
+		codes := make([]uint8, n*d)
+		KeyCodes(codes, x, d, s)
+		return x, s, codes
+	}
+	benchRows(b, "fit", func(d int) (int, func()) {
+		x := normal(1, n, d)
+		return n, func() { FitKeySteps(x, d, KeyExp(x)) }
+	})
+	benchRows(b, "codes", func(d int) (int, func()) {
+		x, s, codes := prepare(d)
+		return n, func() { KeyCodes(codes, x, d, s) }
+	})
+	benchRows(b, "pack", func(d int) (int, func()) {
+		_, _, codes := prepare(d)
+		return n, func() { PackKeyPlanes(codes, n, d) }
+	})
+	for _, bits := range []int{2, 4, 8} {
+		benchRows(b, fmt.Sprintf("unpack%d", bits), func(d int) (int, func()) {
+			_, s, codes := prepare(d)
+			k2, k4, k8 := PackKeyPlanes(codes[:16*d], 16, d)
+			if bits < 8 {
+				k8 = nil
+			}
+			if bits < 4 {
+				k4 = nil
+			}
+			dst := make([]float32, 16*d)
+			return 16, func() { UnpackKeys(dst, k2, k4, k8, d, s) }
+		})
+	}
+	benchRows(b, "parse steps", func(d int) (int, func()) {
+		x, s, _ := prepare(d)
+		exp := KeyExp(x)
+		stored := s.Append(nil, exp)
+		return 1, func() {
+			if _, err := ParseKeySteps(stored, d, exp); err != nil {
+				b.Fatal(err)
+			}
+		}
+	})
+}
+
+func BenchmarkValues(b *testing.B) {
+	const n = 64
+	benchRows(b, "pack", func(d int) (int, func()) {
+		x := normal(1, n, d)
+		return n, func() { PackValues(x, n, d) }
+	})
+	for _, bits := range []int{4, 8} {
+		benchRows(b, fmt.Sprintf("unpack%d", bits), func(d int) (int, func()) {
+			scales, hi, lo := PackValues(normal(1, 1, d), 1, d)
+			if bits == 4 {
+				lo = nil
+			}
+			dst := make([]float32, d)
+			return 1, func() { UnpackValue(dst, scales, hi, lo, d) }
+		})
+	}
+	benchRows(b, "unrotate", func(d int) (int, func()) {
+		x := normal(1, 1, d)
+		return 1, func() { Unrotate(x, d) }
+	})
+}
+
+func BenchmarkExact(b *testing.B) {
+	const n = 256
+	for _, typ := range elementTypes {
+		rows := func(d int) []byte {
+			b := make([]byte, n*d*typ.Size())
+			FromFloat32(b, normal(1, n, d), typ)
+			return b
+		}
+		benchRows(b, "pack "+typ.String(), func(d int) (int, func()) {
+			r := rows(d)
+			return n, func() { PackExact(r, n, d, typ) }
+		})
+		benchRows(b, "unpack "+typ.String(), func(d int) (int, func()) {
+			packed, dst := PackExact(rows(d), n, d, typ), make([]byte, 64*d*typ.Size())
+			return 64, func() {
+				if err := UnpackExactPage(dst, packed, 1, n, d, typ); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
+	}
+}
+
+func BenchmarkElements(b *testing.B) {
+	for _, typ := range elementTypes {
+		benchRows(b, "widen "+typ.String(), func(d int) (int, func()) {
+			x := normal(1, 64, d)
+			src := make([]byte, len(x)*typ.Size())
+			FromFloat32(src, x, typ)
+			return 64, func() { ToFloat32(x, src, typ) }
+		})
+		benchRows(b, "narrow "+typ.String(), func(d int) (int, func()) {
+			x := normal(1, 64, d)
+			dst := make([]byte, len(x)*typ.Size())
+			return 64, func() { FromFloat32(dst, x, typ) }
+		})
+	}
+	benchRows(b, "finite", func(d int) (int, func()) {
+		x := normal(1, 64, d)
+		return 64, func() { Finite(x) }
+	})
+}

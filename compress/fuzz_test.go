@@ -1,0 +1,95 @@
+package compress
+
+import (
+	"bytes"
+	"errors"
+	"testing"
+)
+
+func FuzzParseKeySteps(f *testing.F) {
+	x := normal(1, 20, 16)
+	f.Add(FitKeySteps(x, 16, KeyExp(x)).Append(nil, KeyExp(x)), 16, KeyExp(x), []byte{1, 2, 3})
+	f.Add([]byte{}, 0, 0, []byte{})
+	f.Fuzz(func(t *testing.T, b []byte, d, exp int, codes []byte) {
+		s, err := ParseKeySteps(b, d, exp)
+		if err != nil {
+			if !errors.Is(err, ErrCorrupt) {
+				t.Fatal(err)
+			}
+			return
+		}
+		if got := s.Append(nil, exp); len(got) != KeyStepsBytes(d) {
+			t.Fatalf("%d bytes", len(got))
+		}
+		// Whatever parses decodes to finite keys, at every precision.
+		k2, k4, k8 := KeyPlaneLeafBytes(d)
+		planes := make([]byte, k2+k4+k8)
+		copy(planes, codes)
+		dst := make([]float32, 16*d)
+		UnpackKeys(dst, planes[:k2], nil, nil, d, s)
+		ok := Finite(dst)
+		UnpackKeys(dst, planes[:k2], planes[k2:][:k4], nil, d, s)
+		ok = ok && Finite(dst)
+		UnpackKeys(dst, planes[:k2], planes[k2:][:k4], planes[k2+k4:], d, s)
+		if ok = ok && Finite(dst); !ok {
+			t.Fatalf("not finite: %v", s)
+		}
+	})
+}
+
+func FuzzUnpackExactPage(f *testing.F) {
+	for _, typ := range elementTypes {
+		rows := make([]byte, 70*16*typ.Size())
+		FromFloat32(rows, normal(1, 70, 16), typ)
+		f.Add(PackExact(rows, 70, 16, typ), 1, 70, 16, uint8(typ))
+	}
+	dst := make([]byte, 4*pageTokens*MaxHeadDim)
+	f.Fuzz(func(t *testing.T, b []byte, page, n, d int, typ uint8) {
+		if err := UnpackExactPage(dst, b, page, n, d, ElementType(typ)); err != nil && !errors.Is(err, ErrCorrupt) {
+			t.Fatal(err)
+		}
+		m := min(max(n, 1), pageTokens)
+		if err := DecodeExactPage(dst, b, m, d, ElementType(typ)); err != nil && !errors.Is(err, ErrCorrupt) {
+			t.Fatal(err)
+		}
+	})
+}
+
+func FuzzPackExact(f *testing.F) {
+	f.Add([]byte("sixteen elements of some kind or other"), uint8(2), uint8(0))
+	f.Fuzz(func(t *testing.T, b []byte, typ, dim uint8) {
+		e := ElementType(typ%3 + 1)
+		d := (int(dim)%16 + 1) * 16
+		n := (len(b) + d*e.Size() - 1) / (d * e.Size())
+		rows := make([]byte, n*d*e.Size())
+		copy(rows, b)
+		if n > 0 {
+			checkExact(t, rows, n, d, e)
+		}
+	})
+}
+
+func FuzzUnpackBlob(f *testing.F) {
+	f.Add(PackBlob([]byte("abc")))
+	f.Add(PackBlob(bytes.Repeat([]byte("abcdefgh"), 100)))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		got, err := UnpackBlob(b, 1<<16)
+		if err != nil && !errors.Is(err, ErrCorrupt) {
+			t.Fatal(err)
+		}
+		if len(got) > 1<<16 {
+			t.Fatalf("%d bytes", len(got))
+		}
+	})
+}
+
+func FuzzUnpackValue(f *testing.F) {
+	f.Add([]byte{1, 2, 3, 4, 5, 6, 7, 8, 9})
+	f.Fuzz(func(t *testing.T, b []byte) {
+		var in [ValueScaleBytes + 2*8]byte
+		copy(in[:], b)
+		dst := make([]float32, 16)
+		UnpackValue(dst, in[:3], in[3:11], in[11:], 16)
+		UnpackValue(dst, in[:3], in[3:11], nil, 16)
+	})
+}
