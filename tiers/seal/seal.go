@@ -110,6 +110,7 @@ func (s *sealer) head(head int) {
 	rotated := append([]float32(nil), v...)
 	compress.Rotate(rotated, d)
 	s.summaries(k[:order.Body*d], rotated[:order.Body*d], m)
+	s.outliers(k[order.Body*d:], rotated[order.Body*d:], m)
 	if len(s.opt.Queries) > 0 {
 		s.info.CodecError = codecError(k, v, s.opt.Queries[head], s.planes, *s.info, d)
 	}
@@ -148,12 +149,21 @@ func (s *sealer) keys(k []float32, body int, low bool) {
 	if low {
 		s.planes[tiers.PlaneK8] = k8
 	}
-	if out := k[body*d:]; len(out) > 0 {
-		st := compress.FitKeySteps(out, d, s.info.KeyExp)
-		oc := make([]uint8, len(out))
-		compress.KeyCodes(oc, out, d, st)
-		s.planes[tiers.PlaneOutliers] = append(st.Append(nil, s.info.KeyExp), oc...)
+}
+
+// outliers writes key steps, one summary of all of them, and their 8-bit codes
+// [tokens][d]. v is rotated.
+func (s *sealer) outliers(k, v []float32, m *attention.Metric) {
+	d := s.rows.HeadDim
+	if len(k) == 0 {
+		return
 	}
+	st := compress.FitKeySteps(k, d, s.info.KeyExp)
+	codes := make([]uint8, len(k))
+	compress.KeyCodes(codes, k, d, st)
+	b := st.Append(nil, s.info.KeyExp)
+	b = attention.PackSummaries(b, k, v, d, len(k)/d, m)
+	s.planes[tiers.PlaneOutliers] = append(b, codes...)
 }
 
 // values writes pages of [tokens][3] scales and then [tokens][d/2] high codes,

@@ -83,7 +83,7 @@ func (v View) size(p tiers.Plane, t compress.ElementType) (n int, optional bool)
 		if v.Info.Outliers == 0 {
 			return 0, true
 		}
-		return compress.KeyStepsBytes(v.D) + v.Info.Outliers*v.D, false
+		return v.outlierCodes() + v.Info.Outliers*v.D, false
 	case tiers.PlaneK2:
 		return leaves * k2, false
 	case tiers.PlaneK4:
@@ -117,7 +117,7 @@ func (v View) Positions(order []byte) []int {
 
 // Keys reconstructs all stored keys to dst [Stored][D]; k8 may be nil.
 func (v View) Keys(dst []float32, steps, k2, k4, k8, outliers []byte) error {
-	d, n := v.D, compress.KeyStepsBytes(v.D)
+	d := v.D
 	b2, b4, b8 := compress.KeyPlaneLeafBytes(d)
 	leaf := make([]float32, tiers.LeafTokens*d)
 	var s compress.KeySteps
@@ -136,15 +136,31 @@ func (v View) Keys(dst []float32, steps, k2, k4, k8, outliers []byte) error {
 		compress.UnpackKeys(leaf, k2[l*b2:(l+1)*b2], k4[l*b4:(l+1)*b4], low, d, s)
 		copy(dst[l*tiers.LeafTokens*d:v.Info.Body*d], leaf)
 	}
+	return v.OutlierKeys(dst[v.Info.Body*d:v.Stored()*d], outliers)
+}
+
+// outlierCodes is where the codes begin in PlaneOutliers.
+func (v View) outlierCodes() int {
+	return compress.KeyStepsBytes(v.D) + attention.SummaryBytes(1, v.D)
+}
+
+// OutlierKeys reconstructs the outliers' keys to dst [Outliers][D].
+func (v View) OutlierKeys(dst []float32, outliers []byte) error {
 	if v.Info.Outliers == 0 {
 		return nil
 	}
-	s, err := compress.ParseKeySteps(outliers[:n], d, v.Info.KeyExp)
+	s, err := compress.ParseKeySteps(outliers[:compress.KeyStepsBytes(v.D)], v.D, v.Info.KeyExp)
 	if err != nil {
 		return err
 	}
-	compress.UnpackKeyCodes(dst[v.Info.Body*d:v.Stored()*d], outliers[n:], d, s)
+	compress.UnpackKeyCodes(dst, outliers[v.outlierCodes():], v.D, s)
 	return nil
+}
+
+// OutlierSummary returns the one summary that the outliers have.
+func (v View) OutlierSummary(outliers []byte) attention.Summaries {
+	s, _ := attention.ParseSummaries(outliers[compress.KeyStepsBytes(v.D):v.outlierCodes()], v.D, 1)
+	return s
 }
 
 // Values reconstructs all stored values, rotated, to dst [Stored][D]; v8 may be nil.

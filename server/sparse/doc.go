@@ -1,0 +1,144 @@
+// Package sparse answers queries over sealed segments. It reads in the order
+// of relevance: page summaries, leaf summaries of promising pages, 2-bit keys
+// of promising leaves, the next bits of the best of them, values of the best
+// tokens. What it does not read it estimates from summaries, and it says how
+// good the answer is.
+//
+// Values are stored rotated, so partials are summed in rotated space and
+// rotated back once an answer.
+package sparse
+
+import (
+	"context"
+
+	"kvtier/attention"
+	"kvtier/tiers"
+)
+
+// Reader pins pieces wherever they lie. Every pin it returns is held.
+type Reader interface {
+	Pin(ctx context.Context, reqs []tiers.Request) ([]tiers.Pin, tiers.Moved, error)
+}
+
+// Segment is a sealed segment as a sequence sees it.
+type Segment struct {
+	Header *tiers.Header
+	// Limit is how many of its tokens exist for the query; less than
+	// Header.Tokens in a fork. Such a segment is read whole: its leaves are cut.
+	Limit int
+	// Low says that bits 5 to 8 are stored.
+	Low bool
+}
+
+// Cut says whether some of the segment's tokens do not exist for the query.
+func (s Segment) Cut() bool { return s.Limit < s.Header.Tokens }
+
+// Query is what one KV head's group asks.
+type Query struct {
+	Head    int
+	Q       []float32 // [rows][d], scaled; rows that are answered together
+	Softcap float32
+	// Partials [rows] hold what was attended before, the exact zone; results are merged into them.
+	Partials []attention.Partial
+}
+
+// Budget says how much may be read.
+type Budget struct {
+	// All reads every stored token: with the profile exact its lossless rows,
+	// else all bits that are stored.
+	All bool
+	// Share of the bytes that reading all sealed tokens at 4 bits would take, in (0, 1].
+	Share float32
+}
+
+// Account is what an answer cost and how good it is believed to be.
+type Account struct {
+	Scanned, Read, Estimated int64 // tokens
+	Moved                    tiers.Moved
+	Full                     int64 // bytes of all sealed tokens at 4 bits
+	// Error is the estimated relative error, mean over rows, without the codec's.
+	Error float32
+	// Codec is the codec's error measured at sealing, mean over segments.
+	Codec                        float32
+	NsScore, NsScan, NsFetch     int64
+	Pages, Leaves                int64 // scored
+	PagesTotal, Scans, Refined   int64 // pages there are; leaves scanned and refined
+	errorRows, codecSum, codecNo float64
+}
+
+// Add sums up two accounts.
+func (a *Account) Add(b Account) {
+	a.Scanned, a.Read, a.Estimated = a.Scanned+b.Scanned, a.Read+b.Read, a.Estimated+b.Estimated
+	a.Moved.Add(b.Moved)
+	a.Full += b.Full
+	rows := a.errorRows + b.errorRows
+	if rows > 0 {
+		a.Error = float32((float64(a.Error)*a.errorRows + float64(b.Error)*b.errorRows) / rows)
+	}
+	a.errorRows = rows
+	a.codecSum, a.codecNo = a.codecSum+b.codecSum, a.codecNo+b.codecNo
+	if a.codecNo > 0 {
+		a.Codec = float32(a.codecSum / a.codecNo)
+	}
+	a.NsScore, a.NsScan, a.NsFetch = a.NsScore+b.NsScore, a.NsScan+b.NsScan, a.NsFetch+b.NsFetch
+	a.Pages, a.Leaves = a.Pages+b.Pages, a.Leaves+b.Leaves
+	a.PagesTotal, a.Scans, a.Refined = a.PagesTotal+b.PagesTotal, a.Scans+b.Scans, a.Refined+b.Refined
+}
+
+// How says what was done with a token.
+type How uint8
+
+// The ways a token can take part in an answer, from worst to best.
+const (
+	Estimated How = iota // by a summary
+	Scanned              // its key was read
+	Read                 // key and value were read
+)
+
+// Trace records what a query did, for Explain. Either function may be nil.
+type Trace struct {
+	// Token is told of every token that was scanned or read: its segment's
+	// index, its place and, by row, the log of its weight.
+	Token func(row, segment, place int, logWeight float32, how How)
+}
+
+// Attend answers q from the sealed segments and merges the answer into
+// q.Partials. Segments that are cut, and all if b.All, are read whole. On an
+// error the partials are undefined.
+func Attend(ctx context.Context, r Reader, segments []Segment, q Query, b Budget, tr *Trace) (Account, error) {
+	if tr == nil {
+		tr = &Trace{}
+	}
+	var whole, part []int
+	for i, s := range segments {
+		if b.All || s.Cut() {
+			whole = append(whole, i)
+		} else {
+			part = append(part, i)
+		}
+	}
+	var acc Account
+	for i, s := range segments {
+		v := view(s, q.Head)
+		acc.Full += int64(v.BytesAt4Bits())
+		acc.codecSum += float64(segments[i].Header.Heads[q.Head].CodecError)
+		acc.codecNo++
+	}
+	for _, i := range whole {
+		a, err := readAll(ctx, r, i, segments[i], q, tr)
+		if err != nil {
+			return acc, err
+		}
+		acc.Add(a)
+	}
+	if len(part) > 0 {
+		run := newRun(ctx, r, segments, part, q, b.Share, tr)
+		if err := run.answer(); err != nil {
+			return acc, err
+		}
+		acc.Add(run.acc)
+	} else {
+		acc.Add(Account{errorRows: float64(len(q.Partials))})
+	}
+	return acc, nil
+}

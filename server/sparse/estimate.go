@@ -1,0 +1,164 @@
+package sparse
+
+import (
+	"math"
+
+	"kvtier/attention"
+	"kvtier/compress"
+)
+
+// group is a leaf of the run, or with leaf -1 the outliers of a segment.
+type group struct{ seg, leaf int }
+
+// readSum sums the values of a group that were read.
+type readSum struct {
+	n     int
+	value []float32 // [d]
+}
+
+func (s *readSum) add(v []float32) {
+	s.n++
+	for i := range v {
+		s.value[i] += v[i]
+	}
+}
+
+// unread is a group of tokens that stands in the answer by its mean.
+type unread struct {
+	n       int       // tokens
+	mass    []float32 // [rows], log
+	value   []float32 // [d], mean, rotated
+	vspread float32   // mean |v - mean|^2
+	spread  []float32 // [rows], variance of the score; nil: scores are known
+}
+
+// estimateUnit lets a page or leaf stand by its summary.
+func (u *run) estimateUnit(x unit) {
+	e := unread{n: x.n, mass: x.mass, value: make([]float32, u.d), vspread: x.sum.ValueSpread(x.at)}
+	x.sum.Value(e.value, x.at)
+	if x.log == nil {
+		e.spread = make([]float32, u.rows)
+		for r := range e.spread {
+			e.spread[r] = u.spread(x.sum, x.at, r)
+		}
+	}
+	u.estimate(e)
+}
+
+func (u *run) estimate(e unread) {
+	u.acc.Estimated += int64(e.n)
+	u.unread = append(u.unread, e)
+}
+
+// estimateRest lets the tokens that were scanned at 4 bits or more, but whose
+// values were not read, stand by the mean of their group without those that were.
+func (u *run) estimateRest() {
+	rest := make(map[group]*unread)
+	var order []group // so that sums do not depend on the map's order
+	for i := range u.tokens {
+		t := &u.tokens[i]
+		if t.read {
+			continue
+		}
+		e := rest[t.group()]
+		if e == nil {
+			e = &unread{mass: make([]float32, u.rows)}
+			for r := range e.mass {
+				e.mass[r] = float32(math.Inf(-1))
+			}
+			rest[t.group()] = e
+			order = append(order, t.group())
+		}
+		e.n++
+		for r := range e.mass {
+			e.mass[r] = logAdd(e.mass[r], t.log[r])
+			if u.tr.Token != nil {
+				u.tr.Token(r, u.segs[t.seg].index, t.place, t.log[r], Scanned)
+			}
+		}
+	}
+	for _, g := range order {
+		e := rest[g]
+		sum, at := u.summary(g)
+		e.value, e.vspread = make([]float32, u.d), sum.ValueSpread(at)
+		sum.Value(e.value, at)
+		if read := u.sums[g]; read != nil {
+			n := float32(e.n + read.n)
+			for i := range e.value {
+				e.value[i] = (n*e.value[i] - read.value[i]) / float32(e.n)
+			}
+		}
+		u.estimate(*e)
+	}
+}
+
+func (u *run) summary(g group) (attention.Summaries, int) {
+	if g.leaf >= 0 {
+		x := u.leaves[g.leaf]
+		return x.sum, x.at
+	}
+	s := u.segs[g.seg]
+	return s.view.OutlierSummary(s.outliers), 0
+}
+
+// finish adds what was estimated, merges everything into the query's partials
+// and estimates the error.
+func (u *run) finish() {
+	for _, e := range u.unread {
+		for r := range u.rows {
+			u.rot[r].Add(e.mass[r], e.value)
+		}
+	}
+	mergeRotated(u.q.Partials, u.rot, u.d)
+	for r := range u.rows {
+		u.acc.Error += u.rowError(&u.q.Partials[r], r) / float32(u.rows)
+	}
+	u.acc.errorRows = float64(u.rows)
+}
+
+// rowError estimates the relative error of one row's output. Each estimated
+// group errs by the spread of its values around their mean, as far as few of
+// its tokens rule it, and by the error of its mass times its mean's distance
+// from the output. Groups err independently. Audits say how well this holds.
+func (u *run) rowError(merged *attention.Partial, r int) float32 {
+	out := make([]float32, u.d)
+	merged.Output(out)
+	compress.Rotate(out, u.d)
+	var err2 float64
+	for _, e := range u.unread {
+		p := math.Exp(float64(e.mass[r]-merged.Max)) / merged.Sum
+		if p < 1e-6 {
+			continue
+		}
+		var dist2 float64
+		for i, v := range e.value {
+			d := float64(v - out[i])
+			dist2 += d * d
+		}
+		ruled, massVar := 1/float64(e.n), float64(0)
+		if e.spread != nil {
+			s := float64(min(e.spread[r], 4))
+			ruled = min(1, math.Exp(s)/float64(e.n))
+			massVar = min(1, (math.Exp(s)-1)/float64(e.n))
+		}
+		err2 += p * p * (float64(e.vspread)*ruled + massVar*dist2)
+	}
+	norm2 := float64(attention.Dot(out, out))
+	if norm2 == 0 {
+		return 0
+	}
+	return float32(min(1, math.Sqrt(err2/norm2)))
+}
+
+// logAdd returns log(exp(a) + exp(b)).
+func logAdd(a, b float32) float32 {
+	if a < b {
+		a, b = b, a
+	}
+	if math.IsInf(float64(b), -1) {
+		return a
+	}
+	return a + float32(math.Log1p(math.Exp(float64(b-a))))
+}
+
+func exp(x float32) float32 { return float32(math.Exp(float64(x))) }

@@ -1,0 +1,179 @@
+package sparse
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"kvtier/attention"
+	"kvtier/compress"
+	"kvtier/tiers"
+	"kvtier/tiers/seal"
+)
+
+func view(s Segment, head int) seal.View {
+	return seal.View{D: s.Header.HeadDim, Info: s.Header.Heads[head]}
+}
+
+// readAll attends to every token of a segment that exists for the query.
+func readAll(ctx context.Context, r Reader, index int, s Segment, q Query, tr *Trace) (Account, error) {
+	start := time.Now()
+	rows, acc, err := Rows(ctx, r, s, q.Head)
+	if err != nil {
+		return acc, err
+	}
+	acc.NsFetch += time.Since(start).Nanoseconds()
+	start = time.Now()
+	d := s.Header.HeadDim
+	ps := q.Partials
+	if rows.Rotated {
+		ps = attention.NewPartials(len(q.Partials), d)
+	}
+	scores := make([]float32, len(rows.K)/d)
+	attention.Attend(ps, q.Q, rows.K, rows.V, d, q.Softcap, nil, scores)
+	if rows.Rotated {
+		mergeRotated(q.Partials, ps, d)
+	}
+	if tr.Token != nil {
+		traceAll(index, rows, q, d, tr)
+	}
+	n := int64(len(rows.K) / d)
+	acc.Scanned, acc.Read = n, n
+	acc.NsScan += time.Since(start).Nanoseconds()
+	return acc, nil
+}
+
+func traceAll(index int, rows *DecodedRows, q Query, d int, tr *Trace) {
+	for row := range q.Partials {
+		qr := q.Q[row*d : (row+1)*d]
+		for t, place := range rows.Places {
+			s := attention.Softcap(attention.Dot(qr, rows.K[t*d:(t+1)*d]), q.Softcap)
+			tr.Token(row, index, place, s, Read)
+		}
+	}
+}
+
+// mergeRotated merges partials whose values are rotated.
+func mergeRotated(dst, rotated []attention.Partial, d int) {
+	for i := range rotated {
+		compress.Unrotate(rotated[i].Out, d)
+		dst[i].Merge(&rotated[i])
+	}
+}
+
+// DecodedRows are keys and values of one head of a segment, decompressed.
+type DecodedRows struct {
+	K, V []float32 // [n][d]
+	// Rotated says that values are in rotated space.
+	Rotated bool
+	// Places holds the place of each row in storage; with lossless rows, which
+	// are stored by position, the position's offset past the sinks.
+	Places []int
+	// Positions holds each row's offset from the segment's start.
+	Positions []int
+	// Exact says that rows are bit-identical to what was appended.
+	Exact bool
+}
+
+// Rows reads all stored tokens of a head that exist for the query, sinks aside.
+func Rows(ctx context.Context, r Reader, s Segment, head int) (*DecodedRows, Account, error) {
+	if s.Header.Profile == tiers.ProfileExact {
+		return exactRows(ctx, r, s, head)
+	}
+	return codedRows(ctx, r, s, head)
+}
+
+func exactRows(ctx context.Context, r Reader, s Segment, head int) (*DecodedRows, Account, error) {
+	h, v := s.Header, view(s, head)
+	reqs := []tiers.Request{{Header: h, Head: head, Plane: tiers.PlaneKX}, {Header: h, Head: head, Plane: tiers.PlaneVX}}
+	pins, moved, err := r.Pin(ctx, reqs)
+	if err != nil {
+		return nil, Account{}, err
+	}
+	defer releaseAll(pins, 1)
+	n, sinks := max(0, s.Limit-v.Info.Sinks), v.Info.Sinks
+	out := &DecodedRows{Exact: true}
+	for i, dst := range []*[]float32{&out.K, &out.V} {
+		if *dst, err = decodeExact(pins[i].Ranges[0], v.Stored(), h.HeadDim, compress.ElementType(h.Type)); err != nil {
+			return nil, Account{}, fmt.Errorf("segment %v: %w: %w", h.ID, tiers.ErrCorrupt, err)
+		}
+		*dst = (*dst)[:n*h.HeadDim]
+	}
+	for t := range n {
+		out.Places = append(out.Places, t)
+		out.Positions = append(out.Positions, t+sinks)
+	}
+	return out, Account{Moved: moved}, nil
+}
+
+func decodeExact(packed []byte, n, d int, t compress.ElementType) ([]float32, error) {
+	row := d * t.Size()
+	b := make([]byte, n*row)
+	for p := 0; p*tiers.PageTokens < n; p++ {
+		lo, hi := p*tiers.PageTokens, min((p+1)*tiers.PageTokens, n)
+		if err := compress.UnpackExactPage(b[lo*row:hi*row], packed, p, n, d, t); err != nil {
+			return nil, err
+		}
+	}
+	out := make([]float32, n*d)
+	compress.ToFloat32(out, b, t)
+	return out, nil
+}
+
+func codedRows(ctx context.Context, r Reader, s Segment, head int) (*DecodedRows, Account, error) {
+	h, v := s.Header, view(s, head)
+	planes := []tiers.Plane{tiers.PlaneSteps, tiers.PlaneK2, tiers.PlaneK4, tiers.PlaneV4, tiers.PlaneOrder}
+	if v.Info.Outliers > 0 {
+		planes = append(planes, tiers.PlaneOutliers)
+	}
+	if s.Low {
+		planes = append(planes, tiers.PlaneK8, tiers.PlaneV8)
+	}
+	reqs := make([]tiers.Request, len(planes))
+	for i, p := range planes {
+		reqs[i] = tiers.Request{Header: h, Head: head, Plane: p}
+	}
+	pins, moved, err := r.Pin(ctx, reqs)
+	if err != nil {
+		return nil, Account{}, err
+	}
+	defer releaseAll(pins, 1)
+	var b [tiers.NumPlanes][]byte
+	for i, p := range planes {
+		b[p] = pins[i].Ranges[0]
+	}
+	d := h.HeadDim
+	out := &DecodedRows{K: make([]float32, v.Stored()*d), V: make([]float32, v.Stored()*d), Rotated: true,
+		Positions: v.Positions(b[tiers.PlaneOrder])}
+	if err := v.Keys(out.K, b[tiers.PlaneSteps], b[tiers.PlaneK2], b[tiers.PlaneK4], b[tiers.PlaneK8], b[tiers.PlaneOutliers]); err != nil {
+		return nil, Account{}, fmt.Errorf("segment %v: %w: %w", h.ID, tiers.ErrCorrupt, err)
+	}
+	v.Values(out.V, b[tiers.PlaneV4], b[tiers.PlaneV8])
+	for t := range v.Stored() {
+		out.Places = append(out.Places, t)
+	}
+	if s.Cut() {
+		out.keepBefore(s.Limit, d)
+	}
+	return out, Account{Moved: moved}, nil
+}
+
+// keepBefore drops the tokens at and after offset limit.
+func (o *DecodedRows) keepBefore(limit, d int) {
+	n := 0
+	for t, pos := range o.Positions {
+		if pos < limit {
+			copy(o.K[n*d:(n+1)*d], o.K[t*d:(t+1)*d])
+			copy(o.V[n*d:(n+1)*d], o.V[t*d:(t+1)*d])
+			o.Places[n], o.Positions[n] = o.Places[t], pos
+			n++
+		}
+	}
+	o.K, o.V, o.Places, o.Positions = o.K[:n*d], o.V[:n*d], o.Places[:n], o.Positions[:n]
+}
+
+func releaseAll(pins []tiers.Pin, attention float32) {
+	for i := range pins {
+		pins[i].Release(attention)
+	}
+}

@@ -1,0 +1,502 @@
+package sparse
+
+import (
+	"context"
+	"fmt"
+	"math"
+	"time"
+
+	"kvtier/attention"
+	"kvtier/compress"
+	"kvtier/tiers"
+	"kvtier/tiers/seal"
+)
+
+// run is one group's query over the segments that are read in part.
+type run struct {
+	ctx  context.Context
+	r    Reader
+	tr   *Trace
+	q    Query
+	d    int
+	rows int
+	plan plan
+	acc  Account
+
+	segs   []*segmentRun
+	norm2  []float32           // [rows], |q|^2
+	total  []float32           // [rows], estimated log of the whole softmax sum
+	rot    []attention.Partial // [rows], in rotated space
+	unread []unread            // what was estimated, for the error
+
+	pages  []unit
+	leaves []unit
+	tokens []token
+	sums   map[group]*readSum // what was read of each group
+}
+
+// segmentRun is what the run holds of one segment.
+type segmentRun struct {
+	index    int // in the caller's segments
+	s        Segment
+	view     seal.View
+	pages    attention.Summaries
+	outliers []byte
+	order    []byte
+	pins     []tiers.Pin
+	received float32 // largest share of a head's attention that its read tokens received
+}
+
+// unit is a page or a leaf under consideration.
+type unit struct {
+	seg  int
+	i    int       // page or leaf of its head
+	n    int       // tokens
+	mass []float32 // [rows], estimated log mass
+	sum  attention.Summaries
+	at   int // index in sum
+	keys []float32
+	k2   []byte
+	log  [][]float32 // [rows][n], scores of its tokens, once scanned
+}
+
+// token is one scanned token: a candidate for reading its value.
+type token struct {
+	seg, place int
+	leaf       int // index in run.leaves; -1: an outlier
+	log        []float32
+	read       bool
+}
+
+func (t *token) group() group { return group{t.seg, t.leaf} }
+
+func newRun(ctx context.Context, r Reader, segments []Segment, part []int, q Query, share float32, tr *Trace) *run {
+	d := segments[part[0]].Header.HeadDim
+	rows := len(q.Partials)
+	u := &run{ctx: ctx, r: r, tr: tr, q: q, d: d, rows: rows, plan: planFor(share, d),
+		norm2: make([]float32, rows), total: make([]float32, rows), rot: attention.NewPartials(rows, d)}
+	for i := range rows {
+		u.norm2[i] = attention.Dot(u.row(i), u.row(i))
+	}
+	for _, i := range part {
+		u.segs = append(u.segs, &segmentRun{index: i, s: segments[i], view: view(segments[i], q.Head)})
+	}
+	return u
+}
+
+func (u *run) row(i int) []float32 { return u.q.Q[i*u.d : (i+1)*u.d] }
+
+// answer goes through the stages.
+func (u *run) answer() error {
+	defer u.release()
+	for _, stage := range []struct {
+		do func() error
+		ns *int64
+	}{
+		{u.scorePages, &u.acc.NsScore},
+		{u.scoreLeaves, &u.acc.NsScore},
+		{u.scan, &u.acc.NsScan},
+		{u.refine, &u.acc.NsScan},
+		{u.readValues, &u.acc.NsFetch},
+	} {
+		start := time.Now()
+		if err := stage.do(); err != nil {
+			return err
+		}
+		*stage.ns += time.Since(start).Nanoseconds()
+	}
+	start := time.Now()
+	u.finish()
+	u.acc.NsScore += time.Since(start).Nanoseconds()
+	return nil
+}
+
+// pin pins requests and keeps account.
+func (u *run) pin(reqs []tiers.Request) ([]tiers.Pin, error) {
+	pins, moved, err := u.r.Pin(u.ctx, reqs)
+	if err != nil {
+		return nil, err
+	}
+	u.acc.Moved.Add(moved)
+	return pins, nil
+}
+
+func (u *run) release() {
+	for _, s := range u.segs {
+		releaseAll(s.pins, min(1, s.received))
+	}
+}
+
+func (u *run) request(s *segmentRun, p tiers.Plane, ranges ...tiers.Range) tiers.Request {
+	return tiers.Request{Header: s.s.Header, Head: u.q.Head, Plane: p, Ranges: ranges}
+}
+
+// scorePages scores all pages and the outliers' keys, and estimates the
+// normaliser from them and the exact zone.
+func (u *run) scorePages() error {
+	var reqs []tiers.Request
+	for _, s := range u.segs {
+		reqs = append(reqs, u.request(s, tiers.PlanePages))
+		if s.view.Info.Outliers > 0 {
+			reqs = append(reqs, u.request(s, tiers.PlaneOutliers))
+		}
+	}
+	pins, err := u.pin(reqs)
+	if err != nil {
+		return err
+	}
+	for i, s := range u.segs {
+		take := func() []byte {
+			p := pins[0]
+			pins = pins[1:]
+			s.pins = append(s.pins, p)
+			return p.Ranges[0]
+		}
+		s.pages, _ = attention.ParseSummaries(take(), u.d, s.view.Pages())
+		for p := range s.view.Pages() {
+			u.pages = append(u.pages, u.unit(i, p, s.view.PageTokens(p), s.pages, p))
+		}
+		if s.view.Info.Outliers > 0 {
+			s.outliers = take()
+			if err := u.scoreOutliers(i, s); err != nil {
+				return err
+			}
+		}
+	}
+	u.acc.Pages, u.acc.PagesTotal = int64(len(u.pages)), int64(len(u.pages))
+	for r := range u.rows {
+		u.total[r] = u.q.Partials[r].LSE()
+		for _, p := range u.pages {
+			u.total[r] = logAdd(u.total[r], p.mass[r])
+		}
+		for _, t := range u.tokens {
+			u.total[r] = logAdd(u.total[r], t.log[r])
+		}
+	}
+	return nil
+}
+
+// unit scores one page or leaf: its estimated mass for every row.
+func (u *run) unit(seg, i, n int, s attention.Summaries, at int) unit {
+	x := unit{seg: seg, i: i, n: n, sum: s, at: at, mass: make([]float32, u.rows)}
+	for r := range x.mass {
+		x.mass[r] = attention.Mass(n, u.score(s, at, r), u.spread(s, at, r))
+	}
+	return x
+}
+
+func (u *run) score(s attention.Summaries, at, row int) float32 {
+	return attention.Softcap(s.Score(at, u.row(row)), u.q.Softcap)
+}
+
+func (u *run) spread(s attention.Summaries, at, row int) float32 {
+	return s.Spread(at) * u.norm2[row]
+}
+
+func (u *run) scoreOutliers(i int, s *segmentRun) error {
+	n := s.view.Info.Outliers
+	k := make([]float32, n*u.d)
+	if err := s.view.OutlierKeys(k, s.outliers); err != nil {
+		return fmt.Errorf("segment %v: %w: %w", s.s.Header.ID, tiers.ErrCorrupt, err)
+	}
+	for t := range n {
+		u.tokens = append(u.tokens, token{seg: i, place: s.view.Info.Body + t, leaf: -1, log: u.scores(k[t*u.d : (t+1)*u.d])})
+	}
+	u.acc.Scanned += int64(n)
+	return nil
+}
+
+// scores returns the score of one key for every row.
+func (u *run) scores(k []float32) []float32 {
+	out := make([]float32, u.rows)
+	for r := range out {
+		out[r] = attention.Softcap(attention.Dot(u.row(r), k), u.q.Softcap)
+	}
+	return out
+}
+
+// share ranks a log weight given by row: the largest share of any head of the group.
+func (u *run) share(log func(row int) float32) float32 {
+	best := float32(0)
+	for r := range u.rows {
+		best = max(best, exp(log(r)-u.total[r]))
+	}
+	return best
+}
+
+// best returns the indices of the units that most probably hold a strong token.
+func (u *run) best(units []unit, count int) []int {
+	rank := make([]float32, len(units))
+	for i, x := range units {
+		rank[i] = u.share(func(r int) float32 {
+			return attention.Presence(x.n, u.score(x.sum, x.at, r), u.spread(x.sum, x.at, r))
+		})
+	}
+	return attention.Top(rank, count)
+}
+
+// count is a share of n, at least 1, at most n.
+func count(share float32, n int) int {
+	return min(n, max(1, int(math.Round(float64(share)*float64(n)))))
+}
+
+// scoreLeaves scores the leaves of the best pages; the other pages are estimated.
+func (u *run) scoreLeaves() error {
+	chosen := u.best(u.pages, count(u.plan.pages, len(u.pages)))
+	ranges := make([][]tiers.Range, len(u.segs))
+	pages := make([][]int, len(u.segs))
+	picked := make([]bool, len(u.pages))
+	for _, c := range chosen {
+		p := u.pages[c]
+		picked[c] = true
+		pages[p.seg] = append(pages[p.seg], p.i)
+		ranges[p.seg] = append(ranges[p.seg], u.segs[p.seg].view.LeafSummaries(p.i))
+	}
+	for i, p := range u.pages {
+		if !picked[i] {
+			u.estimateUnit(p)
+		}
+	}
+	return u.each(tiers.PlaneLeaves, ranges, func(seg int, b [][]byte) error {
+		s := u.segs[seg]
+		for i, p := range pages[seg] {
+			first, end := s.view.LeavesOf(p)
+			sum, _ := attention.ParseSummaries(b[i], u.d, end-first)
+			for l := first; l < end; l++ {
+				u.leaves = append(u.leaves, u.unit(seg, l, s.view.LeafTokens(l), sum, l-first))
+			}
+		}
+		u.acc.Leaves = int64(len(u.leaves))
+		return nil
+	})
+}
+
+// each pins ranges of one plane, by segment, and hands their bytes over; they
+// stay pinned until the run ends.
+func (u *run) each(p tiers.Plane, ranges [][]tiers.Range, use func(seg int, b [][]byte) error) error {
+	var reqs []tiers.Request
+	var segs []int
+	for i, r := range ranges {
+		if len(r) > 0 {
+			reqs = append(reqs, u.request(u.segs[i], p, r...))
+			segs = append(segs, i)
+		}
+	}
+	if len(reqs) == 0 {
+		return nil
+	}
+	pins, err := u.pin(reqs)
+	if err != nil {
+		return err
+	}
+	for i, seg := range segs {
+		u.segs[seg].pins = append(u.segs[seg].pins, pins[i])
+	}
+	for i, seg := range segs {
+		if err := use(seg, pins[i].Ranges); err != nil {
+			return fmt.Errorf("segment %v: %w: %w", u.segs[seg].s.Header.ID, tiers.ErrCorrupt, err)
+		}
+	}
+	return nil
+}
+
+// bodyLeaves is the number of leaves of all segments.
+func (u *run) bodyLeaves() (n int) {
+	for _, s := range u.segs {
+		n += s.view.Leaves()
+	}
+	return n
+}
+
+// scan reads the 2-bit keys of the best leaves; the other leaves are estimated.
+func (u *run) scan() error {
+	chosen := u.best(u.leaves, count(u.plan.leaves, u.bodyLeaves()))
+	u.leaves = u.keep(u.leaves, chosen, u.estimateUnit)
+	steps, err := u.steps()
+	if err != nil {
+		return err
+	}
+	return u.eachLeaf(tiers.PlaneK2, u.leaves, func(x *unit, b []byte) {
+		x.k2 = b
+		x.keys = make([]float32, tiers.LeafTokens*u.d)
+		compress.UnpackKeys(x.keys, b, nil, nil, u.d, steps[stepKey{x.seg, x.i * tiers.LeafTokens / tiers.StepTokens}])
+		u.scoreLeaf(x)
+		u.acc.Scans++
+		u.acc.Scanned += int64(x.n)
+	})
+}
+
+// keep returns the chosen units and tells rest of the others.
+func (u *run) keep(units []unit, chosen []int, rest func(unit)) []unit {
+	out := make([]unit, 0, len(chosen))
+	for i := range units {
+		if len(chosen) > 0 && chosen[0] == i {
+			out = append(out, units[i])
+			chosen = chosen[1:]
+		} else {
+			rest(units[i])
+		}
+	}
+	return out
+}
+
+type stepKey struct{ seg, group int }
+
+// steps reads the key steps of all chosen leaves.
+func (u *run) steps() (map[stepKey]compress.KeySteps, error) {
+	ranges := make([][]tiers.Range, len(u.segs))
+	groups := make([][]int, len(u.segs))
+	for _, x := range u.leaves {
+		g := x.i * tiers.LeafTokens / tiers.StepTokens
+		if n := len(groups[x.seg]); n == 0 || groups[x.seg][n-1] != g {
+			groups[x.seg] = append(groups[x.seg], g)
+			ranges[x.seg] = append(ranges[x.seg], u.segs[x.seg].view.StepsOf(x.i))
+		}
+	}
+	out := make(map[stepKey]compress.KeySteps)
+	err := u.each(tiers.PlaneSteps, ranges, func(seg int, b [][]byte) error {
+		for i, g := range groups[seg] {
+			s, err := compress.ParseKeySteps(b[i], u.d, u.segs[seg].view.Info.KeyExp)
+			if err != nil {
+				return err
+			}
+			out[stepKey{seg, g}] = s
+		}
+		return nil
+	})
+	return out, err
+}
+
+// eachLeaf pins the same plane of leaves, which are ordered by segment.
+func (u *run) eachLeaf(p tiers.Plane, leaves []unit, use func(x *unit, b []byte)) error {
+	ranges := make([][]tiers.Range, len(u.segs))
+	first := make([]int, len(u.segs))
+	for i, x := range leaves {
+		if len(ranges[x.seg]) == 0 {
+			first[x.seg] = i
+		}
+		ranges[x.seg] = append(ranges[x.seg], u.segs[x.seg].view.LeafKeys(x.i))
+	}
+	return u.each(p, ranges, func(seg int, b [][]byte) error {
+		for i := range b {
+			use(&leaves[first[seg]+i], b[i])
+		}
+		return nil
+	})
+}
+
+// scoreLeaf scores the leaf's tokens from its keys as they are known now.
+func (u *run) scoreLeaf(x *unit) {
+	x.log = make([][]float32, u.rows)
+	for r := range x.log {
+		x.log[r] = make([]float32, x.n)
+		x.mass[r] = float32(math.Inf(-1))
+		for t := range x.n {
+			s := attention.Softcap(attention.Dot(u.row(r), x.keys[t*u.d:(t+1)*u.d]), u.q.Softcap)
+			x.log[r][t] = s
+			x.mass[r] = logAdd(x.mass[r], s)
+		}
+	}
+}
+
+// refine reads the next 2 bits of the leaves with the strongest tokens; the
+// others stand as scanned.
+func (u *run) refine() error {
+	rank := make([]float32, len(u.leaves))
+	for i, x := range u.leaves {
+		rank[i] = u.share(func(r int) float32 {
+			best := x.log[r][0]
+			for _, s := range x.log[r] {
+				best = max(best, s)
+			}
+			return best
+		})
+	}
+	chosen := attention.Top(rank, count(u.plan.refine, u.bodyLeaves()))
+	steps, err := u.steps() // pinned already: costs no transfer from below
+	if err != nil {
+		return err
+	}
+	u.leaves = u.keep(u.leaves, chosen, func(x unit) {
+		u.estimateUnit(x)
+		u.trace(x, Scanned)
+	})
+	return u.eachLeaf(tiers.PlaneK4, u.leaves, func(x *unit, b []byte) {
+		compress.UnpackKeys(x.keys, x.k2, b, nil, u.d, steps[stepKey{x.seg, x.i * tiers.LeafTokens / tiers.StepTokens}])
+		u.scoreLeaf(x)
+		u.acc.Refined++
+	})
+}
+
+func (u *run) trace(x unit, how How) {
+	if u.tr.Token == nil {
+		return
+	}
+	for r := range u.rows {
+		for t, s := range x.log[r] {
+			u.tr.Token(r, u.segs[x.seg].index, x.i*tiers.LeafTokens+t, s, how)
+		}
+	}
+}
+
+// readValues reads the values of the best tokens and estimates the others of
+// the same leaves by the mean of the ones that were not read.
+func (u *run) readValues() error {
+	for i, x := range u.leaves {
+		for t := range x.n {
+			log := make([]float32, u.rows)
+			for r := range log {
+				log[r] = x.log[r][t]
+			}
+			u.tokens = append(u.tokens, token{seg: x.seg, place: x.i*tiers.LeafTokens + t, leaf: i, log: log})
+		}
+	}
+	stored := 0
+	for _, s := range u.segs {
+		stored += s.view.Stored()
+	}
+	rank := make([]float32, len(u.tokens))
+	for i, t := range u.tokens {
+		rank[i] = u.share(func(r int) float32 { return t.log[r] })
+	}
+	chosen := attention.Top(rank, count(u.plan.values, stored))
+	if err := u.fetch(chosen); err != nil {
+		return err
+	}
+	u.estimateRest()
+	return nil
+}
+
+// fetch reads the values of the chosen tokens and adds them to the partials.
+func (u *run) fetch(chosen []int) error {
+	ranges := make([][]tiers.Range, len(u.segs))
+	byseg := make([][]int, len(u.segs))
+	u.sums = make(map[group]*readSum)
+	for _, c := range chosen {
+		t := &u.tokens[c]
+		t.read = true
+		if u.sums[t.group()] == nil {
+			u.sums[t.group()] = &readSum{value: make([]float32, u.d)}
+		}
+		scale, codes := u.segs[t.seg].view.ValueRanges(t.place)
+		ranges[t.seg] = append(ranges[t.seg], scale, codes)
+		byseg[t.seg] = append(byseg[t.seg], c)
+	}
+	u.acc.Read += int64(len(chosen))
+	v := make([]float32, u.d)
+	return u.each(tiers.PlaneV4, ranges, func(seg int, b [][]byte) error {
+		for i, c := range byseg[seg] {
+			t := u.tokens[c]
+			compress.UnpackValue(v, b[2*i], b[2*i+1], nil, u.d)
+			for r := range u.rows {
+				u.rot[r].Add(t.log[r], v)
+				if u.tr.Token != nil {
+					u.tr.Token(r, u.segs[seg].index, t.place, t.log[r], Read)
+				}
+			}
+			u.segs[seg].received += u.share(func(r int) float32 { return t.log[r] })
+			u.sums[t.group()].add(v)
+		}
+		return nil
+	})
+}
