@@ -47,14 +47,16 @@ func PackKeyPlanes(codes []uint8, n, d int) (k2, k4, k8 []byte) {
 	return k2, k4, k8
 }
 
-// packWords writes the words of token t of a leaf: bits shift to shift+bits-1 of each code.
+// packWords writes the words of token t of a leaf: bits shift to shift+bits-1
+// of each code. Four codes at a time are the four bytes of a word, so that the
+// r-th four of them need only move up by bits*r.
 func packWords(leaf []byte, t int, codes []uint8, shift, bits uint) {
-	dims := 32 / int(bits)
+	dims, mask := 32/int(bits), fourOf(bits)
 	for i := 0; i < len(codes)/dims; i++ {
 		var w uint32
-		for k, c := range codes[i*dims:][:dims] {
-			r, b := uint(k)/4, uint(k)%4
-			w |= (uint32(c) >> shift & (1<<bits - 1)) << (8*b + bits*r)
+		line := codes[i*dims:][:dims]
+		for r := uint(0); len(line) >= 4; r, line = r+bits, line[4:] {
+			w |= binary.LittleEndian.Uint32(line) >> shift & mask << r
 		}
 		binary.LittleEndian.PutUint32(leaf[64*i+4*t:], w)
 	}
@@ -63,20 +65,22 @@ func packWords(leaf []byte, t int, codes []uint8, shift, bits uint) {
 // unpackWords adds the bits of a plane of one leaf to codes [16][d], shifted
 // to where they lie in an 8-bit code.
 func unpackWords(codes []uint8, leaf []byte, d int, shift, bits uint) {
-	dims := 32 / int(bits)
-	mask := uint32(1)<<bits - 1
+	dims, mask := 32/int(bits), fourOf(bits)
 	for i := 0; i < d/dims; i++ {
 		line := leaf[64*i:][:64]
 		for t := range leafTokens {
 			w := binary.LittleEndian.Uint32(line[4*t:])
 			out := codes[t*d+i*dims:][:dims]
-			for k := range out {
-				r, b := uint(k)/4, uint(k)%4
-				out[k] |= uint8(w >> (8*b + bits*r) & mask << shift)
+			for ; len(out) >= 4; out, w = out[4:], w>>bits {
+				c := binary.LittleEndian.Uint32(out)
+				binary.LittleEndian.PutUint32(out, c|w&mask<<shift)
 			}
 		}
 	}
 }
+
+// fourOf is the mask of the low bits of each byte of a word.
+func fourOf(bits uint) uint32 { return (1<<bits - 1) * 0x01010101 }
 
 // UnpackKeys reconstructs one leaf: dst is [16][d], the planes are those of one
 // leaf, of at least KeyPlaneLeafBytes. A nil k4 (k8 is then ignored) or k8

@@ -89,14 +89,21 @@ func ParseKeySteps(b []byte, d, exp int) (KeySteps, error) {
 	if !validDim(d) || exp < minKeyExp || exp > maxKeyExp || len(b) < KeyStepsBytes(d) {
 		return KeySteps{}, fmt.Errorf("key steps: %d bytes for %d channels, exponent %d: %w", len(b), d, exp, ErrCorrupt)
 	}
-	s := KeySteps{make([]float32, d), make([]float32, d)}
-	unit := math.Ldexp(1, exp) // a product with it is exact, as stored's Ldexp is
-	for j := range d {
-		s.Lo[j] = float32(float64(f16To32(binary.LittleEndian.Uint16(b[2*j:]))) * unit)
-		s.Step[j] = float32(float64(f16To32(binary.LittleEndian.Uint16(b[2*(d+j):]))) * unit)
-		// NaN fails every comparison; the last term is the largest that decoding computes.
-		if !(s.Step[j] >= minStep && finite(s.Lo[j]) && finite(float32(255.5*s.Step[j])) &&
-			finite(s.Lo[j]+float32(255.5*s.Step[j]))) {
+	both := make([]float32, 2*d)
+	// A binary16's bits, moved to where a float32 has them, are the number at
+	// 2^-112 of its size; the products are exact.
+	unit := math.Ldexp(1, exp+112)
+	for j := range both {
+		h := uint32(binary.LittleEndian.Uint16(b[2*j:]))
+		if h&f16Inf == f16Inf {
+			return KeySteps{}, fmt.Errorf("key steps: not a number: %w", ErrCorrupt)
+		}
+		both[j] = float32(float64(math.Float32frombits(h&f16Sign<<16|h&^f16Sign<<13)) * unit)
+	}
+	s := KeySteps{both[:d:d], both[d:]}
+	for j, step := range s.Step {
+		// The top is the largest that decoding computes.
+		if top := float32(255.5 * step); step < minStep || !finite(top) || !finite(s.Lo[j]+top) || !finite(s.Lo[j]) {
 			return KeySteps{}, fmt.Errorf("key steps: channel %d: %w", j, ErrCorrupt)
 		}
 	}

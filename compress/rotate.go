@@ -53,10 +53,16 @@ func Unrotate(x []float32, d int) {
 	}
 }
 
-// hadamard multiplies x, of a power of two elements, by Sylvester's Hadamard
-// matrix: butterflies at distance 1, 2, 4 and so on.
+// hadamard multiplies x, of 16 or more and a power of two elements, by
+// Sylvester's Hadamard matrix: butterflies at distance 1, 2, 4 and so on.
 func hadamard(x []float32) {
-	for h := 1; h < len(x); h *= 2 {
+	for i := 0; i+4 <= len(x); i += 4 { // distances 1 and 2 at once
+		y := x[i : i+4]
+		a, b := y[0]+y[1], y[0]-y[1]
+		c, d := y[2]+y[3], y[2]-y[3]
+		y[0], y[1], y[2], y[3] = a+c, b+d, a-c, b-d
+	}
+	for h := 4; h < len(x); h *= 2 {
 		for i := 0; i < len(x); i += 2 * h {
 			lo, hi := x[i:i+h], x[i+h:i+2*h]
 			for j, a := range lo {
