@@ -18,10 +18,12 @@ type entry struct {
 	off  uint32 // of the slab, in grains
 	n    uint32 // grains
 
+	resident bool // in the map; guarded by Tier.mu
+
 	whole [1][]byte // the bytes; never changed once the entry is in the map
 
 	// refs counts one for being in the map and one for each pin. It grows only
-	// under Tier.mu (read), so under Tier.mu (write) a piece with one reference is idle.
+	// under Tier.mu (read), and only while the entry is in the map.
 	refs   atomic.Int32
 	credit atomic.Uint32 // use that the policy was not yet told of, in 1/creditUnit
 
@@ -43,8 +45,9 @@ func newEntry(t *Tier, id tiers.ID, head int, p tiers.Plane, size int) *entry {
 // cost is what the policy is told the piece weighs, in bytes.
 func (e *entry) cost() int64 { return int64(e.n) * grain }
 
-// idleLocked says that the piece is resident and nobody reads it.
-func (e *entry) idleLocked() bool { return e.refs.Load() == 1 }
+// idleLocked says that the piece is resident and nobody reads it. Tier.mu is
+// held (write), so that it stays so.
+func (e *entry) idleLocked() bool { return e.resident && e.refs.Load() == 1 }
 
 // release ends a pin.
 func (t *Tier) release(e *entry, attention float32) {

@@ -48,7 +48,7 @@ func (t *Tier) Put(ctx context.Context, h *tiers.Header, pieces []tiers.Piece) e
 		for e.head >= len(s.heads) {
 			s.heads = append(s.heads, [tiers.NumPlanes]*entry{})
 		}
-		s.heads[e.head][e.plane] = e
+		s.heads[e.head][e.plane], e.resident = e, true
 	}
 	s.pieces += len(es)
 	t.mu.pieces += int64(len(es))
@@ -211,14 +211,8 @@ func (t *Tier) exchangeLocked(victims, rest []*entry, windows bool) (evicted, st
 		return nil, nil, false
 	}
 	for _, e := range evicted {
-		// The room has a new owner: only the map and the reference are left to clear.
-		s := t.mu.segments[e.id]
-		s.heads[e.head][e.plane] = nil
-		if s.pieces--; s.pieces == 0 && !s.held {
-			delete(t.mu.segments, e.id)
-		}
-		t.mu.pieces--
-		e.refs.Store(0)
+		t.unlistLocked(e)
+		e.refs.Store(0) // it was idle, and its room has a new owner
 	}
 	return evicted, stay, true
 }

@@ -111,15 +111,19 @@ func (t *Tier) Close() error {
 	return t.unmap(empty)
 }
 
-// forgetLocked takes a piece from the map. Its room is free with its last reference.
-func (t *Tier) forgetLocked(e *entry) {
+// unlistLocked takes a piece from the map.
+func (t *Tier) unlistLocked(e *entry) {
 	s := t.mu.segments[e.id]
-	s.heads[e.head][e.plane] = nil
-	s.pieces--
+	s.heads[e.head][e.plane], e.resident = nil, false
 	t.mu.pieces--
-	if s.pieces == 0 && !s.held {
+	if s.pieces--; s.pieces == 0 && !s.held {
 		delete(t.mu.segments, e.id)
 	}
+}
+
+// forgetLocked takes a piece from the map. Its room is free with its last reference.
+func (t *Tier) forgetLocked(e *entry) {
+	t.unlistLocked(e)
 	if e.refs.Add(-1) == 0 {
 		t.mu.arena.free(e)
 	}
