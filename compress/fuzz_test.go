@@ -39,17 +39,20 @@ func FuzzParseKeySteps(f *testing.F) {
 
 func FuzzUnpackExactPage(f *testing.F) {
 	for _, typ := range elementTypes {
-		rows := make([]byte, 70*16*typ.Size())
-		FromFloat32(rows, normal(1, 70, 16), typ)
-		f.Add(PackExact(rows, 70, 16, typ), 1, 70, 16, uint8(typ))
+		rows := make([]byte, 5*16*typ.Size())
+		FromFloat32(rows, normal(1, 5, 16), typ)
+		f.Add(PackExact(rows, 5, 16, typ), 0, 5, uint8(0), uint8(typ))
 	}
 	dst := make([]byte, 4*pageTokens*MaxHeadDim)
-	f.Fuzz(func(t *testing.T, b []byte, page, n, d int, typ uint8) {
-		if err := UnpackExactPage(dst, b, page, n, d, ElementType(typ)); err != nil && !errors.Is(err, ErrCorrupt) {
+	f.Fuzz(func(t *testing.T, b []byte, page, n int, dim, typ uint8) {
+		d, e := (int(dim)+1)*16, ElementType(typ) // one of 16 dims is valid
+		if err := UnpackExactPage(dst, b, page, n, d, e); err != nil && !errors.Is(err, ErrCorrupt) {
 			t.Fatal(err)
 		}
-		m := min(max(n, 1), pageTokens)
-		if err := DecodeExactPage(dst, b, m, d, ElementType(typ)); err != nil && !errors.Is(err, ErrCorrupt) {
+		if err := DecodeExactPage(dst, b, n, d, e); err != nil && !errors.Is(err, ErrCorrupt) {
+			t.Fatal(err)
+		}
+		if err := DecodeExactPage(dst, b, n&15+1, 16, e&3); err != nil && !errors.Is(err, ErrCorrupt) {
 			t.Fatal(err)
 		}
 	})
