@@ -1,0 +1,180 @@
+package nvme
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"path/filepath"
+	"slices"
+	"sync"
+	"sync/atomic"
+
+	"kvtier/tiers"
+)
+
+// Options configures a tier.
+type Options struct {
+	// Bytes is the hard limit of all extents together. It must be given.
+	Bytes int64
+	// ExtentBytes is the size of an extent; 0 is 256 MiB. Where the limit or the
+	// disk has less left, an extent is smaller.
+	ExtentBytes int64
+	// Depth is how many reads are under way at once; 0 is 8.
+	Depth int
+	// FS is where the extents lie; nil is the operating system's.
+	FS FS
+}
+
+// Tier keeps parts of segments on disk. It implements tiers.Tier.
+type Tier struct {
+	dir   string
+	fs    FS
+	o     Options
+	slots chan struct{} // a read holds one
+	ops   sync.WaitGroup
+
+	mu struct {
+		sync.Mutex
+		segments map[tiers.ID]*segment
+		extents  map[uint32]*extent
+		order    []*extent // by number: first fit
+		next     uint32    // number of the next extent
+		files    int64     // bytes of all extents
+		used     int64     // bytes of all runs
+		parts    int64
+		closed   bool
+	}
+
+	// grow serialises the making and removing of extents, syncing that of Sync.
+	// They are held during I/O, and nothing that Pin needs waits for them.
+	grow, syncing sync.Mutex
+
+	hits, misses, read, written, corruptions atomic.Int64
+}
+
+// segment is what the tier holds of one segment.
+type segment struct {
+	parts  [tiers.NumParts]*stored
+	hidden tiers.PlaneSet // dropped while others of their part stayed
+}
+
+// stored is a part on disk. Tier.mu guards refs and dead.
+type stored struct {
+	run    Run
+	extent *extent
+	refs   int  // reads under way
+	dead   bool // dropped: the run is free with the last read
+}
+
+// Open opens the extents of a directory, all of them free. The caller
+// Restores what is in use before the first Put.
+func Open(dir string, o Options) (*Tier, error) {
+	if o.Bytes < tiers.BlockSize {
+		return nil, fmt.Errorf("nvme: a limit of %d bytes holds nothing", o.Bytes)
+	}
+	o.ExtentBytes = cmp.Or(o.ExtentBytes, 256<<20) / tiers.BlockSize * tiers.BlockSize
+	o.Depth = cmp.Or(o.Depth, 8)
+	if o.ExtentBytes <= 0 || o.Depth < 0 {
+		return nil, errors.New("nvme: extent size or depth out of range")
+	}
+	if o.FS == nil {
+		o.FS = osFS{}
+	}
+	t := &Tier{dir: dir, fs: o.FS, o: o, slots: make(chan struct{}, o.Depth)}
+	t.mu.segments = map[tiers.ID]*segment{}
+	t.mu.extents = map[uint32]*extent{}
+	t.mu.next = 1
+	names, err := t.fs.List(dir)
+	if err != nil {
+		return nil, fmt.Errorf("nvme: open %s: %w", dir, err)
+	}
+	for _, name := range names {
+		number, ok := extentNumber(name)
+		if !ok {
+			continue
+		}
+		if err := t.openExtent(number); err != nil {
+			return nil, errors.Join(fmt.Errorf("nvme: open %s: %w", name, err), t.Close())
+		}
+	}
+	return t, nil
+}
+
+// openExtent is used before the tier is shared.
+func (t *Tier) openExtent(number uint32) error {
+	f, err := t.fs.OpenFile(filepath.Join(t.dir, extentName(number)), false)
+	if err != nil {
+		return err
+	}
+	size, err := f.Size()
+	if err != nil {
+		return errors.Join(err, f.Close())
+	}
+	t.addLocked(newExtent(number, f, size))
+	return nil
+}
+
+func (t *Tier) addLocked(x *extent) {
+	t.mu.extents[x.number] = x
+	i, _ := slices.BinarySearchFunc(t.mu.order, x.number, func(x *extent, n uint32) int { return cmp.Compare(x.number, n) })
+	t.mu.order = slices.Insert(t.mu.order, i, x)
+	t.mu.next = max(t.mu.next, x.number+1)
+	t.mu.files += x.bytes()
+}
+
+// Direct says whether all extents are read with direct I/O. With no extents it is false.
+func (t *Tier) Direct() bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for _, x := range t.mu.order {
+		if !x.file.Direct() {
+			return false
+		}
+	}
+	return len(t.mu.order) > 0
+}
+
+// Usage says what the tier holds now and did so far. BytesUsed counts blocks
+// that are taken; the files have up to BytesLimit. Pieces counts parts.
+func (t *Tier) Usage() tiers.Usage {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return tiers.Usage{
+		BytesUsed: t.mu.used, BytesLimit: t.o.Bytes,
+		Pieces: t.mu.parts,
+		Hits:   t.hits.Load(), Misses: t.misses.Load(),
+		BytesRead: t.read.Load(), BytesWritten: t.written.Load(),
+		Corruptions: t.corruptions.Load(),
+	}
+}
+
+// begin says that an operation uses the files. End it with t.ops.Done.
+func (t *Tier) begin() error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.mu.closed {
+		return tiers.ErrClosed
+	}
+	t.ops.Add(1)
+	return nil
+}
+
+// Close waits for operations under way and closes the files. Pins stay valid.
+func (t *Tier) Close() error {
+	t.mu.Lock()
+	if t.mu.closed {
+		t.mu.Unlock()
+		return nil
+	}
+	t.mu.closed = true
+	t.mu.Unlock()
+	t.ops.Wait()
+	var errs []error
+	for _, x := range t.mu.order { // nobody else is left
+		errs = append(errs, x.file.Close())
+	}
+	if err := errors.Join(errs...); err != nil {
+		return fmt.Errorf("nvme: close: %w", err)
+	}
+	return nil
+}

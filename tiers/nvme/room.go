@@ -1,0 +1,214 @@
+package nvme
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"path/filepath"
+	"slices"
+	"syscall"
+
+	"kvtier/tiers"
+)
+
+// alloc takes n blocks, making an extent if none has them.
+func (t *Tier) alloc(n uint32) (*stored, error) {
+	t.mu.Lock()
+	st := t.allocLocked(n)
+	t.mu.Unlock()
+	if st != nil {
+		return st, nil
+	}
+	t.grow.Lock()
+	defer t.grow.Unlock()
+	need := int64(n) * tiers.BlockSize
+	if err := t.shrink(need); err != nil {
+		return nil, err
+	}
+	t.mu.Lock()
+	st = t.allocLocked(n) // somebody else may have made an extent or freed blocks
+	number, room := t.mu.next, (t.o.Bytes-t.mu.files)/tiers.BlockSize*tiers.BlockSize
+	t.mu.Unlock()
+	if st != nil {
+		return st, nil
+	}
+	if room < need {
+		return nil, fmt.Errorf("%d blocks in one run, of a limit of %d bytes: %w", n, t.o.Bytes, tiers.ErrFull)
+	}
+	x, err := t.create(number, need, min(max(t.o.ExtentBytes, need), room))
+	if err != nil {
+		return nil, err
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.addLocked(x)
+	return t.allocLocked(n), nil // files are within the limit, and so is what lies in them
+}
+
+// allocLocked takes the first free run of n blocks, nil if there is none.
+func (t *Tier) allocLocked(n uint32) *stored {
+	if t.mu.files > t.o.Bytes {
+		return nil // the limit was lowered since the extents were made
+	}
+	for _, x := range t.mu.order {
+		if r, ok := x.alloc(n); ok {
+			t.mu.used += int64(n) * tiers.BlockSize
+			return &stored{run: r, extent: x}
+		}
+	}
+	return nil
+}
+
+// create makes an extent of size bytes, or of fewer but at least need if the
+// disk has no more. t.grow is held.
+func (t *Tier) create(number uint32, need, size int64) (*extent, error) {
+	name := filepath.Join(t.dir, extentName(number))
+	for {
+		f, err := t.fs.OpenFile(name, true)
+		if err != nil {
+			return nil, fullOr(fmt.Errorf("make %s: %w", name, err))
+		}
+		if err = f.Allocate(size); err == nil {
+			return newExtent(number, f, size), nil
+		}
+		err = fullOr(errors.Join(fmt.Errorf("allocate %d bytes for %s: %w", size, name, err), f.Close(), t.fs.Remove(name)))
+		if !errors.Is(err, tiers.ErrFull) || size == need {
+			return nil, err
+		}
+		size = max(size/2/tiers.BlockSize*tiers.BlockSize, need)
+	}
+}
+
+// shrink removes empty extents, the last first, where the files are over the
+// limit (it was lowered), or where that makes room for a longer extent. t.grow is held.
+func (t *Tier) shrink(need int64) error {
+	var gone []*extent
+	t.mu.Lock()
+	over, empty := t.mu.files+need-t.o.Bytes, int64(0)
+	for _, x := range t.mu.order {
+		if x.empty() {
+			empty += x.bytes()
+		}
+	}
+	if empty >= over || t.mu.files > t.o.Bytes {
+		for i := len(t.mu.order) - 1; i >= 0 && over > 0; i-- {
+			if x := t.mu.order[i]; x.empty() {
+				gone = append(gone, x)
+				over -= x.bytes()
+				t.mu.order = slices.Delete(t.mu.order, i, i+1)
+				delete(t.mu.extents, x.number)
+			}
+		}
+	}
+	t.mu.Unlock()
+	if len(gone) == 0 {
+		return nil
+	}
+	t.syncing.Lock() // Sync may be using the file
+	defer t.syncing.Unlock()
+	for _, x := range gone {
+		if err := errors.Join(x.file.Close(), t.fs.Remove(filepath.Join(t.dir, extentName(x.number)))); err != nil {
+			return fmt.Errorf("remove %s: %w", extentName(x.number), err)
+		}
+		t.mu.Lock()
+		t.mu.files -= x.bytes() // not before the disk has it back
+		t.mu.Unlock()
+	}
+	return nil
+}
+
+// fullOr marks an error that says that the disk or quota is full as ErrFull.
+func fullOr(err error) error {
+	if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
+		return fmt.Errorf("%w: %w", tiers.ErrFull, err)
+	}
+	return err
+}
+
+// freeLocked gives a run back.
+func (t *Tier) freeLocked(st *stored) {
+	st.extent.release(st.run)
+	t.mu.used -= int64(st.run.Blocks) * tiers.BlockSize
+}
+
+// dropLocked frees a run now, or with the last read of it.
+func (t *Tier) dropLocked(st *stored) {
+	t.mu.parts--
+	st.dead = true
+	if st.refs == 0 {
+		t.freeLocked(st)
+	}
+}
+
+// Drop forgets planes of a segment. Commit the removal before; see the package
+// documentation.
+func (t *Tier) Drop(id tiers.ID, planes tiers.PlaneSet) error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.mu.closed {
+		return fmt.Errorf("nvme: drop %v: %w", id, tiers.ErrClosed)
+	}
+	s := t.mu.segments[id]
+	if s == nil {
+		return nil
+	}
+	s.hidden |= planes & tiers.AllPlanes
+	left := false
+	for p := range s.parts {
+		if of := planesOf(tiers.Part(p)); s.hidden&of == of {
+			if s.parts[p] != nil {
+				t.dropLocked(s.parts[p])
+				s.parts[p] = nil
+			}
+			s.hidden &^= of
+		}
+		left = left || s.parts[p] != nil
+	}
+	if !left {
+		delete(t.mu.segments, id)
+	}
+	return nil
+}
+
+func planesOf(p tiers.Part) tiers.PlaneSet {
+	if p == tiers.PartLow {
+		return tiers.LowPlanes
+	}
+	return tiers.AllPlanes &^ tiers.LowPlanes
+}
+
+// Sync makes durable what was put before it was called.
+func (t *Tier) Sync(ctx context.Context) error {
+	if err := t.begin(); err != nil {
+		return fmt.Errorf("nvme: sync: %w", err)
+	}
+	defer t.ops.Done()
+	// One at a time: a second caller must not find an extent clean that the
+	// first has not finished.
+	t.syncing.Lock()
+	defer t.syncing.Unlock()
+	var dirty []*extent
+	t.mu.Lock()
+	for _, x := range t.mu.order {
+		if x.dirty {
+			dirty = append(dirty, x)
+			x.dirty = false
+		}
+	}
+	t.mu.Unlock()
+	for i, x := range dirty {
+		err := ctx.Err()
+		if err == nil {
+			err = x.file.Sync()
+		}
+		if err != nil {
+			t.mu.Lock()
+			for _, x := range dirty[i:] {
+				x.dirty = true
+			}
+			t.mu.Unlock()
+			return fmt.Errorf("nvme: sync %s: %w", extentName(x.number), err)
+		}
+	}
+	return nil
+}
