@@ -1,0 +1,83 @@
+package nvme
+
+import (
+	"errors"
+	"sync/atomic"
+	"syscall"
+	"time"
+)
+
+// faults is the system's file system with faults that tests turn on.
+type faults struct {
+	osFS
+	full      atomic.Int64 // Allocate beyond this many bytes is ENOSPC; 0: never
+	writeFull atomic.Bool  // WriteAt is ENOSPC
+	failRead  atomic.Bool  // ReadAt is EIO
+	failWrite atomic.Bool  // WriteAt is EIO
+	failSync  atomic.Bool
+	short     atomic.Bool // reads and writes stop half way
+	flip      atomic.Bool // a bit of what is read is wrong
+	slow      atomic.Int64
+	reading   atomic.Int64 // reads under way, and the most there were
+	most      atomic.Int64
+	syncs     atomic.Int64
+}
+
+func (s *faults) OpenFile(name string, create bool) (File, error) {
+	f, err := s.osFS.OpenFile(name, create)
+	if err != nil {
+		return nil, err
+	}
+	return &faultyFile{f, s}, nil
+}
+
+type faultyFile struct {
+	File
+	s *faults
+}
+
+func (f *faultyFile) Allocate(n int64) error {
+	if full := f.s.full.Load(); full > 0 && n > full {
+		return syscall.ENOSPC
+	}
+	return f.File.Allocate(n)
+}
+
+func (f *faultyFile) ReadAt(b []byte, off int64) (int, error) {
+	n := f.s.reading.Add(1)
+	defer f.s.reading.Add(-1)
+	for m := f.s.most.Load(); n > m && !f.s.most.CompareAndSwap(m, n); m = f.s.most.Load() {
+	}
+	time.Sleep(time.Duration(f.s.slow.Load()))
+	switch {
+	case f.s.failRead.Load():
+		return 0, syscall.EIO
+	case f.s.short.Load():
+		return f.File.ReadAt(b[:len(b)/2/4096*4096], off)
+	}
+	got, err := f.File.ReadAt(b, off)
+	if f.s.flip.Load() && got > 0 {
+		b[got-1] ^= 1
+	}
+	return got, err
+}
+
+func (f *faultyFile) WriteAt(b []byte, off int64) (int, error) {
+	switch {
+	case f.s.writeFull.Load():
+		return 0, syscall.ENOSPC
+	case f.s.failWrite.Load():
+		return 0, syscall.EIO
+	case f.s.short.Load():
+		return f.File.WriteAt(b[:len(b)/2/4096*4096], off)
+	}
+	return f.File.WriteAt(b, off)
+}
+
+func (f *faultyFile) Sync() error {
+	f.s.syncs.Add(1)
+	if f.s.failSync.Load() {
+		return errors.New("sync failed")
+	}
+	return f.File.Sync()
+}
