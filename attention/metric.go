@@ -35,8 +35,8 @@ func (s *QuerySum) Add(q []float32) {
 	for ; len(q) >= s.d; q = q[s.d:] {
 		row := q[:s.d]
 		n2 := float64(Dot(row, row))
-		if n2 == 0 {
-			continue
+		if n2 == 0 || math.IsInf(n2, 0) || math.IsNaN(n2) {
+			continue // says nothing of a direction
 		}
 		s.n++
 		s.norm2 += n2

@@ -41,6 +41,9 @@ func (p *Partial) weight(score float32) float32 {
 	if score > p.Max {
 		p.rescale(score)
 	}
+	if math.IsInf(float64(score), -1) {
+		return 0 // -Inf - -Inf is no number
+	}
 	return exp32(score - p.Max)
 }
 
@@ -67,7 +70,7 @@ func (p *Partial) Merge(o *Partial) {
 }
 
 // LSE returns the natural log of the summed weights; -Inf if there are none.
-func (p *Partial) LSE() float32 { return p.Max + float32(math.Log(p.Sum)) }
+func (p *Partial) LSE() float32 { return float32(float64(p.Max) + math.Log(p.Sum)) }
 
 // Output writes the attention output, the weighted mean of values [d]; zeros
 // if there are no tokens.

@@ -30,6 +30,9 @@ func attendRow(p *Partial, q, k, v []float32, d int, softcap float32, scores []f
 	if hi > p.Max {
 		p.rescale(hi)
 	}
+	if math.IsInf(float64(p.Max), -1) {
+		return // every token is masked
+	}
 	for t, s := range scores {
 		if w := exp32(s - p.Max); w > 0 {
 			p.Sum += float64(w)
