@@ -160,7 +160,7 @@ func (h *Header) Bytes(p Part) int64 { return int64(len(h.crcs[p])) * BlockSize 
 // len(b) is a multiple of BlockSize. The error is ErrCorrupt.
 func (h *Header) CheckBlocks(p Part, first int, b []byte) error {
 	for i := 0; len(b) > 0; i++ {
-		if first+i >= len(h.crcs[p]) || len(b) < BlockSize {
+		if first < 0 || first+i >= len(h.crcs[p]) || len(b) < BlockSize {
 			return fmt.Errorf("segment %v: block %d is outside part %d: %w", h.ID, first+i, p, ErrCorrupt)
 		}
 		if crc32.Update(h.idSeed, castagnoli, b[:BlockSize]) != h.crcs[p][first+i] {
@@ -261,7 +261,12 @@ func (h *Header) Marshal() []byte {
 			b = le.AppendUint32(b, v)
 		}
 	}
-	return le.AppendUint32(b, crc32.Checksum(b, castagnoli))
+	return appendSum(b)
+}
+
+// appendSum appends the checksum that ends a header.
+func appendSum(b []byte) []byte {
+	return binary.LittleEndian.AppendUint32(b, crc32.Checksum(b, castagnoli))
 }
 
 // limits on what a header may claim, so that sizes are checked before use.
@@ -293,6 +298,9 @@ func UnmarshalHeader(b []byte) (*Header, error) {
 	h := &Header{Profile: Profile(b[12]), Type: b[13], HeadDim: int(le.Uint16(b[14:])),
 		Layer: int(le.Uint32(b[16:])), Start: le.Uint64(b[20:]), Tokens: int(le.Uint32(b[28:]))}
 	heads, planes := int(le.Uint16(b[32:])), int(le.Uint16(b[34:]))
+	if h.Profile < ProfileExact || h.Profile > ProfileBalanced {
+		return bad("profile")
+	}
 	if heads == 0 || heads > maxHeads || planes != int(NumPlanes) || h.HeadDim > maxHeadDim ||
 		h.HeadDim == 0 || h.Tokens > SegmentTokens {
 		return bad("counts")
