@@ -1,6 +1,7 @@
 package tiertest
 
 import (
+	"encoding/binary"
 	"math/rand/v2"
 
 	"kvtier/tiers"
@@ -18,11 +19,12 @@ func Segment(seed uint64, heads, size int) (*tiers.Header, []tiers.Piece) {
 			if absent := rng.IntN(4) == 0; absent && p != tiers.PlanePages || p.Part() == tiers.PartLow && !low {
 				continue
 			}
-			b := make([]byte, 1+rng.IntN(size))
-			for i := 0; i < len(b); i++ {
-				b[i] = byte(rng.Uint32())
+			n := 1 + rng.IntN(size)
+			b := make([]byte, 0, n+8)
+			for len(b) < n {
+				b = binary.LittleEndian.AppendUint64(b, rng.Uint64())
 			}
-			pieces[head][p] = b
+			pieces[head][p] = b[:n]
 		}
 	}
 	h := tiers.Header{Profile: tiers.ProfileNeutral, HeadDim: 128, Layer: rng.IntN(32),
