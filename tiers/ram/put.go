@@ -7,7 +7,8 @@ import (
 	"kvtier/tiers"
 )
 
-// Put stores copies of pieces, all or none.
+// Put stores copies of pieces, all or none: where room is short, the policy has
+// to admit every one of them, so what is promoted by its use is best put piece by piece.
 func (t *Tier) Put(ctx context.Context, h *tiers.Header, pieces []tiers.Piece) error {
 	t.writes.Lock()
 	defer t.writes.Unlock()
