@@ -37,7 +37,7 @@ func checkStorage(dir string, s *kvtierv1.GetStatusResponse) []finding {
 	}
 	defer probe.Close()
 	return []finding{
-		checkDirMode(dir, info), checkFileSystem(dir), checkDirect(dir), checkSync(probe), checkFree(dir, s),
+		checkDirMode(dir, info), checkFileSystem(dir), checkFree(dir, s), checkSync(probe), checkDirect(probe),
 	}
 }
 
@@ -89,20 +89,14 @@ func checkFileSystem(dir string) finding {
 	return ok("file system", "%s", name)
 }
 
-// checkDirect writes and reads one block past the page cache, as the NVMe tier does.
-func checkDirect(dir string) finding {
+// checkDirect writes and reads one block past the page cache, as the NVMe tier does. It changes the
+// probe to direct I/O, so it comes last.
+func checkDirect(probe *os.File) finding {
 	const hint = "choose a folder on ext4 or xfs"
-	f, err := os.CreateTemp(dir, ".doctor-*")
-	if err != nil {
-		return fail("direct I/O", hint, "%v", err)
-	}
-	f.Close()
-	defer os.Remove(f.Name())
-	fd, err := unix.Open(f.Name(), unix.O_RDWR|unix.O_DIRECT|unix.O_CLOEXEC, 0)
-	if err != nil {
+	fd := int(probe.Fd())
+	if _, err := unix.FcntlInt(probe.Fd(), unix.F_SETFL, unix.O_RDWR|unix.O_DIRECT); err != nil {
 		return warn("direct I/O", hint, "O_DIRECT is refused: %v", err)
 	}
-	defer unix.Close(fd)
 	out, in := alignedBlock(), alignedBlock()
 	for i := range out {
 		out[i] = byte(i * 7)
