@@ -90,10 +90,12 @@ func (b *bisector) split(tokens []int, unit int) {
 		return
 	}
 	left := ((n+unit-1)/unit + 1) / 2 * unit // whole units, the larger half first
-	b.project(tokens, b.principal(tokens))
+	mean := b.mean(tokens)
+	b.project(tokens, b.principal(tokens, mean))
 	for range 3 {
 		b.sort(tokens)
-		b.project(tokens, sub(b.mean(tokens[left:]), b.mean(tokens[:left])))
+		// From the smaller half's mean to that of all: the direction in which the means differ.
+		b.project(tokens, sub(b.mean(tokens[left:]), mean))
 	}
 	b.sort(tokens)
 	b.split(tokens[:left], unit)
@@ -101,8 +103,7 @@ func (b *bisector) split(tokens []int, unit int) {
 }
 
 // principal returns the main direction of the tokens' spread, by power iteration.
-func (b *bisector) principal(tokens []int) []float32 {
-	mean := b.mean(tokens)
+func (b *bisector) principal(tokens []int, mean []float32) []float32 {
 	w := make([]float32, b.d)
 	for i := range w {
 		w[i] = float32(b.rng.NormFloat64())
@@ -110,12 +111,13 @@ func (b *bisector) principal(tokens []int) []float32 {
 	next := make([]float32, b.d)
 	for range 6 {
 		clear(next)
-		off := Dot(mean, w)
+		off, sum := Dot(mean, w), float32(0)
 		for _, t := range tokens {
 			a := Dot(b.row(t), w) - off
 			axpy(next, a, b.row(t))
-			axpy(next, -a, mean)
+			sum += a
 		}
+		axpy(next, -sum, mean)
 		norm := float32(math.Sqrt(float64(Dot(next, next))))
 		if norm == 0 || math.IsInf(float64(norm), 0) {
 			break // all alike: any direction will do

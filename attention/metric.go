@@ -157,8 +157,8 @@ func (m *Metric) Apply(x []float32) []float32 {
 func (m *Metric) Spread(delta []float32) float32 {
 	d := m.d
 	var s float32
-	for i, a := range delta {
-		s += a * Dot(m.C[i*d:(i+1)*d], delta)
+	for i, a := range delta { // C is symmetric: its lower triangle counts twice
+		s += a * (2*Dot(m.C[i*d:i*d+i], delta[:i]) + m.C[i*d+i]*a)
 	}
 	return max(s, 0)
 }

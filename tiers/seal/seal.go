@@ -7,6 +7,7 @@ package seal
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
 
 	"kvtier/attention"
@@ -215,41 +216,69 @@ func codecError(k, v, queries []float32, planes *[tiers.NumPlanes][]byte, info t
 	}
 	view.Values(vc, bytesOf(tiers.PlaneV4), nil)
 	attention.Attend(coded, queries, kc, vc, d, 0, nil, scores)
-	var sum float32
+	var sum, seen float32
 	a, b := make([]float32, d), make([]float32, d)
 	for i := range rows {
 		exact[i].Output(a)
 		compress.Rotate(a, d)
 		coded[i].Output(b)
-		sum += attention.RelativeError(b, a)
+		if attention.Dot(a, a) > 0 { // no error is relative to nothing
+			sum += attention.RelativeError(b, a)
+			seen++
+		}
 	}
-	return sum / float32(rows)
+	return sum / max(seen, 1)
 }
 
 // Check says whether the pieces' sizes are those that the header's counts
 // demand, so that views never index outside them. The error is tiers.ErrCorrupt.
 func Check(h *tiers.Header) error {
 	t := compress.ElementType(h.Type)
-	if t.Size() == 0 || h.HeadDim%16 != 0 {
+	if t.Size() == 0 || h.HeadDim < 16 || h.HeadDim > compress.MaxHeadDim || h.HeadDim%16 != 0 {
 		return fmt.Errorf("segment %v: element type %d, head dimension %d: %w", h.ID, h.Type, h.HeadDim, tiers.ErrCorrupt)
 	}
-	for i, info := range h.Heads {
-		v := View{D: h.HeadDim, Info: info}
-		if _, n, ok := h.Piece(i, tiers.PlaneWindow); ok {
-			if n%(2*h.HeadDim*t.Size()) != 0 || info != (tiers.HeadInfo{}) {
-				return fmt.Errorf("segment %v: window of head %d: %w", h.ID, i, tiers.ErrCorrupt)
-			}
-			continue
+	_, _, window := h.Piece(0, tiers.PlaneWindow)
+	check := checkHead
+	if window {
+		check = checkWindow
+	}
+	for i := range h.Heads {
+		if err := check(h, i, t); err != nil {
+			return fmt.Errorf("segment %v: head %d: %w: %w", h.ID, i, err, tiers.ErrCorrupt)
 		}
-		if info.Body+info.Outliers+info.Sinks != h.Tokens || info.Body == 0 {
-			return fmt.Errorf("segment %v: head %d: tokens do not add up: %w", h.ID, i, tiers.ErrCorrupt)
+	}
+	return nil
+}
+
+// checkWindow checks a head of a window segment: nothing but rows, as many as
+// its first head has.
+func checkWindow(h *tiers.Header, head int, t compress.ElementType) error {
+	if h.Heads[head] != (tiers.HeadInfo{}) {
+		return errors.New("a window beside other tokens")
+	}
+	_, first, _ := h.Piece(0, tiers.PlaneWindow)
+	for p := range tiers.NumPlanes {
+		_, n, ok := h.Piece(head, p)
+		if ok != (p == tiers.PlaneWindow) || ok && (n != first || n%(2*h.HeadDim*t.Size()) != 0) {
+			return fmt.Errorf("plane %v of a window has %d bytes", p, n)
 		}
-		for p := tiers.Plane(0); p < tiers.NumPlanes; p++ {
-			want, optional := v.size(p, t)
-			_, n, ok := h.Piece(i, p)
-			if ok && want >= 0 && n != want || !ok && !optional && want > 0 {
-				return fmt.Errorf("segment %v: head %d: plane %v has %d bytes, not %d: %w", h.ID, i, p, n, want, tiers.ErrCorrupt)
-			}
+	}
+	return nil
+}
+
+func checkHead(h *tiers.Header, head int, t compress.ElementType) error {
+	v := View{D: h.HeadDim, Info: h.Heads[head]}
+	if i := v.Info; i.Body+i.Outliers+i.Sinks != h.Tokens || i.Body == 0 {
+		return fmt.Errorf("%d + %d + %d tokens of %d", i.Body, i.Outliers, i.Sinks, h.Tokens)
+	} else if !(i.QueryNorm2 >= 0) || !(i.CodecError >= 0) {
+		return errors.New("a figure that is no number")
+	}
+	for p := range tiers.NumPlanes {
+		least, most := v.size(p, t, h.Profile)
+		// A low plane is whole or absent; most of an exact plane's size is the rows'.
+		_, n, _ := h.Piece(head, p)
+		if n < least || n > most || tiers.LowPlanes.Has(p) && n > 0 && n < most {
+			return fmt.Errorf("plane %v has %d bytes, not %d to %d", p, n, least, most)
 		}
 	}
 	return nil

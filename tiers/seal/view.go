@@ -65,39 +65,50 @@ func (v View) ValueRanges(t int) (scale, codes tiers.Range) {
 		tiers.Range{Off: base + n*compress.ValueScaleBytes + i*row, Len: row}
 }
 
-// size is the number of bytes that plane p must have; -1 if it varies.
-// optional says that it may be absent.
-func (v View) size(p tiers.Plane, t compress.ElementType) (n int, optional bool) {
+// size is how many bytes plane p has at least and at most in a segment of a profile.
+func (v View) size(p tiers.Plane, t compress.ElementType, profile tiers.Profile) (least, most int) {
 	k2, k4, k8 := compress.KeyPlaneLeafBytes(v.D)
 	row, leaves := compress.ValueRowBytes(v.D), v.Leaves()
+	exactly := func(n int) (int, int) { return n, n }
+	low := func(n int) (int, int) {
+		if profile == tiers.ProfileNeutral {
+			return n, n
+		}
+		return 0, n
+	}
 	switch p {
 	case tiers.PlanePages:
-		return attention.SummaryBytes(v.Pages(), v.D), false
+		return exactly(attention.SummaryBytes(v.Pages(), v.D))
 	case tiers.PlaneLeaves:
-		return attention.SummaryBytes(leaves, v.D), false
+		return exactly(attention.SummaryBytes(leaves, v.D))
 	case tiers.PlaneSteps:
-		return (v.Info.Body + tiers.StepTokens - 1) / tiers.StepTokens * compress.KeyStepsBytes(v.D), false
+		return exactly((v.Info.Body + tiers.StepTokens - 1) / tiers.StepTokens * compress.KeyStepsBytes(v.D))
 	case tiers.PlaneOrder:
-		return 2 * v.Stored(), false
+		return exactly(2 * v.Stored())
 	case tiers.PlaneOutliers:
 		if v.Info.Outliers == 0 {
-			return 0, true
+			return 0, 0
 		}
-		return v.outlierCodes() + v.Info.Outliers*v.D, false
+		return exactly(v.outlierCodes() + v.Info.Outliers*v.D)
 	case tiers.PlaneK2:
-		return leaves * k2, false
+		return exactly(leaves * k2)
 	case tiers.PlaneK4:
-		return leaves * k4, false
+		return exactly(leaves * k4)
 	case tiers.PlaneK8:
-		return leaves * k8, true
+		return low(leaves * k8)
 	case tiers.PlaneV4:
-		return v.Stored() * (compress.ValueScaleBytes + row), false
+		return exactly(v.Stored() * (compress.ValueScaleBytes + row))
 	case tiers.PlaneV8:
-		return v.Stored() * row, true
+		return low(v.Stored() * row)
 	case tiers.PlaneSinks:
-		return 2 * v.Info.Sinks * v.D * t.Size(), false
+		return exactly(2 * v.Info.Sinks * v.D * t.Size())
+	case tiers.PlaneKX, tiers.PlaneVX:
+		if profile == tiers.ProfileExact {
+			pages := compress.ExactPages(v.Stored())
+			return 5 * pages, 5*pages + v.Stored()*v.D*t.Size()
+		}
 	}
-	return -1, true
+	return 0, 0
 }
 
 // BytesAt4Bits is what reading every stored token of the head once at 4 bits
