@@ -1,37 +1,25 @@
 package sparse
 
 import (
+	"math"
+
+	"kvtier/attention"
 	"kvtier/compress"
 	"kvtier/tiers"
+	"kvtier/tiers/seal"
 )
 
 // plan says which parts of the body are read at each stage. All are shares.
 type plan struct {
-	pages  float32 // pages whose leaves are scored
-	leaves float32 // leaves whose keys are scanned at 2 bits
-	refine float32 // leaves whose keys are scanned at 4 bits
-	values float32 // tokens whose values are read
+	pages  float64 // pages whose leaves are scored
+	leaves float64 // leaves whose keys are scanned at 2 bits
+	refine float64 // leaves whose keys are scanned at 4 bits
+	values float64 // tokens whose values are read
 }
 
-// planFor returns the largest plan along the measured path (docs/decisions/0004-budget-path.md)
-// that transfers at most share of the body's 4-bit bytes from RAM.
-func planFor(share float32, d int) plan {
-	lo, hi := float32(0), float32(1)
-	if at(1).cost(d) <= share {
-		return at(1)
-	}
-	for range 20 {
-		if mid := (lo + hi) / 2; at(mid).cost(d) <= share {
-			lo = mid
-		} else {
-			hi = mid
-		}
-	}
-	return at(lo)
-}
-
-// at is the path: a plan for every x in [0, 1], x being the share of leaves scanned.
-func at(x float32) plan {
+// at is the path: a plan for every x in [0, 1], x being the share of leaves
+// scanned (docs/decisions/0004-budget-path.md).
+func at(x float64) plan {
 	p := plan{pages: min(1, 2*x), leaves: x, refine: x / 4, values: .01}
 	if x > .2 {
 		p.values += (x - .2) / 10
@@ -44,20 +32,65 @@ func at(x float32) plan {
 	return p
 }
 
-// cost is the share of the body's 4-bit bytes that a plan transfers, in whole
-// cache lines, summaries and steps included.
-func (p plan) cost(d int) float32 {
+// planFor returns the largest plan on the path that transfers at most share of
+// the body's 4-bit bytes from RAM; the least plan if what every query reads is
+// more than that already.
+func planFor(share float32, b body) plan {
+	limit := float64(share) * b.full
+	if b.cost(at(1)) <= limit {
+		return at(1)
+	}
+	lo, hi := 0., 1.
+	for range 20 {
+		if mid := (lo + hi) / 2; b.cost(at(mid)) <= limit {
+			lo = mid
+		} else {
+			hi = mid
+		}
+	}
+	return at(lo)
+}
+
+// body counts what the segments of a query hold, to know what a plan costs.
+type body struct {
+	pages, leaves, groups, stored float64
+	always                        float64 // bytes that every query reads
+	full                          float64 // bytes of everything at 4 bits
+	d                             int
+}
+
+func (b *body) add(v seal.View) {
+	b.d = v.D
+	b.pages += float64(v.Pages())
+	b.leaves += float64(v.Leaves())
+	b.groups += float64((v.Leaves() + leavesOfGroup - 1) / leavesOfGroup)
+	b.stored += float64(v.Stored())
+	b.full += float64(v.BytesAt4Bits())
+	b.always += lines(attention.SummaryBytes(v.Pages(), v.D)) + lines(v.OutlierBytes())
+}
+
+// leavesOfGroup is how many leaves share their key steps.
+const leavesOfGroup = tiers.StepTokens / tiers.LeafTokens
+
+// cost is how many bytes a plan transfers from RAM, in whole cache lines.
+func (b *body) cost(p plan) float64 {
+	const leavesOfPage = tiers.PageTokens / tiers.LeafTokens
+	k2, _, _ := compress.KeyPlaneLeafBytes(b.d)
+	bytes := b.always
+	bytes += p.pages * b.pages * lines(attention.SummaryBytes(leavesOfPage, b.d))
+	bytes += (p.leaves + p.refine) * b.leaves * lines(k2)
+	// A group's steps are read if any of its leaves is; at worst leaves lie scattered.
+	bytes += (1 - math.Pow(1-p.leaves, leavesOfGroup)) * b.groups * lines(compress.KeyStepsBytes(b.d))
+	return bytes + p.values*b.stored*(lines(compress.ValueScaleBytes)+lines(compress.ValueRowBytes(b.d)))
+}
+
+// lines is how many bytes of cache lines n bytes touch on average, if they lie
+// at a multiple of n.
+func lines(n int) float64 {
+	if n == 0 {
+		return 0
+	}
 	const line = 64
-	lines := func(n int) float32 { return float32((n + line - 1) / line * line) }
-	k2, _, _ := compress.KeyPlaneLeafBytes(d)
-	row := compress.ValueRowBytes(d)
-	full := float32(2*row + compress.ValueScaleBytes) // a token
-	sum := float32(2*d + 8)                           // a unit's summary
-	b := sum/tiers.PageTokens + p.pages*sum/tiers.LeafTokens
-	b += (p.leaves + p.refine) * lines(k2) / tiers.LeafTokens
-	// Leaves next to each other share their steps; scattered ones do not.
-	b += min(1, p.leaves*8) * float32(compress.KeyStepsBytes(d)) / tiers.StepTokens
-	b += float32(d) / 32 // outliers' keys
-	b += p.values * (line + lines(row))
-	return b / full
+	align := min(n&-n, line)
+	return float64(n - align + line)
 }

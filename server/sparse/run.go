@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"math"
+	"slices"
 	"time"
 
 	"kvtier/attention"
@@ -73,14 +74,18 @@ func (t *token) group() group { return group{t.seg, t.leaf} }
 func newRun(ctx context.Context, r Reader, segments []Segment, part []int, q Query, share float32, tr *Trace) *run {
 	d := segments[part[0]].Header.HeadDim
 	rows := len(q.Partials)
-	u := &run{ctx: ctx, r: r, tr: tr, q: q, d: d, rows: rows, plan: planFor(share, d),
+	u := &run{ctx: ctx, r: r, tr: tr, q: q, d: d, rows: rows,
 		norm2: make([]float32, rows), total: make([]float32, rows), rot: attention.NewPartials(rows, d)}
 	for i := range rows {
 		u.norm2[i] = attention.Dot(u.row(i), u.row(i))
 	}
+	var b body
 	for _, i := range part {
-		u.segs = append(u.segs, &segmentRun{index: i, s: segments[i], view: view(segments[i], q.Head)})
+		v := view(segments[i], q.Head)
+		u.segs = append(u.segs, &segmentRun{index: i, s: segments[i], view: v})
+		b.add(v)
 	}
+	u.plan = planFor(share, b)
 	return u
 }
 
@@ -145,19 +150,17 @@ func (u *run) scorePages() error {
 	if err != nil {
 		return err
 	}
+	for _, s := range u.segs { // all of them, before anything can fail
+		n := 1 + min(1, s.view.Info.Outliers)
+		s.pins, pins = append(s.pins, pins[:n]...), pins[n:]
+	}
 	for i, s := range u.segs {
-		take := func() []byte {
-			p := pins[0]
-			pins = pins[1:]
-			s.pins = append(s.pins, p)
-			return p.Ranges[0]
-		}
-		s.pages, _ = attention.ParseSummaries(take(), u.d, s.view.Pages())
+		s.pages, _ = attention.ParseSummaries(s.pins[0].Ranges[0], u.d, s.view.Pages())
 		for p := range s.view.Pages() {
 			u.pages = append(u.pages, u.unit(i, p, s.view.PageTokens(p), s.pages, p))
 		}
 		if s.view.Info.Outliers > 0 {
-			s.outliers = take()
+			s.outliers = s.pins[1].Ranges[0]
 			if err := u.scoreOutliers(i, s); err != nil {
 				return err
 			}
@@ -236,8 +239,8 @@ func (u *run) best(units []unit, count int) []int {
 }
 
 // count is a share of n, at least 1, at most n.
-func count(share float32, n int) int {
-	return min(n, max(1, int(math.Round(float64(share)*float64(n)))))
+func count(share float64, n int) int {
+	return min(n, max(1, int(share*float64(n))))
 }
 
 // scoreLeaves scores the leaves of the best pages; the other pages are estimated.
@@ -467,6 +470,16 @@ func (u *run) readValues() error {
 	return nil
 }
 
+// valueRanges returns where the scales of tokens lie, which share cache lines
+// with their neighbours', and after them where the codes lie.
+func (u *run) valueRanges(seg int, tokens []int) []tiers.Range {
+	out := make([]tiers.Range, 2*len(tokens))
+	for i, c := range tokens {
+		out[i], out[len(tokens)+i] = u.segs[seg].view.ValueRanges(u.tokens[c].place)
+	}
+	return out
+}
+
 // fetch reads the values of the chosen tokens and adds them to the partials.
 func (u *run) fetch(chosen []int) error {
 	ranges := make([][]tiers.Range, len(u.segs))
@@ -478,16 +491,18 @@ func (u *run) fetch(chosen []int) error {
 		if u.sums[t.group()] == nil {
 			u.sums[t.group()] = &readSum{value: make([]float32, u.d)}
 		}
-		scale, codes := u.segs[t.seg].view.ValueRanges(t.place)
-		ranges[t.seg] = append(ranges[t.seg], scale, codes)
 		byseg[t.seg] = append(byseg[t.seg], c)
+	}
+	for seg := range byseg {
+		slices.SortFunc(byseg[seg], func(a, b int) int { return u.tokens[a].place - u.tokens[b].place })
+		ranges[seg] = u.valueRanges(seg, byseg[seg])
 	}
 	u.acc.Read += int64(len(chosen))
 	v := make([]float32, u.d)
 	return u.each(tiers.PlaneV4, ranges, func(seg int, b [][]byte) error {
 		for i, c := range byseg[seg] {
 			t := u.tokens[c]
-			compress.UnpackValue(v, b[2*i], b[2*i+1], nil, u.d)
+			compress.UnpackValue(v, b[i], b[len(byseg[seg])+i], nil, u.d)
 			for r := range u.rows {
 				u.rot[r].Add(t.log[r], v)
 				if u.tr.Token != nil {

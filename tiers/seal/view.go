@@ -86,10 +86,7 @@ func (v View) size(p tiers.Plane, t compress.ElementType, profile tiers.Profile)
 	case tiers.PlaneOrder:
 		return exactly(2 * v.Stored())
 	case tiers.PlaneOutliers:
-		if v.Info.Outliers == 0 {
-			return 0, 0
-		}
-		return exactly(v.outlierCodes() + v.Info.Outliers*v.D)
+		return exactly(v.OutlierBytes())
 	case tiers.PlaneK2:
 		return exactly(leaves * k2)
 	case tiers.PlaneK4:
@@ -153,6 +150,14 @@ func (v View) Keys(dst []float32, steps, k2, k4, k8, outliers []byte) error {
 // outlierCodes is where the codes begin in PlaneOutliers.
 func (v View) outlierCodes() int {
 	return compress.KeyStepsBytes(v.D) + attention.SummaryBytes(1, v.D)
+}
+
+// OutlierBytes is the size of PlaneOutliers; 0 if there are no outliers.
+func (v View) OutlierBytes() int {
+	if v.Info.Outliers == 0 {
+		return 0
+	}
+	return v.outlierCodes() + v.Info.Outliers*v.D
 }
 
 // OutlierKeys reconstructs the outliers' keys to dst [Outliers][D].
