@@ -16,7 +16,7 @@ import grpc
 import numpy as np
 from numpy.typing import NDArray
 
-from kvtier.errors import UnavailableError, error_from_rpc, make_error
+from kvtier.errors import UnavailableError, error_from_rpc, error_from_text, make_error
 from kvtier.types import (
     Account,
     Ack,
@@ -434,7 +434,7 @@ class AttendStream:
                 "the daemon ended the stream", code=grpc.StatusCode.UNAVAILABLE
             ) from None
         if message.error_code:
-            raise make_error(message.error_code, message.error_message)
+            raise error_from_text(message.error_code, message.error_message)
         return _attend_results(message.response, items)
 
     def attend_many(
@@ -516,7 +516,7 @@ def _attend_results(
 def _attend_result(message: spb.AttendResult, item: AttendItem) -> AttendResult:
     error = None
     if message.error_code:
-        error = make_error(message.error_code, message.error_message)
+        error = error_from_text(message.error_code, message.error_message)
         output = lse = np.empty(0, np.float32)
     else:
         output = np.frombuffer(message.output, np.float32).reshape(item.q.shape)

@@ -17,8 +17,8 @@ __all__ = [
     "OutOfRangeError",
     "ResourceExhaustedError",
     "UnavailableError",
-    "error_from_fast_reply",
     "error_from_rpc",
+    "error_from_text",
     "make_error",
 ]
 
@@ -138,8 +138,8 @@ def error_from_rpc(error: grpc.RpcError) -> KvtierError:
     return make_error(error.code(), error.details() or "", reason, retry_delay)
 
 
-def error_from_fast_reply(code: int, text: str) -> KvtierError:
-    """The exception for a fast-path status and its text, ``REASON: message``."""
+def error_from_text(code: int, text: str) -> KvtierError:
+    """The exception for a code and the text ``REASON: message`` that replies and items carry."""
     reason, sep, message = text.partition(": ")
     # A reason is a constant; anything else is a message that happens to hold a colon.
     if not sep or not reason.replace("_", "").isalnum() or reason != reason.upper():

@@ -24,7 +24,7 @@ from kvtier.errors import (
     DeadlineExceededError,
     KvtierError,
     UnavailableError,
-    error_from_fast_reply,
+    error_from_text,
     make_error,
 )
 from kvtier.types import Account, Ack, AttendItem, AttendMode, AttendResult, Budget, element_type_of
@@ -298,7 +298,7 @@ class FastClient:
             if code:
                 text = bytes(body[text_at : text_at + text_length]).decode("utf-8", "replace")
                 text_at += text_length
-                error = error_from_fast_reply(code, text)
+                error = error_from_text(code, text)
                 empty = np.empty(0, np.float32)
                 results.append(AttendResult(empty, empty, ack, Account(), error))
                 continue
@@ -417,7 +417,7 @@ class FastClient:
             self._abandon()
             raise
         if status:
-            raise error_from_fast_reply(status, bytes(reply).decode("utf-8", "replace"))
+            raise error_from_text(status, bytes(reply).decode("utf-8", "replace"))
         return reply
 
     def _read_reply(self, op: int, request_id: int) -> tuple[int, memoryview]:

@@ -8,7 +8,7 @@ import pytest
 
 import kvtier
 from kvtier import Account, AttendItem, AttendMode, Budget, ModelSpec
-from kvtier.errors import error_from_fast_reply, make_error
+from kvtier.errors import error_from_text, make_error
 
 
 def test_bf16_rounds_to_nearest_even() -> None:
@@ -62,10 +62,10 @@ def test_every_code_is_a_kvtier_error(code: grpc.StatusCode) -> None:
 
 
 def test_fast_error_text() -> None:
-    error = error_from_fast_reply(5, "SEQUENCE_NOT_FOUND: no sequence: x")
+    error = error_from_text(5, "SEQUENCE_NOT_FOUND: no sequence: x")
     assert isinstance(error, kvtier.NotFoundError)
     assert (error.reason, error.message) == ("SEQUENCE_NOT_FOUND", "no sequence: x")
-    error = error_from_fast_reply(13, "it broke: badly")
+    error = error_from_text(13, "it broke: badly")
     assert (error.reason, error.message) == ("", "it broke: badly")
 
 
