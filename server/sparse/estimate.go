@@ -2,6 +2,7 @@ package sparse
 
 import (
 	"math"
+	"slices"
 
 	"kvtier/attention"
 	"kvtier/compress"
@@ -159,6 +160,15 @@ func logAdd(a, b float32) float32 {
 		return a
 	}
 	return a + float32(math.Log1p(math.Exp(float64(b-a))))
+}
+
+// logSum returns the log of the sum of exp(x).
+func logSum(x []float32) float32 {
+	hi, sum := slices.Max(x), float32(0)
+	for _, v := range x {
+		sum += exp(v - hi)
+	}
+	return hi + float32(math.Log(float64(sum)))
 }
 
 func exp(x float32) float32 { return float32(math.Exp(float64(x))) }

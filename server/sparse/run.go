@@ -54,6 +54,7 @@ type unit struct {
 	i    int       // page or leaf of its head
 	n    int       // tokens
 	mass []float32 // [rows], estimated log mass
+	rank []float32 // [rows], log weight by which it is ranked
 	sum  attention.Summaries
 	at   int // index in sum
 	keys []float32
@@ -179,17 +180,16 @@ func (u *run) scorePages() error {
 	return nil
 }
 
-// unit scores one page or leaf: its estimated mass for every row.
+// unit scores one page or leaf for every row.
 func (u *run) unit(seg, i, n int, s attention.Summaries, at int) unit {
-	x := unit{seg: seg, i: i, n: n, sum: s, at: at, mass: make([]float32, u.rows)}
-	for r := range x.mass {
-		x.mass[r] = attention.Mass(n, u.score(s, at, r), u.spread(s, at, r))
+	log := make([]float32, 2*u.rows)
+	x := unit{seg: seg, i: i, n: n, sum: s, at: at, mass: log[:u.rows], rank: log[u.rows:]}
+	for r := range u.rows {
+		score, spread := attention.Softcap(s.Score(at, u.row(r)), u.q.Softcap), u.spread(s, at, r)
+		x.mass[r] = attention.Mass(n, score, spread)
+		x.rank[r] = attention.Presence(n, score, spread)
 	}
 	return x
-}
-
-func (u *run) score(s attention.Summaries, at, row int) float32 {
-	return attention.Softcap(s.Score(at, u.row(row)), u.q.Softcap)
 }
 
 func (u *run) spread(s attention.Summaries, at, row int) float32 {
@@ -231,9 +231,7 @@ func (u *run) share(log func(row int) float32) float32 {
 func (u *run) best(units []unit, count int) []int {
 	rank := make([]float32, len(units))
 	for i, x := range units {
-		rank[i] = u.share(func(r int) float32 {
-			return attention.Presence(x.n, u.score(x.sum, x.at, r), u.spread(x.sum, x.at, r))
-		})
+		rank[i] = u.share(func(r int) float32 { return x.rank[r] })
 	}
 	return attention.Top(rank, count)
 }
@@ -388,34 +386,29 @@ func (u *run) eachLeaf(p tiers.Plane, leaves []unit, use func(x *unit, b []byte)
 	})
 }
 
-// scoreLeaf scores the leaf's tokens from its keys as they are known now.
+// scoreLeaf scores the leaf's tokens from its keys as they are known now. From
+// then on it is ranked by its strongest token.
 func (u *run) scoreLeaf(x *unit) {
-	x.log = make([][]float32, u.rows)
-	for r := range x.log {
-		x.log[r] = make([]float32, x.n)
-		x.mass[r] = float32(math.Inf(-1))
-		for t := range x.n {
-			s := attention.Softcap(attention.Dot(u.row(r), x.keys[t*u.d:(t+1)*u.d]), u.q.Softcap)
-			x.log[r][t] = s
-			x.mass[r] = logAdd(x.mass[r], s)
+	if x.log == nil {
+		x.log = make([][]float32, u.rows)
+		all := make([]float32, u.rows*x.n)
+		for r := range x.log {
+			x.log[r] = all[r*x.n : (r+1)*x.n]
 		}
+	}
+	for r, log := range x.log {
+		q := u.row(r)
+		for t := range log {
+			log[t] = attention.Softcap(attention.Dot(q, x.keys[t*u.d:(t+1)*u.d]), u.q.Softcap)
+		}
+		x.mass[r], x.rank[r] = logSum(log), slices.Max(log)
 	}
 }
 
 // refine reads the next 2 bits of the leaves with the strongest tokens; the
 // others stand as scanned.
 func (u *run) refine() error {
-	rank := make([]float32, len(u.leaves))
-	for i, x := range u.leaves {
-		rank[i] = u.share(func(r int) float32 {
-			best := x.log[r][0]
-			for _, s := range x.log[r] {
-				best = max(best, s)
-			}
-			return best
-		})
-	}
-	chosen := attention.Top(rank, count(u.plan.refine, u.bodyLeaves()))
+	chosen := u.best(u.leaves, count(u.plan.refine, u.bodyLeaves()))
 	steps, err := u.steps() // pinned already: costs no transfer from below
 	if err != nil {
 		return err
@@ -446,8 +439,9 @@ func (u *run) trace(x unit, how How) {
 // the same leaves by the mean of the ones that were not read.
 func (u *run) readValues() error {
 	for i, x := range u.leaves {
+		all := make([]float32, x.n*u.rows)
 		for t := range x.n {
-			log := make([]float32, u.rows)
+			log := all[t*u.rows : (t+1)*u.rows : (t+1)*u.rows]
 			for r := range log {
 				log[r] = x.log[r][t]
 			}
