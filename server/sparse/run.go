@@ -3,7 +3,6 @@ package sparse
 import (
 	"context"
 	"fmt"
-	"math"
 	"slices"
 	"time"
 
