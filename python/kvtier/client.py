@@ -112,9 +112,7 @@ class Client:
         try:
             grpc.channel_ready_future(self._channel).result(timeout)
         except grpc.FutureTimeoutError:
-            raise UnavailableError(
-                f"no daemon answers at {self.target}", code=grpc.StatusCode.UNAVAILABLE
-            ) from None
+            raise UnavailableError(f"no daemon answers at {self.target}", code=grpc.StatusCode.UNAVAILABLE) from None
 
     def _call(self, method: Callable[..., T], request: Any, timeout: float | None) -> T:
         try:
@@ -152,29 +150,26 @@ class Client:
         """Make an empty sequence. ``name`` is for people, at most 256 bytes of UTF-8."""
         return self._open(
             spb.OpenSequenceRequest(
-                spec=spec.to_proto(), name=name, profile=int(profile), lease_id=lease_id  # type: ignore[arg-type]
+                spec=spec.to_proto(),
+                name=name,
+                profile=int(profile),
+                lease_id=lease_id,  # type: ignore[arg-type]
             )
         )
 
-    def open(
-        self, sequence_id: str, *, spec: ModelSpec | None = None, lease_id: int = 0
-    ) -> OpenedSequence:
+    def open(self, sequence_id: str, *, spec: ModelSpec | None = None, lease_id: int = 0) -> OpenedSequence:
         """Open a sequence that exists; with `spec`, only if the sequence's is equal to it."""
         request = spb.OpenSequenceRequest(sequence_id=sequence_id, lease_id=lease_id)
         if spec is not None:
             request.spec.CopyFrom(spec.to_proto())
         return self._open(request)
 
-    def fork(
-        self, sequence_id: str, at: int = 0, *, name: str = "", lease_id: int = 0
-    ) -> OpenedSequence:
+    def fork(self, sequence_id: str, at: int = 0, *, name: str = "", lease_id: int = 0) -> OpenedSequence:
         """Make a sequence that begins as the first `at` tokens of another; 0 means all of them.
 
         Raises FailedPreconditionError where a sliding-window layer cannot continue from `at`.
         """
-        return self._open(
-            spb.OpenSequenceRequest(fork_of=sequence_id, fork_at=at, name=name, lease_id=lease_id)
-        )
+        return self._open(spb.OpenSequenceRequest(fork_of=sequence_id, fork_at=at, name=name, lease_id=lease_id))
 
     def _open(self, request: spb.OpenSequenceRequest) -> OpenedSequence:
         response = self._call(self._sequences.OpenSequence, request, None)
@@ -314,9 +309,7 @@ class Client:
         request = spb.PrefetchRequest(sequence_id=sequence_id, layers=layers)
         return self._call(self._sequences.Prefetch, request, None).bytes_queued
 
-    def read_kv(
-        self, sequence_id: str, layer: int, start: int, count: int
-    ) -> tuple[NDArray[Any], NDArray[Any], bool]:
+    def read_kv(self, sequence_id: str, layer: int, start: int, count: int) -> tuple[NDArray[Any], NDArray[Any], bool]:
         """Read rows [start, start+count) of a layer back.
 
         Returns:
@@ -352,9 +345,7 @@ class Client:
         request = spb.DeleteSequenceRequest(sequence_id=sequence_id)
         self._call(self._sequences.DeleteSequence, request, None)
 
-    def pin(
-        self, sequence_id: str, lease_id: int, start: int = 0, end: int = 0
-    ) -> tuple[int, int]:
+    def pin(self, sequence_id: str, lease_id: int, start: int = 0, end: int = 0) -> tuple[int, int]:
         """Keep positions [start, end) in RAM while the lease lives; end 0 means all.
 
         Returns (pin id, bytes now held in RAM for it).
@@ -396,9 +387,7 @@ class Client:
     def verify(self, sequence_id: str = "", *, timeout: float = 3600) -> Iterator[ipb.VerifyResponse]:
         """Read and check every stored byte, of one sequence or of all; yields progress."""
         try:
-            yield from self._inspection.Verify(
-                ipb.VerifyRequest(sequence_id=sequence_id), timeout=timeout
-            )
+            yield from self._inspection.Verify(ipb.VerifyRequest(sequence_id=sequence_id), timeout=timeout)
         except grpc.RpcError as error:
             raise error_from_rpc(error) from error
 
@@ -430,9 +419,7 @@ class AttendStream:
         except grpc.RpcError as error:
             raise error_from_rpc(error) from error
         except StopIteration:
-            raise UnavailableError(
-                "the daemon ended the stream", code=grpc.StatusCode.UNAVAILABLE
-            ) from None
+            raise UnavailableError("the daemon ended the stream", code=grpc.StatusCode.UNAVAILABLE) from None
         if message.error_code:
             raise error_from_text(message.error_code, message.error_message)
         return _attend_results(message.response, items)
@@ -482,20 +469,16 @@ def _ids(token_ids: TokenIds) -> list[int]:
     return token_ids.tolist() if isinstance(token_ids, np.ndarray) else [*token_ids]
 
 
-def _attend_request(
-    layer: int, items: Sequence[AttendItem], budget: Budget | None
-) -> spb.AttendRequest:
+def _attend_request(layer: int, items: Sequence[AttendItem], budget: Budget | None) -> spb.AttendRequest:
     request = spb.AttendRequest(layer=layer)
     if budget is not None:
         request.budget.CopyFrom(budget.to_proto())
     for item in items:
         element = item.check()
-        if request.items and element != request.dtype:
+        if request.items and int(element) != int(request.dtype):
             raise make_error(grpc.StatusCode.INVALID_ARGUMENT, "all items must have one dtype")
         request.dtype = int(element)  # type: ignore[assignment]
-        message = request.items.add(
-            sequence_id=item.sequence_id, start=item.start, q=item.q.tobytes()
-        )
+        message = request.items.add(sequence_id=item.sequence_id, start=item.start, q=item.q.tobytes())
         if item.k is not None and item.v is not None:
             message.k, message.v = item.k.tobytes(), item.v.tobytes()
         if item.token_ids is not None:
@@ -507,14 +490,14 @@ def _attend_request(
     return request
 
 
-def _attend_results(
-    response: spb.AttendResponse, items: Sequence[AttendItem]
-) -> list[AttendResult]:
+def _attend_results(response: spb.AttendResponse, items: Sequence[AttendItem]) -> list[AttendResult]:
     return [_attend_result(message, item) for message, item in zip(response.results, items, strict=True)]
 
 
 def _attend_result(message: spb.AttendResult, item: AttendItem) -> AttendResult:
     error = None
+    output: NDArray[np.float32]
+    lse: NDArray[np.float32]
     if message.error_code:
         error = error_from_text(message.error_code, message.error_message)
         output = lse = np.empty(0, np.float32)
@@ -522,6 +505,4 @@ def _attend_result(message: spb.AttendResult, item: AttendItem) -> AttendResult:
         output = np.frombuffer(message.output, np.float32).reshape(item.q.shape)
         lse = np.frombuffer(message.lse, np.float32).reshape(item.q.shape[:2])
     account: pb.Account = message.account
-    return AttendResult(
-        output, lse, Ack.from_proto(message.ack), lambda: Account.from_proto(account), error
-    )
+    return AttendResult(output, lse, Ack.from_proto(message.ack), lambda: Account.from_proto(account), error)

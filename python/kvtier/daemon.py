@@ -92,9 +92,7 @@ class Daemon:
         try:
             while not self._answers():
                 if self._process.poll() is not None:
-                    raise DaemonError(
-                        f"kvtierd ended with status {self._process.returncode}:\n{self.log_tail()}"
-                    )
+                    raise DaemonError(f"kvtierd ended with status {self._process.returncode}:\n{self.log_tail()}")
                 if time.monotonic() > deadline:
                     raise DaemonError(f"kvtierd did not answer in time:\n{self.log_tail()}")
                 time.sleep(0.02)

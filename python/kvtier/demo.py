@@ -26,8 +26,8 @@ from numpy.typing import NDArray
 from kvtier.client import Client
 from kvtier.daemon import Daemon, DaemonError, find_daemon
 from kvtier.errors import KvtierError
-from kvtier.gguf_model import Model, UnsupportedModelError
-from kvtier.models import ModelNotFoundError, find_model
+from kvtier.gguf_model import Model
+from kvtier.models import find_model
 from kvtier.tokenizer import Tokenizer
 from kvtier.types import Account, Budget, Span, SpanKind
 from kvtier.worker import Context, Worker
@@ -338,21 +338,35 @@ def show(report: Report) -> None:
         ("context", f"{report.tokens} tokens, {report.tokens_sealed} sealed"),
         ("answer, sparse", report.answer_sparse),
         ("answer, exact", report.answer_exact),
-        ("answer after kill -9", report.answer_after_kill
-         + (" (the same)" if report.answers_equal_after_kill else " (NOT the same)")),
-        ("agreement with exact", f"top-1 {report.top1_agreement:.1%}, KL {report.kl_mean:.4f} mean, {report.kl_max:.4f} max"),
+        (
+            "answer after kill -9",
+            report.answer_after_kill + (" (the same)" if report.answers_equal_after_kill else " (NOT the same)"),
+        ),
+        (
+            "agreement with exact",
+            f"top-1 {report.top1_agreement:.1%}, KL {report.kl_mean:.4f} mean, {report.kl_max:.4f} max",
+        ),
         ("first token, cold", f"{report.first_token_cold_seconds:.2f} s (reading the context)"),
         ("first token, warm", f"{report.first_token_warm_seconds:.2f} s"),
-        ("first token after kill", f"{report.first_token_after_kill_seconds:.2f} s (and {report.restart_seconds:.2f} s to restart)"),
-        ("decode step", f"{report.step_seconds_sparse * 1e3:.0f} ms sparse, {report.step_seconds_exact * 1e3:.0f} ms exact"),
-        ("read per step", f"{report.share_read_per_step:.1%} of {report.bytes_per_step_full / mib:.2f} MiB: "
-         f"{report.bytes_per_step_ram / mib:.2f} MiB from RAM, {report.bytes_per_step_nvme / mib:.2f} MiB from NVMe"),
+        (
+            "first token after kill",
+            f"{report.first_token_after_kill_seconds:.2f} s (and {report.restart_seconds:.2f} s to restart)",
+        ),
+        (
+            "decode step",
+            f"{report.step_seconds_sparse * 1e3:.0f} ms sparse, {report.step_seconds_exact * 1e3:.0f} ms exact",
+        ),
+        (
+            "read per step",
+            f"{report.share_read_per_step:.1%} of {report.bytes_per_step_full / mib:.2f} MiB: "
+            f"{report.bytes_per_step_ram / mib:.2f} MiB from RAM, {report.bytes_per_step_nvme / mib:.2f} MiB from NVMe",
+        ),
         ("sealed bytes from NVMe", f"{report.nvme_share_of_sealed_bytes:.1%} (question and answer)"),
         ("tokens estimated", f"{report.tokens_estimated_per_step:.0f} per step, over all layers and KV heads"),
         ("estimated error", f"{report.estimated_error:.4f}"),
         ("compression", f"{report.bits_per_value:.2f} bits a value, {report.bits_per_value_bf16:.0f} unsealed"),
         ("daemon's memory", f"{report.daemon_rss_bytes / mib:.0f} MiB resident"),
-    ]  # fmt: skip
+    ]
     print("\nReport")
     for title, text in lines:
         print(f"  {title:<23} {text}")
@@ -362,9 +376,7 @@ def show(report: Report) -> None:
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     root = Path(__file__).resolve().parents[2]
-    parser = argparse.ArgumentParser(
-        prog="python -m kvtier.demo", description=(__doc__ or "").partition("\n")[0]
-    )
+    parser = argparse.ArgumentParser(prog="python -m kvtier.demo", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--daemon", help="the kvtierd binary (default: $KVTIERD, or bin/kvtierd)")
     parser.add_argument("--daemon-flag", action="append", default=[], help="a further flag for it; may be repeated")
     parser.add_argument("--model", default="smollm2", help="smollm2, gemma3 or a GGUF file (default: smollm2)")
@@ -372,7 +384,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--text-dir", type=Path, default=root if (root / "go.mod").exists() else Path.cwd(),
                         help="folder whose sources are the text (default: the repository)")  # fmt: skip
     parser.add_argument("--ram", default="16MiB", help="the daemon's RAM for sealed tokens (default: 16MiB)")
-    parser.add_argument("--share", type=float, default=0.2, help="sparse budget, a share of the sealed bytes (default: 0.2)")
+    parser.add_argument("--share", type=float, default=0.2, help="share of the sealed bytes to read (default: 0.2)")
     parser.add_argument("--report", type=Path, help="write the report as JSON to this file")
     args = parser.parse_args(argv)
     if args.tokens < 6000:
@@ -396,7 +408,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("\nInterrupted; everything that was started has been stopped.", file=sys.stderr)
         return 130
-    except (KvtierError, DaemonError, ModelNotFoundError, UnsupportedModelError, FileNotFoundError, ValueError) as error:
+    except (KvtierError, DaemonError, FileNotFoundError, ValueError) as error:
         print(f"The demo could not run: {error}", file=sys.stderr)
         return 2
     show(report)

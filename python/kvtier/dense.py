@@ -15,12 +15,10 @@ __all__ = ["DenseDecoder", "KVRows", "dense_attention"]
 F32 = NDArray[np.float32]
 
 # Scores computed at once: small enough to stay in a core's cache share, large enough for BLAS.
-_SCORES = 1 << 20
+_SCORES = 1 << 19
 
 
-def dense_attention(
-    q: F32, k: F32, v: F32, start: int, scale: float, window: int = 0
-) -> F32:
+def dense_attention(q: F32, k: F32, v: F32, start: int, scale: float, window: int = 0) -> F32:
     """Causal softmax attention.
 
     Args:
@@ -60,9 +58,7 @@ def dense_attention(
             np.exp(scores, out=scores)
             mixed = scores @ v[begin:end, group]
             mixed /= scores.sum(axis=1, keepdims=True)
-            out[first:last, group * share : (group + 1) * share] = mixed.reshape(
-                share, rows, dim
-            ).swapaxes(0, 1)
+            out[first:last, group * share : (group + 1) * share] = mixed.reshape(share, rows, dim).swapaxes(0, 1)
     return out
 
 
@@ -122,10 +118,7 @@ class DenseDecoder:
         self.model = model
         self.length = 0
         self._observe = observe
-        self._rows = [
-            KVRows(model.config.kv_heads, model.config.head_dim)
-            for _ in range(model.config.layers)
-        ]
+        self._rows = [KVRows(model.config.kv_heads, model.config.head_dim) for _ in range(model.config.layers)]
 
     def _attend(self, layer: int, q: F32, k: F32, v: F32) -> F32:
         if self._observe is not None:
@@ -133,9 +126,7 @@ class DenseDecoder:
         rows = self._rows[layer]
         rows.append(k, v)
         config = self.model.config
-        return dense_attention(
-            q, rows.k, rows.v, self.length, self.model.spec.scale, config.windows[layer]
-        )
+        return dense_attention(q, rows.k, rows.v, self.length, self.model.spec.scale, config.windows[layer])
 
     def hidden(self, token_ids: Sequence[int] | NDArray[Any]) -> F32:
         """Append tokens (any number, computed at once). Returns the residual stream [n, D]."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import grpc
 from google.rpc import error_details_pb2, status_pb2
 
@@ -113,15 +115,14 @@ def make_error(
     """The exception for a gRPC code, given as a number or as ``grpc.StatusCode``."""
     if not isinstance(code, grpc.StatusCode):
         code = _CODES.get(code, grpc.StatusCode.UNKNOWN)
-    return _CLASSES.get(code, KvtierError)(
-        message, code=code, reason=reason, retry_delay=retry_delay
-    )
+    return _CLASSES.get(code, KvtierError)(message, code=code, reason=reason, retry_delay=retry_delay)
 
 
 def error_from_rpc(error: grpc.RpcError) -> KvtierError:
     """The exception for a failed gRPC call, with ErrorInfo and RetryInfo taken from its trailers."""
     reason, retry_delay = "", None
-    for key, value in error.trailing_metadata() or ():
+    metadata: Any = error.trailing_metadata() or ()
+    for key, value in metadata:
         if key != "grpc-status-details-bin":
             continue
         status = status_pb2.Status()

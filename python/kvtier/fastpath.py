@@ -13,7 +13,7 @@ import os
 import socket
 import struct
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Self
 
 import grpc
@@ -75,9 +75,7 @@ class _Region:
         try:
             os.ftruncate(self.fd, size)
             # Without these seals we could shrink it under the daemon, which would fault.
-            fcntl.fcntl(
-                self.fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
-            )
+            fcntl.fcntl(self.fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
             self.map = mmap.mmap(self.fd, size)
         except BaseException:
             os.close(self.fd)
@@ -273,9 +271,7 @@ class FastClient:
 
     # -- replies --------------------------------------------------------------------------------
 
-    def _results(
-        self, body: memoryview, items: Sequence[AttendItem], in_region: bool
-    ) -> list[AttendResult]:
+    def _results(self, body: memoryview, items: Sequence[AttendItem], in_region: bool) -> list[AttendResult]:
         (count,) = struct.unpack_from("<I", body)
         if count != len(items):
             self._abandon()
@@ -467,8 +463,8 @@ class FastClient:
         self._input = self._output = None
 
 
-def _account_of(record: tuple[Any, ...]) -> Any:
-    return lambda: Account(*record[6:21], mode=AttendMode(record[21]))
+def _account_of(record: tuple[Any, ...]) -> Callable[[], Account]:
+    return lambda: Account(*(*record[6:21], AttendMode(record[21])))
 
 
 def _unavailable(message: str) -> UnavailableError:

@@ -151,9 +151,7 @@ class Model:
                 qkv=np.concatenate([q, k, take(block + "attn_v.weight")]),
                 output=take(block + "attn_output.weight"),
                 ffn_norm=take(block + "ffn_norm.weight"),
-                gate_up=np.concatenate(
-                    [take(block + "ffn_gate.weight"), take(block + "ffn_up.weight")]
-                ),
+                gate_up=np.concatenate([take(block + "ffn_gate.weight"), take(block + "ffn_up.weight")]),
                 down=take(block + "ffn_down.weight"),
             )
             if gemma:
@@ -168,9 +166,7 @@ class Model:
         factors = take("rope_freqs.weight") if "rope_freqs.weight" in tensors else None
         if tensors:
             raise UnsupportedModelError(f"{path}: unknown tensors {sorted(tensors)[:4]}")
-        return cls(
-            config, layers, embedding, output, output_norm, factors, _fingerprint(path), path
-        )
+        return cls(config, layers, embedding, output, output_norm, factors, _fingerprint(path), path)
 
     @property
     def vocabulary(self) -> int:
@@ -314,8 +310,9 @@ def _project(x: F32, weight: F32) -> F32:
 
 def _rms(x: F32, weight: F32, epsilon: float) -> F32:
     """Root-mean-square norm over the last dimension (Zhang and Sennrich, 2019, eq. 4)."""
-    mean = np.einsum("...i,...i->...", x, x)[..., None] / np.float32(x.shape[-1])
-    return x / np.sqrt(mean + np.float32(epsilon)) * weight
+    mean: F32 = np.einsum("...i,...i->...", x, x)[..., None] / np.float32(x.shape[-1])
+    scaled: F32 = x / np.sqrt(mean + np.float32(epsilon))
+    return scaled * weight
 
 
 def _rotate(x: F32, cos: F32, sin: F32) -> F32:
@@ -331,10 +328,12 @@ def _rotate(x: F32, cos: F32, sin: F32) -> F32:
 def _silu(x: F32) -> F32:
     # exp overflows to infinity for very negative x, where the quotient's limit, 0, is right.
     with np.errstate(over="ignore"):
-        return x / (np.float32(1) + np.exp(-x))
+        out: F32 = x / (np.float32(1) + np.exp(-x))
+    return out
 
 
 def _gelu(x: F32) -> F32:
     """GELU by tanh (Hendrycks and Gimpel, 2016, section 2), as Gemma uses it."""
-    inner = np.float32(0.7978845608028654) * x * (np.float32(1) + np.float32(0.044715) * x * x)
-    return np.float32(0.5) * x * (np.float32(1) + np.tanh(inner))
+    inner: F32 = np.float32(0.7978845608028654) * x * (np.float32(1) + np.float32(0.044715) * x * x)
+    out: F32 = np.float32(0.5) * x * (np.float32(1) + np.tanh(inner))
+    return out

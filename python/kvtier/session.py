@@ -120,25 +120,17 @@ class Session:
 
     # -- sequences ------------------------------------------------------------------------------
 
-    def create(
-        self, spec: ModelSpec, *, name: str = "", profile: Profile = Profile.UNSPECIFIED
-    ) -> OpenedSequence:
+    def create(self, spec: ModelSpec, *, name: str = "", profile: Profile = Profile.UNSPECIFIED) -> OpenedSequence:
         """As ``Client.create``, under this session's lease."""
-        return self._with_lease(
-            lambda lease: self.client.create(spec, name=name, profile=profile, lease_id=lease)
-        )
+        return self._with_lease(lambda lease: self.client.create(spec, name=name, profile=profile, lease_id=lease))
 
     def open(self, sequence_id: str, *, spec: ModelSpec | None = None) -> OpenedSequence:
         """As ``Client.open``, under this session's lease."""
-        return self._with_lease(
-            lambda lease: self.client.open(sequence_id, spec=spec, lease_id=lease)
-        )
+        return self._with_lease(lambda lease: self.client.open(sequence_id, spec=spec, lease_id=lease))
 
     def fork(self, sequence_id: str, at: int = 0, *, name: str = "") -> OpenedSequence:
         """As ``Client.fork``, under this session's lease."""
-        return self._with_lease(
-            lambda lease: self.client.fork(sequence_id, at, name=name, lease_id=lease)
-        )
+        return self._with_lease(lambda lease: self.client.fork(sequence_id, at, name=name, lease_id=lease))
 
     def match_prefix(
         self,
@@ -149,9 +141,7 @@ class Session:
         allow_sparse: bool = False,
     ) -> tuple[int, str]:
         """As ``Client.match_prefix``."""
-        return self.client.match_prefix(
-            spec, token_ids, profile=profile, allow_sparse=allow_sparse
-        )
+        return self.client.match_prefix(spec, token_ids, profile=profile, allow_sparse=allow_sparse)
 
     def append(
         self,

@@ -13,9 +13,11 @@ from typing import Any, Self
 import gguf
 import numpy as np
 from numpy.typing import NDArray
-from tokenizers import Regex, Tokenizer as _Engine
+from tokenizers import Regex
+from tokenizers import Tokenizer as _Engine
 from tokenizers.models import BPE
-from tokenizers.pre_tokenizers import ByteLevel, Sequence as PreSequence, Split
+from tokenizers.pre_tokenizers import ByteLevel, Split
+from tokenizers.pre_tokenizers import Sequence as PreSequence
 
 __all__ = ["Tokenizer", "UnsupportedTokenizerError"]
 
@@ -140,9 +142,7 @@ class Tokenizer:
             ids.add(self.eos_id)
         return frozenset(ids)
 
-    def chat(
-        self, messages: Sequence[tuple[str, str]], *, answer: bool = True, open_end: bool = False
-    ) -> list[int]:
+    def chat(self, messages: Sequence[tuple[str, str]], *, answer: bool = True, open_end: bool = False) -> list[int]:
         """Token ids of a conversation in the model's own template.
 
         Args:
@@ -156,9 +156,7 @@ class Tokenizer:
             UnsupportedTokenizerError: the template is neither ChatML nor Gemma's.
         """
         ids = [self.bos_id] if self.add_bos and self.bos_id is not None else []
-        if _CHATML in self._ids_of_special and (
-            _CHATML in self._chat_template or not self._chat_template
-        ):
+        if _CHATML in self._ids_of_special and (_CHATML in self._chat_template or not self._chat_template):
             if not messages or messages[0][0] != "system":
                 default = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
                 messages = [("system", default), *messages]
@@ -242,9 +240,7 @@ def _byte_level_engine(pieces: list[str], fields: Mapping[str, Any]) -> _Engine:
     return engine
 
 
-def _sentencepiece_engine(
-    pieces: list[str], types: Sequence[int], scores: Sequence[float]
-) -> _Engine:
+def _sentencepiece_engine(pieces: list[str], types: Sequence[int], scores: Sequence[float]) -> _Engine:
     """BPE whose merges are all splits of a token into two others, the highest score first.
 
     SentencePiece merges the adjacent pair whose union scores best, the leftmost among equals

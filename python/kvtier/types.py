@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import enum
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import grpc
@@ -364,14 +364,14 @@ class AttendResult:
         error: why this item failed, where several were asked; None if it did not.
     """
 
-    __slots__ = ("_account", "_account_source", "ack", "error", "lse", "output")
+    __slots__ = ("_account_source", "ack", "error", "lse", "output")
 
     def __init__(
         self,
         output: NDArray[np.float32],
         lse: NDArray[np.float32],
         ack: Ack,
-        account: Account | Any,
+        account: Account | Callable[[], Account],
         error: KvtierError | None = None,
     ) -> None:
         self.output = output
@@ -380,15 +380,14 @@ class AttendResult:
         self.error = error
         # A callable defers the decoding: a decode step makes one account per layer, and most
         # callers look at none of them.
-        self._account: Account | None = account if isinstance(account, Account) else None
         self._account_source = account
 
     @property
     def account(self) -> Account:
         """What the answer cost."""
-        if self._account is None:
-            self._account = self._account_source()
-        return self._account
+        if not isinstance(self._account_source, Account):
+            self._account_source = self._account_source()
+        return self._account_source
 
 
 def _invalid(message: str) -> InvalidArgumentError:

@@ -162,9 +162,7 @@ class Context:
                 queries=None if window else to_bf16(q[::_QUERY_STRIDE]),
             )  # fmt: skip
             rows[layer].append(k, v)
-            return dense_attention(
-                q, rows[layer].k, rows[layer].v, start, self._model.spec.scale, window
-            )
+            return dense_attention(q, rows[layer].k, rows[layer].v, start, self._model.spec.scale, window)
 
         last: F32 | None = None
         for first in range(0, len(ids), chunk):

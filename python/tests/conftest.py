@@ -8,12 +8,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from reference_server import FastServer, GrpcServer, Store
 
 from kvtier.daemon import Daemon, find_daemon
 from kvtier.gguf_model import Model
 from kvtier.models import ModelNotFoundError, find_model
 from kvtier.tokenizer import Tokenizer
-from reference_server import FastServer, GrpcServer, Store
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 

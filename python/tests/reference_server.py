@@ -231,9 +231,7 @@ class GrpcServer(srpc.SequenceServiceServicer, irpc.InspectionServiceServicer):
                 except Refusal as refusal:
                     if len(request.items) == 1:
                         raise
-                    results.append(
-                        spb.AttendResult(error_code=refusal.code.value[0], error_message=refusal.message)
-                    )
+                    results.append(spb.AttendResult(error_code=refusal.code.value[0], error_message=refusal.message))
         return spb.AttendResponse(results=results)
 
     def Attend(self, request, context):
@@ -247,9 +245,7 @@ class GrpcServer(srpc.SequenceServiceServicer, irpc.InspectionServiceServicer):
             try:
                 yield spb.AttendStreamResponse(response=self._attend(message.request))
             except Refusal as refusal:
-                yield spb.AttendStreamResponse(
-                    error_code=refusal.code.value[0], error_message=refusal.message
-                )
+                yield spb.AttendStreamResponse(error_code=refusal.code.value[0], error_message=refusal.message)
 
     def Truncate(self, request, context):
         with self.store.lock:
@@ -365,9 +361,7 @@ class FastServer:
         raise Refusal(grpc.StatusCode.INVALID_ARGUMENT, "OP_UNKNOWN", f"op {op}")
 
     def _append(self, body: bytes, regions: dict[int, mmap.mmap]) -> bytes:
-        handle, start, layer, n, dtype, flags, zero, m, ids, region, offset = struct.unpack_from(
-            "<QQIIBBHIIIQ", body
-        )
+        handle, start, layer, n, dtype, flags, zero, m, ids, region, offset = struct.unpack_from("<QQIIBBHIIIQ", body)
         assert zero == 0 and flags in (0, 1, 2, 3) and offset % 64 == 0
         data = bytes(regions[region][offset:]) if region else body[48:]
         sequence = self.store.handles[handle]
@@ -407,10 +401,7 @@ class FastServer:
             q = rows_of(take(spec.query_heads * width), dtype, spec.query_heads, spec.head_dim)
             try:
                 if flags & 1:
-                    k, v = (
-                        rows_of(take(spec.kv_heads * width), dtype, spec.kv_heads, spec.head_dim)
-                        for _ in range(2)
-                    )
+                    k, v = (rows_of(take(spec.kv_heads * width), dtype, spec.kv_heads, spec.head_dim) for _ in range(2))
                     self.store.append(sequence, layer, start, k, v)
                 partial = None
                 if flags & 2:

@@ -7,8 +7,8 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from kvtier.dense import DenseDecoder, dense_attention
 from kvtier.daemon import Daemon  # noqa: F401  (import must not need a daemon)
+from kvtier.dense import DenseDecoder, dense_attention
 
 
 def log_softmax(logits: np.ndarray) -> np.ndarray:

@@ -11,10 +11,10 @@ from pathlib import Path
 import grpc
 import numpy as np
 import pytest
+from reference_server import FastServer, Store
 
 import kvtier
 from kvtier import AttendItem, Budget, Client, FastClient, ModelSpec, Session, Span
-from reference_server import FastServer, Store
 
 SPEC = ModelSpec(2, 4, 2, 16, b"model", sliding_windows=(0, 8))
 
@@ -184,9 +184,7 @@ def test_handles_are_opened_once(fast_server: tuple[FastServer, str], store: Sto
         struct.pack("<4sBBHIIQ", b"TVF1", 1, 0x85, 0, 3, 0, 32) + b"short",
     ],
 )  # fmt: skip
-def test_broken_replies_close_the_connection(
-    fast_server: tuple[FastServer, str], sequence: str, answer: bytes
-) -> None:
+def test_broken_replies_close_the_connection(fast_server: tuple[FastServer, str], sequence: str, answer: bytes) -> None:
     server, path = fast_server
     k = np.zeros((1, 2, 16), np.float32)
     fast = FastClient(path, timeout=5, regions=False)
@@ -202,9 +200,9 @@ def test_broken_replies_close_the_connection(
 def test_connect_to_nothing(socket_folder: Path) -> None:
     with pytest.raises(kvtier.UnavailableError):
         FastClient(str(socket_folder / "none.sock"))
-    with Client(f"unix://{socket_folder}/none.sock", timeout=0.5) as client:
-        with pytest.raises((kvtier.UnavailableError, kvtier.DeadlineExceededError)):
-            client.status()
+    client = Client(f"unix://{socket_folder}/none.sock", timeout=0.5)
+    with client, pytest.raises((kvtier.UnavailableError, kvtier.DeadlineExceededError)):
+        client.status()
 
 
 def test_no_descriptors_leak(fast_server: tuple[FastServer, str], store: Store, sequence: str) -> None:

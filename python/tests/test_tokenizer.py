@@ -33,9 +33,7 @@ def varied_texts(corpus: str) -> list[str]:
 
 @pytest.mark.oracle
 @pytest.mark.parametrize("name", MODELS)
-def test_equals_llama_cpp(
-    name: str, llama: Callable, model_path: Callable[[str], Path], corpus: str
-) -> None:
+def test_equals_llama_cpp(name: str, llama: Callable, model_path: Callable[[str], Path], corpus: str) -> None:
     ours, theirs = Tokenizer.from_gguf(model_path(name)), llama(name)
     for text in varied_texts(corpus):
         for special in (False, True):

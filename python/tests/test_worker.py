@@ -6,13 +6,13 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
+from conftest import REPOSITORY
+from reference_server import FastServer, Store
 
 from kvtier import Budget, Session, Span
 from kvtier.demo import build_context, divergence
 from kvtier.dense import DenseDecoder
 from kvtier.worker import Worker
-from conftest import REPOSITORY
-from reference_server import FastServer, Store
 
 
 @pytest.fixture(params=["fast", "grpc"])
