@@ -152,8 +152,8 @@ class Client:
             spb.OpenSequenceRequest(
                 spec=spec.to_proto(),
                 name=name,
-                profile=int(profile),
-                lease_id=lease_id,  # type: ignore[arg-type]
+                profile=int(profile),  # type: ignore[arg-type]
+                lease_id=lease_id,
             )
         )
 

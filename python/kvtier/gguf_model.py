@@ -328,12 +328,12 @@ def _rotate(x: F32, cos: F32, sin: F32) -> F32:
 def _silu(x: F32) -> F32:
     # exp overflows to infinity for very negative x, where the quotient's limit, 0, is right.
     with np.errstate(over="ignore"):
-        out: F32 = x / (np.float32(1) + np.exp(-x))
+        out: F32 = x / (np.exp(-x) + 1)
     return out
 
 
 def _gelu(x: F32) -> F32:
     """GELU by tanh (Hendrycks and Gimpel, 2016, section 2), as Gemma uses it."""
-    inner: F32 = np.float32(0.7978845608028654) * x * (np.float32(1) + np.float32(0.044715) * x * x)
-    out: F32 = np.float32(0.5) * x * (np.float32(1) + np.tanh(inner))
+    inner: F32 = x * 0.7978845608028654 * (x * x * 0.044715 + 1)
+    out: F32 = x * 0.5 * (np.tanh(inner) + 1)
     return out

@@ -5,18 +5,24 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
-from collections.abc import Sequence
-from typing import Any, Self
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from kvtier.client import Client, OpenedSequence, TokenIds
-from kvtier.errors import KvtierError, NotFoundError, UnavailableError
+from kvtier.errors import KvtierError, NotFoundError, ResourceExhaustedError, UnavailableError
 from kvtier.fastpath import FastClient
 from kvtier.types import Ack, AttendItem, AttendResult, Budget, ModelSpec, Profile, Span
 
 __all__ = ["Session"]
+
+T = TypeVar("T")
+
+# The fast path's errors carry no delay of their own.
+_RETRY_SECONDS = 0.05
 
 
 class Session:
@@ -29,6 +35,8 @@ class Session:
         lease_seconds: how long what this session holds outlives its process.
         holder: shown to people who list leases.
         timeout: seconds for each call that is not given its own.
+        patience: seconds for which an append or attend is repeated while the daemon pushes back
+            (ResourceExhaustedError).
 
     A daemon that was restarted is found again by the next call; sequences are opened anew by their
     ids. Appends are idempotent, so a call that failed with UnavailableError may be repeated.
@@ -42,9 +50,11 @@ class Session:
         lease_seconds: int = 60,
         holder: str = "",
         timeout: float = 60.0,
+        patience: float = 30.0,
     ) -> None:
         self.client = Client(target, timeout=timeout)
         self.timeout = timeout
+        self.patience = patience
         if fast_path is None:
             fast_path = _beside(target)
         self._fast_path = fast_path
@@ -162,20 +172,48 @@ class Session:
         """As ``Client.append``; rows go over the fast path, text and spans over gRPC."""
         fast = self._fast_client()
         if fast is None or k is None or v is None:
-            return self.client.append(
-                sequence_id, layer, start, k, v, token_ids=token_ids, token_text=token_text,
-                spans=spans, queries=queries, convert=convert,
-                sparse_provenance=sparse_provenance, timeout=timeout,
-            )  # fmt: skip
-        ack = fast.append(
-            sequence_id, layer, start, k, v, token_ids=token_ids, queries=queries,
-            convert=convert, sparse_provenance=sparse_provenance, timeout=timeout,
-        )  # fmt: skip
+            return self._patiently(
+                lambda: self.client.append(
+                    sequence_id,
+                    layer,
+                    start,
+                    k,
+                    v,
+                    token_ids=token_ids,
+                    token_text=token_text,
+                    spans=spans,
+                    queries=queries,
+                    convert=convert,
+                    sparse_provenance=sparse_provenance,
+                    timeout=timeout,
+                )
+            )
+        ack = self._patiently(
+            lambda: fast.append(
+                sequence_id,
+                layer,
+                start,
+                k,
+                v,
+                token_ids=token_ids,
+                queries=queries,
+                convert=convert,
+                sparse_provenance=sparse_provenance,
+                timeout=timeout,
+            )
+        )
         if token_text or spans:
-            ack = self.client.append(
-                sequence_id, layer, start, token_ids=token_ids, token_text=token_text,
-                spans=spans, timeout=timeout,
-            )  # fmt: skip
+            ack = self._patiently(
+                lambda: self.client.append(
+                    sequence_id,
+                    layer,
+                    start,
+                    token_ids=token_ids,
+                    token_text=token_text,
+                    spans=spans,
+                    timeout=timeout,
+                )
+            )
         return ack
 
     def attend(
@@ -206,7 +244,23 @@ class Session:
     ) -> list[AttendResult]:
         """As ``Client.attend_many``."""
         way: FastClient | Client = self._fast_client() or self.client
-        return way.attend_many(layer, items, budget=budget, timeout=timeout)
+        return self._patiently(lambda: way.attend_many(layer, items, budget=budget, timeout=timeout))
+
+    def _patiently(self, call: Callable[[], T]) -> T:
+        """Repeat a call while the daemon is out of room, as long as `patience` lasts.
+
+        The daemon pushes back until sealing has caught up; both calls may be repeated, because
+        rows that were taken already are accepted again.
+        """
+        deadline = time.monotonic() + self.patience
+        while True:
+            try:
+                return call()
+            except ResourceExhaustedError as error:
+                delay = _RETRY_SECONDS if error.retry_delay is None else error.retry_delay
+                if time.monotonic() + delay > deadline:
+                    raise
+                time.sleep(delay)
 
     def truncate(self, sequence_id: str, length: int) -> Ack:
         """As ``Client.truncate``."""

@@ -60,6 +60,7 @@ class Store:
         self.handles: dict[int, str] = {}
         self.budgets: list[tuple[int, float, int, float]] = []
         self.counter = itertools.count(1)
+        self.refuse_appends = 0
 
     def spec(self, sequence: str) -> ModelSpec:
         if sequence not in self.specs:
@@ -89,6 +90,9 @@ class Store:
         self.rows[sequence] = [[k[:length], v[:length]] for k, v in self.rows[sequence]]
 
     def append(self, sequence: str, layer: int, start: int, k: np.ndarray, v: np.ndarray) -> None:
+        if self.refuse_appends:
+            self.refuse_appends -= 1
+            raise Refusal(grpc.StatusCode.RESOURCE_EXHAUSTED, "TAIL_FULL", "no room for open tails")
         rows = self.rows[sequence][layer]
         have = len(rows[0])
         if start > have:

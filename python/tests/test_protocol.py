@@ -281,3 +281,19 @@ def test_session_without_fast_path(grpc_server: str, store: Store) -> None:
         assert session.append(opened.sequence_id, 0, 0, k, k).accepted == 0
         q = np.zeros((1, 4, 16), np.float32)
         assert session.attend(opened.sequence_id, 0, 0, q).output.shape == (1, 4, 16)
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_session_waits_for_room(
+    grpc_server: str, fast_server: tuple[FastServer, str], store: Store, fast: bool
+) -> None:
+    k = np.zeros((1, 2, 16), np.float32)
+    with Session(grpc_server, fast_path=None if fast else "", patience=2.0) as session:
+        opened = session.create(SPEC)
+        store.refuse_appends = 2
+        assert session.append(opened.sequence_id, 0, 0, k, k).accepted == 0
+        assert store.refuse_appends == 0
+        session.patience = 0.0
+        store.refuse_appends = 1
+        with pytest.raises(kvtier.ResourceExhaustedError):
+            session.append(opened.sequence_id, 0, 0, k, k)
