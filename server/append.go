@@ -1,0 +1,332 @@
+package server
+
+import (
+	"bytes"
+	"context"
+	"time"
+
+	"google.golang.org/grpc/codes"
+
+	"kvtier/compress"
+	kvtierv1 "kvtier/proto/kvtier/v1"
+	"kvtier/tiers"
+	"kvtier/tiers/taillog"
+)
+
+// appendRequest is an append of one layer's rows, from either front end.
+type appendRequest struct {
+	layer   int
+	start   uint64
+	k, v    []byte // [n][kvHeads][headDim] of typ
+	typ     compress.ElementType
+	convert bool
+	sparse  bool
+	ids     []uint64 // n, or none
+	texts   [][]byte // n, or none
+	labels  []*kvtierv1.Span
+	queries []byte // [m][queryHeads][headDim] of typ
+}
+
+// limits of labels.
+const (
+	maxLabels    = 1 << 16
+	maxLabelText = 1024
+)
+
+// append takes in rows. What it refuses changes nothing.
+func (s *sequence) append(ctx context.Context, r *appendRequest) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	in, err := s.checkAppend(r)
+	if err != nil {
+		return err
+	}
+	s.write.Lock()
+	defer s.write.Unlock()
+	if err := s.usable(); err != nil {
+		return err
+	}
+	if err := s.appendRows(in); err != nil {
+		return err
+	}
+	s.learn(in)
+	s.srv.metrics.appended.Add(1)
+	s.srv.sealer.consider(s)
+	return nil
+}
+
+// usable says whether the sequence may still be changed.
+func (s *sequence) usable() error {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	if s.mu.deleted {
+		return fail(codes.NotFound, ReasonUnknown, "sequence %s was deleted", s.id)
+	}
+	return nil
+}
+
+// checked is an append whose sizes and values are in order.
+type checked struct {
+	*appendRequest
+	n       int
+	queries []float32 // unscaled
+}
+
+func (s *sequence) checkAppend(r *appendRequest) (*checked, error) {
+	sp := s.spec
+	if r.typ == 0 {
+		r.typ = sp.typ
+	}
+	in := &checked{appendRequest: r}
+	if len(r.k) != len(r.v) {
+		return nil, invalid(ReasonShape, "k has %d bytes and v %d: give both, of one size", len(r.k), len(r.v))
+	}
+	if len(r.k) > 0 || len(r.queries) > 0 {
+		if r.layer < 0 || r.layer >= sp.layers {
+			return nil, invalid(ReasonShape, "layer %d: the model has %d", r.layer, sp.layers)
+		}
+	}
+	row := sp.kvHeads * sp.headDim * r.typ.Size()
+	if row == 0 || len(r.k)%row != 0 {
+		return nil, invalid(ReasonShape, "k has %d bytes, not a multiple of a token's %d (kv_heads %d x head_dim %d)", len(r.k), row, sp.kvHeads, sp.headDim)
+	}
+	in.n = len(r.k) / row
+	n := in.n
+	if n == 0 {
+		n = len(r.ids)
+	}
+	if len(r.ids) != 0 && len(r.ids) != n {
+		return nil, invalid(ReasonShape, "%d token ids for %d tokens", len(r.ids), n)
+	}
+	if len(r.texts) != 0 && len(r.texts) != len(r.ids) {
+		return nil, invalid(ReasonShape, "%d token texts for %d token ids", len(r.texts), len(r.ids))
+	}
+	if r.start > 1<<40 {
+		return nil, invalid(ReasonArgument, "start %d is out of range", r.start)
+	}
+	var err error
+	if r.k, err = convertRows("k", r.k, r.typ, sp.typ, r.convert); err != nil {
+		return nil, err
+	}
+	if r.v, err = convertRows("v", r.v, r.typ, sp.typ, r.convert); err != nil {
+		return nil, err
+	}
+	if in.queries, err = toFloats("queries", r.queries, r.typ); err != nil {
+		return nil, err
+	}
+	if len(in.queries)%(sp.queryHeads*sp.headDim) != 0 {
+		return nil, invalid(ReasonShape, "queries has %d elements, not a multiple of query_heads x head_dim = %d", len(in.queries), sp.queryHeads*sp.headDim)
+	}
+	return in, s.checkLabels(r.labels)
+}
+
+func (s *sequence) checkLabels(labels []*kvtierv1.Span) error {
+	for _, l := range labels {
+		switch {
+		case l.Start >= l.End:
+			return invalid(ReasonArgument, "span %q is empty: start %d, end %d", l.Label, l.Start, l.End)
+		case len(l.Label) > maxLabelText:
+			return invalid(ReasonArgument, "a span's label has %d bytes, more than %d", len(l.Label), maxLabelText)
+		}
+	}
+	return nil
+}
+
+// appendRows adds the rows to the tail and, if the step is whole, to the log.
+func (s *sequence) appendRows(in *checked) error {
+	st := s.snapshot()
+	var err error
+	fresh := 0
+	if in.n > 0 {
+		if fresh, err = s.overlap(&st, in); err != nil {
+			return err
+		}
+	}
+	for _, l := range in.labels {
+		if l.End > max(st.accepted, in.start+uint64(in.n)) {
+			return invalid(ReasonArgument, "span %q ends at %d, past the tokens", l.Label, l.End)
+		}
+	}
+	if len(st.labels)+len(in.labels) > maxLabels {
+		return invalid(ReasonArgument, "more than %d labelled spans", maxLabels)
+	}
+	if need := int64(2 * fresh * s.spec.rowBytes()); !s.srv.tailRoom(need) {
+		s.srv.sealer.consider(s)
+		e := fail(codes.ResourceExhausted, ReasonTailFull,
+			"open tails fill their %d bytes of memory: wait until segments are sealed, close sequences, or raise --tail", s.srv.opt.TailBytes)
+		e.Retry = 200 * time.Millisecond
+		return e
+	}
+	next := st
+	if in.sparse && in.n > 0 {
+		next.exactUntil = min(next.exactUntil, in.start)
+	}
+	s.takeIDs(&next, in)
+	if fresh > 0 {
+		off := (in.n - fresh) * s.spec.rowBytes()
+		next.rows[in.layer] = st.rows[in.layer].appended(in.k[off:], in.v[off:])
+		next.lens[in.layer] += uint64(fresh)
+	}
+	next.accepted = least(next.lens)
+	if err := s.writeLog(&st, &next, in.labels); err != nil {
+		return err
+	}
+	next.labels = append(st.labels[:len(st.labels):len(st.labels)], in.labels...)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.mu.used = time.Now()
+	next.exactUntil = min(next.exactUntil, s.mu.exactUntil) // a query may have lowered it meanwhile
+	next.names = s.mu.names
+	s.setStateLocked(next)
+	s.extendNamesLocked()
+	return nil
+}
+
+func least(lens []uint64) uint64 {
+	m := lens[0]
+	for _, l := range lens {
+		m = min(m, l)
+	}
+	return m
+}
+
+// overlap checks rows that are there already and returns how many are new.
+func (s *sequence) overlap(st *state, in *checked) (fresh int, err error) {
+	have := st.lens[in.layer]
+	end := in.start + uint64(in.n)
+	switch {
+	case in.start > have:
+		return 0, fail(codes.OutOfRange, ReasonGap, "layer %d has %d tokens: rows from %d would leave a gap", in.layer, have, in.start)
+	case in.start < st.sealed() && end > in.start:
+		return 0, fail(codes.AlreadyExists, ReasonSealed, "tokens before %d are sealed: append from there, or truncate first", st.sealed())
+	}
+	old := min(have, end)
+	if old > in.start {
+		n := int(old-in.start) * s.spec.rowBytes()
+		k, v := st.rows[in.layer].slice(in.start, old, s.spec.rowBytes())
+		if !bytes.Equal(k, in.k[:n]) || !bytes.Equal(v, in.v[:n]) {
+			return 0, fail(codes.AlreadyExists, ReasonExists, "other rows are stored for positions %d to %d of layer %d: truncate first", in.start, old, in.layer)
+		}
+	}
+	return int(end - old), nil
+}
+
+// takeIDs takes in ids and texts of tokens; the first to give them counts.
+func (s *sequence) takeIDs(st *state, in *checked) {
+	if len(in.ids) == 0 {
+		return
+	}
+	sealed := st.sealed()
+	ids, texts := append([]uint64(nil), st.ids...), append([][]byte(nil), st.texts...)
+	for i, id := range in.ids {
+		pos := in.start + uint64(i)
+		if pos < sealed || pos < st.accepted && pos-sealed < uint64(len(ids)) {
+			continue
+		}
+		for uint64(len(ids)) <= pos-sealed {
+			ids, texts = append(ids, noToken), append(texts, nil)
+		}
+		if at := pos - sealed; ids[at] == noToken {
+			ids[at] = id
+			if i < len(in.texts) {
+				texts[at] = in.texts[i]
+			}
+		}
+	}
+	st.ids, st.texts = ids, texts
+}
+
+// writeLog logs the step that next completes, if it does, and labels.
+func (s *sequence) writeLog(old, next *state, labels []*kvtierv1.Span) error {
+	if len(labels) > 0 {
+		b, err := marshalLabels(labels)
+		if err != nil {
+			return err
+		}
+		if err := s.log.Append(logLabels, b); err != nil {
+			return err
+		}
+	}
+	if next.accepted == old.accepted {
+		return nil
+	}
+	if err := s.logTokens(s.log, next, old.accepted, next.accepted); err != nil {
+		return err
+	}
+	next.crashSafe = next.accepted
+	s.noteWritten(next.accepted)
+	return nil
+}
+
+// logTokens writes tokens [lo, hi) of all layers as one record.
+func (s *sequence) logTokens(log *taillog.Log, st *state, lo, hi uint64) error {
+	r := rowsRecord{start: lo, n: int(hi - lo), exactUntil: st.exactUntil}
+	for pos := lo; pos < hi; pos++ {
+		id, text := noToken, []byte(nil)
+		if at := pos - st.sealed(); at < uint64(len(st.ids)) {
+			id, text = st.ids[at], st.texts[at]
+		}
+		r.ids, r.texts = append(r.ids, id), append(r.texts, text)
+	}
+	for l := range st.rows {
+		k, v := st.rows[l].slice(lo, hi, s.spec.rowBytes())
+		r.k, r.v = append(r.k, k), append(r.v, v)
+	}
+	return log.Append(logRows, r.marshal()...)
+}
+
+// noteWritten remembers how far the log must be synced for tokens to be power-safe.
+func (s *sequence) noteWritten(tokens uint64) {
+	written, _ := s.log.Size()
+	s.mu.Lock()
+	s.mu.powerPos = append(s.mu.powerPos, synced{s.log, written, tokens})
+	s.mu.Unlock()
+	s.srv.syncer.dirty(s)
+}
+
+// learn takes in the sampled queries.
+func (s *sequence) learn(in *checked) {
+	if len(in.queries) == 0 {
+		return
+	}
+	s.observe(in.layer, in.queries)
+}
+
+// sampleRows is how many of the latest queries a layer keeps, to measure the codec on.
+const sampleRows = 16
+
+// observe adds queries [rows][queryHeads][headDim] to a full layer's metric.
+func (s *sequence) observe(layer int, q []float32) {
+	sp := s.spec
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.mu.queries[layer] == nil {
+		return
+	}
+	d, g := sp.headDim, sp.group()
+	row := sp.queryHeads * d
+	scaled := make([]float32, len(q))
+	for i, x := range q {
+		scaled[i] = x * sp.scale
+	}
+	for at := 0; at < len(scaled); at += row {
+		for h := range sp.kvHeads {
+			s.mu.queries[layer][h].Add(scaled[at+h*g*d : at+(h+1)*g*d])
+		}
+	}
+	keep := append(s.mu.sample[layer][:len(s.mu.sample[layer]):len(s.mu.sample[layer])], scaled...)
+	s.mu.sample[layer] = keep[max(0, len(keep)-sampleRows*row):]
+}
+
+// tailRoom says whether so many more bytes of rows may be held.
+func (srv *Server) tailRoom(need int64) bool {
+	return need == 0 || srv.tail.Load()+need <= srv.opt.TailBytes
+}
+
+// sealPoint returns the end of the next full segment, if it lies behind the
+// recent window.
+func (st *state) sealPoint() (end uint64, ok bool) {
+	end = (st.sealed()/tiers.SegmentTokens + 1) * tiers.SegmentTokens
+	return end, st.accepted >= end+recentTokens
+}

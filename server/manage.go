@@ -1,0 +1,452 @@
+package server
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/binary"
+	"encoding/hex"
+	"errors"
+	"time"
+	"unicode/utf8"
+
+	"google.golang.org/grpc/codes"
+
+	kvtierv1 "kvtier/proto/kvtier/v1"
+	"kvtier/tiers"
+	"kvtier/tiers/store"
+)
+
+const maxNameBytes = 256
+
+// open makes a sequence, forks one, or opens one that exists. hold says that
+// the caller's use of it ends with release.
+func (srv *Server) open(ctx context.Context, r *kvtierv1.OpenSequenceRequest) (*sequence, error) {
+	if r.SequenceId != "" {
+		return srv.openExisting(r)
+	}
+	if len(r.Name) > maxNameBytes || !utf8.ValidString(r.Name) {
+		return nil, invalid(ReasonArgument, "a name is at most %d bytes of UTF-8", maxNameBytes)
+	}
+	if r.ForkOf != "" {
+		return srv.fork(ctx, r)
+	}
+	sp, err := newSpec(r.Spec)
+	if err != nil {
+		return nil, err
+	}
+	p, err := profileOf(r.Profile)
+	if err != nil {
+		return nil, err
+	}
+	s := srv.newSequence(newSequenceID(), sp, p)
+	s.name = r.Name
+	return s, srv.commitNew(ctx, s, s.snapshot())
+}
+
+func newSequenceID() string {
+	b := make([]byte, 12)
+	_, _ = rand.Read(b) // never fails
+	return hex.EncodeToString(b)
+}
+
+func (srv *Server) openExisting(r *kvtierv1.OpenSequenceRequest) (*sequence, error) {
+	s, err := srv.sequence(r.SequenceId)
+	if err != nil {
+		return nil, err
+	}
+	if r.Spec != nil {
+		sp, err := newSpec(r.Spec)
+		if err != nil {
+			return nil, err
+		}
+		if err := s.spec.equal(sp); err != nil {
+			return nil, err
+		}
+	}
+	if p, err := profileOf(r.Profile); err != nil {
+		return nil, err
+	} else if r.Profile != kvtierv1.Profile_PROFILE_UNSPECIFIED && p != s.profile {
+		return nil, fail(codes.FailedPrecondition, ReasonSpecDiffers, "the sequence's profile is %d: open it with that one, or with none", s.profile)
+	}
+	s.touch()
+	return s, nil
+}
+
+// commitNew makes a new sequence with state st durable and known.
+func (srv *Server) commitNew(ctx context.Context, s *sequence, st state) error {
+	b := srv.store.NewBatch()
+	defer b.Close()
+	s.write.Lock()
+	defer s.write.Unlock()
+	if err := s.replaceLog(ctx, &st, b); err != nil {
+		srv.spans.drop(s, st.spans)
+		return err
+	}
+	srv.addSequence(s)
+	return nil
+}
+
+// fork makes a sequence that begins with another one's first tokens.
+func (srv *Server) fork(ctx context.Context, r *kvtierv1.OpenSequenceRequest) (*sequence, error) {
+	from, err := srv.sequence(r.ForkOf)
+	if err != nil {
+		return nil, err
+	}
+	if r.Spec != nil {
+		sp, err := newSpec(r.Spec)
+		if err != nil {
+			return nil, err
+		}
+		if err := from.spec.equal(sp); err != nil {
+			return nil, err
+		}
+	}
+	if p, err := profileOf(r.Profile); err != nil {
+		return nil, err
+	} else if r.Profile != kvtierv1.Profile_PROFILE_UNSPECIFIED && p != from.profile {
+		return nil, fail(codes.FailedPrecondition, ReasonSpecDiffers, "a fork has the profile of its origin, %d", from.profile)
+	}
+	// The origin's write lock keeps its spans from being removed meanwhile.
+	from.write.Lock()
+	defer from.write.Unlock()
+	if err := from.usable(); err != nil {
+		return nil, err
+	}
+	st := from.snapshot()
+	at := r.ForkAt
+	if at == 0 {
+		at = st.accepted
+	}
+	if at > st.accepted {
+		return nil, fail(codes.OutOfRange, ReasonPastEnd, "fork at %d: the sequence has %d tokens", at, st.accepted)
+	}
+	s := srv.newSequence(newSequenceID(), from.spec, from.profile)
+	s.name, s.parent = r.Name, from.id
+	if st, err = from.cut(ctx, st, at); err != nil {
+		return nil, err
+	}
+	srv.spans.refer(s, st.spans)
+	s.mu.exactUntil = st.exactUntil
+	from.mu.RLock()
+	for l := range from.mu.queries {
+		for h, q := range from.mu.queries[l] {
+			s.mu.queries[l][h] = q.Clone()
+		}
+		s.mu.sample[l] = from.mu.sample[l]
+	}
+	from.mu.RUnlock()
+	st.names = nil
+	if err := srv.commitNew(ctx, s, st); err != nil {
+		return nil, err
+	}
+	s.nameAll()
+	return s, nil
+}
+
+// cut returns the state of a sequence's first n tokens.
+func (s *sequence) cut(ctx context.Context, st state, n uint64) (state, error) {
+	if n >= st.sealed() {
+		st.cutTail(n, s.spec)
+		return st, nil
+	}
+	spans := st.spans
+	for len(spans) > 0 && spans[len(spans)-1].Start >= n {
+		spans = spans[:len(spans)-1]
+	}
+	st.spans = append([]spanRef(nil), spans...)
+	if len(st.spans) > 0 {
+		last := &st.spans[len(st.spans)-1]
+		last.limit = min(last.limit, int(n-last.Start))
+	}
+	st.rows = make([]layerRows, s.spec.layers)
+	st.lens = make([]uint64, s.spec.layers)
+	for l, w := range s.spec.window {
+		st.rows[l].base, st.lens[l] = n, n
+		if w == 0 || n == 0 {
+			continue
+		}
+		r, err := s.window(ctx, st.spans, l)
+		if errors.Is(err, tiers.ErrNotFound) {
+			return st, fail(codes.FailedPrecondition, ReasonForkPoint, "the model's sliding-window layers cannot continue at token %d: fork at a multiple of %d, or in the open tail (%v)", n, tiers.SegmentTokens, err)
+		}
+		if err != nil {
+			return st, err
+		}
+		st.rows[l] = r
+	}
+	st.accepted, st.crashSafe = n, n
+	st.ids, st.texts = nil, nil
+	st.cutLabels(n)
+	if st.exactUntil >= n {
+		st.exactUntil = allExact
+	}
+	return st, nil
+}
+
+// truncate keeps the first n tokens.
+func (s *sequence) truncate(ctx context.Context, n uint64) error {
+	s.write.Lock()
+	defer s.write.Unlock()
+	if err := s.usable(); err != nil {
+		return err
+	}
+	st := s.snapshot()
+	if longest := st.lens[0]; n > longest && n > st.accepted {
+		return fail(codes.OutOfRange, ReasonPastEnd, "truncate to %d: the sequence has %d tokens", n, st.accepted)
+	}
+	if n >= st.sealed() {
+		return s.truncateTail(st, n)
+	}
+	next, err := s.cut(ctx, st, n)
+	if err != nil {
+		return err
+	}
+	b := s.srv.store.NewBatch()
+	defer b.Close()
+	s.srv.commits.Lock()
+	defer s.srv.commits.Unlock()
+	var gone []*span
+	for _, ref := range st.spans[len(next.spans):] {
+		gone = append(gone, ref.span)
+	}
+	if err := s.replaceLog(ctx, &next, b); err != nil {
+		return err
+	}
+	s.nameAll()
+	return s.srv.releaseSpans(ctx, s, gone)
+}
+
+// releaseSpans drops s's use of spans; the caller holds commits.
+func (srv *Server) releaseSpans(ctx context.Context, s *sequence, spans []*span) error {
+	if len(spans) == 0 {
+		return nil
+	}
+	b := srv.store.NewBatch()
+	defer b.Close()
+	if err := srv.spans.release(s, spans, b); err != nil {
+		return err
+	}
+	return b.Commit(ctx)
+}
+
+func (s *sequence) truncateTail(st state, n uint64) error {
+	if n < st.accepted {
+		if err := s.log.Append(logTruncate, binary.LittleEndian.AppendUint64(nil, n)); err != nil {
+			return err
+		}
+		s.noteWritten(n)
+	}
+	st.cutTail(n, s.spec)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	// Positions written again later must be synced again.
+	s.mu.power = min(s.mu.power, n)
+	for i := range s.mu.powerPos {
+		s.mu.powerPos[i].tokens = min(s.mu.powerPos[i].tokens, n)
+	}
+	if keep := int(n / blockTokens); keep < len(s.mu.names) {
+		s.srv.names.remove(s, s.mu.names[keep:])
+		s.mu.names = s.mu.names[:keep:keep]
+	}
+	st.names = s.mu.names
+	s.setStateLocked(st)
+	return nil
+}
+
+// dropIncomplete drops rows of tokens that not every layer has: the worker
+// that was appending them is gone.
+func (s *sequence) dropIncomplete() {
+	s.write.Lock()
+	defer s.write.Unlock()
+	st := s.snapshot()
+	st.cutTail(st.accepted, s.spec)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	st.names, st.exactUntil = s.mu.names, s.mu.exactUntil
+	s.setStateLocked(st)
+}
+
+// hold counts a user of the sequence, and release ends the use.
+func (s *sequence) hold() (release func()) {
+	s.mu.Lock()
+	s.mu.holders++
+	s.mu.Unlock()
+	done := false
+	return func() {
+		s.mu.Lock()
+		if done {
+			s.mu.Unlock()
+			return
+		}
+		done = true
+		s.mu.holders--
+		last := s.mu.holders == 0
+		s.mu.Unlock()
+		if last {
+			s.dropIncomplete()
+		}
+	}
+}
+
+// flush makes accepted tokens power-safe, and seals what lies behind the
+// recent window if asked.
+func (s *sequence) flush(ctx context.Context, sealTail bool) error {
+	if sealTail {
+		if err := s.sealShort(ctx); err != nil {
+			return err
+		}
+	}
+	return s.syncLog()
+}
+
+// sealShort seals everything behind the recent window, in whole blocks of 64.
+func (s *sequence) sealShort(ctx context.Context) error {
+	for {
+		st := s.snapshot()
+		end, full := st.sealPoint()
+		if !full {
+			if st.accepted < recentTokens {
+				return nil
+			}
+			end = (st.accepted - recentTokens) / blockTokens * blockTokens
+			if end < st.sealed()+blockTokens {
+				return nil
+			}
+		}
+		if err := s.srv.sealer.seal(ctx, s, &st, end); err != nil && !errors.Is(err, errStale) {
+			return err
+		}
+	}
+}
+
+// delete removes the sequence and what only it holds.
+func (s *sequence) delete(ctx context.Context) error {
+	s.write.Lock()
+	defer s.write.Unlock()
+	if err := s.usable(); err != nil {
+		return err
+	}
+	s.srv.commits.Lock()
+	defer s.srv.commits.Unlock()
+	st := s.snapshot()
+	b := s.srv.store.NewBatch()
+	defer b.Close()
+	var spans []*span
+	for _, r := range st.spans {
+		spans = append(spans, r.span)
+	}
+	if err := b.Delete(store.KindSequence, []byte(s.id)); err != nil {
+		return err
+	}
+	if err := s.srv.spans.release(s, spans, b); err != nil {
+		return err
+	}
+	if err := b.Commit(ctx); err != nil {
+		return err
+	}
+	s.mu.Lock()
+	s.mu.deleted = true
+	names := s.mu.names
+	s.setStateLocked(state{rows: make([]layerRows, s.spec.layers), lens: make([]uint64, s.spec.layers)})
+	s.mu.Unlock()
+	s.srv.names.remove(s, names)
+	s.srv.removeSequence(s)
+	if err := s.log.Remove(); err != nil {
+		s.srv.log.Warn("remove a log", "err", err)
+	}
+	s.log = nil
+	return nil
+}
+
+// evictOne deletes the sequence that was used longest ago, of those that
+// nobody holds or has pinned. Its spans stay where others use them: never a
+// parent before its children.
+func (srv *Server) evictOne() bool {
+	var oldest *sequence
+	for _, s := range srv.list() {
+		s.mu.RLock()
+		idle := s.mu.holders == 0 && s.mu.pins == 0 && !s.mu.sealing && !s.mu.deleted && len(s.mu.spans) > 0
+		used := s.mu.used
+		s.mu.RUnlock()
+		if idle && (oldest == nil || used.Before(oldest.usedAt())) {
+			oldest = s
+		}
+	}
+	if oldest == nil {
+		return false
+	}
+	if err := oldest.delete(context.Background()); err != nil {
+		srv.log.Error("evict a sequence", "sequence", oldest.id, "err", err)
+		return false
+	}
+	srv.metrics.evicted.Inc()
+	srv.log.Info("evicted the sequence used longest ago: the disk limit is reached", "sequence", oldest.id)
+	return true
+}
+
+// matchPrefix finds the longest stored prefix of ids from which every layer can continue.
+func (srv *Server) matchPrefix(r *kvtierv1.MatchPrefixRequest) (matched uint64, s *sequence, err error) {
+	sp, err := newSpec(r.Spec)
+	if err != nil {
+		return 0, nil, err
+	}
+	p, err := profileOf(r.Profile)
+	if err != nil {
+		return 0, nil, err
+	}
+	n := newNamer(srv.key, sp, p)
+	var parent name
+	exact := true
+	for at := 0; at+blockTokens <= len(r.TokenIds); at += blockTokens {
+		ids := r.TokenIds[at : at+blockTokens]
+		next := n.next(parent, ids, true)
+		holders := srv.names.find(next)
+		if exact = exact && len(holders) > 0; !exact && r.AllowSparse {
+			next = n.next(parent, ids, false)
+			holders = srv.names.find(next)
+		}
+		end := uint64(at + blockTokens)
+		if len(holders) == 0 {
+			break
+		}
+		for _, h := range holders {
+			if h.continuesAt(sp, end) {
+				matched, s = end, h
+				break
+			}
+		}
+		parent = next
+	}
+	return matched, s, nil
+}
+
+// continuesAt says whether every layer can continue from position end.
+func (s *sequence) continuesAt(sp *spec, end uint64) bool {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	if s.mu.deleted || end > s.mu.accepted || s.mu.damaged != "" || s.spec.equal(sp) != nil {
+		return false
+	}
+	for _, r := range s.mu.spans {
+		for _, h := range r.segments {
+			if r.Start < end && s.srv.store.Damage(h.ID) != "" {
+				return false
+			}
+		}
+	}
+	if end >= s.mu.sealed() || !sp.sliding() {
+		return true
+	}
+	for _, r := range s.mu.spans {
+		if r.limit == r.Tokens && r.Start+uint64(r.Tokens) == end {
+			return true
+		}
+	}
+	return false
+}
+
+func (s *sequence) usedAt() time.Time {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	return s.mu.used
+}

@@ -1,0 +1,184 @@
+package server
+
+import (
+	"encoding/binary"
+	"encoding/json"
+	"fmt"
+	"time"
+
+	"google.golang.org/protobuf/encoding/protojson"
+
+	"kvtier/compress"
+	kvtierv1 "kvtier/proto/kvtier/v1"
+	"kvtier/tiers"
+	"kvtier/tiers/taillog"
+)
+
+// Records of a tail's log.
+const (
+	logRows     taillog.Kind = 1 // tokens, with all layers' rows
+	logLabels   taillog.Kind = 2 // labelled spans
+	logTruncate taillog.Kind = 3 // keep so many tokens
+)
+
+// maxTexts bounds the text of the tokens of one record, in bytes.
+const maxTexts = 64 << 20
+
+// rowsRecord is the content of a logRows record: tokens [start, start+n).
+type rowsRecord struct {
+	start      uint64
+	n          int
+	exactUntil uint64
+	ids        []uint64 // n
+	texts      [][]byte // n, or none
+	k, v       [][]byte // by layer; n rows each
+}
+
+// marshal returns the record's parts, rows uncopied.
+func (r *rowsRecord) marshal() [][]byte {
+	le := binary.LittleEndian
+	head := le.AppendUint64(nil, r.start)
+	head = le.AppendUint64(head, r.exactUntil)
+	head = le.AppendUint32(head, uint32(r.n))
+	texts := packTexts(r.texts)
+	head = le.AppendUint32(head, uint32(len(texts)))
+	for _, id := range r.ids {
+		head = le.AppendUint64(head, id)
+	}
+	parts := [][]byte{append(head, texts...)}
+	for l := range r.k {
+		parts = append(parts, r.k[l], r.v[l])
+	}
+	return parts
+}
+
+func parseRows(b []byte, sp *spec) (*rowsRecord, error) {
+	const fixed = 24
+	bad := fmt.Errorf("log record of rows: %w", tiers.ErrCorrupt)
+	if len(b) < fixed {
+		return nil, bad
+	}
+	le := binary.LittleEndian
+	r := &rowsRecord{start: le.Uint64(b), exactUntil: le.Uint64(b[8:]), n: int(le.Uint32(b[16:]))}
+	texts := int(le.Uint32(b[20:]))
+	b = b[fixed:]
+	if r.n < 1 || r.n > len(b)/8 || texts > len(b)-8*r.n || len(b)-8*r.n-texts != r.n*sp.tokenBytes() {
+		return nil, bad
+	}
+	for range r.n {
+		r.ids = append(r.ids, le.Uint64(b))
+		b = b[8:]
+	}
+	var err error
+	if r.texts, err = unpackTexts(b[:texts], r.n); err != nil {
+		return nil, err
+	}
+	b = b[texts:]
+	size := r.n * sp.rowBytes()
+	for range sp.layers {
+		r.k, r.v = append(r.k, b[:size:size]), append(r.v, b[size:2*size:2*size])
+		b = b[2*size:]
+	}
+	return r, nil
+}
+
+// packTexts packs the texts of tokens; nothing if there are none.
+func packTexts(texts [][]byte) []byte {
+	var b []byte
+	some := false
+	for _, t := range texts {
+		b = binary.AppendUvarint(b, uint64(len(t)))
+		b = append(b, t...)
+		some = some || len(t) > 0
+	}
+	if !some {
+		return nil
+	}
+	return compress.PackBlob(b)
+}
+
+// unpackTexts reads the texts of n tokens; none if there are none.
+func unpackTexts(b []byte, n int) ([][]byte, error) {
+	if len(b) == 0 {
+		return make([][]byte, n), nil
+	}
+	b, err := compress.UnpackBlob(b, maxTexts)
+	if err != nil {
+		return nil, fmt.Errorf("token texts: %w: %w", tiers.ErrCorrupt, err)
+	}
+	out := make([][]byte, n)
+	for i := range out {
+		l, k := binary.Uvarint(b)
+		if k <= 0 || l > uint64(len(b)-k) {
+			return nil, fmt.Errorf("token texts: %w", tiers.ErrCorrupt)
+		}
+		out[i] = b[k : k+int(l) : k+int(l)]
+		b = b[k+int(l):]
+	}
+	return out, nil
+}
+
+// sequenceRecord is what the catalogue keeps of a sequence.
+type sequenceRecord struct {
+	ID         string            `json:"id"`
+	Name       string            `json:"name,omitempty"`
+	Parent     string            `json:"parent,omitempty"`
+	Spec       json.RawMessage   `json:"spec"`
+	Profile    tiers.Profile     `json:"profile"`
+	Spans      []spanRefRecord   `json:"spans"`
+	LogGen     uint64            `json:"log"`
+	ExactUntil uint64            `json:"exact_until"`
+	Labels     []json.RawMessage `json:"labels,omitempty"`
+	Created    int64             `json:"created"`
+	Used       int64             `json:"used"`
+}
+
+type spanRefRecord struct {
+	Span  string `json:"span"`
+	Limit int    `json:"limit"`
+}
+
+// record returns the catalogue's record of a sequence in state st.
+func (s *sequence) record(st *state, gen uint64) ([]byte, error) {
+	sp, err := protojson.Marshal(s.spec.msg)
+	if err != nil {
+		return nil, err
+	}
+	r := sequenceRecord{ID: s.id, Name: s.name, Parent: s.parent, Spec: sp, Profile: s.profile, LogGen: gen,
+		ExactUntil: st.exactUntil, Created: s.created.Unix(), Used: time.Now().Unix()}
+	for _, ref := range st.spans {
+		r.Spans = append(r.Spans, spanRefRecord{ref.ID, ref.limit})
+	}
+	for _, l := range st.labels {
+		b, err := protojson.Marshal(l)
+		if err != nil {
+			return nil, err
+		}
+		r.Labels = append(r.Labels, b)
+	}
+	return json.Marshal(r)
+}
+
+func parseLabels(in []json.RawMessage) ([]*kvtierv1.Span, error) {
+	var out []*kvtierv1.Span
+	for _, b := range in {
+		var l kvtierv1.Span
+		if err := protojson.Unmarshal(b, &l); err != nil {
+			return nil, fmt.Errorf("labels: %w: %w", tiers.ErrCorrupt, err)
+		}
+		out = append(out, &l)
+	}
+	return out, nil
+}
+
+func marshalLabels(labels []*kvtierv1.Span) ([]byte, error) {
+	var raw []json.RawMessage
+	for _, l := range labels {
+		b, err := protojson.Marshal(l)
+		if err != nil {
+			return nil, err
+		}
+		raw = append(raw, b)
+	}
+	return json.Marshal(raw)
+}

@@ -1,0 +1,320 @@
+package server
+
+import (
+	"context"
+	"encoding/binary"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"time"
+
+	"google.golang.org/protobuf/encoding/protojson"
+
+	kvtierv1 "kvtier/proto/kvtier/v1"
+	"kvtier/tiers"
+	"kvtier/tiers/store"
+	"kvtier/tiers/taillog"
+)
+
+// recover takes up spans and sequences from the catalogue, and tails from their logs.
+func (srv *Server) recover(ctx context.Context) error {
+	if err := srv.store.Records(store.KindSpan, func(_, v []byte) error { return srv.spans.load(v) }); err != nil {
+		return err
+	}
+	var records []*sequenceRecord
+	err := srv.store.Records(store.KindSequence, func(k, v []byte) error {
+		r := &sequenceRecord{}
+		if err := json.Unmarshal(v, r); err != nil || r.ID != string(k) {
+			return fmt.Errorf("record of sequence %q: %w", k, tiers.ErrCorrupt)
+		}
+		records = append(records, r)
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	logs := map[string]bool{}
+	for _, r := range records {
+		s, err := srv.recoverSequence(ctx, r)
+		if err != nil {
+			return fmt.Errorf("recover sequence %s: %w", r.ID, err)
+		}
+		logs[filepath.Base(s.logPath(s.gen))] = true
+	}
+	if err := srv.removeStrayLogs(logs); err != nil {
+		return err
+	}
+	return srv.removeStraySpans(ctx)
+}
+
+// removeStrayLogs removes logs that no sequence names: left by a crash.
+func (srv *Server) removeStrayLogs(keep map[string]bool) error {
+	files, err := os.ReadDir(srv.tailDir())
+	if err != nil {
+		return err
+	}
+	for _, f := range files {
+		if !keep[f.Name()] && filepath.Ext(f.Name()) == ".log" {
+			if err := os.Remove(filepath.Join(srv.tailDir(), f.Name())); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+func (srv *Server) removeStraySpans(ctx context.Context) error {
+	stray := srv.spans.unreferenced()
+	if len(stray) == 0 {
+		return nil
+	}
+	b := srv.store.NewBatch()
+	defer b.Close()
+	if err := srv.spans.release(nil, stray, b); err != nil {
+		return err
+	}
+	return b.Commit(ctx)
+}
+
+func (srv *Server) recoverSequence(ctx context.Context, r *sequenceRecord) (*sequence, error) {
+	var m kvtierv1.ModelSpec
+	if err := protojson.Unmarshal(r.Spec, &m); err != nil {
+		return nil, fmt.Errorf("model spec: %w: %w", tiers.ErrCorrupt, err)
+	}
+	sp, err := newSpec(&m)
+	if err != nil {
+		return nil, fmt.Errorf("model spec: %w: %w", tiers.ErrCorrupt, err)
+	}
+	s := srv.newSequence(r.ID, sp, r.Profile)
+	s.name, s.parent, s.gen = r.Name, r.Parent, r.LogGen
+	s.created, s.mu.used = time.Unix(r.Created, 0), time.Unix(r.Used, 0)
+	s.mu.exactUntil = r.ExactUntil
+	if s.mu.labels, err = parseLabels(r.Labels); err != nil {
+		return nil, err
+	}
+	if err := s.takeSpans(r.Spans); err != nil {
+		return nil, err
+	}
+	if err := s.loadWindows(ctx); err != nil {
+		s.damage(err) // the sealed part of full layers may still be read
+	}
+	if err := s.replay(); err != nil {
+		return nil, err
+	}
+	srv.spans.refer(s, s.mu.spans)
+	srv.addSequence(s)
+	s.nameAll()
+	s.mu.power, s.mu.crashSafe = s.mu.accepted, s.mu.accepted
+	srv.tail.Add(s.mu.state.tailBytes())
+	srv.sealer.consider(s)
+	return s, nil
+}
+
+// damage notes that stored bytes of the sequence are gone.
+func (s *sequence) damage(err error) {
+	s.srv.log.Error("a sequence is damaged", "sequence", s.id, "err", err)
+	s.mu.Lock()
+	s.mu.damaged = err.Error()
+	s.mu.Unlock()
+}
+
+func (s *sequence) takeSpans(refs []spanRefRecord) error {
+	var at uint64
+	for _, ref := range refs {
+		sp := s.srv.spans.find(ref.Span)
+		if sp == nil || sp.Start != at || ref.Limit < 1 || ref.Limit > sp.Tokens || len(sp.segments) != s.spec.layers {
+			return fmt.Errorf("span %s: %w", ref.Span, tiers.ErrCorrupt)
+		}
+		s.mu.spans = append(s.mu.spans, spanRef{sp, ref.Limit})
+		at += uint64(ref.Limit)
+	}
+	for l := range s.mu.lens {
+		s.mu.lens[l] = at
+		s.mu.rows[l].base = at
+	}
+	s.mu.accepted = at
+	return nil
+}
+
+// loadWindows reads the windows of sliding-window layers, as they were at the
+// end of the sealed part.
+func (s *sequence) loadWindows(ctx context.Context) error {
+	for l, w := range s.spec.window {
+		if w == 0 || len(s.mu.spans) == 0 {
+			continue
+		}
+		r, err := s.window(ctx, s.mu.spans, l)
+		if err != nil {
+			return err
+		}
+		s.mu.rows[l] = r
+	}
+	return nil
+}
+
+// window reads the rows of a sliding-window layer that a query behind spans may see.
+func (s *sequence) window(ctx context.Context, spans []spanRef, layer int) (layerRows, error) {
+	w := uint64(s.spec.window[layer])
+	last := spans[len(spans)-1]
+	end := last.Start + uint64(last.limit)
+	if last.limit != last.Tokens {
+		return layerRows{}, fmt.Errorf("layer %d keeps its window at token %d, not at %d: %w", layer, last.Start+uint64(last.Tokens), end, tiers.ErrNotFound)
+	}
+	want := end - min(end, w)
+	out := layerRows{base: end}
+	for i := len(spans) - 1; i >= 0 && out.base > want; i-- {
+		k, v, err := s.windowRows(ctx, spans[i], layer)
+		if err != nil {
+			return layerRows{}, err
+		}
+		spanEnd := spans[i].Start + uint64(spans[i].Tokens)
+		n := uint64(len(k) / s.spec.rowBytes())
+		if spanEnd != out.base || n == 0 {
+			break
+		}
+		out = layerRows{base: spanEnd - n, k: append(k, out.k...), v: append(v, out.v...)}
+	}
+	if out.base > want {
+		return layerRows{}, fmt.Errorf("layer %d: the window from token %d on is not stored: %w", layer, want, tiers.ErrNotFound)
+	}
+	return out, nil
+}
+
+// windowRows reads one window segment as rows [n][kvHeads][headDim].
+func (s *sequence) windowRows(ctx context.Context, ref spanRef, layer int) (k, v []byte, err error) {
+	h, sp := ref.segments[layer], s.spec
+	reqs := make([]tiers.Request, sp.kvHeads)
+	for i := range reqs {
+		reqs[i] = tiers.Request{Header: h, Head: i, Plane: tiers.PlaneWindow}
+	}
+	pins, _, err := s.srv.store.Pin(ctx, reqs)
+	if err != nil {
+		return nil, nil, err
+	}
+	row := sp.headDim * sp.typ.Size()
+	n := len(pins[0].Ranges[0]) / (2 * row)
+	k, v = make([]byte, n*sp.rowBytes()), make([]byte, n*sp.rowBytes())
+	for head := range pins {
+		b := pins[head].Ranges[0]
+		for t := range n {
+			at := t*sp.rowBytes() + head*row
+			copy(k[at:at+row], b[t*row:])
+			copy(v[at:at+row], b[(n+t)*row:])
+		}
+		pins[head].Release(0)
+	}
+	return k, v, nil
+}
+
+// replay takes up the tail from its log.
+func (s *sequence) replay() error {
+	st := &s.mu.state
+	log, cut, err := taillog.Replay(s.logPath(s.gen), s.logName(s.gen), func(k taillog.Kind, body []byte) error {
+		return s.replayRecord(st, k, body)
+	})
+	if errors.Is(err, os.ErrNotExist) {
+		s.damage(fmt.Errorf("the log of the open tail is missing: tokens from %d on are lost", st.accepted))
+		log, err = taillog.Create(s.logPath(s.gen), s.logName(s.gen))
+	}
+	if err != nil {
+		return err
+	}
+	if cut > 0 {
+		s.srv.log.Warn("the end of a log was not whole", "sequence", s.id, "bytes", cut, "tokens", st.accepted)
+	}
+	s.log = log
+	return nil
+}
+
+func (s *sequence) replayRecord(st *state, k taillog.Kind, body []byte) error {
+	switch k {
+	case logRows:
+		r, err := parseRows(body, s.spec)
+		if err != nil {
+			return err
+		}
+		if r.start != st.accepted {
+			return fmt.Errorf("log: tokens from %d, expected %d: %w", r.start, st.accepted, tiers.ErrCorrupt)
+		}
+		for l := range st.rows {
+			st.rows[l] = st.rows[l].appended(r.k[l], r.v[l])
+			st.lens[l] += uint64(r.n)
+		}
+		st.accepted += uint64(r.n)
+		st.exactUntil = r.exactUntil
+		st.ids, st.texts = append(st.ids, r.ids...), append(st.texts, r.texts...)
+	case logLabels:
+		var raw []json.RawMessage
+		if err := json.Unmarshal(body, &raw); err != nil {
+			return fmt.Errorf("log: labels: %w: %w", tiers.ErrCorrupt, err)
+		}
+		labels, err := parseLabels(raw)
+		if err != nil {
+			return err
+		}
+		st.labels = append(st.labels, labels...)
+	case logTruncate:
+		if len(body) != 8 {
+			return fmt.Errorf("log: truncation: %w", tiers.ErrCorrupt)
+		}
+		n := binary.LittleEndian.Uint64(body)
+		if n < st.sealed() || n > st.accepted {
+			return fmt.Errorf("log: truncation to %d: %w", n, tiers.ErrCorrupt)
+		}
+		st.cutTail(n, s.spec)
+	default:
+		return fmt.Errorf("log: record kind %d: %w", k, tiers.ErrVersion)
+	}
+	return nil
+}
+
+// cutTail keeps the first n tokens, n not being sealed.
+func (st *state) cutTail(n uint64, sp *spec) {
+	for l := range st.rows {
+		st.rows[l] = st.rows[l].upTo(n, sp.rowBytes())
+		st.lens[l] = min(st.lens[l], n)
+	}
+	st.accepted = min(st.accepted, n)
+	st.crashSafe = min(st.crashSafe, n)
+	keep := min(uint64(len(st.ids)), n-st.sealed())
+	st.ids, st.texts = st.ids[:keep:keep], st.texts[:keep:keep]
+	st.cutLabels(n)
+	if st.exactUntil >= n {
+		st.exactUntil = allExact
+	}
+}
+
+func (st *state) cutLabels(n uint64) {
+	var labels []*kvtierv1.Span
+	for _, l := range st.labels {
+		if l.End <= n {
+			labels = append(labels, l)
+		}
+	}
+	st.labels = labels
+}
+
+// nameAll names every whole block from the start, and notes spans' end names.
+func (s *sequence) nameAll() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.srv.names.remove(s, s.mu.names)
+	var ids []uint64
+	for _, r := range s.mu.spans {
+		ids = append(ids, r.TokenIDs[:r.limit]...)
+	}
+	ids = append(ids, s.mu.ids...)
+	if uint64(len(ids)) > s.mu.accepted {
+		ids = ids[:s.mu.accepted]
+	}
+	s.mu.names = newNamer(s.srv.key, s.spec, s.profile).chain(nil, ids, s.mu.exactUntil)
+	s.srv.names.add(s, s.mu.names)
+	for _, r := range s.mu.spans {
+		end := r.Start + uint64(r.Tokens)
+		if r.limit == r.Tokens && end%blockTokens == 0 && end/blockTokens <= uint64(len(s.mu.names)) {
+			s.srv.spans.setEnd(r.span, s.mu.names[end/blockTokens-1])
+		}
+	}
+}

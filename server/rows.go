@@ -1,0 +1,115 @@
+package server
+
+import (
+	"bytes"
+
+	"kvtier/compress"
+)
+
+// layerRows are a layer's newest rows, unquantised: positions [base, end).
+// Slices only grow behind what readers see; what is cut off is never
+// overwritten, because cuts also cut the capacity.
+type layerRows struct {
+	base uint64
+	k, v []byte // [n][kvHeads][headDim] elements
+}
+
+func (r layerRows) end(rowBytes int) uint64 { return r.base + uint64(len(r.k)/rowBytes) }
+
+// appended returns the rows with more behind them.
+func (r layerRows) appended(k, v []byte) layerRows {
+	r.k, r.v = append(r.k, k...), append(r.v, v...)
+	return r
+}
+
+// slice returns the bytes of positions [lo, hi).
+func (r layerRows) slice(lo, hi uint64, rowBytes int) (k, v []byte) {
+	a, b := int(lo-r.base)*rowBytes, int(hi-r.base)*rowBytes
+	return r.k[a:b:b], r.v[a:b:b]
+}
+
+// upTo returns the rows of positions before end.
+func (r layerRows) upTo(end uint64, rowBytes int) layerRows {
+	if end <= r.base {
+		return layerRows{base: r.base}
+	}
+	k, v := r.slice(r.base, min(end, r.end(rowBytes)), rowBytes)
+	return layerRows{r.base, k, v}
+}
+
+// from returns a copy of the rows of positions from base on, so that what lies
+// before can be freed.
+func (r layerRows) from(base uint64, rowBytes int) layerRows {
+	if base <= r.base {
+		return r
+	}
+	base = min(base, r.end(rowBytes))
+	k, v := r.slice(base, r.end(rowBytes), rowBytes)
+	return layerRows{base, bytes.Clone(k), bytes.Clone(v)}
+}
+
+// head gathers one head's rows of positions [lo, hi) as float32 [n][headDim].
+func (r layerRows) head(sp *spec, head int, lo, hi uint64) (k, v []float32) {
+	kb, vb := r.slice(lo, hi, sp.rowBytes())
+	return gatherHead(sp, kb, head), gatherHead(sp, vb, head)
+}
+
+func gatherHead(sp *spec, rows []byte, head int) []float32 {
+	d, row := sp.headDim, sp.rowBytes()
+	n := len(rows) / row
+	out := make([]float32, n*d)
+	at := head * d * sp.typ.Size()
+	for t := range n {
+		b := rows[t*row+at:]
+		compress.ToFloat32(out[t*d:(t+1)*d], b[:d*sp.typ.Size()], sp.typ)
+	}
+	return out
+}
+
+// convertRows returns rows in the sequence's element type: as they are, or
+// converted if that loses nothing or lossy is allowed. They must be finite.
+func convertRows(what string, b []byte, from, to compress.ElementType, lossy bool) ([]byte, error) {
+	f, err := toFloats(what, b, from)
+	if err != nil {
+		return nil, err
+	}
+	if from == to {
+		return b, nil
+	}
+	if !lossy && !compress.Lossless(f, to) {
+		return nil, invalid(ReasonLossy, "%s does not fit the sequence's element type: round it before, or set convert", what)
+	}
+	out := make([]byte, len(f)*to.Size())
+	compress.FromFloat32(out, f, to)
+	if lossy {
+		compress.ToFloat32(f, out, to)
+		if !compress.Finite(f) {
+			return nil, invalid(ReasonValue, "%s overflows the sequence's element type", what)
+		}
+	}
+	return out, nil
+}
+
+// toFloats decodes a tensor and checks that it is finite.
+func toFloats(what string, b []byte, t compress.ElementType) ([]float32, error) {
+	if t.Size() == 0 {
+		return nil, invalid(ReasonArgument, "dtype %d of %s is unknown", t, what)
+	}
+	if len(b)%t.Size() != 0 {
+		return nil, invalid(ReasonShape, "%s has %d bytes, not a multiple of its element's %d", what, len(b), t.Size())
+	}
+	f := make([]float32, len(b)/t.Size())
+	compress.ToFloat32(f, b, t)
+	if !compress.Finite(f) {
+		return nil, invalid(ReasonValue, "%s holds NaN or infinity: the worker's computation went wrong before", what)
+	}
+	return f, nil
+}
+
+// putRow writes row i of one head's rows to the place of token at, in the
+// sequence's element type.
+func (s *sequence) putRow(dst []byte, rows []float32, i, at, head int) {
+	d, size := s.spec.headDim, s.spec.typ.Size()
+	off := at*s.spec.rowBytes() + head*d*size
+	compress.FromFloat32(dst[off:off+d*size], rows[i*d:(i+1)*d], s.spec.typ)
+}

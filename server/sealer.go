@@ -1,0 +1,423 @@
+package server
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"runtime"
+	"sync"
+
+	"golang.org/x/sync/errgroup"
+
+	"kvtier/attention"
+	"kvtier/tiers"
+	"kvtier/tiers/seal"
+	"kvtier/tiers/store"
+	"kvtier/tiers/taillog"
+)
+
+// sealer seals full segments in the background, one sequence at a time.
+type sealer struct {
+	srv  *Server
+	done sync.WaitGroup
+	one  sync.Mutex // one segment is made at a time: it takes a core and memory
+	mu   struct {
+		sync.Mutex
+		wake    *sync.Cond
+		queue   []*sequence
+		closed  bool
+		running int
+		failed  error // why the last seal failed; nil once one succeeds
+	}
+	ctx    context.Context // ends with the server
+	cancel context.CancelFunc
+}
+
+func newSealer(srv *Server) *sealer {
+	z := &sealer{srv: srv}
+	z.mu.wake = sync.NewCond(&z.mu)
+	z.ctx, z.cancel = context.WithCancel(context.Background())
+	z.done.Add(1)
+	go z.run()
+	return z
+}
+
+// consider queues a sequence that has a segment to seal.
+func (z *sealer) consider(s *sequence) {
+	s.mu.Lock()
+	_, ready := s.mu.sealPoint()
+	queue := ready && !s.mu.sealing && !s.mu.deleted
+	if queue {
+		s.mu.sealing = true
+	}
+	s.mu.Unlock()
+	if !queue {
+		return
+	}
+	z.mu.Lock()
+	z.queue(s)
+	z.mu.Unlock()
+}
+
+func (z *sealer) queue(s *sequence) {
+	z.mu.queue = append(z.mu.queue, s)
+	z.mu.wake.Signal()
+}
+
+func (z *sealer) pending() int {
+	z.mu.Lock()
+	defer z.mu.Unlock()
+	return len(z.mu.queue) + z.mu.running
+}
+
+// lastFailure says why segments cannot be sealed now; nil if they can.
+func (z *sealer) lastFailure() error {
+	z.mu.Lock()
+	defer z.mu.Unlock()
+	return z.mu.failed
+}
+
+func (z *sealer) run() {
+	defer z.done.Done()
+	for {
+		z.mu.Lock()
+		for len(z.mu.queue) == 0 && !z.mu.closed {
+			z.mu.wake.Wait()
+		}
+		if z.mu.closed {
+			z.mu.Unlock()
+			return
+		}
+		s := z.mu.queue[0]
+		z.mu.queue = z.mu.queue[1:]
+		z.mu.running = 1
+		z.mu.Unlock()
+		err := z.sealFull(s)
+		z.mu.Lock()
+		z.mu.running = 0
+		z.mu.failed = err
+		z.mu.Unlock()
+	}
+}
+
+func (z *sealer) close() {
+	z.mu.Lock()
+	z.mu.closed = true
+	z.mu.wake.Broadcast()
+	z.mu.Unlock()
+	z.cancel()
+	z.done.Wait()
+}
+
+// sealFull seals every full segment of a sequence that lies behind its recent window.
+func (z *sealer) sealFull(s *sequence) (err error) {
+	defer func() {
+		s.mu.Lock()
+		s.mu.sealing = false
+		s.mu.Unlock()
+		if err == nil {
+			z.consider(s) // tokens may have arrived meanwhile
+		}
+	}()
+	for {
+		st := s.snapshot()
+		end, ok := st.sealPoint()
+		if !ok {
+			return nil
+		}
+		err := z.seal(z.ctx, s, &st, end)
+		if errors.Is(err, errStale) {
+			continue
+		}
+		if err != nil {
+			if !errors.Is(err, context.Canceled) {
+				z.srv.log.Error("seal a segment", "sequence", s.id, "end", end, "err", err)
+			}
+			return err
+		}
+	}
+}
+
+// seal seals the tokens from the sealed part's end to end. It makes room on a
+// full disk if it can.
+func (z *sealer) seal(ctx context.Context, s *sequence, st *state, end uint64) error {
+	for {
+		err := z.trySeal(ctx, s, st, end)
+		if !errors.Is(err, tiers.ErrFull) || !z.srv.evictOne() {
+			return err
+		}
+	}
+}
+
+// errStale: the sequence changed while it was being sealed; nothing was committed.
+var errStale = errors.New("the sequence changed meanwhile")
+
+func (z *sealer) trySeal(ctx context.Context, s *sequence, st *state, end uint64) error {
+	z.one.Lock()
+	defer z.one.Unlock()
+	b := z.srv.store.NewBatch()
+	defer b.Close()
+	sp, err := z.spanFor(ctx, s, st, end, b)
+	if err != nil {
+		return err
+	}
+	if err := s.commitSpan(ctx, sp, end, b); err != nil {
+		z.srv.spans.forget(s, sp)
+		return err
+	}
+	z.srv.metrics.seals.Inc()
+	return z.srv.dropLow(ctx, s)
+}
+
+// spanFor returns the span that holds tokens [sealed, end): one that was
+// sealed before under the same name, or a new one, which b then commits.
+func (z *sealer) spanFor(ctx context.Context, s *sequence, st *state, end uint64, b *store.Batch) (*span, error) {
+	start := st.sealed()
+	if blocks := end / blockTokens; end%blockTokens == 0 && blocks <= uint64(len(st.names)) {
+		if sp := z.srv.spans.adopt(s, st.names[blocks-1], start, int(end-start)); sp != nil {
+			return sp, nil
+		}
+	}
+	sp := &span{spanRecord: spanRecord{ID: newSpanID(), Start: start, Tokens: int(end - start)}}
+	n := int(end - start)
+	sp.TokenIDs = make([]uint64, n)
+	texts := make([][]byte, n)
+	for i := range n {
+		sp.TokenIDs[i] = noToken
+		if i < len(st.ids) {
+			sp.TokenIDs[i], texts[i] = st.ids[i], st.texts[i]
+		}
+	}
+	sp.Texts = packTexts(texts)
+	sp.segments = make([]*tiers.Header, s.spec.layers)
+	var put sync.Mutex // a batch is not for concurrent use
+	g, gctx := errgroup.WithContext(ctx)
+	g.SetLimit(max(1, runtime.GOMAXPROCS(0)/2))
+	for l := range s.spec.layers {
+		g.Go(func() error {
+			if err := gctx.Err(); err != nil {
+				return err
+			}
+			h, parts := s.sealLayer(st, l, start, end)
+			put.Lock()
+			defer put.Unlock()
+			sp.segments[l] = h
+			return b.PutSegment(gctx, h, parts)
+		})
+	}
+	if err := g.Wait(); err != nil {
+		return nil, err
+	}
+	for _, h := range sp.segments {
+		sp.Segments = append(sp.Segments, fmt.Sprintf("%x", h.ID[:]))
+	}
+	rec, err := marshalSpan(sp)
+	if err != nil {
+		return nil, err
+	}
+	z.srv.spans.add(sp)
+	return sp, b.Set(store.KindSpan, []byte(sp.ID), rec)
+}
+
+// sealLayer makes one layer's segment of tokens [start, end).
+func (s *sequence) sealLayer(st *state, layer int, start, end uint64) (*tiers.Header, [tiers.NumParts][]byte) {
+	sp := s.spec
+	rows := &seal.Rows{Layer: layer, Start: start, Heads: sp.kvHeads, HeadDim: sp.headDim, Type: sp.typ}
+	if w := uint64(sp.window[layer]); w > 0 {
+		from := start
+		if end > w {
+			from = max(from, end-w)
+		}
+		rows.Start = from
+		rows.K, rows.V = st.rows[layer].slice(from, end, sp.rowBytes())
+		return seal.Window(rows, s.profile, start, int(end-start))
+	}
+	rows.K, rows.V = st.rows[layer].slice(start, end, sp.rowBytes())
+	o := seal.Options{Profile: s.profile, Low: st.accepted <= uint64(s.srv.opt.ReadAllTokens)}
+	if start == 0 {
+		o.Sinks = min(tiers.SinkTokens, int(end-start)-1)
+	}
+	sums, sample := s.metrics(layer)
+	for h := range sp.kvHeads {
+		o.Metrics = append(o.Metrics, sums[h].Metric())
+		o.Queries = append(o.Queries, groupOf(sample, sp, h))
+	}
+	return seal.Segment(rows, o)
+}
+
+// metrics copies what is known of a layer's queries, and lets it fade.
+func (s *sequence) metrics(layer int) ([]*attention.QuerySum, []float32) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	out := make([]*attention.QuerySum, len(s.mu.queries[layer]))
+	for h, q := range s.mu.queries[layer] {
+		out[h] = q.Clone()
+		q.Decay()
+	}
+	return out, s.mu.sample[layer]
+}
+
+// groupOf gathers the rows of one KV head's group from queries [m][queryHeads][headDim].
+func groupOf(q []float32, sp *spec, head int) []float32 {
+	row, g := sp.queryHeads*sp.headDim, sp.group()*sp.headDim
+	var out []float32
+	for at := 0; at < len(q); at += row {
+		out = append(out, q[at+head*g:at+(head+1)*g]...)
+	}
+	return out
+}
+
+// commitSpan makes sp part of the sequence: its segments, its record, the
+// sequence's record and a log that begins behind it become durable together.
+func (s *sequence) commitSpan(ctx context.Context, sp *span, end uint64, b *store.Batch) error {
+	s.write.Lock()
+	defer s.write.Unlock()
+	if err := s.usable(); err != nil {
+		return err
+	}
+	st := s.snapshot()
+	if st.sealed() != sp.Start || st.accepted < end {
+		return errStale
+	}
+	s.srv.commits.Lock()
+	defer s.srv.commits.Unlock()
+	for _, h := range sp.segments {
+		if !b.Has(h.ID) {
+			return errStale // the span that shared this segment is gone
+		}
+	}
+	next := st
+	next.spans = append(st.spans[:len(st.spans):len(st.spans)], spanRef{sp, sp.Tokens})
+	for l, r := range st.rows {
+		from := end
+		if w := uint64(s.spec.window[l]); w > 0 {
+			from = end - min(end, w)
+		}
+		next.rows[l] = r.from(from, s.spec.rowBytes())
+	}
+	cut := min(uint64(len(st.ids)), end-sp.Start)
+	next.ids, next.texts = st.ids[cut:], st.texts[cut:]
+	if err := s.replaceLog(ctx, &next, b); err != nil {
+		return err
+	}
+	s.srv.spans.refer(s, next.spans[len(next.spans)-1:])
+	if blocks := end / blockTokens; end%blockTokens == 0 && blocks <= uint64(len(st.names)) {
+		s.srv.spans.setEnd(sp, st.names[blocks-1])
+	}
+	return nil
+}
+
+// replaceLog commits state next with a new log that holds its tail. The caller
+// holds write. Whatever else b holds is committed with it.
+func (s *sequence) replaceLog(ctx context.Context, next *state, b *store.Batch) error {
+	gen := s.gen + 1
+	log, err := taillog.Create(s.logPath(gen), s.logName(gen))
+	if errors.Is(err, os.ErrExist) { // left by a change that failed
+		if err = os.Remove(s.logPath(gen)); err == nil {
+			log, err = taillog.Create(s.logPath(gen), s.logName(gen))
+		}
+	}
+	if err != nil {
+		return err
+	}
+	if err := s.fillLog(log, next); err != nil {
+		return errors.Join(err, log.Remove())
+	}
+	rec, err := s.record(next, gen)
+	if err == nil {
+		err = b.Set(store.KindSequence, []byte(s.id), rec)
+	}
+	if err == nil {
+		err = b.Commit(ctx)
+	}
+	if err != nil {
+		return errors.Join(err, log.Remove())
+	}
+	old := s.log
+	s.log, s.gen = log, gen
+	if old != nil {
+		if err := old.Remove(); err != nil {
+			s.srv.log.Warn("remove an old log", "err", err) // recovery removes it
+		}
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	next.crashSafe = next.accepted
+	next.exactUntil = min(next.exactUntil, s.mu.exactUntil)
+	next.names = s.mu.names
+	s.mu.power, s.mu.powerPos = next.accepted, nil
+	s.setStateLocked(*next)
+	return nil
+}
+
+// logChunk bounds the rows of one log record, in bytes.
+const logChunk = 64 << 20
+
+// fillLog writes the tail of st and makes it power-safe.
+func (s *sequence) fillLog(log *taillog.Log, st *state) error {
+	step := uint64(max(1, logChunk/s.spec.tokenBytes()))
+	for lo := st.sealed(); lo < st.accepted; lo += step {
+		if err := s.logTokens(log, st, lo, min(lo+step, st.accepted)); err != nil {
+			return err
+		}
+	}
+	if err := log.Sync(); err != nil {
+		return err
+	}
+	return syncDir(s.srv.tailDir())
+}
+
+func syncDir(dir string) error {
+	d, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	defer d.Close()
+	return d.Sync()
+}
+
+// dropLow drops the low planes of spans whose sequences all outgrew reading
+// everything.
+func (srv *Server) dropLow(ctx context.Context, s *sequence) error {
+	if s.profile != tiers.ProfileBalanced {
+		return nil
+	}
+	st := s.snapshot()
+	if st.accepted <= uint64(srv.opt.ReadAllTokens) {
+		return nil
+	}
+	b := srv.store.NewBatch()
+	defer b.Close()
+	some := false
+	for _, ref := range st.spans {
+		if !srv.outgrown(ref.span) {
+			continue
+		}
+		for _, h := range ref.segments {
+			if srv.store.HasLow(h.ID) {
+				some = true
+				if err := b.DropLow(h); err != nil {
+					return err
+				}
+			}
+		}
+	}
+	if !some {
+		return nil
+	}
+	return b.Commit(ctx)
+}
+
+// outgrown says whether every sequence that uses a span is too long to read everything.
+func (srv *Server) outgrown(sp *span) bool {
+	for _, s := range srv.spans.users(sp) {
+		s.mu.RLock()
+		short := s.mu.accepted <= uint64(srv.opt.ReadAllTokens)
+		s.mu.RUnlock()
+		if short {
+			return false
+		}
+	}
+	return true
+}

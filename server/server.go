@@ -1,0 +1,256 @@
+package server
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"google.golang.org/grpc/codes"
+
+	"kvtier/tiers"
+	"kvtier/tiers/store"
+)
+
+// Options of a server. The zero value of a field is its default.
+type Options struct {
+	DataDir       string        // made if missing, mode 0700
+	RAMBytes      int64         // RAM tier's limit; 1 GiB
+	DiskBytes     int64         // NVMe tier's limit; 20 GiB
+	TailBytes     int64         // unquantised rows in RAM; 2 GiB
+	ReadAllTokens int           // contexts up to this length are read whole; 8,192. Negative: none
+	DefaultShare  float32       // budget of a call that names none; 0.2
+	AuditShare    float32       // share of sparse calls that are audited; 0.01. Negative: none
+	SyncInterval  time.Duration // how often logs are made power-safe; 20 ms
+	Logger        *slog.Logger
+	Version       string
+}
+
+func (o *Options) defaults() error {
+	set := func(p *int64, v int64) {
+		if *p == 0 {
+			*p = v
+		}
+	}
+	set(&o.RAMBytes, 1<<30)
+	set(&o.DiskBytes, 20<<30)
+	set(&o.TailBytes, 2<<30)
+	if o.ReadAllTokens == 0 {
+		o.ReadAllTokens = 8192
+	}
+	o.ReadAllTokens = max(0, o.ReadAllTokens)
+	if o.DefaultShare == 0 {
+		o.DefaultShare = .2
+	}
+	if o.AuditShare == 0 {
+		o.AuditShare = .01
+	}
+	if o.SyncInterval == 0 {
+		o.SyncInterval = 20 * time.Millisecond
+	}
+	if o.Logger == nil {
+		o.Logger = slog.New(slog.DiscardHandler)
+	}
+	switch {
+	case o.DataDir == "":
+		return errors.New("no data folder given")
+	case o.RAMBytes < 0 || o.DiskBytes < 0 || o.TailBytes < 0:
+		return errors.New("a byte limit is negative")
+	case !(o.DefaultShare > 0 && o.DefaultShare <= 1):
+		return fmt.Errorf("the default share is %v, not in (0, 1]", o.DefaultShare)
+	case o.AuditShare > 1:
+		return fmt.Errorf("the audit share is %v, more than 1", o.AuditShare)
+	}
+	return nil
+}
+
+// Server holds sequences in one data folder.
+type Server struct {
+	opt     Options
+	log     *slog.Logger
+	key     []byte
+	store   *store.Store
+	spans   *spanTable
+	names   *nameIndex
+	leases  *leaseTable
+	sealer  *sealer
+	syncer  *syncer
+	auditor *auditor
+	metrics *metrics
+	started time.Time
+	tail    atomic.Int64 // bytes of rows in RAM
+	pins    pinTable
+
+	// commits serialises what adds and removes spans in the catalogue. Taken
+	// after a sequence's write lock.
+	commits sync.Mutex
+
+	mu struct {
+		sync.RWMutex
+		sequences map[string]*sequence
+		handles   map[uint64]*sequence
+		next      uint64 // handle
+		closed    bool
+		conns     map[*fastConn]bool
+		closers   []func()
+	}
+	work sync.WaitGroup // calls in flight, beyond gRPC's own
+}
+
+// Open recovers the data folder and starts the background work.
+func Open(ctx context.Context, o Options) (srv *Server, err error) {
+	if err := o.defaults(); err != nil {
+		return nil, err
+	}
+	srv = &Server{opt: o, log: o.Logger, started: time.Now(), names: newNameIndex()}
+	srv.mu.sequences, srv.mu.handles = map[string]*sequence{}, map[uint64]*sequence{}
+	srv.mu.conns = map[*fastConn]bool{}
+	srv.pins.pins, srv.pins.segments = map[uint64]*pin{}, map[tiers.ID]int{}
+	if srv.store, err = store.Open(ctx, o.DataDir, store.Options{RAMBytes: o.RAMBytes, DiskBytes: o.DiskBytes, Logger: o.Logger}); err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			_ = srv.store.Close()
+		}
+	}()
+	if srv.key, err = tenantKey(o.DataDir); err != nil {
+		return nil, err
+	}
+	if err = os.MkdirAll(srv.tailDir(), 0o700); err != nil {
+		return nil, err
+	}
+	srv.spans = newSpanTable(srv.store)
+	srv.metrics = newMetrics(srv)
+	srv.leases = newLeaseTable()
+	srv.auditor = newAuditor(srv)
+	srv.sealer = newSealer(srv)
+	srv.syncer = newSyncer(srv, o.SyncInterval)
+	if err = srv.recover(ctx); err != nil {
+		srv.stopBackground()
+		return nil, err
+	}
+	return srv, nil
+}
+
+func (srv *Server) tailDir() string { return filepath.Join(srv.opt.DataDir, "tails") }
+
+// Metrics returns what /metrics shows.
+func (srv *Server) Metrics() prometheus.Gatherer { return srv.metrics.registry }
+
+// Sequences returns how many sequences there are.
+func (srv *Server) Sequences() int {
+	srv.mu.RLock()
+	defer srv.mu.RUnlock()
+	return len(srv.mu.sequences)
+}
+
+func (srv *Server) stopBackground() {
+	srv.leases.close()
+	srv.sealer.close()
+	srv.auditor.close()
+	srv.syncer.close()
+}
+
+// Close stops the work, makes logs power-safe and closes the files. Calling it
+// again does nothing.
+func (srv *Server) Close(ctx context.Context) error {
+	srv.mu.Lock()
+	if srv.mu.closed {
+		srv.mu.Unlock()
+		return nil
+	}
+	srv.mu.closed = true
+	closers := srv.mu.closers
+	for c := range srv.mu.conns {
+		closers = append(closers, c.stop)
+	}
+	srv.mu.Unlock()
+	for _, c := range closers {
+		c()
+	}
+	done := make(chan struct{})
+	go func() {
+		srv.work.Wait()
+		close(done)
+	}()
+	select {
+	case <-done:
+	case <-ctx.Done():
+		srv.log.Warn("closing with calls in flight")
+	}
+	srv.stopBackground()
+	var errs []error
+	for _, s := range srv.list() {
+		s.write.Lock()
+		if s.log != nil {
+			errs = append(errs, s.log.Close())
+		}
+		s.write.Unlock()
+	}
+	return errors.Join(append(errs, srv.store.Close())...)
+}
+
+// enter counts a call in flight; it fails once the server is closing.
+func (srv *Server) enter() (leave func(), err error) {
+	srv.mu.RLock()
+	defer srv.mu.RUnlock()
+	if srv.mu.closed {
+		return nil, fail(codes.Unavailable, ReasonClosing, "the daemon is shutting down")
+	}
+	srv.work.Add(1)
+	return srv.work.Done, nil
+}
+
+// list returns all sequences.
+func (srv *Server) list() []*sequence {
+	srv.mu.RLock()
+	defer srv.mu.RUnlock()
+	out := make([]*sequence, 0, len(srv.mu.sequences))
+	for _, s := range srv.mu.sequences {
+		out = append(out, s)
+	}
+	return out
+}
+
+// sequence finds a sequence.
+func (srv *Server) sequence(id string) (*sequence, error) {
+	srv.mu.RLock()
+	defer srv.mu.RUnlock()
+	if s := srv.mu.sequences[id]; s != nil {
+		return s, nil
+	}
+	return nil, fail(codes.NotFound, ReasonUnknown, "no sequence %q: list them with 'kvtier ls', or open a new one", id)
+}
+
+// byHandle finds a sequence by its number on the fast path.
+func (srv *Server) byHandle(h uint64) (*sequence, error) {
+	srv.mu.RLock()
+	defer srv.mu.RUnlock()
+	if s := srv.mu.handles[h]; s != nil {
+		return s, nil
+	}
+	return nil, fail(codes.NotFound, ReasonUnknown, "no sequence with handle %d: handles end with the daemon; open the sequence again", h)
+}
+
+// addSequence makes a sequence known.
+func (srv *Server) addSequence(s *sequence) {
+	srv.mu.Lock()
+	defer srv.mu.Unlock()
+	srv.mu.next++
+	s.handle = srv.mu.next
+	srv.mu.sequences[s.id], srv.mu.handles[s.handle] = s, s
+}
+
+func (srv *Server) removeSequence(s *sequence) {
+	srv.mu.Lock()
+	defer srv.mu.Unlock()
+	delete(srv.mu.sequences, s.id)
+	delete(srv.mu.handles, s.handle)
+}

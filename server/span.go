@@ -1,0 +1,247 @@
+package server
+
+import (
+	"crypto/rand"
+	"encoding/hex"
+	"encoding/json"
+	"fmt"
+	"sync"
+
+	"kvtier/server/sparse"
+	"kvtier/tiers"
+	"kvtier/tiers/store"
+)
+
+// span is a sealed span: one segment for each layer. It is immutable but for
+// its low planes, which are dropped once no young sequence refers to it.
+type span struct {
+	spanRecord
+	segments []*tiers.Header // by layer
+	// guarded by the table:
+	end       name // name of its last block, if all its tokens are named and it ends on a block
+	committed bool // the catalogue has it
+}
+
+// spanRecord is what the catalogue keeps of a span.
+type spanRecord struct {
+	ID       string   `json:"id"`
+	Start    uint64   `json:"start"`
+	Tokens   int      `json:"tokens"`
+	Segments []string `json:"segments"` // ids, by layer
+	TokenIDs []uint64 `json:"token_ids"`
+	Texts    []byte   `json:"texts,omitempty"` // packed
+}
+
+func marshalSpan(sp *span) ([]byte, error) { return json.Marshal(&sp.spanRecord) }
+
+func newSpanID() string {
+	b := make([]byte, 16)
+	_, _ = rand.Read(b) // never fails
+	return hex.EncodeToString(b)
+}
+
+// spanTable counts who refers to spans and segments. Segments are counted too:
+// equal rows sealed twice are one segment.
+type spanTable struct {
+	store *store.Store
+	mu    struct {
+		sync.Mutex
+		refs     map[string]map[*sequence]bool
+		spans    map[string]*span
+		segments map[tiers.ID]int // spans that use it
+		byEnd    map[name]*span   // the first span sealed under a name
+	}
+}
+
+func newSpanTable(st *store.Store) *spanTable {
+	t := &spanTable{store: st}
+	t.mu.refs, t.mu.spans = map[string]map[*sequence]bool{}, map[string]*span{}
+	t.mu.segments, t.mu.byEnd = map[tiers.ID]int{}, map[name]*span{}
+	return t
+}
+
+// load takes up a span from the catalogue.
+func (t *spanTable) load(value []byte) error {
+	sp := &span{}
+	if err := json.Unmarshal(value, &sp.spanRecord); err != nil {
+		return fmt.Errorf("span record: %w: %w", tiers.ErrCorrupt, err)
+	}
+	if sp.Tokens < 1 || sp.Tokens > tiers.SegmentTokens || len(sp.TokenIDs) != sp.Tokens {
+		return fmt.Errorf("span record %s: %w", sp.ID, tiers.ErrCorrupt)
+	}
+	for _, s := range sp.Segments {
+		var id tiers.ID
+		if b, err := hex.DecodeString(s); err != nil || copy(id[:], b) != len(id) {
+			return fmt.Errorf("span record %s: segment id: %w", sp.ID, tiers.ErrCorrupt)
+		}
+		h, err := t.store.Header(id)
+		if err != nil {
+			return fmt.Errorf("span %s: %w", sp.ID, err)
+		}
+		sp.segments = append(sp.segments, h)
+	}
+	t.add(sp)
+	sp.committed = true
+	return nil
+}
+
+// add makes a span known.
+func (t *spanTable) add(sp *span) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.mu.spans[sp.ID] = sp
+	t.mu.refs[sp.ID] = map[*sequence]bool{}
+	for _, h := range sp.segments {
+		t.mu.segments[h.ID]++
+	}
+}
+
+// find returns a span by id.
+func (t *spanTable) find(id string) *span {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.mu.spans[id]
+}
+
+// setEnd notes the name that a span ends under.
+func (t *spanTable) setEnd(sp *span, end name) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	sp.end = end
+	if t.mu.byEnd[end] == nil {
+		t.mu.byEnd[end] = sp
+	}
+}
+
+// adopt returns the span that was sealed under a name before, and refers to it for s.
+func (t *spanTable) adopt(s *sequence, end name, start uint64, tokens int) *span {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	sp := t.mu.byEnd[end]
+	if sp == nil || sp.Start != start || sp.Tokens != tokens {
+		return nil
+	}
+	for _, h := range sp.segments {
+		if t.store.Damage(h.ID) != "" {
+			return nil
+		}
+	}
+	t.mu.refs[sp.ID][s] = true
+	return sp
+}
+
+// refer says that s uses spans, which the catalogue has.
+func (t *spanTable) refer(s *sequence, spans []spanRef) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for _, r := range spans {
+		r.committed = true
+		t.mu.refs[r.ID][s] = true
+	}
+}
+
+// drop takes back references of a sequence that did not come to be.
+func (t *spanTable) drop(s *sequence, spans []spanRef) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for _, r := range spans {
+		delete(t.mu.refs[r.ID], s)
+	}
+}
+
+// references returns how many sequences use a span.
+func (t *spanTable) references(sp *span) int {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return len(t.mu.refs[sp.ID])
+}
+
+// release says that s no longer uses spans, and removes those that nobody
+// uses, in batch b. The caller commits b.
+func (t *spanTable) release(s *sequence, spans []*span, b *store.Batch) error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for _, sp := range spans {
+		delete(t.mu.refs[sp.ID], s)
+		if len(t.mu.refs[sp.ID]) > 0 {
+			continue
+		}
+		if err := t.removeLocked(sp, b); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (t *spanTable) removeLocked(sp *span, b *store.Batch) error {
+	delete(t.mu.spans, sp.ID)
+	delete(t.mu.refs, sp.ID)
+	if t.mu.byEnd[sp.end] == sp {
+		delete(t.mu.byEnd, sp.end)
+	}
+	for _, h := range sp.segments {
+		if t.mu.segments[h.ID]--; t.mu.segments[h.ID] == 0 {
+			delete(t.mu.segments, h.ID)
+			if err := b.DropSegment(h.ID); err != nil {
+				return err
+			}
+		}
+	}
+	return b.Delete(store.KindSpan, []byte(sp.ID))
+}
+
+// forget takes back a span that was not committed, or s's reference to it.
+func (t *spanTable) forget(s *sequence, sp *span) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if sp == nil || t.mu.spans[sp.ID] == nil {
+		return
+	}
+	delete(t.mu.refs[sp.ID], s)
+	if len(t.mu.refs[sp.ID]) > 0 || sp.committed {
+		return
+	}
+	delete(t.mu.spans, sp.ID)
+	delete(t.mu.refs, sp.ID)
+	for _, h := range sp.segments {
+		if t.mu.segments[h.ID]--; t.mu.segments[h.ID] == 0 {
+			delete(t.mu.segments, h.ID)
+		}
+	}
+}
+
+// unreferenced returns the spans that no sequence uses.
+func (t *spanTable) unreferenced() (out []*span) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for id, refs := range t.mu.refs {
+		if len(refs) == 0 {
+			out = append(out, t.mu.spans[id])
+		}
+	}
+	return out
+}
+
+// users returns the sequences that use a span.
+func (t *spanTable) users(sp *span) (out []*sequence) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for s := range t.mu.refs[sp.ID] {
+		out = append(out, s)
+	}
+	return out
+}
+
+// segmentsOf returns the segments of a layer that hold positions before end,
+// as a query sees them.
+func (srv *Server) segmentsOf(st *state, layer int, end uint64) (out []sparse.Segment) {
+	for _, r := range st.spans {
+		if r.Start >= end {
+			break
+		}
+		limit := min(uint64(r.limit), end-r.Start)
+		h := r.segments[layer]
+		out = append(out, sparse.Segment{Header: h, Limit: int(limit), Low: srv.store.HasLow(h.ID)})
+	}
+	return out
+}

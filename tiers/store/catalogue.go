@@ -1,0 +1,323 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"hash/crc32"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+
+	"github.com/cockroachdb/pebble/v2"
+
+	"kvtier/tiers"
+	"kvtier/tiers/nvme"
+)
+
+// Kind is the first byte of a record's key.
+type Kind byte
+
+// The kinds of records. Values of spans and sequences are the server's.
+const (
+	kindSegment  Kind = 'h'
+	KindSpan     Kind = 'p'
+	KindSequence Kind = 'q'
+)
+
+// folderFormat is the version of the data folder as a whole.
+const folderFormat = 1
+
+var castagnoli = crc32.MakeTable(crc32.Castagnoli)
+
+// formatLine is the content of FORMAT, with its own checksum.
+func formatLine(version int) string {
+	s := fmt.Sprintf("kvtier data folder, format %d", version)
+	return fmt.Sprintf("%s, crc32c %08x\n", s, crc32.Checksum([]byte(s), castagnoli))
+}
+
+// checkFormat refuses folders that another version wrote, and marks new ones.
+func checkFormat(dir string) error {
+	path := filepath.Join(dir, "FORMAT")
+	b, err := os.ReadFile(path)
+	if errors.Is(err, os.ErrNotExist) {
+		if _, err := os.Stat(filepath.Join(dir, "catalogue")); err == nil {
+			return fmt.Errorf("data folder %s holds data but no FORMAT file: restore that file: %w", dir, tiers.ErrCorrupt)
+		}
+		return writeFileSync(path, []byte(formatLine(folderFormat)))
+	}
+	if err != nil {
+		return fmt.Errorf("data folder: %w", err)
+	}
+	var v int
+	if _, err := fmt.Sscanf(string(b), "kvtier data folder, format %d,", &v); err != nil || string(b) != formatLine(v) {
+		return fmt.Errorf("%s is damaged or not a kvtier file: %w", path, tiers.ErrCorrupt)
+	}
+	if v != folderFormat {
+		return fmt.Errorf("data folder %s has format %d, this build reads %d: use the kvtierd that wrote it, or another folder: %w",
+			dir, v, folderFormat, tiers.ErrVersion)
+	}
+	return nil
+}
+
+// writeFileSync writes a small file so that it is whole or absent after a crash.
+func writeFileSync(path string, b []byte) error {
+	f, err := os.CreateTemp(filepath.Dir(path), ".new-*")
+	if err != nil {
+		return fmt.Errorf("data folder: %w", err)
+	}
+	defer os.Remove(f.Name())
+	_, err = f.Write(b)
+	err = errors.Join(err, f.Sync(), f.Close())
+	if err == nil {
+		err = os.Rename(f.Name(), path)
+	}
+	if err != nil {
+		return fmt.Errorf("data folder: %w", err)
+	}
+	return syncDir(filepath.Dir(path))
+}
+
+func syncDir(dir string) error {
+	d, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	defer d.Close()
+	return d.Sync()
+}
+
+// quiet passes on what Pebble has to say at debug level, and its errors.
+type quiet struct{ log *slog.Logger }
+
+func (q quiet) Infof(f string, a ...any)  { q.log.Debug("catalogue: " + fmt.Sprintf(f, a...)) }
+func (q quiet) Errorf(f string, a ...any) { q.log.Error("catalogue: " + fmt.Sprintf(f, a...)) }
+
+// Fatalf is called when Pebble cannot go on. It must not return.
+func (q quiet) Fatalf(f string, a ...any) {
+	panic("catalogue: " + fmt.Sprintf(f, a...))
+}
+
+func openCatalogue(dir string, log *slog.Logger) (db *pebble.DB, err error) {
+	cache := pebble.NewCache(8 << 20)
+	defer cache.Unref()
+	// Damaged metadata can make Pebble panic: that, too, is a clear error.
+	defer func() {
+		if r := recover(); r != nil {
+			db, err = nil, fmt.Errorf("open the catalogue: %w: %v", tiers.ErrCorrupt, r)
+		}
+	}()
+	db, err = pebble.Open(dir, &pebble.Options{
+		Cache: cache, MemTableSize: 4 << 20, Logger: quiet{log}, FormatMajorVersion: pebble.FormatNewest,
+	})
+	if err != nil {
+		return nil, catalogueError("open the catalogue", err)
+	}
+	return db, nil
+}
+
+// catalogueError puts Pebble's errors into this project's words.
+func catalogueError(what string, err error) error {
+	switch {
+	case err == nil:
+		return nil
+	case pebble.IsCorruptionError(err):
+		return fmt.Errorf("%s: %w: %w", what, tiers.ErrCorrupt, err)
+	case errors.Is(err, syscall.ENOSPC):
+		return fmt.Errorf("%s: %w: %w", what, tiers.ErrFull, err)
+	}
+	return fmt.Errorf("%s: %w", what, err)
+}
+
+func recordKey(k Kind, key []byte) []byte { return append([]byte{byte(k)}, key...) }
+
+// Every value ends with a checksum over key and value: Pebble checks blocks,
+// this checks that a value belongs to its key.
+func sealValue(key, value []byte) []byte {
+	sum := crc32.Update(crc32.Checksum(key, castagnoli), castagnoli, value)
+	return append(value[:len(value):len(value)], byte(sum), byte(sum>>8), byte(sum>>16), byte(sum>>24))
+}
+
+func openValue(key, b []byte) ([]byte, error) {
+	if len(b) >= 4 {
+		if v := b[:len(b)-4]; string(sealValue(key, v)) == string(b) {
+			return v, nil
+		}
+	}
+	return nil, fmt.Errorf("catalogue: record %q: %w", key, tiers.ErrCorrupt)
+}
+
+// Records calls fn for every record of a kind, in the order of keys. Key and
+// value are only valid during the call.
+func (s *Store) Records(k Kind, fn func(key, value []byte) error) error {
+	it, err := s.db.NewIter(&pebble.IterOptions{LowerBound: []byte{byte(k)}, UpperBound: []byte{byte(k) + 1}})
+	if err != nil {
+		return catalogueError("read the catalogue", err)
+	}
+	defer it.Close()
+	for it.First(); it.Valid(); it.Next() {
+		v, err := it.ValueAndErr()
+		if err != nil {
+			return catalogueError("read the catalogue", err)
+		}
+		if v, err = openValue(it.Key(), v); err != nil {
+			return err
+		}
+		if err := fn(it.Key()[1:], v); err != nil {
+			return err
+		}
+	}
+	return catalogueError("read the catalogue", it.Error())
+}
+
+// A segment's record is its location, then its header.
+func segmentRecord(h *tiers.Header, loc nvme.Location) []byte {
+	b, _ := loc.MarshalBinary() // it cannot fail
+	return append(b, h.Marshal()...)
+}
+
+func parseSegment(key, value []byte) (*tiers.Header, nvme.Location, error) {
+	var loc nvme.Location
+	if len(value) < nvme.LocationSize {
+		return nil, loc, fmt.Errorf("catalogue: segment record: %w", tiers.ErrCorrupt)
+	}
+	if err := loc.UnmarshalBinary(value[:nvme.LocationSize]); err != nil {
+		return nil, loc, err
+	}
+	h, err := tiers.UnmarshalHeader(value[nvme.LocationSize:])
+	if err != nil {
+		return nil, loc, err
+	}
+	if string(h.ID[:]) != string(key) {
+		return nil, loc, fmt.Errorf("catalogue: segment %v under another's key: %w", h.ID, tiers.ErrCorrupt)
+	}
+	return h, loc, check(h)
+}
+
+func containsID(err error, id tiers.ID) bool { return strings.Contains(err.Error(), id.String()) }
+
+// Batch is a change that is committed as one: segments that come and go, and
+// records of spans and sequences. Not for concurrent use.
+type Batch struct {
+	s       *Store
+	b       *pebble.Batch
+	put     []*tiers.Header
+	dropped []dropped
+	done    bool
+}
+
+type dropped struct {
+	id     tiers.ID
+	planes tiers.PlaneSet
+}
+
+// NewBatch begins a change. Close it in any case.
+func (s *Store) NewBatch() *Batch { return &Batch{s: s, b: s.db.NewBatch()} }
+
+// PutSegment writes a segment to the NVMe tier; it exists once the batch is
+// committed. ErrFull says that the tier's limit, or the disk, leaves no room.
+func (b *Batch) PutSegment(ctx context.Context, h *tiers.Header, parts [tiers.NumParts][]byte) error {
+	if _, err := b.s.Header(h.ID); err == nil {
+		return nil // the same bytes are there already
+	}
+	if err := b.s.nvme.Put(ctx, h, h.Pieces(parts)); err != nil {
+		return err
+	}
+	b.put = append(b.put, h)
+	return nil
+}
+
+// Has says whether a segment exists, or will once the batch is committed.
+func (b *Batch) Has(id tiers.ID) bool {
+	for _, h := range b.put {
+		if h.ID == id {
+			return true
+		}
+	}
+	_, err := b.s.Header(id)
+	return err == nil
+}
+
+// DropSegment removes a segment.
+func (b *Batch) DropSegment(id tiers.ID) error {
+	key := recordKey(kindSegment, id[:])
+	b.dropped = append(b.dropped, dropped{id, tiers.AllPlanes})
+	return b.b.Delete(key, nil)
+}
+
+// DropLow removes the low planes of a segment.
+func (b *Batch) DropLow(h *tiers.Header) error {
+	loc, ok := b.s.nvme.Locate(h.ID)
+	if !ok {
+		return fmt.Errorf("segment %v: %w", h.ID, tiers.ErrNotFound)
+	}
+	loc.Parts[tiers.PartLow] = nvme.Run{}
+	b.dropped = append(b.dropped, dropped{h.ID, tiers.LowPlanes})
+	return b.setSegment(h, loc)
+}
+
+func (b *Batch) setSegment(h *tiers.Header, loc nvme.Location) error {
+	key := recordKey(kindSegment, h.ID[:])
+	return b.b.Set(key, sealValue(key, segmentRecord(h, loc)), nil)
+}
+
+// Set writes a record; Delete removes one.
+func (b *Batch) Set(k Kind, key, value []byte) error {
+	full := recordKey(k, key)
+	return b.b.Set(full, sealValue(full, value), nil)
+}
+
+// Delete removes a record.
+func (b *Batch) Delete(k Kind, key []byte) error { return b.b.Delete(recordKey(k, key), nil) }
+
+// Commit makes the change durable: first the bytes of segments, then the
+// catalogue. Room that the change frees is free only after that.
+func (b *Batch) Commit(ctx context.Context) error {
+	if len(b.put) > 0 {
+		if err := b.s.nvme.Sync(ctx); err != nil {
+			return err
+		}
+	}
+	for _, h := range b.put {
+		loc, ok := b.s.nvme.Locate(h.ID)
+		if !ok {
+			return fmt.Errorf("segment %v vanished: %w", h.ID, tiers.ErrNotFound)
+		}
+		if err := b.setSegment(h, loc); err != nil {
+			return err
+		}
+	}
+	if err := b.b.Commit(pebble.Sync); err != nil {
+		return catalogueError("commit to the catalogue", err)
+	}
+	b.done = true
+	b.s.mu.Lock()
+	for _, h := range b.put {
+		b.s.mu.headers[h.ID] = h
+	}
+	for _, d := range b.dropped {
+		if d.planes == tiers.AllPlanes {
+			delete(b.s.mu.headers, d.id)
+			delete(b.s.mu.damaged, d.id)
+		}
+	}
+	b.s.mu.Unlock()
+	var errs []error
+	for _, d := range b.dropped {
+		errs = append(errs, b.s.ram.Drop(d.id, d.planes), b.s.nvme.Drop(d.id, d.planes))
+	}
+	return errors.Join(errs...)
+}
+
+// Close abandons what was not committed.
+func (b *Batch) Close() error {
+	errs := []error{b.b.Close()}
+	if !b.done {
+		for _, h := range b.put {
+			errs = append(errs, b.s.nvme.Drop(h.ID, tiers.AllPlanes))
+		}
+	}
+	return errors.Join(errs...)
+}

@@ -1,0 +1,306 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"sync"
+
+	"github.com/cockroachdb/pebble/v2"
+	"golang.org/x/sys/unix"
+
+	"kvtier/tiers"
+	"kvtier/tiers/nvme"
+	"kvtier/tiers/ram"
+	"kvtier/tiers/seal"
+)
+
+// Options of a store.
+type Options struct {
+	RAMBytes  int64 // hard limit of the RAM tier
+	DiskBytes int64 // hard limit of the NVMe tier
+	Logger    *slog.Logger
+}
+
+// Store holds sealed segments. Safe for concurrent use.
+type Store struct {
+	dir  string
+	lock *os.File
+	db   *pebble.DB
+	ram  *ram.Tier
+	nvme *nvme.Tier
+	log  *slog.Logger
+	up   *promoter
+
+	mu struct {
+		sync.RWMutex
+		headers map[tiers.ID]*tiers.Header
+		damaged map[tiers.ID]string // segments whose bytes failed a check, and how
+	}
+}
+
+// Open opens the data folder dir, or makes it. Only one process may have it open.
+func Open(ctx context.Context, dir string, o Options) (s *Store, err error) {
+	if o.Logger == nil {
+		o.Logger = slog.New(slog.DiscardHandler)
+	}
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, fmt.Errorf("data folder: %w", err)
+	}
+	s = &Store{dir: dir, log: o.Logger}
+	s.mu.headers, s.mu.damaged = map[tiers.ID]*tiers.Header{}, map[tiers.ID]string{}
+	defer func() {
+		if err != nil {
+			s.closeFiles()
+		}
+	}()
+	if s.lock, err = lockFolder(dir); err != nil {
+		return nil, err
+	}
+	if err = checkFormat(dir); err != nil {
+		return nil, err
+	}
+	if s.ram, err = ram.New(ram.Options{Bytes: o.RAMBytes}); err != nil {
+		return nil, err
+	}
+	if s.nvme, err = nvme.Open(filepath.Join(dir, "segments"), nvme.Options{Bytes: o.DiskBytes}); err != nil {
+		return nil, err
+	}
+	if s.db, err = openCatalogue(filepath.Join(dir, "catalogue"), o.Logger); err != nil {
+		return nil, err
+	}
+	if err = s.recover(ctx); err != nil {
+		return nil, err
+	}
+	s.up = newPromoter(s)
+	return s, nil
+}
+
+// Dir returns the data folder.
+func (s *Store) Dir() string { return s.dir }
+
+// lockFolder keeps a second daemon out.
+func lockFolder(dir string) (*os.File, error) {
+	f, err := os.OpenFile(filepath.Join(dir, "LOCK"), os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("data folder: %w", err)
+	}
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		f.Close()
+		return nil, fmt.Errorf("data folder %s is in use by another daemon: stop it, or choose another folder with --data", dir)
+	}
+	return f, nil
+}
+
+// recover takes up the segments that the catalogue names.
+func (s *Store) recover(ctx context.Context) error {
+	return s.Records(kindSegment, func(key, value []byte) error {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		h, loc, err := parseSegment(key, value)
+		if err != nil {
+			return err
+		}
+		s.mu.headers[h.ID] = h
+		if err := s.nvme.Restore(h.ID, loc); err != nil {
+			s.log.Error("a segment's bytes are missing", "segment", h.ID, "err", err)
+			s.mu.damaged[h.ID] = err.Error()
+		}
+		return nil
+	})
+}
+
+// Header returns the header of a segment; ErrNotFound if there is none.
+func (s *Store) Header(id tiers.ID) (*tiers.Header, error) {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	if h := s.mu.headers[id]; h != nil {
+		return h, nil
+	}
+	return nil, fmt.Errorf("segment %v: %w", id, tiers.ErrNotFound)
+}
+
+// Pin pins pieces wherever they lie. Every pin returned is held; if one cannot
+// be had the error says why and none is.
+func (s *Store) Pin(ctx context.Context, reqs []tiers.Request) ([]tiers.Pin, tiers.Moved, error) {
+	var moved tiers.Moved
+	pins, err := s.ram.Pin(ctx, reqs)
+	if err != nil {
+		return nil, moved, err
+	}
+	var below []tiers.Request
+	var at []int
+	for i := range pins {
+		if pins[i].Held() {
+			moved.RAM += int64(pins[i].Transferred)
+			continue
+		}
+		below, at = append(below, reqs[i]), append(at, i)
+	}
+	if len(below) == 0 {
+		return pins, moved, nil
+	}
+	got, err := s.nvme.Pin(ctx, below)
+	if err != nil {
+		releaseAll(pins)
+		s.noteDamage(below, err)
+		return nil, moved, fmt.Errorf("read from NVMe: %w", err)
+	}
+	for i := range got {
+		pins[at[i]] = got[i]
+		if !got[i].Held() {
+			err = s.missing(below[i])
+		}
+		moved.NVMe += int64(got[i].Transferred)
+	}
+	if err != nil {
+		releaseAll(pins)
+		return nil, moved, err
+	}
+	for i := range got {
+		s.up.saw(below[i], got[i])
+	}
+	return pins, moved, nil
+}
+
+// missing says why a piece cannot be had.
+func (s *Store) missing(r tiers.Request) error {
+	why := tiers.ErrNotFound
+	if s.Damage(r.Header.ID) != "" {
+		why = tiers.ErrCorrupt
+	}
+	return fmt.Errorf("segment %v: plane %v of head %d is not stored: %w", r.Header.ID, r.Plane, r.Head, why)
+}
+
+func releaseAll(pins []tiers.Pin) {
+	for i := range pins {
+		pins[i].Release(0)
+	}
+}
+
+// noteDamage remembers which segments failed a check. The error names one of
+// them; only that one is marked.
+func (s *Store) noteDamage(reqs []tiers.Request, err error) {
+	if !errors.Is(err, tiers.ErrCorrupt) {
+		return
+	}
+	s.log.Error("stored bytes are damaged", "err", err)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, r := range reqs {
+		if containsID(err, r.Header.ID) {
+			s.mu.damaged[r.Header.ID] = err.Error()
+		}
+	}
+}
+
+// Damage says how a segment was found damaged; empty if it was not.
+func (s *Store) Damage(id tiers.ID) string {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	return s.mu.damaged[id]
+}
+
+// Hold keeps a segment's pieces in RAM once they are there, or lets them go.
+// It brings up those of planes.
+func (s *Store) Hold(id tiers.ID, held bool, planes tiers.PlaneSet) (bytes int64, err error) {
+	h, err := s.Header(id)
+	if err != nil {
+		return 0, err
+	}
+	if err := s.ram.Hold(id, held); err != nil {
+		return 0, err
+	}
+	if !held {
+		return 0, nil
+	}
+	return s.BringUp(h, planes), nil
+}
+
+// BringUp asks for planes of a segment to be brought into RAM, and returns the
+// bytes that are not there yet.
+func (s *Store) BringUp(h *tiers.Header, planes tiers.PlaneSet) (bytes int64) {
+	for head := range h.Heads {
+		for p := tiers.Plane(0); p < tiers.NumPlanes; p++ {
+			if _, n, ok := h.Piece(head, p); ok && planes.Has(p) && !s.ram.Resident(h.ID, head, p) {
+				bytes += int64(n)
+				s.up.want(tiers.Request{Header: h, Head: head, Plane: p})
+			}
+		}
+	}
+	return bytes
+}
+
+// Resident says whether a piece lies in RAM.
+func (s *Store) Resident(id tiers.ID, head int, p tiers.Plane) bool { return s.ram.Resident(id, head, p) }
+
+// Usage returns what RAM and NVMe hold.
+func (s *Store) Usage() (ram, nvme tiers.Usage) { return s.ram.Usage(), s.nvme.Usage() }
+
+// HasLow says whether the low planes of a segment are stored.
+func (s *Store) HasLow(id tiers.ID) bool {
+	loc, ok := s.nvme.Locate(id)
+	return ok && loc.Parts[tiers.PartLow].Blocks > 0
+}
+
+// Bytes returns how many bytes a segment takes on disk, header and location included.
+func (s *Store) Bytes(h *tiers.Header) int64 {
+	n := h.Bytes(tiers.PartMain) + int64(len(h.Marshal())) + int64(nvme.LocationSize)
+	if s.HasLow(h.ID) {
+		n += h.Bytes(tiers.PartLow)
+	}
+	return n
+}
+
+// Verify reads every stored byte of a segment from NVMe and checks it.
+func (s *Store) Verify(ctx context.Context, h *tiers.Header) error {
+	var reqs []tiers.Request
+	for head := range h.Heads {
+		for p := tiers.Plane(0); p < tiers.NumPlanes; p++ {
+			if _, _, ok := h.Piece(head, p); ok && (p.Part() == tiers.PartMain || s.HasLow(h.ID)) {
+				reqs = append(reqs, tiers.Request{Header: h, Head: head, Plane: p})
+			}
+		}
+	}
+	pins, err := s.nvme.Pin(ctx, reqs)
+	s.noteDamage(reqs, err)
+	for i := range pins {
+		if err == nil && !pins[i].Held() {
+			err = s.missing(reqs[i])
+		}
+	}
+	releaseAll(pins)
+	return err
+}
+
+// Close stops the background work and closes the files.
+func (s *Store) Close() error {
+	if s.up != nil {
+		s.up.close()
+	}
+	return s.closeFiles()
+}
+
+func (s *Store) closeFiles() error {
+	var errs []error
+	if s.db != nil {
+		errs = append(errs, s.db.Close())
+	}
+	if s.nvme != nil {
+		errs = append(errs, s.nvme.Close())
+	}
+	if s.ram != nil {
+		errs = append(errs, s.ram.Close())
+	}
+	if s.lock != nil {
+		errs = append(errs, s.lock.Close())
+	}
+	return errors.Join(errs...)
+}
+
+// check refuses headers whose pieces cannot be what their counts say.
+func check(h *tiers.Header) error { return seal.Check(h) }
