@@ -23,6 +23,8 @@ T = TypeVar("T")
 
 # The fast path's errors carry no delay of their own.
 _RETRY_SECONDS = 0.05
+# A fast socket that was not there is looked for again after this long.
+_RECONNECT_SECONDS = 1.0
 
 
 class Session:
@@ -30,8 +32,8 @@ class Session:
 
     Args:
         target: gRPC address, as for ``Client``.
-        fast_path: the fast socket's path; None looks for ``fast.sock`` beside a ``unix://``
-            target's socket and does without if there is none; "" never uses it.
+        fast_path: the fast socket's path, which must then be there; None looks for ``fast.sock``
+            beside a ``unix://`` target's socket and does without if there is none; "" never uses it.
         lease_seconds: how long what this session holds outlives its process.
         holder: shown to people who list leases.
         timeout: seconds for each call that is not given its own.
@@ -55,16 +57,18 @@ class Session:
         self.client = Client(target, timeout=timeout)
         self.timeout = timeout
         self.patience = patience
-        if fast_path is None:
-            fast_path = _beside(target)
-        self._fast_path = fast_path
+        self._fast_path = _beside(target) if fast_path is None else fast_path
         self._fast: FastClient | None = None
+        self._fast_next_try = 0.0
         self._lease_seconds = lease_seconds
         self._holder = holder or f"{os.uname().nodename}:{os.getpid()}"
         self._stop = threading.Event()
         try:
             self.lease_id, _ = self.client.create_lease(lease_seconds, self._holder)
-            self._connect_fast()
+            if fast_path:
+                self._fast = FastClient(fast_path, timeout=timeout)
+            else:
+                self._fast_client()
         except BaseException:
             self.client.close()
             raise
@@ -93,16 +97,18 @@ class Session:
     def __exit__(self, *exc: object) -> None:
         self.close()
 
-    def _connect_fast(self) -> None:
-        if self._fast_path and os.path.exists(self._fast_path):
-            self._fast = FastClient(self._fast_path, timeout=self.timeout)
-
     def _fast_client(self) -> FastClient | None:
         """The fast connection, made anew if it broke; None means gRPC."""
-        if self._fast is not None and self._fast.closed:
-            self._fast = None
-            with contextlib.suppress(UnavailableError):
-                self._connect_fast()
+        if self._fast is not None and not self._fast.closed:
+            return self._fast
+        self._fast = None
+        now = time.monotonic()
+        if self._fast_path and now >= self._fast_next_try:
+            self._fast_next_try = now + _RECONNECT_SECONDS
+            # Where nobody listens, or the file is a dead daemon's, gRPC serves instead.
+            if os.path.exists(self._fast_path):
+                with contextlib.suppress(UnavailableError):
+                    self._fast = FastClient(self._fast_path, timeout=self.timeout)
         return self._fast
 
     def _renew(self) -> None:
