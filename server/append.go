@@ -296,12 +296,24 @@ func (s *sequence) learn(in *checked) {
 // sampleRows is how many of the latest queries a layer keeps, to measure the codec on.
 const sampleRows = 16
 
+// sampleOf returns one query position in eight of an answer's queries, which
+// is enough for a metric: [rows][queryHeads][headDim], unscaled.
+func sampleOf(q []float32, sp *spec, start uint64) (out []float32) {
+	row := sp.queryHeads * sp.headDim
+	for i := 0; i*row < len(q); i++ {
+		if (start+uint64(i))%8 == 0 {
+			out = append(out, q[i*row:(i+1)*row]...)
+		}
+	}
+	return out
+}
+
 // observe adds queries [rows][queryHeads][headDim] to a full layer's metric.
 func (s *sequence) observe(layer int, q []float32) {
 	sp := s.spec
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.mu.queries[layer] == nil {
+	if s.mu.queries[layer] == nil || len(q) == 0 {
 		return
 	}
 	d, g := sp.headDim, sp.group()

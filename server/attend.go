@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"math"
 	"math/rand/v2"
-	"runtime"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -105,7 +104,7 @@ func (s *sequence) attend(ctx context.Context, in *query) (*answer, error) {
 		return nil, fail(codes.OutOfRange, ReasonPastEnd, "queries at %d to %d, but layer %d has %d tokens: append them first, or in the same call",
 			in.start, end-1, in.layer, st.lens[in.layer])
 	}
-	s.observe(in.layer, q) // unscaled
+	s.observe(in.layer, sampleOf(q, s.spec, in.start))
 	for i := range q {
 		q[i] *= s.spec.scale
 	}
@@ -114,8 +113,10 @@ func (s *sequence) attend(ctx context.Context, in *query) (*answer, error) {
 	if err != nil {
 		return nil, err
 	}
-	if c.acc.Estimated > 0 {
-		s.wasSparse(in.start)
+	// What deeper layers will append for these positions comes from a sparse
+	// answer; tokens that every layer has already do not.
+	if pos := max(in.start, st.accepted); c.acc.Estimated > 0 && pos < in.start+uint64(n) {
+		s.wasSparse(pos)
 	}
 	s.remember(c)
 	for i := range own {
@@ -247,12 +248,16 @@ type headResult struct {
 	nsZone    int64
 }
 
+// headsAtOnce is how many KV heads of a call are answered at the same time:
+// more than there are cores, because they wait for the disk.
+const headsAtOnce = 8
+
 // answer computes partials [n][queryHeads].
 func (c *call) answer(ctx context.Context) ([]attention.Partial, error) {
 	sp := c.seq.spec
 	res := make([]headResult, sp.kvHeads)
 	g, ctx := errgroup.WithContext(ctx)
-	g.SetLimit(runtime.GOMAXPROCS(0))
+	g.SetLimit(headsAtOnce)
 	for h := range sp.kvHeads {
 		g.Go(func() (err error) {
 			// A panic here would be a defect, but it must not take other sequences down.

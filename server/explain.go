@@ -82,6 +82,9 @@ func (s *sequence) explain(ctx context.Context, layer, top int) (*kvtierv1.Expla
 	if err != nil {
 		return nil, err
 	}
+	if err := s.byPosition(ctx, &st, layer, run); err != nil {
+		return nil, err
+	}
 	out := &kvtierv1.ExplainResponse{Position: last.position, Account: c.account(0), PagesTotal: uint64(c.acc.PagesTotal),
 		PagesScored: uint64(c.acc.Pages), LeavesScored: uint64(c.acc.Leaves), LeavesScanned: uint64(c.acc.Scans),
 		LeavesRefined: uint64(c.acc.Refined), ValuesRead: uint64(c.acc.Read)}
@@ -117,6 +120,39 @@ func (s *sequence) traceTrue(run *explainRun) func(int) *sparse.Trace {
 			run.true[h] = append(run.true[h], seen{segment, place, log})
 		}}
 	}
+}
+
+// byPosition renames the places of a sparse answer: with the profile exact,
+// what reads everything reads lossless rows, which are stored by position.
+func (s *sequence) byPosition(ctx context.Context, st *state, layer int, run *explainRun) error {
+	segs := s.srv.segmentsOf(st, layer, st.sealed())
+	for h, how := range run.how {
+		renamed := make(map[[2]int]sparse.How, len(how))
+		for at, x := range how {
+			seg := segs[at[0]]
+			if seg.Header.Profile != tiers.ProfileExact || seg.Cut() {
+				renamed[at] = x
+				continue
+			}
+			pos, err := s.offsetOf(ctx, seg.Header, h/s.spec.group(), at[1])
+			if err != nil {
+				return err
+			}
+			renamed[[2]int{at[0], pos - seg.Header.Heads[h/s.spec.group()].Sinks}] = x
+		}
+		run.how[h] = renamed
+	}
+	return nil
+}
+
+// offsetOf returns the offset from the segment's start of the token at a place.
+func (s *sequence) offsetOf(ctx context.Context, h *tiers.Header, head, place int) (int, error) {
+	pins, _, err := s.srv.store.Pin(ctx, []tiers.Request{{Header: h, Head: head, Plane: tiers.PlaneOrder}})
+	if err != nil {
+		return 0, err
+	}
+	defer pins[0].Release(0)
+	return seal.View{D: h.HeadDim, Info: h.Heads[head]}.Positions(pins[0].Ranges[0])[place], nil
 }
 
 // addExactZone scores the tokens of the tail, or the window, for query head h.
@@ -184,12 +220,8 @@ func (s *sequence) positionOf(ctx context.Context, st *state, layer, head int, t
 		// Lossless rows are stored by position.
 		return h.Start + uint64(info.Sinks+t.place), nil
 	}
-	pins, _, err := s.srv.store.Pin(ctx, []tiers.Request{{Header: h, Head: head, Plane: tiers.PlaneOrder}})
-	if err != nil {
-		return 0, err
-	}
-	defer pins[0].Release(0)
-	return h.Start + uint64(seal.View{D: h.HeadDim, Info: info}.Positions(pins[0].Ranges[0])[t.place]), nil
+	off, err := s.offsetOf(ctx, h, head, t.place)
+	return h.Start + uint64(off), err
 }
 
 // label adds a token's text, id and span.

@@ -203,9 +203,14 @@ func containsID(err error, id tiers.ID) bool { return strings.Contains(err.Error
 type Batch struct {
 	s       *Store
 	b       *pebble.Batch
-	put     []*tiers.Header
+	put     []put
 	dropped []dropped
 	done    bool
+}
+
+type put struct {
+	h     *tiers.Header
+	parts [tiers.NumParts][]byte
 }
 
 type dropped struct {
@@ -225,14 +230,14 @@ func (b *Batch) PutSegment(ctx context.Context, h *tiers.Header, parts [tiers.Nu
 	if err := b.s.nvme.Put(ctx, h, h.Pieces(parts)); err != nil {
 		return err
 	}
-	b.put = append(b.put, h)
+	b.put = append(b.put, put{h, parts})
 	return nil
 }
 
 // Has says whether a segment exists, or will once the batch is committed.
 func (b *Batch) Has(id tiers.ID) bool {
-	for _, h := range b.put {
-		if h.ID == id {
+	for _, p := range b.put {
+		if p.h.ID == id {
 			return true
 		}
 	}
@@ -280,12 +285,12 @@ func (b *Batch) Commit(ctx context.Context) error {
 			return err
 		}
 	}
-	for _, h := range b.put {
-		loc, ok := b.s.nvme.Locate(h.ID)
+	for _, p := range b.put {
+		loc, ok := b.s.nvme.Locate(p.h.ID)
 		if !ok {
-			return fmt.Errorf("segment %v vanished: %w", h.ID, tiers.ErrNotFound)
+			return fmt.Errorf("segment %v vanished: %w", p.h.ID, tiers.ErrNotFound)
 		}
-		if err := b.setSegment(h, loc); err != nil {
+		if err := b.setSegment(p.h, loc); err != nil {
 			return err
 		}
 	}
@@ -294,8 +299,8 @@ func (b *Batch) Commit(ctx context.Context) error {
 	}
 	b.done = true
 	b.s.mu.Lock()
-	for _, h := range b.put {
-		b.s.mu.headers[h.ID] = h
+	for _, p := range b.put {
+		b.s.mu.headers[p.h.ID] = p.h
 	}
 	for _, d := range b.dropped {
 		if d.planes == tiers.AllPlanes {
@@ -304,6 +309,7 @@ func (b *Batch) Commit(ctx context.Context) error {
 		}
 	}
 	b.s.mu.Unlock()
+	b.warm(ctx)
 	var errs []error
 	for _, d := range b.dropped {
 		errs = append(errs, b.s.ram.Drop(d.id, d.planes), b.s.nvme.Drop(d.id, d.planes))
@@ -311,12 +317,24 @@ func (b *Batch) Commit(ctx context.Context) error {
 	return errors.Join(errs...)
 }
 
+// warm brings new segments into RAM as far as there is room that nothing else
+// earns: they are in memory now, and are often asked next.
+func (b *Batch) warm(ctx context.Context) {
+	for _, p := range b.put {
+		for _, piece := range p.h.Pieces(p.parts) {
+			if b.s.ram.Put(ctx, p.h, []tiers.Piece{piece}) != nil {
+				return
+			}
+		}
+	}
+}
+
 // Close abandons what was not committed.
 func (b *Batch) Close() error {
 	errs := []error{b.b.Close()}
 	if !b.done {
-		for _, h := range b.put {
-			errs = append(errs, b.s.nvme.Drop(h.ID, tiers.AllPlanes))
+		for _, p := range b.put {
+			errs = append(errs, b.s.nvme.Drop(p.h.ID, tiers.AllPlanes))
 		}
 	}
 	return errors.Join(errs...)

@@ -236,7 +236,9 @@ func (s *Store) BringUp(h *tiers.Header, planes tiers.PlaneSet) (bytes int64) {
 }
 
 // Resident says whether a piece lies in RAM.
-func (s *Store) Resident(id tiers.ID, head int, p tiers.Plane) bool { return s.ram.Resident(id, head, p) }
+func (s *Store) Resident(id tiers.ID, head int, p tiers.Plane) bool {
+	return s.ram.Resident(id, head, p)
+}
 
 // Usage returns what RAM and NVMe hold.
 func (s *Store) Usage() (ram, nvme tiers.Usage) { return s.ram.Usage(), s.nvme.Usage() }
