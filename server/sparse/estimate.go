@@ -11,19 +11,6 @@ import (
 // group is a leaf of the run, or with leaf -1 the outliers of a segment.
 type group struct{ seg, leaf int }
 
-// readSum sums the values of a group that were read.
-type readSum struct {
-	n     int
-	value []float32 // [d]
-}
-
-func (s *readSum) add(v []float32) {
-	s.n++
-	for i := range v {
-		s.value[i] += v[i]
-	}
-}
-
 // unread is a group of tokens that stands in the answer by its mean.
 type unread struct {
 	n       int       // tokens
@@ -52,7 +39,8 @@ func (u *run) estimate(e unread) {
 }
 
 // estimateRest lets the tokens that were scanned at 4 bits or more, but whose
-// values were not read, stand by the mean of their group without those that were.
+// values were not read, stand by the mean of their group. Taking out of the mean
+// what was read magnifies its rounding, and measured no better.
 func (u *run) estimateRest() {
 	rest := make(map[group]*unread)
 	var order []group // so that sums do not depend on the map's order
@@ -83,12 +71,6 @@ func (u *run) estimateRest() {
 		sum, at := u.summary(g)
 		e.value, e.vspread = make([]float32, u.d), sum.ValueSpread(at)
 		sum.Value(e.value, at)
-		if read := u.sums[g]; read != nil {
-			n := float32(e.n + read.n)
-			for i := range e.value {
-				e.value[i] = (n*e.value[i] - read.value[i]) / float32(e.n)
-			}
-		}
 		u.estimate(*e)
 	}
 }
@@ -107,6 +89,9 @@ func (u *run) summary(g group) (attention.Summaries, int) {
 func (u *run) finish() {
 	for _, e := range u.unread {
 		for r := range u.rows {
+			if e.spread != nil {
+				e.mass[r] += u.bias[r]
+			}
 			u.rot[r].Add(e.mass[r], e.value)
 		}
 	}
@@ -149,6 +134,37 @@ func (u *run) rowError(merged *attention.Partial, r int) float32 {
 		return 0
 	}
 	return float32(min(1, math.Sqrt(err2/norm2)))
+}
+
+// calibration learns from the weaker half of the leaves that are scanned how
+// far summaries misjudge masses: the leaves that are not scanned are like them.
+type calibration struct{ estimated [][]float32 } // [leaf][rows], log
+
+func newCalibration(u *run) calibration {
+	c := calibration{make([][]float32, len(u.leaves))}
+	for i, x := range u.leaves {
+		c.estimated[i] = slices.Clone(x.mass)
+	}
+	return c
+}
+
+// maxBias bounds what is learned from few leaves.
+const maxBias = 1
+
+func (c calibration) finish(u *run) {
+	u.bias = make([]float32, u.rows)
+	weak := make([]float32, len(u.leaves))
+	for r := range u.rows {
+		for i := range weak {
+			weak[i] = -c.estimated[i][r]
+		}
+		estimated, scanned := float32(math.Inf(-1)), float32(math.Inf(-1))
+		for _, i := range attention.Top(weak, (len(weak)+1)/2) {
+			estimated = logAdd(estimated, c.estimated[i][r])
+			scanned = logAdd(scanned, u.leaves[i].mass[r])
+		}
+		u.bias[r] = min(maxBias, max(-maxBias, scanned-estimated))
+	}
 }
 
 // logAdd returns log(exp(a) + exp(b)).

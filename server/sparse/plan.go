@@ -20,16 +20,12 @@ type plan struct {
 // at is the path: a plan for every x in [0, 1], x being the share of leaves
 // scanned (docs/decisions/0004-budget-path.md).
 func at(x float64) plan {
-	p := plan{pages: min(1, 2*x), leaves: x, refine: x / 4, values: .01}
-	if x > .2 {
-		p.values += (x - .2) / 10
+	return plan{
+		pages:  min(1, 1.5*x),
+		leaves: x,
+		refine: x * (.7 + .3*x),
+		values: x/8 + .375*x*x*x,
 	}
-	if x > .3 {
-		f := (x - .3) / .7
-		p.refine = .075 + f*.925
-		p.values = .02 + f*.48
-	}
-	return p
 }
 
 // planFor returns the largest plan on the path that transfers at most share of
@@ -93,4 +89,23 @@ func lines(n int) float64 {
 	const line = 64
 	align := min(n&-n, line)
 	return float64(n - align + line)
+}
+
+// lineBytes is how many bytes of cache lines ranges touch; a line that ends one
+// range and begins the next counts once.
+func lineBytes(ranges []tiers.Range) int {
+	const line = 64
+	n, last := 0, -1
+	for _, r := range ranges {
+		if r.Len == 0 {
+			continue
+		}
+		first, end := r.Off/line, (r.Off+r.Len-1)/line
+		if first == last {
+			first++
+		}
+		n += end - first + 1
+		last = end
+	}
+	return n * line
 }

@@ -21,6 +21,7 @@ type run struct {
 	d    int
 	rows int
 	plan plan
+	left float64 // bytes of the budget that are left, if all of them lie in RAM
 	acc  Account
 
 	segs   []*segmentRun
@@ -32,7 +33,7 @@ type run struct {
 	pages  []unit
 	leaves []unit
 	tokens []token
-	sums   map[group]*readSum // what was read of each group
+	bias   []float32 // [rows], log by which summaries underestimate the masses of weak leaves
 }
 
 // segmentRun is what the run holds of one segment.
@@ -44,7 +45,7 @@ type segmentRun struct {
 	outliers []byte
 	order    []byte
 	pins     []tiers.Pin
-	received float32 // largest share of a head's attention that its read tokens received
+	received float32 // share of the attention that its read tokens received, summed over heads
 }
 
 // unit is a page or a leaf under consideration.
@@ -85,7 +86,7 @@ func newRun(ctx context.Context, r Reader, segments []Segment, part []int, q Que
 		u.segs = append(u.segs, &segmentRun{index: i, s: segments[i], view: v})
 		b.add(v)
 	}
-	u.plan = planFor(share, b)
+	u.plan, u.left = planFor(share, b), float64(share)*b.full
 	return u
 }
 
@@ -123,12 +124,19 @@ func (u *run) pin(reqs []tiers.Request) ([]tiers.Pin, error) {
 		return nil, err
 	}
 	u.acc.Moved.Add(moved)
+	for i, r := range reqs {
+		if len(r.Ranges) == 0 {
+			u.left -= float64(lineBytes([]tiers.Range{{Len: len(pins[i].Ranges[0])}}))
+		} else {
+			u.left -= float64(lineBytes(r.Ranges))
+		}
+	}
 	return pins, nil
 }
 
 func (u *run) release() {
 	for _, s := range u.segs {
-		releaseAll(s.pins, min(1, s.received))
+		releaseAll(s.pins, min(1, s.received/float32(u.rows)))
 	}
 }
 
@@ -217,13 +225,13 @@ func (u *run) scores(k []float32) []float32 {
 	return out
 }
 
-// share ranks a log weight given by row: the largest share of any head of the group.
-func (u *run) share(log func(row int) float32) float32 {
-	best := float32(0)
+// share ranks a log weight given by row: its share of the softmax, summed over
+// the group's heads.
+func (u *run) share(log func(row int) float32) (sum float32) {
 	for r := range u.rows {
-		best = max(best, exp(log(r)-u.total[r]))
+		sum += exp(log(r) - u.total[r])
 	}
-	return best
+	return sum
 }
 
 // best returns the indices of the units that most probably hold a strong token.
@@ -316,7 +324,8 @@ func (u *run) scan() error {
 	if err != nil {
 		return err
 	}
-	return u.eachLeaf(tiers.PlaneK2, u.leaves, func(x *unit, b []byte) {
+	c := newCalibration(u)
+	err = u.eachLeaf(tiers.PlaneK2, u.leaves, func(x *unit, b []byte) {
 		x.k2 = b
 		x.keys = make([]float32, tiers.LeafTokens*u.d)
 		compress.UnpackKeys(x.keys, b, nil, nil, u.d, steps[stepKey{x.seg, x.i * tiers.LeafTokens / tiers.StepTokens}])
@@ -324,6 +333,8 @@ func (u *run) scan() error {
 		u.acc.Scans++
 		u.acc.Scanned += int64(x.n)
 	})
+	c.finish(u)
+	return err
 }
 
 // keep returns the chosen units and tells rest of the others.
@@ -447,20 +458,53 @@ func (u *run) readValues() error {
 			u.tokens = append(u.tokens, token{seg: x.seg, place: x.i*tiers.LeafTokens + t, leaf: i, log: log})
 		}
 	}
-	stored := 0
-	for _, s := range u.segs {
-		stored += s.view.Stored()
-	}
 	rank := make([]float32, len(u.tokens))
 	for i, t := range u.tokens {
 		rank[i] = u.share(func(r int) float32 { return t.log[r] })
 	}
-	chosen := attention.Top(rank, count(u.plan.values, stored))
-	if err := u.fetch(chosen); err != nil {
+	if err := u.fetch(u.affordable(rank)); err != nil {
 		return err
 	}
 	u.estimateRest()
 	return nil
+}
+
+// affordable returns the best tokens whose values the rest of the budget pays
+// for. How many cache lines they share shows only after the choice, so that it
+// is made twice.
+func (u *run) affordable(rank []float32) []int {
+	stored := 0
+	for _, s := range u.segs {
+		stored += s.view.Stored()
+	}
+	n := count(u.plan.values, stored)
+	chosen := attention.Top(rank, n)
+	if cost := u.valueCost(chosen); cost > 0 {
+		more := int(float64(len(chosen)) * u.left / cost)
+		if chosen2 := attention.Top(rank, max(1, more)); u.valueCost(chosen2) <= u.left {
+			return chosen2
+		}
+	}
+	return chosen
+}
+
+func (u *run) valueCost(tokens []int) (bytes float64) {
+	for seg, t := range u.bySegment(tokens) {
+		bytes += float64(lineBytes(u.valueRanges(seg, t)))
+	}
+	return bytes
+}
+
+// bySegment divides tokens by segment, in order of place.
+func (u *run) bySegment(tokens []int) [][]int {
+	out := make([][]int, len(u.segs))
+	for _, c := range tokens {
+		out[u.tokens[c].seg] = append(out[u.tokens[c].seg], c)
+	}
+	for _, t := range out {
+		slices.SortFunc(t, func(a, b int) int { return u.tokens[a].place - u.tokens[b].place })
+	}
+	return out
 }
 
 // valueRanges returns where the scales of tokens lie, which share cache lines
@@ -475,27 +519,18 @@ func (u *run) valueRanges(seg int, tokens []int) []tiers.Range {
 
 // fetch reads the values of the chosen tokens and adds them to the partials.
 func (u *run) fetch(chosen []int) error {
+	bySeg := u.bySegment(chosen)
 	ranges := make([][]tiers.Range, len(u.segs))
-	byseg := make([][]int, len(u.segs))
-	u.sums = make(map[group]*readSum)
-	for _, c := range chosen {
-		t := &u.tokens[c]
-		t.read = true
-		if u.sums[t.group()] == nil {
-			u.sums[t.group()] = &readSum{value: make([]float32, u.d)}
-		}
-		byseg[t.seg] = append(byseg[t.seg], c)
-	}
-	for seg := range byseg {
-		slices.SortFunc(byseg[seg], func(a, b int) int { return u.tokens[a].place - u.tokens[b].place })
-		ranges[seg] = u.valueRanges(seg, byseg[seg])
+	for seg, t := range bySeg {
+		ranges[seg] = u.valueRanges(seg, t)
 	}
 	u.acc.Read += int64(len(chosen))
 	v := make([]float32, u.d)
 	return u.each(tiers.PlaneV4, ranges, func(seg int, b [][]byte) error {
-		for i, c := range byseg[seg] {
-			t := u.tokens[c]
-			compress.UnpackValue(v, b[i], b[len(byseg[seg])+i], nil, u.d)
+		for i, c := range bySeg[seg] {
+			t := &u.tokens[c]
+			t.read = true
+			compress.UnpackValue(v, b[i], b[len(bySeg[seg])+i], nil, u.d)
 			for r := range u.rows {
 				u.rot[r].Add(t.log[r], v)
 				if u.tr.Token != nil {
@@ -503,7 +538,6 @@ func (u *run) fetch(chosen []int) error {
 				}
 			}
 			u.segs[seg].received += u.share(func(r int) float32 { return t.log[r] })
-			u.sums[t.group()].add(v)
 		}
 		return nil
 	})
