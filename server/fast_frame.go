@@ -3,6 +3,7 @@ package server
 import (
 	"encoding/binary"
 	"math"
+	"strings"
 	"time"
 
 	"kvtier/compress"
@@ -285,7 +286,10 @@ const maxMessageText = 1024
 
 func errorText(e *Error) string {
 	t := e.Error()
-	return t[:min(len(t), maxMessageText)]
+	if len(t) > maxMessageText {
+		t = strings.ToValidUTF8(t[:maxMessageText], "")
+	}
+	return t
 }
 
 // putHeader writes a reply's header over the first bytes of b.
