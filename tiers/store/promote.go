@@ -9,7 +9,8 @@ import (
 )
 
 // Promotion: a piece that queries had to read from NVMe is brought into RAM
-// once they have wanted about as much of it as it holds. RAM's own policy then
+// once they have read about as much of it as it holds, sooner if their answers
+// gave it much attention. RAM's own policy then
 // says whether it earns its room; if it does not, it stays below.
 const (
 	promoteQueue = 256     // pieces waiting; more are forgotten
@@ -31,7 +32,7 @@ type promoter struct {
 	done   sync.WaitGroup
 	mu     struct {
 		sync.Mutex
-		interest map[pieceKey]float32 // how often over a piece was read from below
+		interest map[pieceKey]float32 // reads from below, in whole pieces, and attention received
 	}
 }
 
@@ -59,12 +60,25 @@ func (p *promoter) close() {
 	p.done.Wait()
 }
 
-// saw counts a read from below.
-func (p *promoter) saw(r tiers.Request, pin tiers.Pin) {
+// watch counts a read from below: the share of the piece that was
+// transferred, and, when the pin is released, the attention it received.
+func (p *promoter) watch(r tiers.Request, pin tiers.Pin) tiers.Pin {
 	_, n, _ := r.Header.Piece(r.Head, r.Plane)
+	p.credit(r, float32(pin.Transferred)/float32(max(n, tiers.BlockSize)))
+	return tiers.NewPin(pin.Ranges, pin.Transferred, func(attention float32) {
+		pin.Release(attention)
+		p.credit(r, attention)
+	})
+}
+
+// credit raises the interest in a piece; at 1 it is brought up.
+func (p *promoter) credit(r tiers.Request, by float32) {
+	if by <= 0 {
+		return
+	}
 	k := pieceKey{r.Header.ID, r.Head, r.Plane}
 	p.mu.Lock()
-	c := p.mu.interest[k] + float32(pin.Transferred)/float32(max(n, tiers.BlockSize))
+	c := p.mu.interest[k] + by
 	if c < 1 {
 		p.mu.interest[k] = c
 	} else {

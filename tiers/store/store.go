@@ -161,8 +161,8 @@ func (s *Store) Pin(ctx context.Context, reqs []tiers.Request) ([]tiers.Pin, tie
 		releaseAll(pins)
 		return nil, moved, err
 	}
-	for i := range got {
-		s.up.saw(below[i], got[i])
+	for i, a := range at {
+		pins[a] = s.up.watch(below[i], got[i])
 	}
 	return pins, moved, nil
 }
