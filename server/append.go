@@ -3,6 +3,8 @@ package server
 import (
 	"bytes"
 	"context"
+	"fmt"
+	"slices"
 	"time"
 
 	"google.golang.org/grpc/codes"
@@ -92,7 +94,7 @@ func (s *sequence) checkAppend(r *appendRequest) (*checked, error) {
 		return nil, invalid(ReasonShape, "k has %d bytes, not a multiple of a token's %d (kv_heads %d x head_dim %d)", len(r.k), row, sp.kvHeads, sp.headDim)
 	}
 	in.n = len(r.k) / row
-	n := in.n
+	n := in.n // or, with ids alone, how many tokens they are for
 	if n == 0 {
 		n = len(r.ids)
 	}
@@ -143,6 +145,9 @@ func (s *sequence) appendRows(in *checked) error {
 			return err
 		}
 	}
+	if end := in.start + uint64(len(in.ids)); in.n == 0 && end > slices.Max(st.lens) {
+		return fail(codes.OutOfRange, ReasonPastEnd, "token ids up to %d, but no layer has more than %d tokens: append rows first, or in the same call", end, slices.Max(st.lens))
+	}
 	for _, l := range in.labels {
 		if l.End > max(st.accepted, in.start+uint64(in.n)) {
 			return invalid(ReasonArgument, "span %q ends at %d, past the tokens", l.Label, l.End)
@@ -151,13 +156,12 @@ func (s *sequence) appendRows(in *checked) error {
 	if len(st.labels)+len(in.labels) > maxLabels {
 		return invalid(ReasonArgument, "more than %d labelled spans", maxLabels)
 	}
-	if need := int64(2 * fresh * s.spec.rowBytes()); !s.srv.tailRoom(need) {
+	release, err := s.srv.reserveTail(int64(2 * fresh * s.spec.rowBytes()))
+	if err != nil {
 		s.srv.sealer.consider(s)
-		e := fail(codes.ResourceExhausted, ReasonTailFull,
-			"open tails fill their %d bytes of memory: wait until segments are sealed, close sequences, or raise --tail", s.srv.opt.TailBytes)
-		e.Retry = 200 * time.Millisecond
-		return e
+		return err
 	}
+	defer release() // by then the rows are counted themselves, or refused
 	next := st
 	if in.sparse && in.n > 0 {
 		next.exactUntil = min(next.exactUntil, in.start)
@@ -168,7 +172,7 @@ func (s *sequence) appendRows(in *checked) error {
 		next.rows[in.layer] = st.rows[in.layer].appended(in.k[off:], in.v[off:])
 		next.lens[in.layer] += uint64(fresh)
 	}
-	next.accepted = least(next.lens)
+	next.accepted = slices.Min(next.lens)
 	if err := s.writeLog(&st, &next, in.labels); err != nil {
 		return err
 	}
@@ -181,14 +185,6 @@ func (s *sequence) appendRows(in *checked) error {
 	s.setStateLocked(next)
 	s.extendNamesLocked()
 	return nil
-}
-
-func least(lens []uint64) uint64 {
-	m := lens[0]
-	for _, l := range lens {
-		m = min(m, l)
-	}
-	return m
 }
 
 // overlap checks rows that are there already and returns how many are new.
@@ -331,9 +327,22 @@ func (s *sequence) observe(layer int, q []float32) {
 	s.mu.sample[layer] = keep[max(0, len(keep)-sampleRows*row):]
 }
 
-// tailRoom says whether so many more bytes of rows may be held.
-func (srv *Server) tailRoom(need int64) bool {
-	return need == 0 || srv.tail.Load()+need <= srv.opt.TailBytes
+// reserveTail reserves memory for rows until release is called.
+func (srv *Server) reserveTail(need int64) (release func(), err error) {
+	if need == 0 {
+		return func() {}, nil
+	}
+	if srv.tail.Add(need) <= srv.opt.TailBytes {
+		return func() { srv.tail.Add(-need) }, nil
+	}
+	srv.tail.Add(-need)
+	if cause := srv.sealer.lastFailure(); cause != nil {
+		return nil, fmt.Errorf("open tails fill their memory, because segments cannot be sealed: %w", cause)
+	}
+	e := fail(codes.ResourceExhausted, ReasonTailFull,
+		"open tails fill their %d bytes of memory: wait until segments are sealed, delete sequences, or raise --tail", srv.opt.TailBytes)
+	e.Retry = 200 * time.Millisecond
+	return nil, e
 }
 
 // sealPoint returns the end of the next full segment, if it lies behind the

@@ -429,7 +429,7 @@ func (s *sequence) continuesAt(sp *spec, end uint64) bool {
 	}
 	for _, r := range s.mu.spans {
 		for _, h := range r.segments {
-			if r.Start < end && s.srv.store.Damage(h.ID) != "" {
+			if r.Start < end && s.srv.store.AnyDamage() && s.srv.store.Damage(h.ID) != "" {
 				return false
 			}
 		}

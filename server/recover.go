@@ -103,6 +103,7 @@ func (srv *Server) recoverSequence(ctx context.Context, r *sequenceRecord) (*seq
 	if err := s.replay(); err != nil {
 		return nil, err
 	}
+	s.mu.cutLabels(s.mu.accepted) // the step they came with may not have been whole
 	srv.spans.refer(s, s.mu.spans)
 	srv.addSequence(s)
 	s.nameAll()

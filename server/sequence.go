@@ -139,7 +139,7 @@ func (s *sequence) ackLocked() *kvtierv1.Ack {
 // tailBytes is the memory that the open tail takes.
 func (st *state) tailBytes() (n int64) {
 	for _, r := range st.rows {
-		n += int64(len(r.k) + len(r.v))
+		n += int64(cap(r.k) + cap(r.v))
 	}
 	return n
 }

@@ -18,6 +18,7 @@ type unread struct {
 	value   []float32 // [d], mean, rotated
 	vspread float32   // mean |v - mean|^2
 	spread  []float32 // [rows], variance of the score; nil: scores are known
+	ruled   []float32 // [rows], if scores are known: log of the summed squares of the weights
 }
 
 // estimateUnit lets a page or leaf stand by its summary.
@@ -28,6 +29,15 @@ func (u *run) estimateUnit(x unit) {
 		e.spread = make([]float32, u.rows)
 		for r := range e.spread {
 			e.spread[r] = u.spread(x.sum, x.at, r)
+		}
+	} else {
+		e.ruled = make([]float32, u.rows)
+		twice := make([]float32, x.n)
+		for r, log := range x.log {
+			for t, s := range log {
+				twice[t] = 2 * s
+			}
+			e.ruled[r] = logSum(twice)
 		}
 	}
 	u.estimate(e)
@@ -51,9 +61,9 @@ func (u *run) estimateRest() {
 		}
 		e := rest[t.group()]
 		if e == nil {
-			e = &unread{mass: make([]float32, u.rows)}
+			e = &unread{mass: make([]float32, u.rows), ruled: make([]float32, u.rows)}
 			for r := range e.mass {
-				e.mass[r] = float32(math.Inf(-1))
+				e.mass[r], e.ruled[r] = float32(math.Inf(-1)), float32(math.Inf(-1))
 			}
 			rest[t.group()] = e
 			order = append(order, t.group())
@@ -61,6 +71,7 @@ func (u *run) estimateRest() {
 		e.n++
 		for r := range e.mass {
 			e.mass[r] = logAdd(e.mass[r], t.log[r])
+			e.ruled[r] = logAdd(e.ruled[r], 2*t.log[r])
 			if u.tr.Token != nil {
 				u.tr.Token(r, u.segs[t.seg].index, t.place, t.log[r], Scanned)
 			}
@@ -121,11 +132,13 @@ func (u *run) rowError(merged *attention.Partial, r int) float32 {
 			d := float64(v - out[i])
 			dist2 += d * d
 		}
-		ruled, massVar := 1/float64(e.n), float64(0)
-		if e.spread != nil {
+		var ruled, massVar float64
+		if e.ruled != nil {
+			ruled = math.Exp(float64(e.ruled[r] - 2*e.mass[r]))
+		} else {
 			s := float64(min(e.spread[r], 4))
 			ruled = min(1, math.Exp(s)/float64(e.n))
-			massVar = min(1, (math.Exp(s)-1)/float64(e.n))
+			massVar = max(u.massVar[r], min(1, (math.Exp(s)-1)/float64(e.n)))
 		}
 		err2 += p * p * (float64(e.vspread)*ruled + massVar*dist2)
 	}
@@ -148,22 +161,32 @@ func newCalibration(u *run) calibration {
 	return c
 }
 
-// maxBias bounds what is learned from few leaves.
-const maxBias = 1
+// Bounds on what is learned from few leaves.
+const (
+	maxBias    = 1
+	maxMassVar = 4
+)
 
 func (c calibration) finish(u *run) {
-	u.bias = make([]float32, u.rows)
+	u.bias, u.massVar = make([]float32, u.rows), make([]float64, u.rows)
 	weak := make([]float32, len(u.leaves))
 	for r := range u.rows {
 		for i := range weak {
 			weak[i] = -c.estimated[i][r]
 		}
 		estimated, scanned := float32(math.Inf(-1)), float32(math.Inf(-1))
-		for _, i := range attention.Top(weak, (len(weak)+1)/2) {
+		half := attention.Top(weak, (len(weak)+1)/2)
+		for _, i := range half {
 			estimated = logAdd(estimated, c.estimated[i][r])
 			scanned = logAdd(scanned, u.leaves[i].mass[r])
 		}
 		u.bias[r] = min(maxBias, max(-maxBias, scanned-estimated))
+		var err2, mass2 float64
+		for _, i := range half {
+			was, is := exp(c.estimated[i][r]+u.bias[r]-scanned), exp(u.leaves[i].mass[r]-scanned)
+			err2, mass2 = err2+float64((is-was)*(is-was)), mass2+float64(was*was)
+		}
+		u.massVar[r] = min(maxMassVar, err2/max(mass2, 1e-9))
 	}
 }
 

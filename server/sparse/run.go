@@ -33,7 +33,10 @@ type run struct {
 	pages  []unit
 	leaves []unit
 	tokens []token
-	bias   []float32 // [rows], log by which summaries underestimate the masses of weak leaves
+	// What scanned leaves taught about summaries, [rows]: the log by which they
+	// underestimate masses, and the relative variance of what is left of the error.
+	bias    []float32
+	massVar []float64
 }
 
 // segmentRun is what the run holds of one segment.

@@ -205,6 +205,13 @@ func (s *Store) Damage(id tiers.ID) string {
 	return s.mu.damaged[id]
 }
 
+// AnyDamage says whether any segment was found damaged.
+func (s *Store) AnyDamage() bool {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	return len(s.mu.damaged) > 0
+}
+
 // Hold keeps a segment's pieces in RAM once they are there, or lets them go.
 // It brings up those of planes.
 func (s *Store) Hold(id tiers.ID, held bool, planes tiers.PlaneSet) (bytes int64, err error) {
