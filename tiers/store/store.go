@@ -52,11 +52,11 @@ func Open(ctx context.Context, dir string, o Options) (s *Store, err error) {
 	}
 	s = &Store{dir: dir, log: o.Logger}
 	s.mu.headers, s.mu.damaged = map[tiers.ID]*tiers.Header{}, map[tiers.ID]string{}
-	defer func() {
+	defer func(s *Store) {
 		if err != nil {
-			s.closeFiles()
+			_ = s.closeFiles() // what was opened so far; err says more
 		}
-	}()
+	}(s)
 	if s.lock, err = lockFolder(dir); err != nil {
 		return nil, err
 	}
