@@ -90,14 +90,13 @@ func (d *dump) queries(head, lo, hi, step int) []float32 {
 type result struct {
 	errs, estimated []float64
 	moved, full     float64
-	bf16            float64 // bytes of n*d values at 8 bits, K and V: the base "n*d"
+	base            float64 // n*d: every key and value at 4 bits
 	strong, unread  int
-	stored          float64 // bits a value
 }
 
 func (r *result) add(o *result) {
 	r.errs, r.estimated = append(r.errs, o.errs...), append(r.estimated, o.estimated...)
-	r.moved, r.full, r.bf16 = r.moved+o.moved, r.full+o.full, r.bf16+o.bf16
+	r.moved, r.full, r.base = r.moved+o.moved, r.full+o.full, r.base+o.base
 	r.strong, r.unread = r.strong+o.strong, r.unread+o.unread
 }
 
@@ -110,7 +109,7 @@ func (r *result) String() string {
 		return s
 	}
 	return fmt.Sprintf("bytes/n*d %.3f  of 4-bit %.3f  error %.4f p95 %.3f p99 %.3f  estimated %.4f  strong %d unread %.1f%%",
-		r.moved/r.bf16, r.moved/r.full, mean(r.errs), r.errs[len(r.errs)*95/100], r.errs[len(r.errs)*99/100], mean(r.estimated),
+		r.moved/r.base, r.moved/r.full, mean(r.errs), r.errs[len(r.errs)*95/100], r.errs[len(r.errs)*99/100], mean(r.estimated),
 		r.strong, 100*float64(r.unread)/float64(max(1, r.strong)))
 }
 
@@ -303,6 +302,44 @@ func (d *dump) one(reader *memReader, segs []Segment, q Query, b Budget, exact [
 	res.moved += float64(acc.Moved.RAM)
 	res.full += float64(acc.Full)
 	for i := range segs {
-		res.bf16 += float64(view(segs[i], q.Head).Stored() * d.d)
+		res.base += float64(view(segs[i], q.Head).Stored() * d.d)
 	}
+}
+
+// TestStored measures what full segments of the dumps take, in bits a value:
+// image, header and 64 bytes of location.
+func TestStored(t *testing.T) {
+	files, _ := filepath.Glob(filepath.Join(os.Getenv("KVTIER_DUMPS"), "L*.npz"))
+	if os.Getenv("KVTIER_DUMPS") == "" {
+		t.Skip("KVTIER_DUMPS is not set")
+	}
+	bytes, planes, values := make(map[tiers.Profile]float64), 0., 0.
+	for i := 0; i < len(files); i += envInt("KVTIER_LAYERS", 1) {
+		d, err := readDump(files[i])
+		if err != nil {
+			t.Fatal(err)
+		}
+		r := d.rows(0, tiers.SegmentTokens, compress.BF16)
+		o := seal.Options{Sinks: tiers.SinkTokens}
+		for h := range d.heads {
+			s := attention.NewQuerySum(d.d)
+			s.Add(d.queries(h, 0, tiers.SegmentTokens, 4))
+			o.Metrics = append(o.Metrics, s.Metric())
+		}
+		for p := tiers.ProfileExact; p <= tiers.ProfileBalanced; p++ {
+			o.Profile = p
+			h, _ := seal.Segment(r, o)
+			bytes[p] += float64(h.Bytes(tiers.PartMain) + h.Bytes(tiers.PartLow) + int64(len(h.Marshal())) + 64)
+			for head := range h.Heads {
+				for _, x := range []tiers.Plane{tiers.PlaneKX, tiers.PlaneVX} {
+					if _, n, ok := h.Piece(head, x); ok {
+						planes += float64(n)
+					}
+				}
+			}
+		}
+		values += float64(2 * tiers.SegmentTokens * d.heads * d.d)
+	}
+	fmt.Printf("bits a value: balanced %.3f, neutral %.3f, exact %.3f, of them its lossless planes %.3f\n",
+		8*bytes[tiers.ProfileBalanced]/values, 8*bytes[tiers.ProfileNeutral]/values, 8*bytes[tiers.ProfileExact]/values, 8*planes/values)
 }
