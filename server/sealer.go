@@ -130,6 +130,9 @@ func (z *sealer) sealFull(s *sequence) (err error) {
 		if errors.Is(err, errStale) {
 			continue
 		}
+		if s.usable() != nil {
+			return nil // deleted meanwhile
+		}
 		if err != nil {
 			if !errors.Is(err, context.Canceled) {
 				z.srv.log.Error("seal a segment", "sequence", s.id, "end", end, "err", err)
