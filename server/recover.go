@@ -46,7 +46,14 @@ func (srv *Server) recover(ctx context.Context) error {
 	if err := srv.removeStrayLogs(logs); err != nil {
 		return err
 	}
-	return srv.removeStraySpans(ctx)
+	if err := srv.removeStraySpans(ctx); err != nil {
+		return err
+	}
+	// Not before: what sealing makes, a log or a span, would look stray.
+	for _, s := range srv.list() {
+		srv.sealer.consider(s)
+	}
+	return nil
 }
 
 // removeStrayLogs removes logs that no sequence names: left by a crash.
@@ -109,7 +116,6 @@ func (srv *Server) recoverSequence(ctx context.Context, r *sequenceRecord) (*seq
 	s.nameAll()
 	s.mu.power, s.mu.crashSafe = s.mu.accepted, s.mu.accepted
 	srv.tail.Add(s.mu.state.tailBytes())
-	srv.sealer.consider(s)
 	return s, nil
 }
 
