@@ -395,19 +395,29 @@ func (srv *Server) matchPrefix(r *kvtierv1.MatchPrefixRequest) (matched uint64, 
 		return 0, nil, err
 	}
 	n := newNamer(srv.key, sp, p)
-	var parent name
-	exact := true
-	for at := 0; at+blockTokens <= len(r.TokenIds); at += blockTokens {
-		ids := r.TokenIds[at : at+blockTokens]
-		next := n.next(parent, ids, true)
-		holders := srv.names.find(next)
-		if exact = exact && len(holders) > 0; !exact && r.AllowSparse {
-			next = n.next(parent, ids, false)
-			holders = srv.names.find(next)
+	// Stored prefixes are exact up to some block, and sparse from there on; which
+	// block it is differs. So every chain that is still alive is followed.
+	exact, alive := name{}, true
+	var sparse []name
+	for at := 0; at+blockTokens <= len(r.TokenIds) && (alive || len(sparse) > 0); at += blockTokens {
+		ids, end := r.TokenIds[at:at+blockTokens], uint64(at+blockTokens)
+		parents := sparse
+		if alive && r.AllowSparse {
+			parents = append(parents, exact)
 		}
-		end := uint64(at + blockTokens)
-		if len(holders) == 0 {
-			break
+		sparse = nil
+		var holders []*sequence
+		if alive {
+			exact = n.next(exact, ids, true)
+			holders = srv.names.find(exact)
+			alive = len(holders) > 0
+		}
+		for _, parent := range parents {
+			next := n.next(parent, ids, false)
+			if found := srv.names.find(next); len(found) > 0 {
+				sparse = append(sparse, next)
+				holders = append(holders[:len(holders):len(holders)], found...)
+			}
 		}
 		for _, h := range holders {
 			if h.continuesAt(sp, end) {
@@ -415,7 +425,6 @@ func (srv *Server) matchPrefix(r *kvtierv1.MatchPrefixRequest) (matched uint64, 
 				break
 			}
 		}
-		parent = next
 	}
 	return matched, s, nil
 }
