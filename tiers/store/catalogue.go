@@ -310,11 +310,14 @@ func (b *Batch) Commit(ctx context.Context) error {
 	}
 	b.s.mu.Unlock()
 	b.warm(ctx)
-	var errs []error
+	// The change stands. Room that could not be given back (the tier is closing)
+	// is free after the next start.
 	for _, d := range b.dropped {
-		errs = append(errs, b.s.ram.Drop(d.id, d.planes), b.s.nvme.Drop(d.id, d.planes))
+		if err := errors.Join(b.s.ram.Drop(d.id, d.planes), b.s.nvme.Drop(d.id, d.planes)); err != nil {
+			b.s.log.Warn("free a segment's room", "segment", d.id, "err", err)
+		}
 	}
-	return errors.Join(errs...)
+	return nil
 }
 
 // warm brings new segments into RAM as far as there is room that nothing else
