@@ -21,7 +21,7 @@ type plan struct {
 // scanned (docs/decisions/0004-budget-path.md).
 func at(x float64) plan {
 	return plan{
-		pages:  min(1, 1.5*x),
+		pages:  min(1, 2*x),
 		leaves: x,
 		refine: x * (.7 + .3*x),
 		values: x/8 + .375*x*x*x,
