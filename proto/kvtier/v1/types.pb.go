@@ -570,7 +570,9 @@ func (x *Ack) GetSealed() uint64 {
 type Budget struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Mode  AttendMode             `protobuf:"varint,1,opt,name=mode,proto3,enum=kvtier.v1.AttendMode" json:"mode,omitempty"`
-	// For MODE_BUDGET: share of the sealed body's 4-bit bytes that may be transferred, in (0, 1].
+	// For MODE_BUDGET: share of the sealed body's 4-bit bytes that may be asked for, in (0, 1],
+	// counted in cache lines of 64 bytes, summaries included. A tier that transfers whole blocks
+	// may move more than was asked for; the account says how much each tier moved.
 	Share float32 `protobuf:"fixed32,2,opt,name=share,proto3" json:"share,omitempty"`
 	// For MODE_BUDGET, instead of share: as many bytes as this many tokens have at 4 bits.
 	Tokens uint64 `protobuf:"varint,3,opt,name=tokens,proto3" json:"tokens,omitempty"`
