@@ -319,7 +319,7 @@ func TestNotices(t *testing.T) {
 		t.Errorf("another token's row is only %v off", e)
 	}
 	x, y := dense(sp, 0, tokens), dense(sp, 0, append(tokens[1:7:7], 8))
-	if e := apart(x, y, 32); e < 10*tolerance(kvtierv1.Profile_PROFILE_EXACT, &kvtierv1.Budget{Mode: kvtierv1.AttendMode_ATTEND_MODE_EXACT}) {
+	if e := apart(x, y, 32); e < 10*tolerance(kvtierv1.Profile_PROFILE_EXACT, &kvtierv1.Budget{Mode: kvtierv1.AttendMode_ATTEND_MODE_EXACT}, nil) {
 		t.Errorf("a context without its first token answers only %v off", e)
 	}
 }
