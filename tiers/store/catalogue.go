@@ -111,6 +111,10 @@ func openCatalogue(dir string, log *slog.Logger) (db *pebble.DB, err error) {
 	}()
 	db, err = pebble.Open(dir, &pebble.Options{
 		Cache: cache, MemTableSize: 4 << 20, Logger: quiet{log}, FormatMajorVersion: pebble.FormatNewest,
+		// By default this is fatal. Whoever reads the damaged block is told; the rest goes on.
+		EventListener: &pebble.EventListener{DataCorruption: func(i pebble.DataCorruptionInfo) {
+			log.Error("the catalogue is damaged", "file", i.Path, "err", i.Details)
+		}},
 	})
 	if err != nil {
 		return nil, catalogueError("open the catalogue", err)
