@@ -11,7 +11,8 @@ import (
 const (
 	PageTokens = 64
 	LeafTokens = 16
-	// outlierShare: one token in 32 is set apart, one page of a full segment.
+	// outlierShare: one token in 32 is set apart, a page of a full segment
+	// (docs/decisions/0005-storing-order.md).
 	outlierShare = 32
 	// minGrouped is the least number of tokens for which outliers are set apart.
 	minGrouped = 256
