@@ -194,13 +194,30 @@ func (l *Log) Sync() error {
 	if f == nil || written == synced {
 		return nil
 	}
-	if err := unix.Fdatasync(int(f.Fd())); err != nil {
+	err := dataSync(f)
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.mu.f != f {
+		return nil // closed meanwhile, which synced it, or removed
+	}
+	if err != nil {
 		return wrap("sync log", err)
 	}
-	l.mu.Lock()
 	l.mu.synced = max(l.mu.synced, written)
-	l.mu.Unlock()
 	return nil
+}
+
+// dataSync holds on to the file's descriptor: the file may be closed meanwhile,
+// and its number be another file's.
+func dataSync(f *os.File) error {
+	raw, err := f.SyscallConn()
+	if err != nil {
+		return err
+	}
+	if e := raw.Control(func(fd uintptr) { err = unix.Fdatasync(int(fd)) }); e != nil {
+		return e
+	}
+	return err
 }
 
 // Close syncs and closes the file.

@@ -133,3 +133,25 @@ func FuzzReplay(f *testing.F) {
 		}
 	})
 }
+
+// A log may be closed or removed while the background syncs it.
+func TestSyncBesideClose(t *testing.T) {
+	for i := range 200 {
+		l, err := Create(filepath.Join(t.TempDir(), "log"), "log")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := l.Append(1, []byte("record")); err != nil {
+			t.Fatal(err)
+		}
+		synced := make(chan error, 1)
+		go func() { synced <- l.Sync() }()
+		end := l.Close
+		if i%2 == 0 {
+			end = l.Remove
+		}
+		if err := errors.Join(end(), <-synced); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
