@@ -403,7 +403,9 @@ func TestFastCloseWithClients(t *testing.T) {
 		_, err := w.p.attend(t.Context(), w.spec, longRequest(w, n))
 		busy <- err
 	}()
-	time.Sleep(30 * time.Millisecond)
+	for !r.working() {
+		time.Sleep(time.Millisecond)
+	}
 	begin := time.Now()
 	closeServer(t, r.srv)
 	if took := time.Since(begin); took > 3*time.Second {
@@ -421,6 +423,21 @@ func TestFastCloseWithClients(t *testing.T) {
 	if err := r.srv.ServeFast(l); err != nil {
 		t.Fatalf("serving a closed server: %v", err)
 	}
+}
+
+// working says whether a request of the fast path is under way.
+func (r *rig) working() bool {
+	r.srv.mu.RLock()
+	defer r.srv.mu.RUnlock()
+	for c := range r.srv.mu.conns {
+		c.watch.Lock()
+		busy := c.watch.cancel != nil
+		c.watch.Unlock()
+		if busy {
+			return true
+		}
+	}
+	return false
 }
 
 // fuzzSource is a connection with one sequence and one region.
