@@ -115,11 +115,11 @@ func Open(ctx context.Context, o Options) (srv *Server, err error) {
 	if srv.store, err = store.Open(ctx, o.DataDir, store.Options{RAMBytes: o.RAMBytes, DiskBytes: o.DiskBytes, Logger: o.Logger}); err != nil {
 		return nil, err
 	}
-	defer func() {
+	defer func(st *store.Store) { // srv is nil then
 		if err != nil {
-			_ = srv.store.Close()
+			_ = st.Close()
 		}
-	}()
+	}(srv.store)
 	if srv.key, err = tenantKey(o.DataDir); err != nil {
 		return nil, err
 	}
