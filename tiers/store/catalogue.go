@@ -53,7 +53,7 @@ func checkFormat(dir string) error {
 	}
 	var v int
 	if _, err := fmt.Sscanf(string(b), "kvtier data folder, format %d,", &v); err != nil || string(b) != formatLine(v) {
-		return fmt.Errorf("%s is damaged or not a kvtier file: %w", path, tiers.ErrCorrupt)
+		return fmt.Errorf("%s is damaged or not a kvtier file: restore it: %w", path, tiers.ErrCorrupt)
 	}
 	if v != folderFormat {
 		return fmt.Errorf("data folder %s has format %d, this build reads %d: use the kvtierd that wrote it, or another folder: %w",
@@ -106,7 +106,7 @@ func openCatalogue(dir string, log *slog.Logger) (db *pebble.DB, err error) {
 	// Damaged metadata can make Pebble panic: that, too, is a clear error.
 	defer func() {
 		if r := recover(); r != nil {
-			db, err = nil, fmt.Errorf("open the catalogue: %w: %v", tiers.ErrCorrupt, r)
+			db, err = nil, fmt.Errorf("open the catalogue: %w: %v; %s", tiers.ErrCorrupt, r, whatToDo)
 		}
 	}()
 	db, err = pebble.Open(dir, &pebble.Options{
@@ -117,10 +117,12 @@ func openCatalogue(dir string, log *slog.Logger) (db *pebble.DB, err error) {
 		}},
 	})
 	if err != nil {
-		return nil, catalogueError("open the catalogue", err)
+		return nil, catalogueError("open the catalogue (if its files are damaged: "+whatToDo+")", err)
 	}
 	return db, nil
 }
+
+const whatToDo = "restore the data folder from a copy, or start with another one"
 
 // catalogueError puts Pebble's errors into this project's words.
 func catalogueError(what string, err error) error {
@@ -128,7 +130,7 @@ func catalogueError(what string, err error) error {
 	case err == nil:
 		return nil
 	case pebble.IsCorruptionError(err):
-		return fmt.Errorf("%s: %w: %w", what, tiers.ErrCorrupt, err)
+		return fmt.Errorf("%s: %w: %w; %s", what, tiers.ErrCorrupt, err, whatToDo)
 	case errors.Is(err, syscall.ENOSPC):
 		return fmt.Errorf("%s: %w: %w", what, tiers.ErrFull, err)
 	}
@@ -150,7 +152,7 @@ func openValue(key, b []byte) ([]byte, error) {
 			return v, nil
 		}
 	}
-	return nil, fmt.Errorf("catalogue: record %q: %w", key, tiers.ErrCorrupt)
+	return nil, fmt.Errorf("catalogue: record %q: %w; %s", key, tiers.ErrCorrupt, whatToDo)
 }
 
 // Records calls fn for every record of a kind, in the order of keys. Key and
@@ -298,7 +300,7 @@ func (b *Batch) Commit(ctx context.Context) error {
 			return err
 		}
 	}
-	if err := b.b.Commit(pebble.Sync); err != nil {
+	if err := b.s.ledger.commit(b.b); err != nil {
 		return catalogueError("commit to the catalogue", err)
 	}
 	b.done = true

@@ -35,6 +35,8 @@ type Store struct {
 	log  *slog.Logger
 	up   *promoter
 
+	ledger *ledger
+
 	mu struct {
 		sync.RWMutex
 		headers map[tiers.ID]*tiers.Header
@@ -70,6 +72,9 @@ func Open(ctx context.Context, dir string, o Options) (s *Store, err error) {
 		return nil, err
 	}
 	if s.db, err = openCatalogue(filepath.Join(dir, "catalogue"), o.Logger); err != nil {
+		return nil, err
+	}
+	if s.ledger, err = openLedger(dir, s.db, o.Logger); err != nil {
 		return nil, err
 	}
 	if err = s.recover(ctx); err != nil {
@@ -295,7 +300,7 @@ func (s *Store) Close() error {
 }
 
 func (s *Store) closeFiles() error {
-	var errs []error
+	errs := []error{s.ledger.close()}
 	if s.db != nil {
 		errs = append(errs, s.db.Close())
 	}
