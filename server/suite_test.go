@@ -885,17 +885,26 @@ func floatsOf(b []byte) []float32 {
 	return x
 }
 
+// BenchmarkHello is the fast path's round trip alone, with nothing to do.
+func BenchmarkHello(b *testing.B) {
+	c := dialFast(b, newRig(b, Options{}).socket)
+	b.ReportAllocs()
+	for b.Loop() {
+		if _, err := c.call(1, []byte{1, 0, 0, 0}); err != nil {
+			b.Fatal(err)
+		}
+	}
+	b.ReportMetric(float64(b.Elapsed().Nanoseconds())/1e3/float64(b.N), "µs")
+}
+
 // BenchmarkRoundTrip attends to one token's worth of SmolLM2-135M's layer over
 // a context of 64 tokens: the cost of the way.
 func BenchmarkRoundTrip(b *testing.B) {
-	for _, kind := range paths {
+	for _, kind := range []string{"grpc", "inline", "regions"} {
 		for _, withRows := range []bool{false, true} {
 			b.Run(fmt.Sprintf("%s/rows=%v", kind, withRows), func(b *testing.B) {
 				r := newRig(b, Options{})
 				p := r.path(b, kind)
-				if kind == "stream" {
-					b.Skip("as grpc")
-				}
 				spec := smolSpec()
 				spec.Layers = 1
 				w := newWorker(b, r, p, newModel(1, spec, 70), 0)
@@ -915,7 +924,7 @@ func BenchmarkRoundTrip(b *testing.B) {
 						b.Fatal(err)
 					}
 				}
-				b.ReportMetric(float64(b.Elapsed().Microseconds())/float64(b.N), "µs")
+				b.ReportMetric(float64(b.Elapsed().Nanoseconds())/1e3/float64(b.N), "µs")
 			})
 		}
 	}
