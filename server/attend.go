@@ -347,6 +347,9 @@ func (c *call) exactZone(ctx context.Context, head int, q []float32, res *headRe
 	const block = 512
 	scores := make([]float32, block)
 	for at := lo; at < hi; at += block {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
 		end := min(at+block, hi)
 		k, v := rows.head(sp, head, at, end)
 		res.zoneBytes += 2 * int64(end-at) * int64(sp.headDim*sp.typ.Size())

@@ -813,6 +813,18 @@ func (r *rig) inFlight() bool {
 	return len(r.srv.mu.conns) > 0
 }
 
+// A deadline holds in the open tail, too.
+func TestPathDeadlineInTheTail(t *testing.T) {
+	overPaths(t, Options{}, func(t *testing.T, r *rig, p path) {
+		w := newWorker(t, r, p, newModel(1, testSpec(), 2200), 0)
+		w.feedAll(0, 2200)
+		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
+		defer cancel()
+		_, err := p.attend(ctx, w.spec, request(1, exactly, w.queries(0, 2200, 1)))
+		wantError(t, err, codes.DeadlineExceeded, "")
+	})
+}
+
 func TestPathDeathReleasesIncompleteTokens(t *testing.T) {
 	overPaths(t, Options{}, func(t *testing.T, r *rig, p path) {
 		w := newWorker(t, r, p, newModel(1, testSpec(), 30), 0)
