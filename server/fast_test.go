@@ -442,9 +442,8 @@ func (r *rig) working() bool {
 
 // fuzzSource is a connection with one sequence and one region.
 type fuzzSource struct {
-	seq    *sequence
-	region []byte
-	conn   *fastConn
+	seq  *sequence
+	conn *fastConn
 }
 
 func newFuzzSource(t testing.TB) *fuzzSource {
