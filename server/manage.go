@@ -231,7 +231,7 @@ func (srv *Server) releaseSpans(ctx context.Context, s *sequence, spans []*span)
 
 func (s *sequence) truncateTail(st state, n uint64) error {
 	if n < st.accepted {
-		if err := s.log.Append(logTruncate, binary.LittleEndian.AppendUint64(nil, n)); err != nil {
+		if err := s.log.AppendTwice(logTruncate, binary.LittleEndian.AppendUint64(nil, n)); err != nil {
 			return err
 		}
 		s.noteWritten(n)

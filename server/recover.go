@@ -218,8 +218,13 @@ func (s *sequence) windowRows(ctx context.Context, ref spanRef, layer int) (k, v
 // replay takes up the tail from its log.
 func (s *sequence) replay() error {
 	st := &s.mu.state
-	log, cut, err := taillog.Replay(s.logPath(s.gen), s.logName(s.gen), func(k taillog.Kind, body []byte) error {
-		return s.replayRecord(st, k, body)
+	damaged, least := false, uint64(allExact)
+	log, cut, err := taillog.Replay(s.logPath(s.gen), s.logName(s.gen), taillog.Reader{
+		Record: func(k taillog.Kind, body []byte) error { return s.replayRecord(st, k, body) },
+		Behind: func(lost int, k taillog.Kind, body []byte) {
+			damaged = true
+			least = min(least, untouched(lost, k, body))
+		},
 	})
 	if errors.Is(err, os.ErrNotExist) {
 		s.damage(fmt.Errorf("the log of the open tail is missing: tokens from %d on are lost", st.accepted))
@@ -232,7 +237,30 @@ func (s *sequence) replay() error {
 		s.srv.log.Warn("the end of a log was not whole", "sequence", s.id, "bytes", cut, "tokens", st.accepted)
 	}
 	s.log = log
+	if !damaged {
+		return nil
+	}
+	if least = max(least, st.sealed()); least < st.accepted {
+		if err := s.log.AppendTwice(logTruncate, binary.LittleEndian.AppendUint64(nil, least)); err != nil {
+			return err
+		}
+		st.cutTail(least, s.spec)
+	}
+	s.damage(fmt.Errorf("the log of the open tail is damaged: tokens from %d on are lost: append them again", st.accepted))
 	return nil
+}
+
+// untouched returns how many tokens a record, which lies behind a damaged one,
+// leaves as they are. Of one lost record that is known: rows follow where they
+// belong, and a truncation is written twice. Of more, nothing is.
+func untouched(lost int, k taillog.Kind, body []byte) uint64 {
+	switch {
+	case lost > 1:
+		return 0
+	case (k == logRows || k == logTruncate) && len(body) >= 8:
+		return binary.LittleEndian.Uint64(body) // both begin with it
+	}
+	return allExact
 }
 
 func (s *sequence) replayRecord(st *state, k taillog.Kind, body []byte) error {

@@ -2,12 +2,15 @@
 // which a daemon that died takes up the tokens that were not sealed yet.
 //
 // A log is one file of records, each with its own checksum, seeded with the
-// log's name. It is only ever appended to; sealing starts a new one. What
-// lies behind the first record that does not check is not there: a torn
-// write loses the step that was being written, never more.
+// log's name, and a number. It is only ever appended to; sealing starts a new
+// one. What lies behind the first record that does not check is not there: a
+// torn write loses the step that was being written, never more. Whole records
+// behind it say that the log was damaged later; the caller is shown them,
+// because they may take back what lies before.
 package taillog
 
 import (
+	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -27,6 +30,7 @@ type Kind uint8
 const (
 	recordMagic = 0x524c5654 // "TVLR"
 	headerBytes = 4 + 1 + 3 + 8 + 4
+	numbers     = 1 << 24 // records are numbered modulo this
 	// maxRecord bounds a record's body: a bulk append of all layers.
 	maxRecord = 1 << 31
 )
@@ -40,8 +44,9 @@ type Log struct {
 	mu   struct {
 		sync.Mutex
 		f       *os.File
-		written int64 // bytes that write(2) took: they survive the process
-		synced  int64 // bytes that fdatasync made safe from a power cut
+		next    uint32 // number of the next record
+		written int64  // bytes that write(2) took: they survive the process
+		synced  int64  // bytes that fdatasync made safe from a power cut
 	}
 }
 
@@ -68,10 +73,19 @@ func wrap(what string, err error) error {
 	return fmt.Errorf("%s: %w", what, err)
 }
 
-// Replay opens a log and hands every whole record to fn, in order. Bytes
-// behind the last whole record are cut off; damaged says how many there were.
-// An error of fn ends the replay and is returned.
-func Replay(path, name string, fn func(k Kind, body []byte) error) (l *Log, damaged int64, err error) {
+// Reader takes in what a log holds.
+type Reader struct {
+	// Record gets every whole record, in order, up to the first that is not. Its
+	// error ends the replay and is returned.
+	Record func(k Kind, body []byte) error
+	// Behind gets whole records that lie behind a damaged one. They are cut off
+	// with it. lost is how many records are missing before this one.
+	Behind func(lost int, k Kind, body []byte)
+}
+
+// Replay opens a log and hands out its records. Bytes behind the last whole
+// record are cut off; damaged says how many there were.
+func Replay(path, name string, r Reader) (l *Log, damaged int64, err error) {
 	f, err := os.OpenFile(path, os.O_RDWR, 0o600)
 	if err != nil {
 		return nil, 0, wrap("open log", err)
@@ -86,7 +100,10 @@ func Replay(path, name string, fn func(k Kind, body []byte) error) (l *Log, dama
 		return nil, 0, wrap("open log", err)
 	}
 	l = newLog(f, path, name, 0)
-	good, err := l.scan(st.Size(), fn)
+	good, err := l.scan(st.Size(), r.Record)
+	if err == nil && good < st.Size() && r.Behind != nil {
+		err = l.scanBehind(good, st.Size(), r.Behind)
+	}
 	if err != nil {
 		return nil, 0, err
 	}
@@ -94,9 +111,6 @@ func Replay(path, name string, fn func(k Kind, body []byte) error) (l *Log, dama
 		if err := f.Truncate(good); err != nil {
 			return nil, 0, wrap("cut log", err)
 		}
-	}
-	if _, err := f.Seek(good, io.SeekStart); err != nil {
-		return nil, 0, wrap("open log", err)
 	}
 	// A log that was read may still lie in the page cache alone.
 	if err := unix.Fdatasync(int(f.Fd())); err != nil {
@@ -108,27 +122,69 @@ func Replay(path, name string, fn func(k Kind, body []byte) error) (l *Log, dama
 
 // scan reads whole records and returns where they end.
 func (l *Log) scan(size int64, fn func(k Kind, body []byte) error) (good int64, err error) {
-	var head [headerBytes]byte
 	for {
-		if _, err := l.mu.f.ReadAt(head[:], good); err != nil {
-			return good, ignoreEOF(err)
-		}
-		kind, n, sum, ok := parseHeader(head[:])
-		if !ok || n > uint64(size-good-headerBytes) {
-			return good, nil
-		}
-		body := make([]byte, n)
-		if _, err := l.mu.f.ReadAt(body, good+headerBytes); err != nil {
-			return good, ignoreEOF(err)
-		}
-		if l.sum(head[:], body) != sum {
-			return good, nil
-		}
-		if err := fn(kind, body); err != nil {
+		h, body, err := l.record(good, size)
+		if err != nil || body == nil || h.number != l.mu.next {
 			return good, err
 		}
-		good += headerBytes + int64(n)
+		if err := fn(h.kind, body); err != nil {
+			return good, err
+		}
+		l.mu.next = (h.number + 1) % numbers
+		good += headerBytes + int64(h.n)
 	}
+}
+
+// scanBehind finds whole records behind offset good, where one is damaged.
+func (l *Log) scanBehind(good, size int64, fn func(lost int, k Kind, body []byte)) error {
+	const step = 1 << 20
+	magic := binary.LittleEndian.AppendUint32(nil, recordMagic)
+	buf := make([]byte, step)
+	next := l.mu.next
+	for at := good + 1; at+headerBytes <= size; {
+		n, err := l.mu.f.ReadAt(buf, at)
+		if err := ignoreEOF(err); err != nil {
+			return err
+		}
+		i := bytes.Index(buf[:n], magic)
+		if i < 0 {
+			at += max(int64(n)-3, 1) // the magic may straddle
+			continue
+		}
+		at += int64(i)
+		h, body, err := l.record(at, size)
+		if err != nil {
+			return err
+		}
+		if body == nil {
+			at++
+			continue
+		}
+		fn(int((h.number+numbers-next)%numbers), h.kind, body)
+		next = (h.number + 1) % numbers
+		at += headerBytes + int64(h.n)
+	}
+	return nil
+}
+
+// record reads the record at an offset; body is nil if there is no whole one.
+func (l *Log) record(at, size int64) (h header, body []byte, err error) {
+	var head [headerBytes]byte
+	if _, err := l.mu.f.ReadAt(head[:], at); err != nil {
+		return h, nil, ignoreEOF(err)
+	}
+	h, ok := parseHeader(head[:])
+	if !ok || h.n > uint64(size-at-headerBytes) {
+		return h, nil, nil
+	}
+	body = make([]byte, h.n)
+	if _, err := l.mu.f.ReadAt(body, at+headerBytes); err != nil {
+		return h, nil, ignoreEOF(err)
+	}
+	if l.sum(head[:], body) != h.sum {
+		return h, nil, nil
+	}
+	return h, body, nil
 }
 
 func ignoreEOF(err error) error {
@@ -138,10 +194,18 @@ func ignoreEOF(err error) error {
 	return wrap("read log", err)
 }
 
-func parseHeader(b []byte) (k Kind, n uint64, sum uint32, ok bool) {
+// header of a record: magic, kind, number, length of the body, checksum.
+type header struct {
+	kind   Kind
+	number uint32
+	n      uint64
+	sum    uint32
+}
+
+func parseHeader(b []byte) (h header, ok bool) {
 	le := binary.LittleEndian
-	n = le.Uint64(b[8:])
-	return Kind(b[4]), n, le.Uint32(b[16:]), le.Uint32(b) == recordMagic && n <= maxRecord
+	h = header{Kind(b[4]), le.Uint32(b[4:]) >> 8, le.Uint64(b[8:]), le.Uint32(b[16:])}
+	return h, le.Uint32(b) == recordMagic && h.n <= maxRecord
 }
 
 func (l *Log) sum(head, body []byte) uint32 {
@@ -151,30 +215,45 @@ func (l *Log) sum(head, body []byte) uint32 {
 // Append writes one record whose body is the concatenation of parts. When it
 // returns, the record survives the process (write(2) has taken it). If it
 // fails, the log is as before.
-func (l *Log) Append(k Kind, parts ...[]byte) error {
-	buf := make([]byte, headerBytes)
+func (l *Log) Append(k Kind, parts ...[]byte) error { return l.append(1, k, parts) }
+
+// AppendTwice writes a record twice, in one write: one damaged place does not
+// lose it.
+func (l *Log) AppendTwice(k Kind, parts ...[]byte) error { return l.append(2, k, parts) }
+
+func (l *Log) append(copies uint32, k Kind, parts [][]byte) error {
+	rec := make([]byte, headerBytes)
 	for _, p := range parts {
-		buf = append(buf, p...)
+		rec = append(rec, p...)
 	}
-	body := buf[headerBytes:]
+	body := rec[headerBytes:]
 	if len(body) > maxRecord {
 		return fmt.Errorf("append to log: record of %d bytes is too large", len(body))
 	}
 	le := binary.LittleEndian
-	le.PutUint32(buf, recordMagic)
-	buf[4] = byte(k)
-	le.PutUint64(buf[8:], uint64(len(body)))
-	le.PutUint32(buf[16:], l.sum(buf[:headerBytes], body))
+	le.PutUint32(rec, recordMagic)
+	le.PutUint64(rec[8:], uint64(len(body)))
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.mu.f == nil {
 		return fmt.Errorf("append to log: %w", tiers.ErrClosed)
+	}
+	buf := rec
+	for i := range copies {
+		le.PutUint32(rec[4:], uint32(k)|(l.mu.next+i)%numbers<<8)
+		le.PutUint32(rec[16:], l.sum(rec[:headerBytes], body))
+		if i > 0 {
+			buf = append(buf, rec...)
+		} else if copies > 1 {
+			buf = bytes.Clone(rec)
+		}
 	}
 	if _, err := l.mu.f.WriteAt(buf, l.mu.written); err != nil {
 		// Part of it may be there: cut it, so that a later record is not hidden behind it.
 		_ = l.mu.f.Truncate(l.mu.written)
 		return wrap("append to log", err)
 	}
+	l.mu.next = (l.mu.next + copies) % numbers
 	l.mu.written += int64(len(buf))
 	return nil
 }

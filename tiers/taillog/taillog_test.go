@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"testing"
 )
 
@@ -16,10 +17,10 @@ type record struct {
 
 func replay(t *testing.T, path, name string) (got []record, damaged int64) {
 	t.Helper()
-	l, damaged, err := Replay(path, name, func(k Kind, body []byte) error {
+	l, damaged, err := Replay(path, name, Reader{Record: func(k Kind, body []byte) error {
 		got = append(got, record{k, string(body)})
 		return nil
-	})
+	}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -123,7 +124,7 @@ func FuzzReplay(f *testing.F) {
 		if err := os.WriteFile(path, b, 0o600); err != nil {
 			t.Fatal(err)
 		}
-		l, _, err := Replay(path, "log", func(Kind, []byte) error { return nil })
+		l, _, err := Replay(path, "log", Reader{Record: func(Kind, []byte) error { return nil }})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -152,6 +153,56 @@ func TestSyncBesideClose(t *testing.T) {
 		}
 		if err := errors.Join(end(), <-synced); err != nil {
 			t.Fatal(err)
+		}
+	}
+}
+
+// One damaged record: what lies behind is shown, with how many are missing; a
+// record that was written twice is not lost.
+func TestBehindDamage(t *testing.T) {
+	dir := t.TempDir()
+	path := filepath.Join(dir, "log")
+	l, err := Create(path, "log")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, body := range []string{"one", "two", "three"} {
+		if err := l.Append(1, []byte(body)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := errors.Join(l.AppendTwice(2, []byte("four")), l.Append(1, []byte("five")), l.Close()); err != nil {
+		t.Fatal(err)
+	}
+	whole, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	all := []string{"one", "two", "three", "four", "four", "five"}
+	for at := range whole {
+		b := bytes.Clone(whole)
+		b[at] ^= 1 << (at % 8)
+		if err := os.WriteFile(path, b, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		var got, behind []string
+		lost := 0
+		l, cut, err := Replay(path, "log", Reader{
+			Record: func(_ Kind, body []byte) error { got = append(got, string(body)); return nil },
+			Behind: func(n int, _ Kind, body []byte) { lost += n; behind = append(behind, string(body)) },
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := errors.Join(l.Append(1, []byte("more")), l.Close()); err != nil {
+			t.Fatal(err)
+		}
+		n := len(got)
+		if n == len(all) || !slices.Equal(got, all[:n]) || !slices.Equal(behind, all[n+1:]) || cut == 0 || lost != min(1, len(behind)) {
+			t.Fatalf("byte %d: %v, behind %v, %d lost, %d bytes cut", at, got, behind, lost, cut)
+		}
+		if again, cut := replay(t, path, "log"); cut != 0 || len(again) != n+1 || again[n].body != "more" {
+			t.Fatalf("byte %d: %v after the next append", at, again)
 		}
 	}
 }
