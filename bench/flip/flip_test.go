@@ -61,16 +61,22 @@ type question struct {
 	read   bool // the rows, not an answer
 }
 
+// folder is in memory, if there is a file system in it: every flip opens a
+// database and syncs it.
+func folder(t *testing.T) string {
+	dir, err := os.MkdirTemp("/dev/shm", "kvflip")
+	if err != nil {
+		return t.TempDir()
+	}
+	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	return dir
+}
+
 func TestFlip(t *testing.T) {
 	if testing.Short() {
 		*flips = min(*flips, 40)
 	}
-	// Memory, if there is a file system in it: every flip opens a database and syncs it.
-	dir, err := os.MkdirTemp("/dev/shm", "kvflip")
-	if err != nil {
-		dir = t.TempDir()
-	}
-	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	dir := folder(t)
 	closed, killed := build(t, filepath.Join(dir, "made"))
 	begin := time.Now()
 	var mu sync.Mutex
@@ -109,7 +115,7 @@ func TestFlip(t *testing.T) {
 // Every byte of a log that says what follows, or takes tokens back: rows that
 // were taken back must not return because the record that did so is damaged.
 func TestFlipRecords(t *testing.T) {
-	dir := t.TempDir()
+	dir := folder(t)
 	_, m := build(t, filepath.Join(dir, "made"))
 	tr := newTruth(t, &m, filepath.Join(dir, "truth"))
 	for _, s := range tr.list {
