@@ -245,7 +245,6 @@ func (c *fastConn) release() {
 	if cap(c.out) > replyKept {
 		c.out = make([]byte, frameHeader, 4096)
 	}
-	c.expireDescriptors()
 }
 
 // answer answers one request; an error means that the connection is over.
@@ -261,8 +260,10 @@ func (c *fastConn) answer(f frame, body []byte) error {
 	return c.reply(f, err)
 }
 
-// reply sends what is in out, or err.
+// reply sends what is in out, or err. What came with the request and was not
+// used is closed by then.
 func (c *fastConn) reply(f frame, err error) error {
+	c.expireDescriptors()
 	status := codes.OK
 	if e := toError(err); e != nil {
 		status = e.Code
