@@ -175,6 +175,7 @@ func (s *sequence) cut(ctx context.Context, st state, n uint64) (state, error) {
 		st.rows[l] = r
 	}
 	st.accepted, st.crashSafe = n, n
+	st.cuts++
 	st.ids, st.texts = nil, nil
 	st.cutLabels(n)
 	if st.exactUntil >= n {

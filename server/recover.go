@@ -311,6 +311,9 @@ func (st *state) cutTail(n uint64, sp *spec) {
 		st.rows[l] = st.rows[l].upTo(n, sp.rowBytes())
 		st.lens[l] = min(st.lens[l], n)
 	}
+	if next := (st.sealed()/tiers.SegmentTokens + 1) * tiers.SegmentTokens; n < min(st.accepted, next) {
+		st.cuts++ // behind the next segment a sealing under way is not concerned
+	}
 	st.accepted = min(st.accepted, n)
 	st.crashSafe = min(st.crashSafe, n)
 	keep := min(uint64(len(st.ids)), n-st.sealed())

@@ -165,7 +165,7 @@ func (z *sealer) trySeal(ctx context.Context, s *sequence, st *state, end uint64
 	if err != nil {
 		return err
 	}
-	if err := s.commitSpan(ctx, sp, end, b); err != nil {
+	if err := s.commitSpan(ctx, sp, end, st.cuts, b); err != nil {
 		z.srv.spans.forget(s, sp)
 		return err
 	}
@@ -273,14 +273,15 @@ func groupOf(q []float32, sp *spec, head int) []float32 {
 
 // commitSpan makes sp part of the sequence: its segments, its record, the
 // sequence's record and a log that begins behind it become durable together.
-func (s *sequence) commitSpan(ctx context.Context, sp *span, end uint64, b *store.Batch) error {
+// cuts is what it was when sp was made: rows that were taken back are not sealed.
+func (s *sequence) commitSpan(ctx context.Context, sp *span, end, cuts uint64, b *store.Batch) error {
 	s.write.Lock()
 	defer s.write.Unlock()
 	if err := s.usable(); err != nil {
 		return err
 	}
 	st := s.snapshot()
-	if st.sealed() != sp.Start || st.accepted < end {
+	if st.sealed() != sp.Start || st.accepted < end || st.cuts != cuts {
 		return errStale
 	}
 	s.srv.commits.Lock()
@@ -347,7 +348,10 @@ func (s *sequence) replaceLog(ctx context.Context, next *state, b *store.Batch) 
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	next.crashSafe = next.accepted
-	next.exactUntil = min(next.exactUntil, s.mu.exactUntil)
+	// A query may have lowered it meanwhile; of a truncation it counts what is left.
+	if next.cuts == s.mu.cuts || s.mu.exactUntil < next.accepted {
+		next.exactUntil = min(next.exactUntil, s.mu.exactUntil)
+	}
 	next.names = s.mu.names
 	s.mu.power, s.mu.powerPos = next.accepted, nil
 	s.setStateLocked(*next)

@@ -3,6 +3,7 @@ package server
 import (
 	"math"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"sync"
 	"time"
@@ -63,6 +64,7 @@ type state struct {
 	spans      []spanRef
 	rows       []layerRows // by layer
 	lens       []uint64    // by layer: tokens appended
+	cuts       uint64      // how often rows were taken back that the next segment may hold
 	accepted   uint64      // least of lens
 	crashSafe  uint64
 	exactUntil uint64
@@ -166,14 +168,44 @@ func (s *sequence) setStateLocked(st state) {
 // extendNamesLocked names the blocks that became whole.
 func (s *sequence) extendNamesLocked() {
 	have := uint64(len(s.mu.names)) * blockTokens
-	sealed := s.mu.sealed()
-	if have < sealed || s.mu.accepted < have+blockTokens {
-		return // a token without an id stopped the chain, or there is no whole block
+	var ids []uint64
+	for at := have; at+blockTokens <= s.mu.accepted; at += blockTokens {
+		block := s.mu.blockIDs(at)
+		if block == nil {
+			break
+		}
+		ids = append(ids, block...)
 	}
-	ids := s.mu.ids[have-sealed : min(uint64(len(s.mu.ids)), s.mu.accepted-sealed)]
+	if len(ids) == 0 {
+		return
+	}
 	names := newNamer(s.srv.key, s.spec, s.profile).chain(s.mu.names[:len(s.mu.names):len(s.mu.names)], ids, s.mu.exactUntil)
 	if fresh := names[len(s.mu.names):]; len(fresh) > 0 {
 		s.mu.names = names
 		s.srv.names.add(s, fresh)
 	}
+}
+
+// blockIDs returns the ids of the block that begins at position at, in spans
+// or in the tail; nil if one is not known.
+func (st *state) blockIDs(at uint64) []uint64 {
+	ids := make([]uint64, 0, blockTokens)
+	for _, r := range st.spans {
+		if end := r.Start + uint64(r.limit); at < end && len(ids) < blockTokens {
+			to := min(end, at+uint64(blockTokens-len(ids)))
+			ids = append(ids, r.TokenIDs[at-r.Start:to-r.Start]...)
+			at = to
+		}
+	}
+	if rest := blockTokens - len(ids); rest > 0 {
+		lo := at - st.sealed()
+		if lo+uint64(rest) > uint64(len(st.ids)) {
+			return nil
+		}
+		ids = append(ids, st.ids[lo:lo+uint64(rest)]...)
+	}
+	if slices.Contains(ids, noToken) {
+		return nil
+	}
+	return ids
 }
