@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math"
 	"math/rand/v2"
+	"sync"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -343,20 +344,32 @@ func (c *call) exactZone(ctx context.Context, head int, q []float32, res *headRe
 	if hi <= lo {
 		return nil
 	}
-	// Blocks bound the scratch that a long tail takes.
-	const block = 512
-	scores := make([]float32, block)
-	for at := lo; at < hi; at += block {
+	z := zonePool.Get().(*zoneScratch)
+	defer zonePool.Put(z)
+	for at := lo; at < hi; at += zoneBlock {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		end := min(at+block, hi)
-		k, v := rows.head(sp, head, at, end)
+		end := min(at+zoneBlock, hi)
+		n := int(end-at) * sp.headDim
+		k, v := z.k[:n], z.v[:n]
+		rows.headInto(k, v, sp, head, at, end)
 		res.zoneBytes += 2 * int64(end-at) * int64(sp.headDim*sp.typ.Size())
-		c.attendBlock(res, q, k, v, at, end, scores)
+		c.attendBlock(res, q, k, v, at, end, z.scores[:])
 	}
 	return nil
 }
+
+// zoneBlock bounds the scratch that a long tail takes, in tokens.
+const zoneBlock = 512
+
+// zoneScratch holds one head's rows of a block, as floats.
+type zoneScratch struct {
+	k, v   [zoneBlock * 256]float32 // for the largest head dimension
+	scores [zoneBlock]float32
+}
+
+var zonePool = sync.Pool{New: func() any { return new(zoneScratch) }}
 
 // attendBlock lets each position see what it may of positions [at, end).
 func (c *call) attendBlock(res *headResult, q, k, v []float32, at, end uint64, scores []float32) {
@@ -390,12 +403,11 @@ func (c *call) firstTokens(ctx context.Context, head int, q []float32, res *head
 	if n == 0 {
 		return nil
 	}
-	pins, moved, err := c.seq.srv.store.Pin(ctx, []tiers.Request{{Header: h, Head: head, Plane: tiers.PlaneSinks}})
+	pins, _, err := c.seq.srv.store.Pin(ctx, []tiers.Request{{Header: h, Head: head, Plane: tiers.PlaneSinks}})
 	if err != nil {
 		return err
 	}
-	defer pins[0].Release(1)
-	res.acc.Moved.Add(moved)
+	defer pins[0].Release(1) // counted with the exact zone, not with the sealed body
 	b := pins[0].Ranges[0]
 	kv := make([]float32, 2*n*sp.headDim)
 	compress.ToFloat32(kv, b, sp.typ)

@@ -167,7 +167,9 @@ func (run *explainRun) addExactZone(c *call, h int) {
 	if hi <= lo {
 		return
 	}
-	k, _ := rows.head(sp, h/sp.group(), lo, hi)
+	kb, _ := rows.slice(lo, hi, sp.rowBytes())
+	k := make([]float32, int(hi-lo)*d)
+	gatherHead(k, sp, kb, h/sp.group())
 	for i := range int(hi - lo) {
 		score := attention.Softcap(attention.Dot(c.q[h*d:(h+1)*d], k[i*d:(i+1)*d]), sp.softcap)
 		run.true[h] = append(run.true[h], seen{-1, int(lo) + i, score})

@@ -48,22 +48,21 @@ func (r layerRows) from(base uint64, rowBytes int) layerRows {
 	return layerRows{base, bytes.Clone(k), bytes.Clone(v)}
 }
 
-// head gathers one head's rows of positions [lo, hi) as float32 [n][headDim].
-func (r layerRows) head(sp *spec, head int, lo, hi uint64) (k, v []float32) {
+// headInto gathers one head's rows of positions [lo, hi) as float32
+// [hi-lo][headDim].
+func (r layerRows) headInto(k, v []float32, sp *spec, head int, lo, hi uint64) {
 	kb, vb := r.slice(lo, hi, sp.rowBytes())
-	return gatherHead(sp, kb, head), gatherHead(sp, vb, head)
+	gatherHead(k, sp, kb, head)
+	gatherHead(v, sp, vb, head)
 }
 
-func gatherHead(sp *spec, rows []byte, head int) []float32 {
+func gatherHead(dst []float32, sp *spec, rows []byte, head int) {
 	d, row := sp.headDim, sp.rowBytes()
-	n := len(rows) / row
-	out := make([]float32, n*d)
 	at := head * d * sp.typ.Size()
-	for t := range n {
+	for t := range len(rows) / row {
 		b := rows[t*row+at:]
-		compress.ToFloat32(out[t*d:(t+1)*d], b[:d*sp.typ.Size()], sp.typ)
+		compress.ToFloat32(dst[t*d:(t+1)*d], b[:d*sp.typ.Size()], sp.typ)
 	}
-	return out
 }
 
 // convertRows returns rows in the sequence's element type: as they are, or
