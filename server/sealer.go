@@ -179,7 +179,10 @@ func (z *sealer) spanFor(ctx context.Context, s *sequence, st *state, end uint64
 	start := st.sealed()
 	if blocks := end / blockTokens; end%blockTokens == 0 && blocks <= uint64(len(st.names)) {
 		if sp := z.srv.spans.adopt(s, st.names[blocks-1], start, int(end-start)); sp != nil {
-			return sp, nil
+			if z.whole(ctx, sp) {
+				return sp, nil
+			}
+			z.srv.spans.forget(s, sp)
 		}
 	}
 	sp := &span{spanRecord: spanRecord{ID: newSpanID(), Start: start, Tokens: int(end - start)}}
@@ -221,6 +224,17 @@ func (z *sealer) spanFor(ctx context.Context, s *sequence, st *state, end uint64
 	}
 	z.srv.spans.add(sp)
 	return sp, b.Set(store.KindSpan, []byte(sp.ID), rec)
+}
+
+// whole says whether every stored byte of a span is right: its rows are about
+// to be given up.
+func (z *sealer) whole(ctx context.Context, sp *span) bool {
+	for _, h := range sp.segments {
+		if z.srv.store.Verify(ctx, h) != nil {
+			return false
+		}
+	}
+	return true
 }
 
 // sealLayer makes one layer's segment of tokens [start, end).

@@ -231,7 +231,12 @@ func (s *Store) NewBatch() *Batch { return &Batch{s: s, b: s.db.NewBatch()} }
 // committed. ErrFull says that the tier's limit, or the disk, leaves no room.
 func (b *Batch) PutSegment(ctx context.Context, h *tiers.Header, parts [tiers.NumParts][]byte) error {
 	if _, err := b.s.Header(h.ID); err == nil {
-		return nil // the same bytes are there already
+		// The same bytes are there already. The caller is about to give up its
+		// rows, so they had better be whole.
+		if err := b.s.Verify(ctx, h); err != nil {
+			return fmt.Errorf("stored before, and damaged since (delete the sequences that use it): %w", err)
+		}
+		return nil
 	}
 	if err := b.s.nvme.Put(ctx, h, h.Pieces(parts)); err != nil {
 		return err

@@ -134,6 +134,9 @@ func (l *ledger) noteLocked(key []byte, sum uint64) {
 func (l *ledger) commit(b *pebble.Batch) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	if l.mu.file == nil {
+		return fmt.Errorf("commit to the catalogue: %w", tiers.ErrClosed)
+	}
 	before, undo := l.mu.digest, map[string]uint64{}
 	for r := b.Reader(); ; {
 		kind, key, value, ok, err := r.Next()
@@ -188,9 +191,17 @@ func (l *ledger) writeFile() error {
 	return err
 }
 
+// close lets later commits fail.
 func (l *ledger) close() error {
-	if l == nil || l.mu.file == nil {
+	if l == nil {
 		return nil
 	}
-	return l.mu.file.Close()
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.mu.file == nil {
+		return nil
+	}
+	err := l.mu.file.Close()
+	l.mu.file = nil
+	return err
 }
