@@ -273,11 +273,24 @@ func (x *sequenceService) AttendStream(st kvtierv1.SequenceService_AttendStreamS
 	}
 }
 
+// begin finds the sequence that a call is about; the call is in flight until leave.
+func (x *sequenceService) begin(id string) (s *sequence, leave func(), err error) {
+	if leave, err = x.srv.enter(); err != nil {
+		return nil, nil, err
+	}
+	if s, err = x.srv.sequence(id); err != nil {
+		leave()
+		return nil, nil, err
+	}
+	return s, leave, nil
+}
+
 func (x *sequenceService) Prefetch(_ context.Context, r *kvtierv1.PrefetchRequest) (*kvtierv1.PrefetchResponse, error) {
-	s, err := x.srv.sequence(r.SequenceId)
+	s, leave, err := x.begin(r.SequenceId)
 	if err != nil {
 		return nil, err
 	}
+	defer leave()
 	var bytes int64
 	st := s.snapshot()
 	for _, l := range r.Layers {
@@ -309,32 +322,35 @@ func (x *sequenceService) ReadKV(ctx context.Context, r *kvtierv1.ReadKVRequest)
 }
 
 func (x *sequenceService) Truncate(ctx context.Context, r *kvtierv1.TruncateRequest) (*kvtierv1.TruncateResponse, error) {
-	s, err := x.srv.sequence(r.SequenceId)
-	if err == nil {
-		err = s.truncate(ctx, r.Length)
-	}
+	s, leave, err := x.begin(r.SequenceId)
 	if err != nil {
+		return nil, err
+	}
+	defer leave()
+	if err := s.truncate(ctx, r.Length); err != nil {
 		return nil, err
 	}
 	return &kvtierv1.TruncateResponse{Ack: s.ack()}, nil
 }
 
 func (x *sequenceService) Flush(ctx context.Context, r *kvtierv1.FlushRequest) (*kvtierv1.FlushResponse, error) {
-	s, err := x.srv.sequence(r.SequenceId)
-	if err == nil {
-		err = s.flush(ctx, r.Seal)
-	}
+	s, leave, err := x.begin(r.SequenceId)
 	if err != nil {
+		return nil, err
+	}
+	defer leave()
+	if err := s.flush(ctx, r.Seal); err != nil {
 		return nil, err
 	}
 	return &kvtierv1.FlushResponse{Ack: s.ack()}, nil
 }
 
 func (x *sequenceService) CloseSequence(_ context.Context, r *kvtierv1.CloseSequenceRequest) (*kvtierv1.CloseSequenceResponse, error) {
-	s, err := x.srv.sequence(r.SequenceId)
+	s, leave, err := x.begin(r.SequenceId)
 	if err != nil {
 		return nil, err
 	}
+	defer leave()
 	s.closeOne()
 	if err := s.syncLog(); err != nil {
 		return nil, err
@@ -343,21 +359,23 @@ func (x *sequenceService) CloseSequence(_ context.Context, r *kvtierv1.CloseSequ
 }
 
 func (x *sequenceService) DeleteSequence(ctx context.Context, r *kvtierv1.DeleteSequenceRequest) (*kvtierv1.DeleteSequenceResponse, error) {
-	s, err := x.srv.sequence(r.SequenceId)
-	if err == nil {
-		err = s.delete(ctx)
-	}
+	s, leave, err := x.begin(r.SequenceId)
 	if err != nil {
+		return nil, err
+	}
+	defer leave()
+	if err := s.delete(ctx); err != nil {
 		return nil, err
 	}
 	return &kvtierv1.DeleteSequenceResponse{}, nil
 }
 
 func (x *sequenceService) Pin(_ context.Context, r *kvtierv1.PinRequest) (*kvtierv1.PinResponse, error) {
-	s, err := x.srv.sequence(r.SequenceId)
+	s, leave, err := x.begin(r.SequenceId)
 	if err != nil {
 		return nil, err
 	}
+	defer leave()
 	id, bytes, err := x.srv.pin(s, r.LeaseId, r.Start, r.End)
 	if err != nil {
 		return nil, err
