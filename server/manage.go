@@ -360,13 +360,13 @@ func (s *sequence) delete(ctx context.Context) error {
 }
 
 // evictOne deletes the sequence that was used longest ago, of those that
-// nobody holds or has pinned. Its spans stay where others use them: never a
+// nobody holds or has pinned; not the one that needs the room. Its spans stay where others use them: never a
 // parent before its children.
-func (srv *Server) evictOne() bool {
+func (srv *Server) evictOne(but *sequence) bool {
 	var oldest *sequence
 	for _, s := range srv.list() {
 		s.mu.RLock()
-		idle := s.mu.holders == 0 && s.mu.pins == 0 && !s.mu.sealing && !s.mu.deleted && len(s.mu.spans) > 0
+		idle := s != but && s.mu.holders == 0 && s.mu.pins == 0 && !s.mu.sealing && !s.mu.deleted && len(s.mu.spans) > 0
 		used := s.mu.used
 		s.mu.RUnlock()
 		if idle && (oldest == nil || used.Before(oldest.usedAt())) {

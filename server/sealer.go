@@ -147,7 +147,7 @@ func (z *sealer) sealFull(s *sequence) (err error) {
 func (z *sealer) seal(ctx context.Context, s *sequence, st *state, end uint64) error {
 	for {
 		err := z.trySeal(ctx, s, st, end)
-		if !errors.Is(err, tiers.ErrFull) || !z.srv.evictOne() {
+		if !errors.Is(err, tiers.ErrFull) || !z.srv.evictOne(s) {
 			return err
 		}
 	}
