@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sysconfig
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,6 +17,7 @@ from kvtier.models import ModelNotFoundError, find_model
 from kvtier.tokenizer import Tokenizer
 
 REPOSITORY = Path(__file__).resolve().parents[2]
+
 
 
 @pytest.fixture
@@ -76,11 +78,9 @@ def model_path() -> Callable[[str], Path]:
 
 @pytest.fixture(scope="session")
 def corpus() -> str:
-    """Real text: this repository's own sources and documents, in a fixed order."""
-    files = sorted((REPOSITORY / "docs").glob("**/*.md"))
-    files += sorted((REPOSITORY / "proto").glob("**/*.proto"))
-    files += sorted((REPOSITORY / "python" / "kvtier").glob("*.py"))
-    return "\n\n".join(file.read_text("utf-8") for file in files)
+    """Real text that does not change with this repository: sources of Python's standard library."""
+    folder = Path(sysconfig.get_paths()["stdlib"]) / "asyncio"
+    return "\n\n".join(file.read_text("utf-8") for file in sorted(folder.glob("*.py")))
 
 
 @pytest.fixture
