@@ -147,11 +147,15 @@ func (z *sealer) sealFull(s *sequence) (err error) {
 func (z *sealer) seal(ctx context.Context, s *sequence, st *state, end uint64) error {
 	for {
 		err := z.trySeal(ctx, s, st, end)
-		if !errors.Is(err, tiers.ErrFull) || !z.srv.evictOne(s) {
+		if !errors.Is(err, errNoBlocks) || !z.srv.evictOne(s) {
 			return err
 		}
 	}
 }
+
+// errNoBlocks: the tier is full. A file system that is full elsewhere is not
+// emptied by evicting sequences.
+var errNoBlocks = errors.New("no room for a segment")
 
 // errStale: the sequence changed while it was being sealed; nothing was committed.
 var errStale = errors.New("the sequence changed meanwhile")
@@ -162,6 +166,9 @@ func (z *sealer) trySeal(ctx context.Context, s *sequence, st *state, end uint64
 	b := z.srv.store.NewBatch()
 	defer b.Close()
 	sp, err := z.spanFor(ctx, s, st, end, b)
+	if errors.Is(err, tiers.ErrFull) {
+		return fmt.Errorf("%w: %w", errNoBlocks, err)
+	}
 	if err != nil {
 		return err
 	}

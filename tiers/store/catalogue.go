@@ -12,6 +12,7 @@ import (
 	"syscall"
 
 	"github.com/cockroachdb/pebble/v2"
+	"golang.org/x/sys/unix"
 
 	"kvtier/tiers"
 	"kvtier/tiers/nvme"
@@ -211,6 +212,7 @@ type Batch struct {
 	b       *pebble.Batch
 	put     []put
 	dropped []dropped
+	grows   bool // it sets a record
 	done    bool
 }
 
@@ -275,12 +277,14 @@ func (b *Batch) DropLow(h *tiers.Header) error {
 }
 
 func (b *Batch) setSegment(h *tiers.Header, loc nvme.Location) error {
+	b.grows = true
 	key := recordKey(kindSegment, h.ID[:])
 	return b.b.Set(key, sealValue(key, segmentRecord(h, loc)), nil)
 }
 
 // Set writes a record; Delete removes one.
 func (b *Batch) Set(k Kind, key, value []byte) error {
+	b.grows = true
 	full := recordKey(k, key)
 	return b.b.Set(full, sealValue(full, value), nil)
 }
@@ -291,6 +295,9 @@ func (b *Batch) Delete(k Kind, key []byte) error { return b.b.Delete(recordKey(k
 // Commit makes the change durable: first the bytes of segments, then the
 // catalogue. Room that the change frees is free only after that.
 func (b *Batch) Commit(ctx context.Context) error {
+	if err := b.room(); err != nil {
+		return err
+	}
 	if len(b.put) > 0 {
 		if err := b.s.nvme.Sync(ctx); err != nil {
 			return err
@@ -327,6 +334,29 @@ func (b *Batch) Commit(ctx context.Context) error {
 		if err := errors.Join(b.s.ram.Drop(d.id, d.planes), b.s.nvme.Drop(d.id, d.planes)); err != nil {
 			b.s.log.Warn("free a segment's room", "segment", d.id, "err", err)
 		}
+	}
+	return nil
+}
+
+// What must be free in the file system for a change that sets records, and for
+// one that only removes some. To Pebble a full disk is fatal.
+const (
+	roomToGrow   = 8 << 20
+	roomToRemove = 1 << 20
+)
+
+// room refuses a change while the file system is full.
+func (b *Batch) room() error {
+	var st unix.Statfs_t
+	if err := unix.Statfs(b.s.dir, &st); err != nil {
+		return fmt.Errorf("data folder: %w", err)
+	}
+	need := int64(roomToRemove)
+	if b.grows {
+		need = roomToGrow
+	}
+	if free := int64(st.Bavail) * int64(st.Bsize); free < need {
+		return fmt.Errorf("the file system of %s has %d bytes left, the catalogue needs %d: %w", b.s.dir, free, need, tiers.ErrFull)
 	}
 	return nil
 }
