@@ -18,7 +18,7 @@ import (
 )
 
 var (
-	kills = flag.Int("kills", 10, "how often the daemon is killed")
+	kills = flag.Int("kills", 6, "how often the daemon is killed")
 	seed  = flag.Uint64("seed", 1, "what the workload follows from")
 	keep  = flag.Bool("keep", false, "keep the folder")
 )

@@ -10,7 +10,7 @@
 // error; or the folder must be refused; or a tail may be shorter, and what is
 // there is right.
 //
-// Every file of the folder is hit, small ones more often than their size
+// Every file of the folder that has bytes (LOCK has none) is hit, small ones more often than their size
 // deserves; in extents it is mostly blocks that hold something. One half of the
 // flips hits a folder that was closed, the other one that was killed, where the
 // catalogue's newest changes lie in its write-ahead log.
