@@ -163,6 +163,9 @@ var errStale = errors.New("the sequence changed meanwhile")
 func (z *sealer) trySeal(ctx context.Context, s *sequence, st *state, end uint64) error {
 	z.one.Lock()
 	defer z.one.Unlock()
+	if now := s.snapshot(); now.sealed() != st.sealed() || now.cuts != st.cuts {
+		return errStale // somebody else sealed these tokens while this call waited
+	}
 	b := z.srv.store.NewBatch()
 	defer b.Close()
 	sp, err := z.spanFor(ctx, s, st, end, b)

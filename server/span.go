@@ -5,6 +5,7 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"fmt"
+	"slices"
 	"sync"
 
 	"kvtier/server/sparse"
@@ -190,11 +191,13 @@ func (t *spanTable) removeLocked(sp *span, b *store.Batch) error {
 	return b.Delete(store.KindSpan, []byte(sp.ID))
 }
 
-// forget takes back a span that was not committed, or s's reference to it.
+// forget takes back a span that was not committed, or s's reference to one
+// that it adopted but does not use.
 func (t *spanTable) forget(s *sequence, sp *span) {
+	st := s.snapshot()
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if sp == nil || t.mu.spans[sp.ID] == nil {
+	if t.mu.spans[sp.ID] == nil || slices.ContainsFunc(st.spans, func(r spanRef) bool { return r.span == sp }) {
 		return
 	}
 	delete(t.mu.refs[sp.ID], s)
