@@ -304,8 +304,14 @@ func TestPresenceAndMass(t *testing.T) {
 	if got, want := Mass(16, 2, 1), float32(math.Log(16))+2.5; math.Abs(float64(got-want)) > 1e-6 {
 		t.Errorf("mass %v, want %v", got, want)
 	}
-	if Mass(1, 0, 1e9) != massClip || Presence(1, 0, 1e9) != presenceClip {
+	if Mass(1, 0, 1e9) != massClip {
 		t.Error("spread is not clipped")
+	}
+	if got, want := Presence(16, 2, 9), float32(math.Log(16)+2+3*math.Sqrt(2*math.Log(16))); math.Abs(float64(got-want)) > 1e-5 {
+		t.Errorf("presence %v, want %v", got, want)
+	}
+	if p := Presence(16, 0, math.MaxFloat32); math.IsInf(float64(p), 0) || math.IsNaN(float64(p)) {
+		t.Errorf("presence %v of the largest spread", p)
 	}
 	for _, x := range []float32{0, 1, 1.00001, 3e-39, math.MaxFloat32} {
 		up := bf16Up(x)

@@ -131,17 +131,16 @@ func putBF16(b []byte, x float32) {
 	binary.LittleEndian.PutUint16(b, uint16(math.Float32bits(x)>>16))
 }
 
-// Limits on how far the spread of a unit's keys may raise its estimate
-// (docs/decisions/0003-presence-and-mass.md).
-const (
-	presenceClip = 4 // to find a strong token: generous
-	massClip     = 1 // to stand for tokens that are not read: cautious
-)
+// massClip limits how far the spread of a unit's keys may raise the mass that
+// stands for its tokens when they are not read (docs/decisions/0003-presence-and-mass.md).
+const massClip = 1
 
-// Presence returns the log-weight by which a unit of n tokens is ranked: does
-// a strong token lie in it? score is q.mu, spread the variance of the score.
+// Presence returns the log-weight by which a unit of n tokens is ranked: how
+// much does its strongest token weigh? score is q.mu, spread the variance of
+// the score; the largest of n normal draws lies sqrt(2 ln n) deviations up.
 func Presence(n int, score, spread float32) float32 {
-	return logN(n) + score + min(spread/2, presenceClip)
+	deviations := math.Sqrt(2 * math.Log(float64(max(n, 2))) * float64(spread))
+	return logN(n) + score + float32(min(deviations, math.MaxFloat32/4))
 }
 
 // Mass returns the estimated log of the summed weights of a unit's n tokens:
