@@ -3,6 +3,7 @@ package server
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"testing"
@@ -387,7 +388,7 @@ func TestSealingIsStaleAfterTruncation(t *testing.T) {
 	}
 	g := m.grafted(o, 200)
 	g.feed(t, s, 200, n)
-	if err := srv.sealer.trySeal(t.Context(), s, &st, 384); err != errStale {
+	if err := srv.sealer.trySeal(t.Context(), s, &st, 384); !errors.Is(err, errStale) {
 		t.Errorf("sealing of truncated tokens: %v, want %v", err, errStale)
 	}
 	g.check(t, s, n-1, exactBudget, 1e-5)

@@ -46,7 +46,6 @@ type segmentRun struct {
 	view     seal.View
 	pages    attention.Summaries
 	outliers []byte
-	order    []byte
 	pins     []tiers.Pin
 	received float32 // share of the attention that its read tokens received, summed over heads
 }

@@ -111,7 +111,7 @@ func TestReadFaults(t *testing.T) {
 		c.set(true)
 		_, err := tier.Pin(ctx, requests(h, pieces))
 		is(t, err, c.want)
-		if c.want != tiers.ErrCorrupt && errors.Is(err, tiers.ErrCorrupt) {
+		if !errors.Is(c.want, tiers.ErrCorrupt) && errors.Is(err, tiers.ErrCorrupt) {
 			t.Fatalf("%v: the data does not say that it is corrupt", err)
 		}
 		c.set(false)
