@@ -54,22 +54,33 @@ func (srv *Server) openExisting(r *kvtierv1.OpenSequenceRequest) (*sequence, err
 	if err != nil {
 		return nil, err
 	}
-	if r.Spec != nil {
-		sp, err := newSpec(r.Spec)
-		if err != nil {
-			return nil, err
-		}
-		if err := s.spec.equal(sp); err != nil {
-			return nil, err
-		}
-	}
-	if p, err := profileOf(r.Profile); err != nil {
+	if err := s.sameModel(r); err != nil {
 		return nil, err
-	} else if r.Profile != kvtierv1.Profile_PROFILE_UNSPECIFIED && p != s.profile {
-		return nil, fail(codes.FailedPrecondition, ReasonSpecDiffers, "the sequence's profile is %d: open it with that one, or with none", s.profile)
 	}
 	s.touch()
 	return s, nil
+}
+
+// sameModel compares what a request says of spec and profile, if it says
+// anything, with the sequence that it opens or forks.
+func (s *sequence) sameModel(r *kvtierv1.OpenSequenceRequest) error {
+	if r.Spec != nil {
+		sp, err := newSpec(r.Spec)
+		if err != nil {
+			return err
+		}
+		if err := s.spec.equal(sp); err != nil {
+			return err
+		}
+	}
+	p, err := profileOf(r.Profile)
+	if err != nil {
+		return err
+	}
+	if r.Profile != kvtierv1.Profile_PROFILE_UNSPECIFIED && p != s.profile {
+		return fail(codes.FailedPrecondition, ReasonSpecDiffers, "the sequence's profile is %d: name that one, or none", s.profile)
+	}
+	return nil
 }
 
 // commitNew makes a new sequence with state st durable and known.
@@ -92,19 +103,8 @@ func (srv *Server) fork(ctx context.Context, r *kvtierv1.OpenSequenceRequest) (*
 	if err != nil {
 		return nil, err
 	}
-	if r.Spec != nil {
-		sp, err := newSpec(r.Spec)
-		if err != nil {
-			return nil, err
-		}
-		if err := from.spec.equal(sp); err != nil {
-			return nil, err
-		}
-	}
-	if p, err := profileOf(r.Profile); err != nil {
+	if err := from.sameModel(r); err != nil {
 		return nil, err
-	} else if r.Profile != kvtierv1.Profile_PROFILE_UNSPECIFIED && p != from.profile {
-		return nil, fail(codes.FailedPrecondition, ReasonSpecDiffers, "a fork has the profile of its origin, %d", from.profile)
 	}
 	// The origin's write lock keeps its spans from being removed meanwhile.
 	from.write.Lock()

@@ -1,0 +1,107 @@
+package sparse
+
+import (
+	"slices"
+
+	"kvtier/attention"
+	"kvtier/compress"
+	"kvtier/tiers"
+)
+
+// readValues reads the values of the best tokens and estimates the others of
+// the same leaves by the mean of the ones that were not read.
+func (u *run) readValues() error {
+	for i, x := range u.leaves {
+		all := make([]float32, x.n*u.rows)
+		for t := range x.n {
+			log := all[t*u.rows : (t+1)*u.rows : (t+1)*u.rows]
+			for r := range log {
+				log[r] = x.log[r][t]
+			}
+			u.tokens = append(u.tokens, token{seg: x.seg, place: x.i*tiers.LeafTokens + t, leaf: i, log: log})
+		}
+	}
+	rank := make([]float32, len(u.tokens))
+	for i, t := range u.tokens {
+		rank[i] = u.share(func(r int) float32 { return t.log[r] })
+	}
+	if err := u.fetch(u.affordable(rank)); err != nil {
+		return err
+	}
+	u.estimateRest()
+	return nil
+}
+
+// affordable returns the best tokens whose values the rest of the budget pays
+// for. How many cache lines they share shows only after the choice, so that it
+// is made twice.
+func (u *run) affordable(rank []float32) []int {
+	stored := 0
+	for _, s := range u.segs {
+		stored += s.view.Stored()
+	}
+	n := count(u.plan.values, stored)
+	chosen := attention.Top(rank, n)
+	if cost := u.valueCost(chosen); cost > 0 {
+		more := int(float64(len(chosen)) * u.left / cost)
+		if chosen2 := attention.Top(rank, max(1, more)); u.valueCost(chosen2) <= u.left {
+			return chosen2
+		}
+	}
+	return chosen
+}
+
+func (u *run) valueCost(tokens []int) (bytes float64) {
+	for seg, t := range u.bySegment(tokens) {
+		bytes += float64(lineBytes(u.valueRanges(seg, t)))
+	}
+	return bytes
+}
+
+// bySegment divides tokens by segment, in order of place.
+func (u *run) bySegment(tokens []int) [][]int {
+	out := make([][]int, len(u.segs))
+	for _, c := range tokens {
+		out[u.tokens[c].seg] = append(out[u.tokens[c].seg], c)
+	}
+	for _, t := range out {
+		slices.SortFunc(t, func(a, b int) int { return u.tokens[a].place - u.tokens[b].place })
+	}
+	return out
+}
+
+// valueRanges returns where the scales of tokens lie, which share cache lines
+// with their neighbours', and after them where the codes lie.
+func (u *run) valueRanges(seg int, tokens []int) []tiers.Range {
+	out := make([]tiers.Range, 2*len(tokens))
+	for i, c := range tokens {
+		out[i], out[len(tokens)+i] = u.segs[seg].view.ValueRanges(u.tokens[c].place)
+	}
+	return out
+}
+
+// fetch reads the values of the chosen tokens and adds them to the partials.
+func (u *run) fetch(chosen []int) error {
+	bySeg := u.bySegment(chosen)
+	ranges := make([][]tiers.Range, len(u.segs))
+	for seg, t := range bySeg {
+		ranges[seg] = u.valueRanges(seg, t)
+	}
+	u.acc.Read += int64(len(chosen))
+	v := make([]float32, u.d)
+	return u.each(tiers.PlaneV4, ranges, func(seg int, b [][]byte) error {
+		for i, c := range bySeg[seg] {
+			t := &u.tokens[c]
+			t.read = true
+			compress.UnpackValue(v, b[i], b[len(bySeg[seg])+i], nil, u.d)
+			for r := range u.rows {
+				u.rot[r].Add(t.log[r], v)
+				if u.tr.Token != nil {
+					u.tr.Token(r, u.segs[seg].index, t.place, t.log[r], Read)
+				}
+			}
+			u.segs[seg].received += u.share(func(r int) float32 { return t.log[r] })
+		}
+		return nil
+	})
+}
