@@ -188,7 +188,7 @@ func (l *Log) record(at, size int64) (h header, body []byte, err error) {
 }
 
 func ignoreEOF(err error) error {
-	if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
+	if err == nil || errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
 		return nil
 	}
 	return wrap("read log", err)

@@ -206,3 +206,32 @@ func TestBehindDamage(t *testing.T) {
 		}
 	}
 }
+
+// What a killed daemon leaves of a bulk append can be longer than the buffer
+// that looks for records behind it.
+func TestLongTornRecord(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "a.log")
+	l, err := Create(path, "log")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(l.Append(1, []byte("whole")), l.Append(2, make([]byte, 5<<20)), l.Close()); err != nil {
+		t.Fatal(err)
+	}
+	for _, size := range []int64{4 << 20, 3<<20 + 7, 1<<20 + 25 + headerBytes, 100} {
+		if err := os.Truncate(path, size); err != nil {
+			t.Fatal(err)
+		}
+		whole, behind := 0, 0
+		l, damaged, err := Replay(path, "log", Reader{
+			Record: func(Kind, []byte) error { whole++; return nil },
+			Behind: func(int, Kind, []byte) { behind++ },
+		})
+		if err != nil || whole != 1 || behind != 0 || damaged != size-headerBytes-5 {
+			t.Fatalf("cut at %d: %d whole, %d behind, %d damaged: %v", size, whole, behind, damaged, err)
+		}
+		if err := errors.Join(l.Append(2, make([]byte, 5<<20)), l.Close()); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
