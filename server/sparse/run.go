@@ -52,16 +52,17 @@ type segmentRun struct {
 
 // unit is a page or a leaf under consideration.
 type unit struct {
-	seg  int
-	i    int       // page or leaf of its head
-	n    int       // tokens
-	mass []float32 // [rows], estimated log mass
-	rank []float32 // [rows], log weight by which it is ranked
-	sum  attention.Summaries
-	at   int // index in sum
-	keys []float32
-	k2   []byte
-	log  [][]float32 // [rows][n], scores of its tokens, once scanned
+	seg   int
+	i     int       // page or leaf of its head
+	n     int       // tokens
+	mass  []float32 // [rows], estimated log mass
+	rank  []float32 // [rows], log weight by which it is ranked
+	sum   attention.Summaries
+	at    int // index in sum
+	keys  []float32
+	k2    []byte
+	steps compress.KeySteps // of its keys, once scanned
+	log   [][]float32       // [rows][n], scores of its tokens, once scanned
 }
 
 // token is one scanned token: a candidate for reading its value.
@@ -328,9 +329,9 @@ func (u *run) scan() error {
 	}
 	c := newCalibration(u)
 	err = u.eachLeaf(tiers.PlaneK2, u.leaves, func(x *unit, b []byte) {
-		x.k2 = b
+		x.k2, x.steps = b, steps[stepKey{x.seg, x.i * tiers.LeafTokens / tiers.StepTokens}]
 		x.keys = make([]float32, tiers.LeafTokens*u.d)
-		compress.UnpackKeys(x.keys, b, nil, nil, u.d, steps[stepKey{x.seg, x.i * tiers.LeafTokens / tiers.StepTokens}])
+		compress.UnpackKeys(x.keys, b, nil, nil, u.d, x.steps)
 		u.scoreLeaf(x)
 		u.acc.Scans++
 		u.acc.Scanned += int64(x.n)
@@ -421,16 +422,12 @@ func (u *run) scoreLeaf(x *unit) {
 // others stand as scanned.
 func (u *run) refine() error {
 	chosen := u.best(u.leaves, count(u.plan.refine, u.bodyLeaves()))
-	steps, err := u.steps() // pinned already: costs no transfer from below
-	if err != nil {
-		return err
-	}
 	u.leaves = u.keep(u.leaves, chosen, func(x unit) {
 		u.estimateUnit(x)
 		u.trace(x, Scanned)
 	})
 	return u.eachLeaf(tiers.PlaneK4, u.leaves, func(x *unit, b []byte) {
-		compress.UnpackKeys(x.keys, x.k2, b, nil, u.d, steps[stepKey{x.seg, x.i * tiers.LeafTokens / tiers.StepTokens}])
+		compress.UnpackKeys(x.keys, x.k2, b, nil, u.d, x.steps)
 		u.scoreLeaf(x)
 		u.acc.Refined++
 	})
