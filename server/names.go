@@ -14,6 +14,7 @@ import (
 	"sync"
 
 	"kvtier/tiers"
+	"kvtier/tiers/store"
 )
 
 // blockTokens is the granularity of names, and so of prefix matches.
@@ -139,7 +140,7 @@ func tenantKey(dir string) ([]byte, error) {
 			return nil, err
 		}
 		b = binary.LittleEndian.AppendUint32(key, crc32.ChecksumIEEE(key))
-		return key, writeNew(path, b)
+		return key, store.WriteFile(path, b)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("tenant key: %w", err)
@@ -148,21 +149,4 @@ func tenantKey(dir string) ([]byte, error) {
 		return nil, fmt.Errorf("%s is damaged: restore it, or remove it (stored prefixes are then still found, under new names): %w", path, tiers.ErrCorrupt)
 	}
 	return b[:tenantKeyBytes], nil
-}
-
-// writeNew writes a small file so that it is whole or absent after a crash.
-func writeNew(path string, b []byte) error {
-	f, err := os.CreateTemp(filepath.Dir(path), ".new-*")
-	if err != nil {
-		return err
-	}
-	defer os.Remove(f.Name())
-	_, err = f.Write(b)
-	if err = errors.Join(err, f.Sync(), f.Close()); err != nil {
-		return err
-	}
-	if err := os.Rename(f.Name(), path); err != nil {
-		return err
-	}
-	return syncDir(filepath.Dir(path))
 }

@@ -396,16 +396,7 @@ func (s *sequence) fillLog(log *taillog.Log, st *state) error {
 	if err := log.Sync(); err != nil {
 		return err
 	}
-	return syncDir(s.srv.tailDir())
-}
-
-func syncDir(dir string) error {
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	defer d.Close()
-	return d.Sync()
+	return store.SyncDir(s.srv.tailDir())
 }
 
 // dropLow drops the low planes of spans whose sequences all outgrew reading

@@ -16,6 +16,7 @@ import (
 
 	"kvtier/tiers"
 	"kvtier/tiers/nvme"
+	"kvtier/tiers/seal"
 )
 
 // Kind is the first byte of a record's key.
@@ -47,7 +48,7 @@ func checkFormat(dir string) error {
 		if _, err := os.Stat(filepath.Join(dir, "catalogue")); err == nil {
 			return fmt.Errorf("data folder %s holds data but no FORMAT file: restore that file: %w", dir, tiers.ErrCorrupt)
 		}
-		return writeFileSync(path, []byte(formatLine(folderFormat)))
+		return WriteFile(path, []byte(formatLine(folderFormat)))
 	}
 	if err != nil {
 		return fmt.Errorf("data folder: %w", err)
@@ -63,8 +64,8 @@ func checkFormat(dir string) error {
 	return nil
 }
 
-// writeFileSync writes a small file so that it is whole or absent after a crash.
-func writeFileSync(path string, b []byte) error {
+// WriteFile writes a small file so that it is whole or absent after a crash.
+func WriteFile(path string, b []byte) error {
 	f, err := os.CreateTemp(filepath.Dir(path), ".new-*")
 	if err != nil {
 		return fmt.Errorf("data folder: %w", err)
@@ -78,10 +79,11 @@ func writeFileSync(path string, b []byte) error {
 	if err != nil {
 		return fmt.Errorf("data folder: %w", err)
 	}
-	return syncDir(filepath.Dir(path))
+	return SyncDir(filepath.Dir(path))
 }
 
-func syncDir(dir string) error {
+// SyncDir makes the names in a folder safe from a power cut.
+func SyncDir(dir string) error {
 	d, err := os.Open(dir)
 	if err != nil {
 		return err
@@ -200,7 +202,7 @@ func parseSegment(key, value []byte) (*tiers.Header, nvme.Location, error) {
 	if string(h.ID[:]) != string(key) {
 		return nil, loc, fmt.Errorf("catalogue: segment %v under another's key: %w", h.ID, tiers.ErrCorrupt)
 	}
-	return h, loc, check(h)
+	return h, loc, seal.Check(h) // refuses pieces that cannot be what the counts say
 }
 
 func containsID(err error, id tiers.ID) bool { return strings.Contains(err.Error(), id.String()) }

@@ -15,7 +15,6 @@ import (
 	"kvtier/tiers"
 	"kvtier/tiers/nvme"
 	"kvtier/tiers/ram"
-	"kvtier/tiers/seal"
 )
 
 // Options of a store.
@@ -315,6 +314,3 @@ func (s *Store) closeFiles() error {
 	}
 	return errors.Join(errs...)
 }
-
-// check refuses headers whose pieces cannot be what their counts say.
-func check(h *tiers.Header) error { return seal.Check(h) }
