@@ -34,9 +34,9 @@ help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-15s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 .PHONY: build
-build: ## build bin/kvtierd and bin/kvtier
+build: ## build bin/kvtierd, bin/kvtier and bin/kvbench
 	@mkdir -p bin
-	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-X kvtier/cmd/internal/buildinfo.version=$(VERSION)' -o bin/ ./cmd/kvtierd ./cmd/kvtier
+	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-X kvtier/cmd/internal/buildinfo.version=$(VERSION)' -o bin/ ./cmd/kvtierd ./cmd/kvtier ./cmd/kvbench
 
 .PHONY: test
 test: test-go test-python ## run all tests, in Go and Python

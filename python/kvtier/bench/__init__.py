@@ -1,0 +1,1 @@
+"""Measurements on real models: ``kvbench model``, ``kvbench ruler``, ``kvbench needle``."""
