@@ -26,6 +26,7 @@ func newRoot() *cobra.Command {
 		SilenceUsage:  true,
 		SilenceErrors: true,
 	}
+	root.AddCommand(newQuality())
 	root.AddCommand(pythonVerbs()...)
 	return root
 }

@@ -97,8 +97,8 @@ const (
 
 // Trace records what a query did, for Explain. Either function may be nil.
 type Trace struct {
-	// Token is told of every token that was scanned or read: its segment's
-	// index, its place and, by row, the log of its weight.
+	// Token is told of every token: its segment's index, its place and, by row,
+	// the log of its weight, which tokens that are estimated share evenly.
 	Token func(row, segment, place int, logWeight float32, how How)
 }
 

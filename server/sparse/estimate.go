@@ -18,6 +18,8 @@ type unread struct {
 	value   []float32 // [d], mean, rotated
 	vspread float32   // mean |v - mean|^2
 	spread  []float32 // [rows], variance of the score; nil: scores are known
+	seg     int       // with spread: where its tokens lie, from place on
+	place   int
 	ruled   []float32 // [rows], if scores are known: log of the summed squares of the weights
 }
 
@@ -27,6 +29,7 @@ func (u *run) estimateUnit(x unit) {
 	x.sum.Value(e.value, x.at)
 	if x.log == nil {
 		e.spread = make([]float32, u.rows)
+		e.seg, e.place = x.seg, x.place
 		for r := range e.spread {
 			e.spread[r] = u.spread(x.sum, x.at, r)
 		}
@@ -102,6 +105,7 @@ func (u *run) finish() {
 		for r := range u.rows {
 			if e.spread != nil {
 				e.mass[r] += u.bias[r]
+				u.traceEstimate(e, r)
 			}
 			u.rot[r].Add(e.mass[r], e.value)
 		}
@@ -111,6 +115,17 @@ func (u *run) finish() {
 		u.acc.Error += u.rowError(&u.q.Partials[r], r) / float32(u.rows)
 	}
 	u.acc.errorRows = float64(u.rows)
+}
+
+// traceEstimate tells of tokens that only a summary stands for: they share its mass.
+func (u *run) traceEstimate(e unread, r int) {
+	if u.tr.Token == nil {
+		return
+	}
+	each := e.mass[r] - float32(math.Log(float64(e.n)))
+	for t := range e.n {
+		u.tr.Token(r, u.segs[e.seg].index, e.place+t, each, Estimated)
+	}
 }
 
 // rowError estimates the relative error of one row's output. Each estimated

@@ -54,6 +54,7 @@ type segmentRun struct {
 type unit struct {
 	seg   int
 	i     int       // page or leaf of its head
+	place int       // of its first token
 	n     int       // tokens
 	mass  []float32 // [rows], estimated log mass
 	rank  []float32 // [rows], log weight by which it is ranked
@@ -168,7 +169,7 @@ func (u *run) scorePages() error {
 	for i, s := range u.segs {
 		s.pages, _ = attention.ParseSummaries(s.pins[0].Ranges[0], u.d, s.view.Pages())
 		for p := range s.view.Pages() {
-			u.pages = append(u.pages, u.unit(i, p, s.view.PageTokens(p), s.pages, p))
+			u.pages = append(u.pages, u.unit(unit{seg: i, i: p, place: p * tiers.PageTokens, n: s.view.PageTokens(p), sum: s.pages, at: p}))
 		}
 		if s.view.Info.Outliers > 0 {
 			s.outliers = s.pins[1].Ranges[0]
@@ -191,13 +192,13 @@ func (u *run) scorePages() error {
 }
 
 // unit scores one page or leaf for every row.
-func (u *run) unit(seg, i, n int, s attention.Summaries, at int) unit {
+func (u *run) unit(x unit) unit {
 	log := make([]float32, 2*u.rows)
-	x := unit{seg: seg, i: i, n: n, sum: s, at: at, mass: log[:u.rows], rank: log[u.rows:]}
+	x.mass, x.rank = log[:u.rows], log[u.rows:]
 	for r := range u.rows {
-		score, spread := attention.Softcap(s.Score(at, u.row(r)), u.q.Softcap), u.spread(s, at, r)
-		x.mass[r] = attention.Mass(n, score, spread)
-		x.rank[r] = attention.Presence(n, score, spread)
+		score, spread := attention.Softcap(x.sum.Score(x.at, u.row(r)), u.q.Softcap), u.spread(x.sum, x.at, r)
+		x.mass[r] = attention.Mass(x.n, score, spread)
+		x.rank[r] = attention.Presence(x.n, score, spread)
 	}
 	return x
 }
@@ -274,7 +275,7 @@ func (u *run) scoreLeaves() error {
 			first, end := s.view.LeavesOf(p)
 			sum, _ := attention.ParseSummaries(b[i], u.d, end-first)
 			for l := first; l < end; l++ {
-				u.leaves = append(u.leaves, u.unit(seg, l, s.view.LeafTokens(l), sum, l-first))
+				u.leaves = append(u.leaves, u.unit(unit{seg: seg, i: l, place: l * tiers.LeafTokens, n: s.view.LeafTokens(l), sum: sum, at: l - first}))
 			}
 		}
 		u.acc.Leaves = int64(len(u.leaves))
@@ -439,7 +440,7 @@ func (u *run) trace(x unit, how How) {
 	}
 	for r := range u.rows {
 		for t, s := range x.log[r] {
-			u.tr.Token(r, u.segs[x.seg].index, x.i*tiers.LeafTokens+t, s, how)
+			u.tr.Token(r, u.segs[x.seg].index, x.place+t, s, how)
 		}
 	}
 }

@@ -18,7 +18,7 @@ func (u *run) readValues() error {
 			for r := range log {
 				log[r] = x.log[r][t]
 			}
-			u.tokens = append(u.tokens, token{seg: x.seg, place: x.i*tiers.LeafTokens + t, leaf: i, log: log})
+			u.tokens = append(u.tokens, token{seg: x.seg, place: x.place + t, leaf: i, log: log})
 		}
 	}
 	rank := make([]float32, len(u.tokens))
