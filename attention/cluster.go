@@ -12,15 +12,16 @@ const (
 	PageTokens = 64
 	LeafTokens = 16
 	// outlierShare: one token in 32 is set apart, a page of a full segment
-	// (docs/decisions/0005-storing-order.md).
+	// (docs/decisions/0005-storing-order.md), and more if whole pages do not remain.
 	outlierShare = 32
 	// minGrouped is the least number of tokens for which outliers are set apart.
 	minGrouped = 256
 )
 
 // Order is how n tokens are stored: index of the token at each place. The
-// first Body places are grouped: page after page, leaf after leaf; only the
-// last page and leaf may be short. The outliers follow.
+// first Body places are grouped: page after page, leaf after leaf. The outliers
+// follow; if there are any, the body is whole pages. Only the last page and
+// leaf of all may be short.
 type Order struct {
 	Tokens []int
 	Body   int
@@ -29,7 +30,7 @@ type Order struct {
 // Arrange groups keys [n][d] by balanced recursive bisection in the metric:
 // each half is split along its principal direction, refined by two-means and
 // cut at the median, down to pages and then leaves. The tokens least like
-// their leaf are outliers, which belong to no leaf. seed makes it repeatable.
+// their leaf are outliers, which are grouped among themselves. seed makes it repeatable.
 func Arrange(keys []float32, d int, m *Metric, seed uint64) Order {
 	n := len(keys) / d
 	x := m.Apply(centred(keys, d))
@@ -43,12 +44,18 @@ func Arrange(keys []float32, d int, m *Metric, seed uint64) Order {
 		return Order{Tokens: all, Body: n}
 	}
 	b.split(all, LeafTokens)
-	body, out := b.setApart(all, n/outlierShare)
+	body, out := b.setApart(all, n-wholePages(n))
 	b.split(body, PageTokens)
 	for i := 0; i < len(body); i += PageTokens {
 		b.split(body[i:min(i+PageTokens, len(body))], LeafTokens)
 	}
+	b.split(out, LeafTokens)
 	return Order{Tokens: append(body, out...), Body: len(body)}
+}
+
+// wholePages is how many of n tokens are grouped when outliers are set apart.
+func wholePages(n int) int {
+	return (n - n/outlierShare) / PageTokens * PageTokens
 }
 
 // centred returns keys minus their mean, which no grouping depends on but

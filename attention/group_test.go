@@ -31,7 +31,7 @@ func TestArrange(t *testing.T) {
 		}
 		outliers := 0
 		if n >= minGrouped {
-			outliers = n / outlierShare
+			outliers = n - (n-n/outlierShare)/PageTokens*PageTokens
 		}
 		if o.Body != n-outliers || len(o.Tokens) != n {
 			t.Fatalf("n %d: body %d of %d places", n, o.Body, len(o.Tokens))
@@ -232,55 +232,54 @@ func TestTop(t *testing.T) {
 	}
 }
 
-func TestSummaries(t *testing.T) {
+func TestMeans(t *testing.T) {
 	rng := rand.New(rand.NewPCG(9, 10))
 	for _, d := range []int{16, 64, 80, 128, 256} {
 		for _, n := range []int{1, 15, 16, 17, 100} {
-			k, v := randn(rng, n*d, 2), randn(rng, n*d, 3)
+			x := randn(rng, n*d, 2)
 			sum := NewQuerySum(d)
 			sum.Add(randn(rng, 2*d*d, 1))
-			m := sum.Metric()
-			units := (n + LeafTokens - 1) / LeafTokens
-			b := PackSummaries([]byte("before"), k, v, d, LeafTokens, m)
-			if len(b) != 6+SummaryBytes(units, d) {
-				t.Fatalf("%d bytes", len(b))
-			}
-			s, ok := ParseSummaries(b[6:], d, units)
-			if !ok || s.Units() != units {
-				t.Fatal("does not parse")
-			}
-			if _, ok := ParseSummaries(b[7:], d, units); ok {
-				t.Fatal("parses at a wrong size")
-			}
-			q, got := randn(rng, d, 1), make([]float32, d)
-			for u := range units {
-				lo, hi := u*LeafTokens, min((u+1)*LeafTokens, n)
-				uk, uv := k[lo*d:hi*d], v[lo*d:hi*d]
-				mk, mv := Mean(uk, d), Mean(uv, d)
-				tol := bound(mk) * norm1(q)
-				if e := s.Score(u, q) - Dot(q, mk); float32(math.Abs(float64(e))) > tol {
-					t.Fatalf("score is off by %v, more than %v", e, tol)
+			for _, spread := range []func([]float32) float32{sum.Metric().Spread, Norm2} {
+				units := (n + LeafTokens - 1) / LeafTokens
+				b := PackMeans([]byte("before"), x, d, LeafTokens, spread)
+				if len(b) != 6+MeansBytes(units, d) {
+					t.Fatalf("%d bytes", len(b))
 				}
-				s.Value(got, u)
-				for j := range got {
-					if float32(math.Abs(float64(got[j]-mv[j]))) > bound(mv) {
-						t.Fatalf("value %v, want %v", got[j], mv[j])
-					}
+				m, ok := ParseMeans(b[6:], d, units)
+				if !ok || m.Units() != units {
+					t.Fatal("does not parse")
 				}
-				var spread, vspread float64
-				for x := 0; x < len(uk); x += d {
-					spread += float64(m.Spread(sub(uk[x:x+d], mk)))
-					dv := sub(uv[x:x+d], mv)
-					vspread += float64(Dot(dv, dv))
+				if _, ok := ParseMeans(b[7:], d, units); ok {
+					t.Fatal("parses at a wrong size")
 				}
-				for _, c := range [][2]float64{{spread, float64(s.Spread(u))}, {vspread, float64(s.ValueSpread(u))}} {
-					want := c[0] / float64(hi-lo)
-					if c[1] < want*(1-1e-5) || c[1] > want*1.01+1e-30 {
-						t.Fatalf("spread %v, want %v", c[1], want)
-					}
+				q := randn(rng, d, 1)
+				for u := range units {
+					checkMean(t, m, u, x[u*LeafTokens*d:min((u+1)*LeafTokens, n)*d], q, spread)
 				}
 			}
 		}
+	}
+}
+
+func checkMean(t *testing.T, m Means, u int, x, q []float32, spread func([]float32) float32) {
+	t.Helper()
+	d := len(q)
+	mean, got := Mean(x, d), make([]float32, d)
+	if e := m.Score(u, q) - Dot(q, mean); float32(math.Abs(float64(e))) > bound(mean)*norm1(q) {
+		t.Fatalf("score is off by %v", e)
+	}
+	m.Row(got, u)
+	for j := range got {
+		if float32(math.Abs(float64(got[j]-mean[j]))) > bound(mean) {
+			t.Fatalf("mean %v, want %v", got[j], mean[j])
+		}
+	}
+	var want float64
+	for i := 0; i < len(x); i += d {
+		want += float64(spread(sub(x[i:i+d], mean))) / float64(len(x)/d)
+	}
+	if s := float64(m.Spread(u)); s < want*(1-1e-5) || s > want*1.01+1e-30 {
+		t.Fatalf("spread %v, want %v", s, want)
 	}
 }
 

@@ -152,6 +152,11 @@ func (m *Metric) Apply(x []float32) []float32 {
 	return y
 }
 
+// Square returns E[q_j^2] of unit queries for channel j, with the floor.
+func (m *Metric) Square(j int) float32 {
+	return m.C[j*m.d+j] + metricFloor/float32(m.d)
+}
+
 // Spread returns delta^T C delta: the variance of the score, over unit
 // queries, that a displacement delta [d] of a key makes.
 func (m *Metric) Spread(delta []float32) float32 {

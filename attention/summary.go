@@ -5,88 +5,80 @@ import (
 	"math"
 )
 
-// summaryMeta is the bytes of scales and spreads of one unit: four bfloat16.
-const summaryMeta = 8
+// meanMeta is the bytes of a unit's scale and spread: two bfloat16.
+const meanMeta = 4
 
-// SummaryBytes is the size of the summaries of some units of dimension d.
-func SummaryBytes(units, d int) int { return units * (summaryMeta + 2*d) }
+// MeansBytes is the size of the mean rows of some units of dimension d.
+func MeansBytes(units, d int) int { return units * (meanMeta + d) }
 
-// Summaries is what is known of some units, pages or leaves, without reading
-// them. For each unit: the scale of the mean key, the scale of the mean value,
-// the spread of its keys in the query metric, the spread of its values, as
-// bfloat16; then all mean keys int8 [units][d]; then all mean values int8 [units][d].
-type Summaries struct {
-	meta, k, v []byte
-	d          int
+// Means is what is known of the rows of some units, pages or leaves, without
+// reading them: for each unit the scale of its mean row and the spread of its
+// rows, as bfloat16; then all means int8 [units][d].
+type Means struct {
+	meta, codes []byte
+	d           int
 }
 
-// PackSummaries appends the summaries of the units that n = len(keys)/d
-// tokens make, in runs of unit tokens, to b. keys and values are [n][d]; what
-// space values are in is the caller's matter.
-func PackSummaries(b []byte, keys, values []float32, d, unit int, m *Metric) []byte {
-	n := len(keys) / d
+// PackMeans appends the means of the units that n = len(x)/d rows make, in runs
+// of unit rows, to b. spread says how far a row [d] lies from its unit's mean:
+// a square, of which the mean over the unit is kept, rounded up.
+func PackMeans(b []byte, x []float32, d, unit int, spread func(delta []float32) float32) []byte {
+	n := len(x) / d
 	units := (n + unit - 1) / unit
 	at := len(b)
-	b = append(b, make([]byte, SummaryBytes(units, d))...)
-	s := parseSummaries(b[at:], d, units)
+	b = append(b, make([]byte, MeansBytes(units, d))...)
+	m := parseMeans(b[at:], d, units)
 	for u := range units {
-		lo, hi := u*unit*d, min((u+1)*unit, n)*d
-		s.put(u, keys[lo:hi], values[lo:hi], m)
+		m.put(u, x[u*unit*d:min((u+1)*unit, n)*d], spread)
 	}
 	return b
 }
 
-func (s Summaries) put(u int, keys, values []float32, m *Metric) {
-	d := s.d
-	mk, mv := Mean(keys, d), Mean(values, d)
-	var spread, vspread float64
-	for i := 0; i < len(keys); i += d {
-		spread += float64(m.Spread(sub(keys[i:i+d], mk)))
-		dv := sub(values[i:i+d], mv)
-		vspread += float64(Dot(dv, dv))
+func (m Means) put(u int, x []float32, spread func([]float32) float32) {
+	d := m.d
+	mean := Mean(x, d)
+	var sum float64
+	for i := 0; i < len(x); i += d {
+		sum += float64(spread(sub(x[i:i+d], mean)))
 	}
-	n := float64(len(keys) / d)
-	meta := s.meta[u*summaryMeta:]
-	putBF16(meta[0:], packInt8(s.k[u*d:(u+1)*d], mk))
-	putBF16(meta[2:], packInt8(s.v[u*d:(u+1)*d], mv))
-	putBF16(meta[4:], bf16Up(float32(spread/n)))
-	putBF16(meta[6:], bf16Up(float32(vspread/n)))
+	meta := m.meta[u*meanMeta:]
+	putBF16(meta[0:], packInt8(m.codes[u*d:(u+1)*d], mean))
+	putBF16(meta[2:], bf16Up(float32(sum/float64(len(x)/d))))
 }
 
-// ParseSummaries reads what PackSummaries wrote; ok is false if b has another size.
-func ParseSummaries(b []byte, d, units int) (s Summaries, ok bool) {
-	if len(b) != SummaryBytes(units, d) {
-		return s, false
+// ParseMeans reads what PackMeans wrote; ok is false if b has another size.
+func ParseMeans(b []byte, d, units int) (m Means, ok bool) {
+	if len(b) != MeansBytes(units, d) {
+		return m, false
 	}
-	return parseSummaries(b, d, units), true
+	return parseMeans(b, d, units), true
 }
 
-func parseSummaries(b []byte, d, units int) Summaries {
-	m, k := units*summaryMeta, units*(summaryMeta+d)
-	return Summaries{meta: b[:m], k: b[m:k], v: b[k:], d: d}
+func parseMeans(b []byte, d, units int) Means {
+	return Means{meta: b[:units*meanMeta], codes: b[units*meanMeta:], d: d}
 }
 
 // Units returns the number of units.
-func (s Summaries) Units() int { return len(s.meta) / summaryMeta }
+func (m Means) Units() int { return len(m.meta) / meanMeta }
 
-// Score returns q.mu for unit u.
-func (s Summaries) Score(u int, q []float32) float32 {
-	return bf16(s.meta[u*summaryMeta:]) * dotInt8(s.k[u*s.d:(u+1)*s.d], q)
+// Score returns the product of q [d] and the mean of unit u.
+func (m Means) Score(u int, q []float32) float32 {
+	return bf16(m.meta[u*meanMeta:]) * dotInt8(m.codes[u*m.d:(u+1)*m.d], q)
 }
 
-// Spread returns the variance of the score over unit queries within unit u.
-func (s Summaries) Spread(u int) float32 { return bf16(s.meta[u*summaryMeta+4:]) }
+// Spread returns the mean of the spread within unit u.
+func (m Means) Spread(u int) float32 { return bf16(m.meta[u*meanMeta+2:]) }
 
-// ValueSpread returns the mean of |v - mean|^2 within unit u.
-func (s Summaries) ValueSpread(u int) float32 { return bf16(s.meta[u*summaryMeta+6:]) }
-
-// Value writes the mean value of unit u to dst [d].
-func (s Summaries) Value(dst []float32, u int) {
-	f := bf16(s.meta[u*summaryMeta+2:])
-	for i, c := range s.v[u*s.d : (u+1)*s.d] {
+// Row writes the mean of unit u to dst [d].
+func (m Means) Row(dst []float32, u int) {
+	f := bf16(m.meta[u*meanMeta:])
+	for i, c := range m.codes[u*m.d : (u+1)*m.d] {
 		dst[i] = f * float32(int8(c))
 	}
 }
+
+// Norm2 is the spread of values: |delta|^2.
+func Norm2(delta []float32) float32 { return Dot(delta, delta) }
 
 func dotInt8(c []byte, q []float32) float32 {
 	var s0, s1 float32

@@ -41,20 +41,16 @@ func BenchmarkKeys(b *testing.B) {
 	})
 	benchRows(b, "pack", func(d int) (int, func()) {
 		_, _, codes := prepare(d)
-		return n, func() { PackKeyPlanes(codes, n, d) }
+		lines := anyOrder(d).Lines
+		return n, func() { PackKeyPlanes(codes, n, d, lines) }
 	})
-	for _, bits := range []int{2, 4, 8} {
-		benchRows(b, fmt.Sprintf("unpack%d", bits), func(d int) (int, func()) {
+	for planes := 1; planes <= NumKeyPlanes; planes++ {
+		benchRows(b, fmt.Sprintf("unpack %d planes", planes), func(d int) (int, func()) {
 			_, s, codes := prepare(d)
-			k2, k4, k8 := PackKeyPlanes(codes[:16*d], 16, d)
-			if bits < 8 {
-				k8 = nil
-			}
-			if bits < 4 {
-				k4 = nil
-			}
+			lines := anyOrder(d).Lines
+			packed := PackKeyPlanes(codes[:16*d], 16, d, lines)
 			dst := make([]float32, 16*d)
-			return 16, func() { UnpackKeys(dst, k2, k4, k8, d, s) }
+			return 16, func() { UnpackKeys(dst, d, lines, s, packed[:planes]...) }
 		})
 	}
 	benchRows(b, "parse steps", func(d int) (int, func()) {

@@ -3,10 +3,11 @@
 // A plane is a bit-slice of codes: each plane that is read sharpens what the
 // planes before it said, so a reader pays only for the precision it wants.
 //
-//   - Keys (KeySteps, KeyCodes, PackKeyPlanes) have 8-bit floor codes. A group
+//   - Keys (KeySteps, KeyOrder, PackKeyPlanes) have 8-bit floor codes. A group
 //     of up to 256 tokens shares the lower end and the bin width of each channel.
 //     The codes nest: their top 2 and top 4 bits are codes of bins 64 and 16
-//     times as wide. The planes hold 2 + 2 + 4 bits.
+//     times as wide. Planes hold them 2 bits at a time, those first that change
+//     scores most: a channel that queries hardly feel gets its bits last.
 //   - Values (PackValues) are rotated, then each token has 8-bit floor codes of
 //     its own range, in two nibble planes.
 //   - Exact rows (PackExact) keep every bit: exponents are packed against the

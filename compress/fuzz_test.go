@@ -22,18 +22,41 @@ func FuzzParseKeySteps(f *testing.F) {
 			t.Fatalf("%d bytes", len(got))
 		}
 		// Whatever parses decodes to finite keys, at every precision.
-		k2, k4, k8 := KeyPlaneLeafBytes(d)
-		planes := make([]byte, k2+k4+k8)
-		copy(planes, codes)
+		var planes [][]byte
 		dst := make([]float32, 16*d)
-		UnpackKeys(dst, planes[:k2], nil, nil, d, s)
-		ok := Finite(dst)
-		UnpackKeys(dst, planes[:k2], planes[k2:][:k4], nil, d, s)
-		ok = ok && Finite(dst)
-		UnpackKeys(dst, planes[:k2], planes[k2:][:k4], planes[k2+k4:], d, s)
-		if ok = ok && Finite(dst); !ok {
-			t.Fatalf("not finite: %v", s)
+		for _, n := range KeyPlaneBytes(d) {
+			b := make([]byte, n)
+			copy(b, codes)
+			planes = append(planes, b)
+			UnpackKeys(dst, d, anyOrder(d).Lines, s, planes...)
+			if !Finite(dst) {
+				t.Fatalf("not finite: %v", s)
+			}
 		}
+	})
+}
+
+// Every order that parses can be used.
+func FuzzParseKeyOrder(f *testing.F) {
+	f.Add(anyOrder(16).Append(nil), 16)
+	f.Add(anyOrder(256).Append(nil), 256)
+	f.Fuzz(func(t *testing.T, b []byte, d int) {
+		o, err := ParseKeyOrder(b, d)
+		if err != nil {
+			if !errors.Is(err, ErrCorrupt) {
+				t.Fatal(err)
+			}
+			return
+		}
+		x := normal(1, 16, d)
+		s := FitKeySteps(x, d, KeyExp(x))
+		codes, got := make([]uint8, 16*d), make([]float32, 16*d)
+		KeyCodes(codes, x, d, s)
+		p := PackKeyPlanes(codes, 16, d, o.Lines)
+		if known := UnpackKeys(got, d, o.Lines, s, p[:]...); known != d {
+			t.Fatalf("%d channels known", known)
+		}
+		o.Restore(x, got)
 	})
 }
 

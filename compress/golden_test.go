@@ -48,13 +48,13 @@ func TestGolden(t *testing.T) {
 		s := FitKeySteps(x, d, exp)
 		codes := make([]uint8, n*d)
 		KeyCodes(codes, x, d, s)
-		k2, k4, k8 := PackKeyPlanes(codes, n, d)
+		o := anyOrder(d)
+		planes := PackKeyPlanes(codes, n, d, o.Lines)
 		line(fmt.Sprintf("key steps, exponent %d", exp), s.Append(nil, exp))
-		line("k2", k2)
-		line("k4", k4)
-		line("k8", k8)
-		for _, bits := range []int{2, 4, 8} {
-			floats(fmt.Sprintf("%d-bit keys", bits), unpackAll(k2, k4, k8, n, d, bits, s))
+		line("key order", o.Append(nil))
+		for p, b := range planes {
+			line(fmt.Sprintf("key plane %d", p), b)
+			floats(fmt.Sprintf("keys of %d planes", p+1), unpackAll(planes, n, d, p+1, o.Lines, s))
 		}
 
 		scales, hi, lo := PackValues(x, n, d)

@@ -1,10 +1,138 @@
 package compress
 
-import "encoding/binary"
+import (
+	"encoding/binary"
+	"fmt"
+)
 
 // Shrink2 draws 2-bit midpoints towards the centre of the range: the centroid of
 // a bell's quarter lies nearer the centre than its midpoint (measured on real keys).
 const Shrink2 = .89
+
+const (
+	// groupDims is how many channels a line holds.
+	groupDims = 16
+	// lineBytes is the size of a line: 2 bits of 16 channels of 16 tokens.
+	lineBytes = 64
+	// levels is how often the 2 bits of a channel come: 8 bits in all.
+	levels = 4
+	// NumKeyPlanes is how many planes the lines of keys are cut into.
+	NumKeyPlanes = 5
+)
+
+// KeyNoise is the variance of what 2, 4, 6 and 8 bits leave unknown of a
+// channel whose 256 values are a bell, over the square of their range; with no
+// bits it is that of the bell itself.
+var KeyNoise = [levels + 1]float32{1. / 45, .14 / 31, 1. / (12 << 8), 1. / (12 << 12), 1. / (12 << 16)}
+
+// KeyOrder says which bits of a head's keys come first: those that change
+// scores most. Channels are stored by importance, 16 of them are a group. A
+// leaf is d/4 lines of 64 bytes; line i holds the next 2 bits of group Lines[i].
+type KeyOrder struct {
+	Channels []uint8 // [d], the channel at each place
+	Lines    []uint8 // [d/4], each group four times
+}
+
+// KeyOrderBytes is the stored size of an order.
+func KeyOrderBytes(d int) int { return d + d/4 }
+
+// FitKeyOrder orders channels by importance [d]: the mean square of what the
+// channel's variation adds to a score, at least 0. Then each line goes to the
+// group where 2 more bits take away most. The first d/8 lines hold 2 bits of
+// every group at least.
+func FitKeyOrder(importance []float32) KeyOrder {
+	d := len(importance)
+	o := KeyOrder{Channels: make([]uint8, d)}
+	for i := range o.Channels {
+		o.Channels[i] = uint8(i)
+	}
+	sortChannels(o.Channels, importance)
+	groups := d / groupDims
+	weight, level := make([]float64, groups), make([]int, groups)
+	for i, c := range o.Channels {
+		weight[i/groupDims] += float64(importance[c])
+	}
+	for unknown := groups; len(o.Lines) < d/4; {
+		best, most := -1, -1.
+		for g, l := range level {
+			if l == levels || l > 0 && len(o.Lines)+unknown >= 2*groups && unknown > 0 {
+				continue
+			}
+			if gain := weight[g] * float64(KeyNoise[l]-KeyNoise[l+1]); gain > most {
+				best, most = g, gain
+			}
+		}
+		if level[best]++; level[best] == 1 {
+			unknown--
+		}
+		o.Lines = append(o.Lines, uint8(best))
+	}
+	return o
+}
+
+// sortChannels sorts by falling importance; equal ones by number.
+func sortChannels(channels []uint8, importance []float32) {
+	for i := 1; i < len(channels); i++ { // insertion: 256 at most, once a segment
+		for j := i; j > 0 && importance[channels[j]] > importance[channels[j-1]]; j-- {
+			channels[j], channels[j-1] = channels[j-1], channels[j]
+		}
+	}
+}
+
+// Append appends the stored form.
+func (o KeyOrder) Append(b []byte) []byte { return append(append(b, o.Channels...), o.Lines...) }
+
+// ParseKeyOrder reads the first KeyOrderBytes(d) bytes of b. The error is ErrCorrupt.
+func ParseKeyOrder(b []byte, d int) (KeyOrder, error) {
+	bad := func(what string) (KeyOrder, error) {
+		return KeyOrder{}, fmt.Errorf("key order: %s: %w", what, ErrCorrupt)
+	}
+	if !validDim(d) || len(b) < KeyOrderBytes(d) {
+		return bad(fmt.Sprintf("%d bytes for %d channels", len(b), d))
+	}
+	o := KeyOrder{b[:d:d], b[d:KeyOrderBytes(d):KeyOrderBytes(d)]}
+	var seen [MaxHeadDim]bool
+	for _, c := range o.Channels {
+		if int(c) >= d || seen[c] {
+			return bad("channels are no permutation")
+		}
+		seen[c] = true
+	}
+	var count [MaxHeadDim / groupDims]int
+	known := 0 // groups: they become known in their order
+	for i, g := range o.Lines {
+		if int(g) > known || int(g) >= d/groupDims || count[g] == levels {
+			return bad("lines are out of order")
+		}
+		if count[g]++; count[g] == 1 {
+			known++
+		}
+		if i+1 == 2*d/groupDims && known < d/groupDims {
+			return bad("a group is not in the first lines")
+		}
+	}
+	return o, nil
+}
+
+// Permute writes rows x [n][d] with channels in stored order to dst.
+func (o KeyOrder) Permute(dst, x []float32) {
+	d := len(o.Channels)
+	for ; len(x) >= d; x, dst = x[d:], dst[d:] {
+		for i, c := range o.Channels {
+			dst[i] = x[c]
+		}
+	}
+}
+
+// Restore is the inverse of Permute.
+func (o KeyOrder) Restore(dst, x []float32) {
+	d := len(o.Channels)
+	for ; len(x) >= d; x, dst = x[d:], dst[d:] {
+		for i, c := range o.Channels {
+			dst[c] = x[i]
+		}
+	}
+}
 
 // KeyCodes writes the 8-bit floor codes of rows [n][d] to dst [n][d]:
 // (x - Lo) / Step, rounded down and clipped to 0..255. s is that of the group
@@ -22,103 +150,131 @@ func KeyCodes(dst []uint8, rows []float32, d int, s KeySteps) {
 	}
 }
 
-// KeyPlaneLeafBytes is the size of a leaf of 16 tokens in each key plane.
-func KeyPlaneLeafBytes(d int) (k2, k4, k8 int) { return 4 * d, 4 * d, 8 * d }
+// KeyPlaneLines is how many lines of a leaf each plane holds. The first plane
+// is for looking at many tokens: half a bit a channel, on average. The first two
+// have 1 bit a channel, the first three 2, the first four 5, all of them 8 (at
+// dimensions below 64 some have more).
+func KeyPlaneLines(d int) [NumKeyPlanes]int {
+	groups := d / groupDims
+	first := (groups + 3) / 4
+	third := max(1, groups-2*first)
+	main := 2*groups + 2*first
+	return [NumKeyPlanes]int{first, first, third, main - 2*first - third, 4*groups - main}
+}
 
-// PackKeyPlanes cuts codes [n][d] into planes: bits 7..6, bits 5..4, bits 3..0.
-// Each plane holds ceil(n/16) leaves; the last one is padded with zero codes.
-//
-// A leaf of a 2-bit plane is d/16 lines of 64 bytes. Line i holds a
-// little-endian 32-bit word for each of the 16 tokens, with the token's dims
-// 16i to 16i+15: dim 16i + 4r + b in bits 2r and 2r+1 of byte b. A leaf of the
-// 4-bit plane is d/8 lines; word t of line i holds dims 8i to 8i+7: dim
-// 8i + 4r + b in bits 4r to 4r+3 of byte b. So one mask and one dot product of
-// bytes handles 4 dims of 16 tokens, and no lane is summed across.
-func PackKeyPlanes(codes []uint8, n, d int) (k2, k4, k8 []byte) {
-	leaves := (n + leafTokens - 1) / leafTokens
-	b2, b4, b8 := KeyPlaneLeafBytes(d)
-	k2, k4, k8 = make([]byte, leaves*b2), make([]byte, leaves*b4), make([]byte, leaves*b8)
+// KeyPlaneBytes is the size of a leaf in each plane.
+func KeyPlaneBytes(d int) [NumKeyPlanes]int {
+	n := KeyPlaneLines(d)
 	for i := range n {
-		leaf, t, row := i/leafTokens, i%leafTokens, codes[i*d:][:d]
-		packWords(k2[leaf*b2:][:b2], t, row, 6, 2)
-		packWords(k4[leaf*b4:][:b4], t, row, 4, 2)
-		packWords(k8[leaf*b8:][:b8], t, row, 0, 4)
+		n[i] *= lineBytes
 	}
-	return k2, k4, k8
+	return n
 }
 
-// packWords writes the words of token t of a leaf: bits shift to shift+bits-1
-// of each code. Four codes at a time are the four bytes of a word, so that the
-// r-th four of them need only move up by bits*r.
-func packWords(leaf []byte, t int, codes []uint8, shift, bits uint) {
-	dims, mask := 32/int(bits), fourOf(bits)
-	for i := 0; i < len(codes)/dims; i++ {
-		var w uint32
-		line := codes[i*dims:][:dims]
-		for r := uint(0); len(line) >= 4; r, line = r+bits, line[4:] {
-			w |= binary.LittleEndian.Uint32(line) >> shift & mask << r
-		}
-		binary.LittleEndian.PutUint32(leaf[64*i+4*t:], w)
+// PackKeyPlanes cuts codes [n][d], channels in stored order, into planes of
+// ceil(n/16) leaves; the last one is padded with zero codes. lines is KeyOrder.Lines.
+//
+// A line holds a little-endian 32-bit word for each of the 16 tokens. In it,
+// channel 4r + b of the group has its 2 bits in bits 2r and 2r+1 of byte b: so
+// one mask and one dot product of bytes handles 4 channels of 16 tokens, and no
+// lane is summed across.
+func PackKeyPlanes(codes []uint8, n, d int, lines []uint8) (planes [NumKeyPlanes][]byte) {
+	leaves := (n + leafTokens - 1) / leafTokens
+	for p, size := range KeyPlaneBytes(d) {
+		planes[p] = make([]byte, leaves*size)
 	}
-}
-
-// unpackWords adds the bits of a plane of one leaf to codes [16][d], shifted
-// to where they lie in an 8-bit code.
-func unpackWords(codes []uint8, leaf []byte, d int, shift, bits uint) {
-	dims, mask := 32/int(bits), fourOf(bits)
-	for i := 0; i < d/dims; i++ {
-		line := leaf[64*i:][:64]
-		for t := range leafTokens {
-			w := binary.LittleEndian.Uint32(line[4*t:])
-			out := codes[t*d+i*dims:][:dims]
-			for ; len(out) >= 4; out, w = out[4:], w>>bits {
-				c := binary.LittleEndian.Uint32(out)
-				binary.LittleEndian.PutUint32(out, c|w&mask<<shift)
+	for leaf := range leaves {
+		eachLine(d, lines, NumKeyPlanes, func(p, at, group, shift int) {
+			line := planes[p][leaf*KeyPlaneBytes(d)[p]+at:][:lineBytes]
+			for t := range min(leafTokens, n-leaf*leafTokens) {
+				packWord(line[4*t:], codes[(leaf*leafTokens+t)*d+group*groupDims:][:groupDims], shift)
 			}
+		})
+	}
+	return planes
+}
+
+// eachLine goes through the lines of a leaf's first planes: where each lies in
+// its plane, and which bits of which group it holds.
+func eachLine(d int, lines []uint8, planes int, use func(plane, at, group, shift int)) {
+	var level [MaxHeadDim / groupDims]int
+	i := 0
+	for p, n := range KeyPlaneLines(d) {
+		if p == planes {
+			return
+		}
+		for l := range n {
+			g := int(lines[i])
+			use(p, l*lineBytes, g, 6-2*level[g])
+			level[g]++
+			i++
 		}
 	}
 }
 
-// fourOf is the mask of the low bits of each byte of a word.
-func fourOf(bits uint) uint32 { return (1<<bits - 1) * 0x01010101 }
+// fours is a mask of 2 bits in each byte.
+const fours = 0x03030303
 
-// UnpackKeys reconstructs one leaf: dst is [16][d], the planes are those of one
-// leaf, of at least KeyPlaneLeafBytes. A nil k4 (k8 is then ignored) or k8
-// means that fewer bits were read. The result is the midpoint of the bin that
-// is known: lo + (c + 1/2) w at 8 and 4 bits; at 2 bits Shrink2 of the way from
-// the range's centre to it. The rows of padding tokens are the midpoints of code 0.
-func UnpackKeys(dst []float32, k2, k4, k8 []byte, d int, s KeySteps) {
-	var buf [leafTokens * MaxHeadDim]uint8
-	codes := buf[:leafTokens*d]
-	unpackWords(codes, k2, d, 6, 2)
-	half := float32(32) // half a bin, in 8-bit bins
-	if k4 != nil {
-		unpackWords(codes, k4, d, 4, 2)
-		half = 8
-		if k8 != nil {
-			unpackWords(codes, k8, d, 0, 4)
-			half = .5
+// packWord writes the word of a token from the 16 codes of its group. Four
+// codes at a time are the four bytes of a word.
+func packWord(dst []byte, codes []uint8, shift int) {
+	var w uint32
+	for r := range 4 {
+		w |= binary.LittleEndian.Uint32(codes[4*r:]) >> shift & fours << (2 * r)
+	}
+	binary.LittleEndian.PutUint32(dst, w)
+}
+
+// unpackWord adds the bits of a word to the 16 codes of a group.
+func unpackWord(codes []uint8, w uint32, shift int) {
+	for r := range 4 {
+		c := binary.LittleEndian.Uint32(codes[4*r:])
+		binary.LittleEndian.PutUint32(codes[4*r:], c|w>>(2*r)&fours<<shift)
+	}
+}
+
+// UnpackKeys reconstructs what the first planes of one leaf say: dst is
+// [16][d], channels in stored order, each plane of at least KeyPlaneBytes. It
+// returns how many channels are known, a multiple of 16; the others' elements
+// are left alone. A key is read as the midpoint of the bin that is known:
+// lo + (c + 1/2) w; of a 2-bit bin, as Shrink2 of the way from the range's
+// centre to it. The rows of padding tokens are the midpoints of code 0.
+func UnpackKeys(dst []float32, d int, lines []uint8, s KeySteps, planes ...[]byte) (known int) {
+	var codes [leafTokens * MaxHeadDim]uint8
+	var level [MaxHeadDim / groupDims]int
+	eachLine(d, lines, len(planes), func(p, at, group, shift int) {
+		line := planes[p][at:][:lineBytes]
+		for t := range leafTokens {
+			unpackWord(codes[t*d+group*groupDims:], binary.LittleEndian.Uint32(line[4*t:]), shift)
+		}
+		level[group]++
+		known = max(known, (group+1)*groupDims)
+	})
+	for t := range leafTokens {
+		row, out := codes[t*d:][:known], dst[t*d:][:known]
+		for g := 0; g < known; g += groupDims {
+			dequantise(out[g:][:groupDims], row[g:], s.Lo[g:], s.Step[g:], level[g/groupDims])
 		}
 	}
-	dequantise(dst, codes, d, s, half)
+	return known
 }
 
 // UnpackKeyCodes reconstructs row-major 8-bit codes [n][d], as KeyCodes writes them.
 func UnpackKeyCodes(dst []float32, codes []uint8, d int, s KeySteps) {
-	dequantise(dst, codes, d, s, .5)
+	for ; len(codes) >= d; codes, dst = codes[d:], dst[d:] {
+		dequantise(dst[:d], codes, s.Lo, s.Step, levels)
+	}
 }
 
-// dequantise places codes [n][d] half bins above their lower ends; at 2 bits
-// (half = 32) it shrinks the distance to the centre, 128 bins above Lo.
-func dequantise(dst []float32, codes []uint8, d int, s KeySteps, half float32) {
-	lo, step := s.Lo[:d], s.Step[:d]
-	for ; len(codes) >= d; codes, dst = codes[d:], dst[d:] {
-		for j, c := range codes[:d] {
-			bins := float32(c) + half
-			if half == 32 {
-				bins = 128 + float32((bins-128)*Shrink2)
-			}
-			dst[j] = lo[j] + float32(bins*step[j])
+// dequantise places codes half a known bin above their lower ends; of 2-bit
+// bins it shrinks the distance to the centre, 128 bins above Lo.
+func dequantise(dst []float32, codes []uint8, lo, step []float32, level int) {
+	half := float32(uint(256)>>(2*level)) / 2
+	for j := range dst {
+		bins := float32(codes[j]) + half
+		if level == 1 {
+			bins = 128 + float32((bins-128)*Shrink2)
 		}
+		dst[j] = lo[j] + float32(bins*step[j])
 	}
 }

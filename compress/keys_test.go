@@ -2,56 +2,129 @@ package compress
 
 import (
 	"bytes"
+	"errors"
 	"math"
+	"slices"
 	"testing"
 
 	"pgregory.net/rapid"
 )
 
-// reconstruct packs one group's rows and unpacks them at bits 2, 4 or 8.
-func reconstruct(rows []float32, n, d, bits int) ([]float32, KeySteps) {
+// anyOrder is an order that depends on d only.
+func anyOrder(d int) KeyOrder {
+	importance := make([]float32, d)
+	for i := range importance {
+		importance[i] = 1 / float32(1+(i*7+3)%d)
+	}
+	return FitKeyOrder(importance)
+}
+
+// reconstruct packs one group's rows and unpacks the first planes, of which all
+// channels are known.
+func reconstruct(rows []float32, n, d, planes int) ([]float32, KeySteps) {
 	s := FitKeySteps(rows, d, KeyExp(rows))
 	codes := make([]uint8, n*d)
 	KeyCodes(codes, rows, d, s)
-	k2, k4, k8 := PackKeyPlanes(codes, n, d)
-	return unpackAll(k2, k4, k8, n, d, bits, s), s
+	lines := anyOrder(d).Lines
+	return unpackAll(PackKeyPlanes(codes, n, d, lines), n, d, planes, lines, s), s
 }
 
-func unpackAll(k2, k4, k8 []byte, n, d, bits int, s KeySteps) []float32 {
-	b2, b4, b8 := KeyPlaneLeafBytes(d)
+func unpackAll(packed [NumKeyPlanes][]byte, n, d, planes int, lines []uint8, s KeySteps) []float32 {
+	size := KeyPlaneBytes(d)
 	var out []float32
 	for leaf := range (n + 15) / 16 {
-		var p4, p8 []byte
-		if bits > 2 {
-			p4 = k4[leaf*b4:][:b4]
-		}
-		if bits > 4 {
-			p8 = k8[leaf*b8:][:b8]
+		var leaves [][]byte
+		for p := range planes {
+			leaves = append(leaves, packed[p][leaf*size[p]:][:size[p]])
 		}
 		dst := make([]float32, 16*d)
-		UnpackKeys(dst, k2[leaf*b2:][:b2], p4, p8, d, s)
+		UnpackKeys(dst, d, lines, s, leaves...)
 		out = append(out, dst...)
 	}
 	return out[:n*d]
 }
 
+// bitsKnown is how many bits of each channel the first planes hold.
+func bitsKnown(d, planes int, lines []uint8) []int {
+	bits := make([]int, d)
+	eachLine(d, lines, planes, func(_, _, group, _ int) {
+		for i := range groupDims {
+			bits[group*groupDims+i] += 2
+		}
+	})
+	return bits
+}
+
 func TestKeysWithinHalfABin(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		x, n, d := drawRows(t, 256)
-		for _, bits := range []int{4, 8} {
-			got, s := reconstruct(x, n, d, bits)
+		for planes := 1; planes <= NumKeyPlanes; planes++ {
+			bits := bitsKnown(d, planes, anyOrder(d).Lines)
+			got, s := reconstruct(x, n, d, planes)
 			for i, want := range x {
-				w := float64(s.Step[i%d]) * float64(int(1)<<(8-bits))
-				near(t, "key", float64(got[i]), float64(want), w/2, math.Abs(float64(want))+math.Abs(float64(s.Lo[i%d])))
+				w := float64(s.Step[i%d])
+				size := math.Abs(float64(want)) + math.Abs(float64(s.Lo[i%d]))
+				switch b := bits[i%d]; b {
+				case 0:
+					if got[i] != 0 {
+						t.Fatalf("channel %d is not known, yet %v", i%d, got[i])
+					}
+				case 2: // the outer midpoints move by .11 of their 96 bins to the centre
+					near(t, "2-bit key", float64(got[i]), float64(want), (32+.11*96)*w, size)
+				default:
+					near(t, "key", float64(got[i]), float64(want), w*float64(int(1)<<(8-b))/2, size)
+				}
 			}
 		}
-		got, s := reconstruct(x, n, d, 2)
-		for i, want := range x {
-			// The outer midpoints move by .11 of their 96 bins to the centre.
-			near(t, "2-bit key", float64(got[i]), float64(want), (32+.11*96)*float64(s.Step[i%d]),
-				math.Abs(float64(want))+math.Abs(float64(s.Lo[i%d])))
+	})
+}
+
+// Every order is a permutation that Parse takes back; the first planes hold the
+// most important channels, and at least 2 bits of every channel.
+func TestKeyOrder(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		d := rapid.SampledFrom(allDims).Draw(t, "d")
+		importance := rapid.SliceOfN(rapid.Float32Range(0, 1e6), d, d).Draw(t, "importance")
+		o := FitKeyOrder(importance)
+		got, err := ParseKeyOrder(append(o.Append(nil), 1, 2, 3), d)
+		if err != nil || !bytes.Equal(got.Channels, o.Channels) || !bytes.Equal(got.Lines, o.Lines) {
+			t.Fatalf("%v: %v", o, err)
+		}
+		for i, c := range o.Channels[1:] {
+			if importance[c] > importance[o.Channels[i]] {
+				t.Fatalf("channel %d is before %d", o.Channels[i], c)
+			}
+		}
+		for j, b := range bitsKnown(d, 4, o.Lines) {
+			if b < 2 || b > 8 {
+				t.Fatalf("channel %d has %d bits in four planes", j, b)
+			}
+		}
+		for _, b := range bitsKnown(d, NumKeyPlanes, o.Lines) {
+			if b != 8 {
+				t.Fatalf("%d bits in all planes", b)
+			}
+		}
+		x := normal(1, 3, d)
+		y, back := make([]float32, 3*d), make([]float32, 3*d)
+		o.Permute(y, x)
+		o.Restore(back, y)
+		if !slices.Equal(back, x) || y[0] != x[o.Channels[0]] {
+			t.Fatal("permutation is not undone")
 		}
 	})
+	for name, change := range map[string]func(b []byte) []byte{
+		"short":     func(b []byte) []byte { return b[:len(b)-1] },
+		"channel":   func(b []byte) []byte { b[3] = 64; return b },
+		"twice":     func(b []byte) []byte { b[3] = b[4]; return b },
+		"group":     func(b []byte) []byte { b[64] = 4; return b },
+		"too often": func(b []byte) []byte { copy(b[64:], []byte{0, 0, 0, 0, 0}); return b },
+		"late":      func(b []byte) []byte { copy(b[64:], []byte{0, 0, 0, 0, 1, 1, 2, 2}); return b },
+	} {
+		if _, err := ParseKeyOrder(change(anyOrder(64).Append(nil)), 64); !errors.Is(err, ErrCorrupt) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
 }
 
 func TestStepsCoverAndSurviveStorage(t *testing.T) {
@@ -87,16 +160,16 @@ func TestExtremeKeys(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			exp := KeyExp(x)
 			checkStorage(t, FitKeySteps(x, 16, exp), 16, exp)
-			for _, bits := range []int{2, 4, 8} {
-				got, _ := reconstruct(x, 4, 16, bits)
+			for planes := 1; planes <= NumKeyPlanes; planes++ {
+				got, _ := reconstruct(x, 4, 16, planes)
 				if !Finite(got) {
-					t.Fatalf("%d bits: %v", bits, got)
+					t.Fatalf("%d planes: %v", planes, got)
 				}
 			}
 		})
 	}
 	for name, rel := range map[string]float64{"constant": 1e-5, "huge bias": 1e-5, "max": .76, "-max": .76, "positive": 1e-3, "negative": 1e-3} {
-		got, _ := reconstruct(extremes[name], 4, 16, 8)
+		got, _ := reconstruct(extremes[name], 4, 16, NumKeyPlanes)
 		if e := relativeError(got, extremes[name]); e > rel {
 			t.Errorf("%s: relative error %v", name, e)
 		}
@@ -115,25 +188,6 @@ func TestKeyExpNormalises(t *testing.T) {
 	}
 }
 
-// A plane read without the finer ones is the plane of coarser codes.
-func TestKeyPlanesNest(t *testing.T) {
-	rapid.Check(t, func(t *rapid.T) {
-		n, d := rapid.IntRange(1, 100).Draw(t, "n"), rapid.SampledFrom(allDims).Draw(t, "d")
-		codes := make([]uint8, n*d)
-		for i := range codes {
-			codes[i] = uint8(i*37 ^ i>>5)
-		}
-		k2, k4, k8 := PackKeyPlanes(codes, n, d)
-		for i := range codes {
-			codes[i] &= 0xf0
-		}
-		c2, c4, c8 := PackKeyPlanes(codes, n, d)
-		if !bytes.Equal(k2, c2) || !bytes.Equal(k4, c4) || !bytes.Equal(c8, make([]byte, len(k8))) {
-			t.Fatal("the low nibble shows in the upper planes")
-		}
-	})
-}
-
 // The layout, bit by bit, against the words of PackKeyPlanes' comment.
 func TestKeyPlaneLayout(t *testing.T) {
 	for _, d := range allDims {
@@ -142,23 +196,31 @@ func TestKeyPlaneLayout(t *testing.T) {
 		for i := range codes {
 			codes[i] = uint8(i * 151 >> 2)
 		}
-		k2, k4, k8 := PackKeyPlanes(codes, n, d)
-		b2, b4, b8 := KeyPlaneLeafBytes(d)
-		if len(k2) != 3*b2 || len(k4) != 3*b4 || len(k8) != 3*b8 {
-			t.Fatalf("d %d: planes of %d, %d, %d bytes", d, len(k2), len(k4), len(k8))
+		lines := anyOrder(d).Lines
+		planes := PackKeyPlanes(codes, n, d, lines)
+		var all []byte // leaf after leaf, lines in order
+		for leaf := range 3 {
+			for p, size := range KeyPlaneBytes(d) {
+				if len(planes[p]) != 3*size {
+					t.Fatalf("d %d: plane %d has %d bytes", d, p, len(planes[p]))
+				}
+				all = append(all, planes[p][leaf*size:][:size]...)
+			}
 		}
 		for i := range 48 {
 			for j := range d {
-				var want uint8
+				var got, want uint8
 				if i < n {
 					want = codes[i*d+j]
 				}
-				leaf, tok := i/16, i%16
-				at2 := leaf*b2 + 64*(j/16) + 4*tok + j%4
-				at4 := leaf*b8 + 64*(j/8) + 4*tok + j%4
-				got := k2[at2]>>(2*(j%16/4))&3<<6 | k4[at2]>>(2*(j%16/4))&3<<4 | k8[at4]>>(4*(j%8/4))&15
+				for l, g := range lines {
+					if int(g) == j/16 {
+						word := all[(i/16*len(lines)+l)*64+i%16*4:]
+						got = got<<2 | word[j%4]>>(j%16/4*2)&3
+					}
+				}
 				if got != want {
-					t.Fatalf("d %d, token %d, dim %d: %d instead of %d", d, i, j, got, want)
+					t.Fatalf("d %d, token %d, channel %d: %d instead of %d", d, i, j, got, want)
 				}
 			}
 		}
@@ -172,14 +234,41 @@ func TestKeyRoundTripOfCodes(t *testing.T) {
 		s := FitKeySteps(x, d, KeyExp(x))
 		codes, want := make([]uint8, n*d), make([]float32, n*d)
 		KeyCodes(codes, x, d, s)
-		k2, k4, k8 := PackKeyPlanes(codes, n, d)
+		lines := anyOrder(d).Lines
 		UnpackKeyCodes(want, codes, d, s)
-		for i, v := range unpackAll(k2, k4, k8, n, d, 8, s) {
+		for i, v := range unpackAll(PackKeyPlanes(codes, n, d, lines), n, d, NumKeyPlanes, lines, s) {
 			if v != want[i] {
 				t.Fatalf("value %d: %v from planes, %v from codes", i, v, want[i])
 			}
 		}
 	})
+}
+
+// What bits leave unknown is what KeyNoise says, on a bell.
+func TestKeyNoise(t *testing.T) {
+	const n, d = 256, 256
+	x := normal(7, n, d)
+	s := FitKeySteps(x, d, KeyExp(x))
+	codes, got := make([]uint8, n*d), make([]float32, n*d)
+	KeyCodes(codes, x, d, s)
+	for level := 1; level <= levels; level++ {
+		var err2, range2 float64
+		for i := range n {
+			row := codes[i*d:][:d]
+			for j := range row {
+				row[j] &^= 255 >> (2 * level)
+			}
+			dequantise(got[i*d:][:d], row, s.Lo, s.Step, level)
+			for j := range d {
+				e, r := float64(got[i*d+j]-x[i*d+j]), 256*float64(s.Step[j])
+				err2, range2 = err2+e*e, range2+r*r
+			}
+		}
+		if ratio := err2 / range2 / float64(KeyNoise[level]); ratio < .8 || ratio > 1.25 {
+			t.Errorf("%d bits leave %v of what KeyNoise says", 2*level, ratio)
+		}
+		KeyCodes(codes, x, d, s)
+	}
 }
 
 func TestPaddingTokensAreCodeZero(t *testing.T) {
@@ -188,9 +277,10 @@ func TestPaddingTokensAreCodeZero(t *testing.T) {
 	s := FitKeySteps(x, d, KeyExp(x))
 	codes := make([]uint8, 3*d)
 	KeyCodes(codes, x, d, s)
-	k2, k4, k8 := PackKeyPlanes(codes, 3, d)
+	lines := anyOrder(d).Lines
+	p := PackKeyPlanes(codes, 3, d, lines)
 	dst := make([]float32, 16*d)
-	UnpackKeys(dst, k2, k4, k8, d, s)
+	UnpackKeys(dst, d, lines, s, p[:]...)
 	for i, v := range dst[3*d:] {
 		if want := s.Lo[i%d] + float32(.5*s.Step[i%d]); v != want {
 			t.Fatalf("padding %d: %v instead of %v", i, v, want)

@@ -25,7 +25,7 @@ const (
 	// pieceAlign is the alignment of pieces inside a part: a cache line.
 	pieceAlign = 64
 
-	formatVersion = 1
+	formatVersion = 2
 	headerMagic   = "KVTIERSG"
 )
 
@@ -50,25 +50,28 @@ type Plane uint8
 
 // The planes, in the order in which an image holds them: what is read first lies first.
 const (
-	PlanePages    Plane = iota // page summaries
-	PlaneLeaves                // leaf summaries
-	PlaneSteps                 // lower ends and widths of the key bins
-	PlaneOrder                 // position of each stored token
-	PlaneOutliers              // 8-bit keys of the tokens that fit no leaf
-	PlaneK2                    // top 2 bits of the key codes
-	PlaneK4                    // the next 2 bits
-	PlaneV4                    // value scales and the high 4 bits of the value codes
-	PlaneSinks                 // the sequence's first tokens, unquantised
-	PlaneWindow                // a sliding-window layer's last rows, unquantised
-	PlaneKX                    // lossless keys
-	PlaneVX                    // lossless values
-	PlaneK8                    // low 4 bits of the key codes
-	PlaneV8                    // low 4 bits of the value codes
+	PlanePages  Plane = iota // mean keys and mean values of pages
+	PlaneOrder               // position of each stored token
+	PlaneSteps               // order of the bits of keys; lower ends and widths of their bins
+	PlaneK1                  // the bits of keys that scores depend on most, half a bit a channel
+	PlaneK2                  // the next bits: with them 1 bit a channel
+	PlaneK3                  // the next bits: with them 2 bits a channel
+	PlaneK4                  // the next bits: with them 5 bits a channel
+	PlaneV4                  // value scales and the high 4 bits of the value codes
+	PlaneSinks               // the sequence's first tokens, unquantised
+	PlaneWindow              // a sliding-window layer's last rows, unquantised
+	PlaneKX                  // lossless keys
+	PlaneVX                  // lossless values
+	PlaneK8                  // the last bits of the key codes
+	PlaneV8                  // low 4 bits of the value codes
 	NumPlanes
 )
 
-var planeNames = [NumPlanes]string{"pages", "leaves", "steps", "order", "outliers",
-	"k2", "k4", "v4", "sinks", "window", "kx", "vx", "k8", "v8"}
+// KeyPlanes are the planes of the key codes, in the order in which they are read.
+var KeyPlanes = [5]Plane{PlaneK1, PlaneK2, PlaneK3, PlaneK4, PlaneK8}
+
+var planeNames = [NumPlanes]string{"pages", "order", "steps", "k1", "k2",
+	"k3", "k4", "v4", "sinks", "window", "kx", "vx", "k8", "v8"}
 
 func (p Plane) String() string {
 	if p < NumPlanes {

@@ -56,17 +56,13 @@ func (m *memory) Pin(ctx context.Context, reqs []tiers.Request) ([]tiers.Pin, ti
 }
 
 // touched is how many bytes of whole units ranges touch, base being where the
-// piece begins.
+// piece begins. Each unit counts once.
 func touched(ranges []tiers.Range, base, unit int) int64 {
-	n, last := 0, -1
+	seen := make(map[int]bool)
 	for _, r := range ranges {
-		if r.Len == 0 {
-			continue
+		for u := (base + r.Off) / unit; r.Len > 0 && u <= (base+r.Off+r.Len-1)/unit; u++ {
+			seen[u] = true
 		}
-		first, end := (base+r.Off)/unit, (base+r.Off+r.Len-1)/unit
-		first = max(first, last+1)
-		n += max(0, end-first+1)
-		last = max(last, end)
 	}
-	return int64(n * unit)
+	return int64(len(seen) * unit)
 }

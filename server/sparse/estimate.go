@@ -6,10 +6,8 @@ import (
 
 	"kvtier/attention"
 	"kvtier/compress"
+	"kvtier/tiers"
 )
-
-// group is a leaf of the run, or with leaf -1 the outliers of a segment.
-type group struct{ seg, leaf int }
 
 // unread is a group of tokens that stands in the answer by its mean.
 type unread struct {
@@ -17,85 +15,64 @@ type unread struct {
 	mass    []float32 // [rows], log
 	value   []float32 // [d], mean, rotated
 	vspread float32   // mean |v - mean|^2
-	spread  []float32 // [rows], variance of the score; nil: scores are known
-	seg     int       // with spread: where its tokens lie, from place on
-	place   int
-	ruled   []float32 // [rows], if scores are known: log of the summed squares of the weights
+	ruled   []float32 // [rows], the share of the squares: 1/n if all weigh the same, 1 if one rules
+	noise   []float32 // [rows], relative variance of the mass
+	page    *page     // if it is one of which nothing but means were read
 }
 
-// estimateUnit lets a page or leaf stand by its summary.
-func (u *run) estimateUnit(x unit) {
-	e := unread{n: x.n, mass: x.mass, value: make([]float32, u.d), vspread: x.sum.ValueSpread(x.at)}
-	x.sum.Value(e.value, x.at)
-	if x.log == nil {
-		e.spread = make([]float32, u.rows)
-		e.seg, e.place = x.seg, x.place
-		for r := range e.spread {
-			e.spread[r] = u.spread(x.sum, x.at, r)
-		}
-	} else {
-		e.ruled = make([]float32, u.rows)
-		twice := make([]float32, x.n)
-		for r, log := range x.log {
-			for t, s := range log {
-				twice[t] = 2 * s
-			}
-			e.ruled[r] = logSum(twice)
-		}
+// estimatePage lets a page stand by its means.
+func (u *run) estimatePage(p *page) {
+	s := u.segs[p.seg]
+	e := unread{n: p.n, mass: p.mass, value: make([]float32, u.d), vspread: s.values.Spread(p.i), page: p,
+		ruled: make([]float32, u.rows), noise: make([]float32, u.rows)}
+	s.values.Row(e.value, p.i)
+	for r := range u.rows {
+		spread := min(s.keys.Spread(p.i)*u.norm2[r], 4)
+		e.ruled[r] = min(1, exp(spread)/float32(p.n))
+		e.noise[r] = min(1, (exp(spread)-1)/float32(p.n))
 	}
-	u.estimate(e)
-}
-
-func (u *run) estimate(e unread) {
 	u.acc.Estimated += int64(e.n)
 	u.unread = append(u.unread, e)
 }
 
-// estimateRest lets the tokens that were scanned at 4 bits or more, but whose
-// values were not read, stand by the mean of their group. Taking out of the mean
-// what was read magnifies its rounding, and measured no better.
-func (u *run) estimateRest() {
-	rest := make(map[group]*unread)
-	var order []group // so that sums do not depend on the map's order
-	for i := range u.tokens {
-		t := &u.tokens[i]
+// estimateLeaves lets the tokens whose keys were scanned, but whose values were
+// not read, stand by the mean value of their page. Mean values of leaves hardly
+// did better; taking out of the mean what was read magnifies its rounding, and
+// measured no better.
+func (u *run) estimateLeaves() {
+	read := make(map[[2]int]bool, len(u.tokens))
+	for _, t := range u.tokens {
 		if t.read {
-			continue
+			read[[2]int{t.seg, t.place}] = true
 		}
-		e := rest[t.group()]
-		if e == nil {
-			e = &unread{mass: make([]float32, u.rows), ruled: make([]float32, u.rows)}
-			for r := range e.mass {
-				e.mass[r], e.ruled[r] = float32(math.Inf(-1)), float32(math.Inf(-1))
+	}
+	for i := range u.leaves {
+		x := &u.leaves[i]
+		s, at := u.segs[x.seg], u.pages[x.page].i
+		e := unread{vspread: s.values.Spread(at), mass: make([]float32, u.rows), ruled: make([]float32, u.rows), noise: make([]float32, u.rows)}
+		for r, log := range x.log {
+			e.n = 0
+			e.mass[r], e.ruled[r] = -inf, -inf
+			for t, l := range log {
+				if read[[2]int{x.seg, x.place + t}] {
+					continue
+				}
+				e.n++
+				e.mass[r], e.ruled[r] = logAdd(e.mass[r], l), logAdd(e.ruled[r], 2*l)
+				if u.tr.Token != nil {
+					u.tr.Token(r, s.index, x.place+t, l, Scanned)
+				}
 			}
-			rest[t.group()] = e
-			order = append(order, t.group())
+			e.ruled[r] = exp(e.ruled[r] - 2*e.mass[r])
+			e.noise[r] = min(1, exp(min(s.codes.noise[x.group][len(x.planes)-1][r], 4))-1) * e.ruled[r]
 		}
-		e.n++
-		for r := range e.mass {
-			e.mass[r] = logAdd(e.mass[r], t.log[r])
-			e.ruled[r] = logAdd(e.ruled[r], 2*t.log[r])
-			if u.tr.Token != nil {
-				u.tr.Token(r, u.segs[t.seg].index, t.place, t.log[r], Scanned)
-			}
+		if e.n > 0 {
+			e.value = make([]float32, u.d)
+			s.values.Row(e.value, at)
+			u.acc.Estimated += int64(e.n)
+			u.unread = append(u.unread, e)
 		}
 	}
-	for _, g := range order {
-		e := rest[g]
-		sum, at := u.summary(g)
-		e.value, e.vspread = make([]float32, u.d), sum.ValueSpread(at)
-		sum.Value(e.value, at)
-		u.estimate(*e)
-	}
-}
-
-func (u *run) summary(g group) (attention.Summaries, int) {
-	if g.leaf >= 0 {
-		x := u.leaves[g.leaf]
-		return x.sum, x.at
-	}
-	s := u.segs[g.seg]
-	return s.view.OutlierSummary(s.outliers), 0
 }
 
 // finish adds what was estimated, merges everything into the query's partials
@@ -103,7 +80,7 @@ func (u *run) summary(g group) (attention.Summaries, int) {
 func (u *run) finish() {
 	for _, e := range u.unread {
 		for r := range u.rows {
-			if e.spread != nil {
+			if e.page != nil {
 				e.mass[r] += u.bias[r]
 				u.traceEstimate(e, r)
 			}
@@ -124,7 +101,7 @@ func (u *run) traceEstimate(e unread, r int) {
 	}
 	each := e.mass[r] - float32(math.Log(float64(e.n)))
 	for t := range e.n {
-		u.tr.Token(r, u.segs[e.seg].index, e.place+t, each, Estimated)
+		u.tr.Token(r, u.segs[e.page.seg].index, e.page.i*tiers.PageTokens+t, each, Estimated)
 	}
 }
 
@@ -148,15 +125,11 @@ func (u *run) rowError(merged *attention.Partial, r int) float32 {
 			d := float64(v - out[i])
 			dist2 += d * d
 		}
-		var ruled, massVar float64
-		if e.ruled != nil {
-			ruled = math.Exp(float64(e.ruled[r] - 2*e.mass[r]))
-		} else {
-			s := float64(min(e.spread[r], 4))
-			ruled = min(1, math.Exp(s)/float64(e.n))
-			massVar = max(u.massVar[r], min(1, (math.Exp(s)-1)/float64(e.n)))
+		massVar := float64(e.noise[r])
+		if e.page != nil {
+			massVar = max(u.massVar[r], massVar)
 		}
-		err2 += p * p * (float64(e.vspread)*ruled + massVar*dist2)
+		err2 += p * p * (float64(e.vspread*e.ruled[r]) + massVar*dist2)
 	}
 	norm2 := float64(attention.Dot(out, out))
 	if norm2 == 0 {
@@ -169,41 +142,40 @@ func (u *run) rowError(merged *attention.Partial, r int) float32 {
 // 2.2 to 4 times as large (docs/decisions/0004-budget-path.md).
 const errorScale = 2.5
 
-// calibration learns from the weaker half of the leaves that are scanned how
-// far summaries misjudge masses: the leaves that are not scanned are like them.
-type calibration struct{ estimated [][]float32 } // [leaf][rows], log
-
-func newCalibration(u *run) calibration {
-	c := calibration{make([][]float32, len(u.leaves))}
-	for i, x := range u.leaves {
-		c.estimated[i] = slices.Clone(x.mass)
-	}
-	return c
-}
-
-// Bounds on what is learned from few leaves.
+// Bounds on what is learned from few pages.
 const (
 	maxBias    = 1
 	maxMassVar = 4
 )
 
-func (c calibration) finish(u *run) {
+// calibrate learns from the weaker half of the pages that are scanned how far
+// means misjudge masses: the pages that are not scanned are like them.
+func (u *run) calibrate(scanned []int) {
 	u.bias, u.massVar = make([]float32, u.rows), make([]float64, u.rows)
-	weak := make([]float32, len(u.leaves))
+	found := make([][]float32, len(u.pages)) // [rows], log mass by the scan
+	for i := range u.leaves {
+		x := &u.leaves[i]
+		if found[x.page] == nil {
+			found[x.page] = slices.Repeat([]float32{-inf}, u.rows)
+		}
+		for r, log := range x.log {
+			found[x.page][r] = logAdd(found[x.page][r], logSum(log))
+		}
+	}
+	weak := make([]float32, len(scanned))
 	for r := range u.rows {
-		for i := range weak {
-			weak[i] = -c.estimated[i][r]
+		for i, at := range scanned {
+			weak[i] = -u.pages[at].mass[r]
 		}
-		estimated, scanned := float32(math.Inf(-1)), float32(math.Inf(-1))
 		half := attention.Top(weak, (len(weak)+1)/2)
+		estimated, sum := -inf, -inf
 		for _, i := range half {
-			estimated = logAdd(estimated, c.estimated[i][r])
-			scanned = logAdd(scanned, u.leaves[i].mass[r])
+			estimated, sum = logAdd(estimated, u.pages[scanned[i]].mass[r]), logAdd(sum, found[scanned[i]][r])
 		}
-		u.bias[r] = min(maxBias, max(-maxBias, scanned-estimated))
+		u.bias[r] = min(maxBias, max(-maxBias, sum-estimated))
 		var err2, mass2 float64
 		for _, i := range half {
-			was, is := exp(c.estimated[i][r]+u.bias[r]-scanned), exp(u.leaves[i].mass[r]-scanned)
+			was, is := exp(u.pages[scanned[i]].mass[r]+u.bias[r]-sum), exp(found[scanned[i]][r]-sum)
 			err2, mass2 = err2+float64((is-was)*(is-was)), mass2+float64(was*was)
 		}
 		u.massVar[r] = min(maxMassVar, err2/max(mass2, 1e-9))

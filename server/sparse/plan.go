@@ -1,53 +1,25 @@
 package sparse
 
 import (
-	"math"
-
 	"kvtier/attention"
 	"kvtier/compress"
 	"kvtier/tiers"
 	"kvtier/tiers/seal"
 )
 
-// plan says which parts of the body are read at each stage. All are shares.
-type plan struct {
-	pages  float64 // pages whose leaves are scored
-	leaves float64 // leaves whose keys are scanned at 2 bits
-	refine float64 // leaves whose keys are scanned at 4 bits
-	values float64 // tokens whose values are read
+// scanPart is the share of a budget, page means taken off, that goes to the
+// first plane of keys before anything is known of them
+// (docs/decisions/0004-budget-path.md). What is left goes where it is worth most.
+const scanPart = .4
+
+// scannedPages is how many pages are scanned when share of the body's 4-bit
+// bytes may be read.
+func scannedPages(share float32, b body) int {
+	left := max(0, float64(share)*b.full-b.always)
+	return int(min(b.pages, max(1, scanPart*left/b.scanOfPage())))
 }
 
-// at is the path: a plan for every x in [0, 1], x being the share of leaves
-// scanned (docs/decisions/0004-budget-path.md).
-func at(x float64) plan {
-	return plan{
-		pages:  min(1, 2*x),
-		leaves: x,
-		refine: x * (.7 + .3*x),
-		values: x/8 + .375*x*x*x,
-	}
-}
-
-// planFor returns the largest plan on the path that transfers at most share of
-// the body's 4-bit bytes from RAM; the least plan if what every query reads is
-// more than that already.
-func planFor(share float32, b body) plan {
-	limit := float64(share) * b.full
-	if b.cost(at(1)) <= limit {
-		return at(1)
-	}
-	lo, hi := 0., 1.
-	for range 20 {
-		if mid := (lo + hi) / 2; b.cost(at(mid)) <= limit {
-			lo = mid
-		} else {
-			hi = mid
-		}
-	}
-	return at(lo)
-}
-
-// body counts what the segments of a query hold, to know what a plan costs.
+// body counts what the segments of a query hold.
 type body struct {
 	pages, leaves, groups, stored float64
 	always                        float64 // bytes that every query reads
@@ -59,25 +31,20 @@ func (b *body) add(v seal.View) {
 	b.d = v.D
 	b.pages += float64(v.Pages())
 	b.leaves += float64(v.Leaves())
-	b.groups += float64((v.Leaves() + leavesOfGroup - 1) / leavesOfGroup)
+	b.groups += float64(v.StepGroups())
 	b.stored += float64(v.Stored())
 	b.full += float64(v.BytesAt4Bits())
-	b.always += lines(attention.SummaryBytes(v.Pages(), v.D)) + lines(v.OutlierBytes())
+	b.always += lines(2*attention.MeansBytes(v.Pages(), v.D)) + lines(compress.KeyOrderBytes(v.D))
+	keys := compress.KeyPlaneBytes(v.D)
+	for _, n := range keys[:outlierPlanes] {
+		b.always += float64((v.Info.Outliers + tiers.LeafTokens - 1) / tiers.LeafTokens * n)
+	}
 }
 
-// leavesOfGroup is how many leaves share their key steps.
-const leavesOfGroup = tiers.StepTokens / tiers.LeafTokens
-
-// cost is how many bytes a plan transfers from RAM, in whole cache lines.
-func (b *body) cost(p plan) float64 {
-	const leavesOfPage = tiers.PageTokens / tiers.LeafTokens
-	k2, _, _ := compress.KeyPlaneLeafBytes(b.d)
-	bytes := b.always
-	bytes += p.pages * b.pages * lines(attention.SummaryBytes(leavesOfPage, b.d))
-	bytes += (p.leaves + p.refine) * b.leaves * lines(k2)
-	// A group's steps are read if any of its leaves is; at worst leaves lie scattered.
-	bytes += (1 - math.Pow(1-p.leaves, leavesOfGroup)) * b.groups * lines(compress.KeyStepsBytes(b.d))
-	return bytes + p.values*b.stored*(lines(compress.ValueScaleBytes)+lines(compress.ValueRowBytes(b.d)))
+// scanOfPage is what scanning a page takes: the first plane of its keys, and
+// its part of the steps that it shares with neighbours.
+func (b *body) scanOfPage() float64 {
+	return float64(tiers.PageTokens/tiers.LeafTokens*compress.KeyPlaneBytes(b.d)[0]) + b.groups*lines(compress.KeyStepsBytes(b.d))/b.pages
 }
 
 // lines is how many bytes of cache lines n bytes touch on average, if they lie

@@ -122,12 +122,10 @@ func decodeExact(packed []byte, n, d int, t compress.ElementType) ([]float32, er
 
 func codedRows(ctx context.Context, r Reader, s Segment, head int) (*DecodedRows, Account, error) {
 	h, v := s.Header, view(s, head)
-	planes := []tiers.Plane{tiers.PlaneSteps, tiers.PlaneK2, tiers.PlaneK4, tiers.PlaneV4, tiers.PlaneOrder}
-	if v.Info.Outliers > 0 {
-		planes = append(planes, tiers.PlaneOutliers)
-	}
+	keyPlanes := v.KeyPlanes(s.Low)
+	planes := append([]tiers.Plane{tiers.PlaneSteps, tiers.PlaneV4, tiers.PlaneOrder}, keyPlanes...)
 	if s.Low {
-		planes = append(planes, tiers.PlaneK8, tiers.PlaneV8)
+		planes = append(planes, tiers.PlaneV8)
 	}
 	reqs := make([]tiers.Request, len(planes))
 	for i, p := range planes {
@@ -145,7 +143,11 @@ func codedRows(ctx context.Context, r Reader, s Segment, head int) (*DecodedRows
 	d := h.HeadDim
 	out := &DecodedRows{K: make([]float32, v.Stored()*d), V: make([]float32, v.Stored()*d), Rotated: true,
 		Positions: v.Positions(b[tiers.PlaneOrder])}
-	if err := v.Keys(out.K, b[tiers.PlaneSteps], b[tiers.PlaneK2], b[tiers.PlaneK4], b[tiers.PlaneK8], b[tiers.PlaneOutliers]); err != nil {
+	keys := make([][]byte, len(keyPlanes))
+	for i, p := range keyPlanes {
+		keys[i] = b[p]
+	}
+	if err := v.Keys(out.K, b[tiers.PlaneSteps], keys...); err != nil {
 		return nil, Account{}, fmt.Errorf("segment %v: %w: %w", h.ID, tiers.ErrCorrupt, err)
 	}
 	v.Values(out.V, b[tiers.PlaneV4], b[tiers.PlaneV8])

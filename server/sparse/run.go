@@ -3,7 +3,6 @@ package sparse
 import (
 	"context"
 	"fmt"
-	"slices"
 	"time"
 
 	"kvtier/attention"
@@ -14,15 +13,15 @@ import (
 
 // run is one group's query over the segments that are read in part.
 type run struct {
-	ctx  context.Context
-	r    Reader
-	tr   *Trace
-	q    Query
-	d    int
-	rows int
-	plan plan
-	left float64 // bytes of the budget that are left, if all of them lie in RAM
-	acc  Account
+	ctx     context.Context
+	r       Reader
+	tr      *Trace
+	q       Query
+	d       int
+	rows    int
+	scanned int     // pages
+	left    float64 // bytes of the budget that are left, if all of them lie in RAM
+	acc     Account
 
 	segs   []*segmentRun
 	norm2  []float32           // [rows], |q|^2
@@ -30,10 +29,10 @@ type run struct {
 	rot    []attention.Partial // [rows], in rotated space
 	unread []unread            // what was estimated, for the error
 
-	pages  []unit
-	leaves []unit
+	pages  []page
+	leaves []leaf // of the pages that are scanned
 	tokens []token
-	// What scanned leaves taught about summaries, [rows]: the log by which they
+	// What scanned pages taught about their means, [rows]: the log by which they
 	// underestimate masses, and the relative variance of what is left of the error.
 	bias    []float32
 	massVar []float64
@@ -41,40 +40,33 @@ type run struct {
 
 // segmentRun is what the run holds of one segment.
 type segmentRun struct {
-	index    int // in the caller's segments
-	s        Segment
-	view     seal.View
-	pages    attention.Summaries
-	outliers []byte
-	pins     []tiers.Pin
-	received float32 // share of the attention that its read tokens received, summed over heads
+	index        int // in the caller's segments
+	s            Segment
+	view         seal.View
+	keys, values attention.Means // of pages
+	pins         []tiers.Pin
+	received     float32 // share of the attention that its read tokens received, summed over heads
+	codes        *codes  // once any of its pages is scanned
 }
 
-// unit is a page or a leaf under consideration.
-type unit struct {
-	seg   int
-	i     int       // page or leaf of its head
-	place int       // of its first token
-	n     int       // tokens
-	mass  []float32 // [rows], estimated log mass
-	rank  []float32 // [rows], log weight by which it is ranked
-	sum   attention.Summaries
-	at    int // index in sum
-	keys  []float32
-	k2    []byte
-	steps compress.KeySteps // of its keys, once scanned
-	log   [][]float32       // [rows][n], scores of its tokens, once scanned
+// page is 64 tokens under consideration.
+type page struct {
+	seg, i  int
+	n       int       // tokens
+	score   []float32 // [rows], of its mean key
+	mass    []float32 // [rows], estimated log mass
+	rank    []float32 // [rows], log weight by which it is ranked
+	scatter []float32 // [rows], mean square of its values' distance from their mean, over the output's square
+	far     []float32 // [rows], the same from the output
 }
 
-// token is one scanned token: a candidate for reading its value.
+// token is a candidate for reading its value.
 type token struct {
 	seg, place int
-	leaf       int // index in run.leaves; -1: an outlier
+	leaf       int // index in run.leaves
 	log        []float32
 	read       bool
 }
-
-func (t *token) group() group { return group{t.seg, t.leaf} }
 
 func newRun(ctx context.Context, r Reader, segments []Segment, part []int, q Query, share float32, tr *Trace) *run {
 	d := segments[part[0]].Header.HeadDim
@@ -90,7 +82,7 @@ func newRun(ctx context.Context, r Reader, segments []Segment, part []int, q Que
 		u.segs = append(u.segs, &segmentRun{index: i, s: segments[i], view: v})
 		b.add(v)
 	}
-	u.plan, u.left = planFor(share, b), float64(share)*b.full
+	u.scanned, u.left = scannedPages(share, b), float64(share)*b.full
 	return u
 }
 
@@ -104,9 +96,10 @@ func (u *run) answer() error {
 		ns *int64
 	}{
 		{u.scorePages, &u.acc.NsScore},
-		{u.scoreLeaves, &u.acc.NsScore},
-		{u.scan, &u.acc.NsScan},
-		{u.refine, &u.acc.NsScan},
+		{u.scan, &u.acc.NsScore},
+		{func() error { return u.refine(1) }, &u.acc.NsScan},
+		{func() error { return u.refine(2) }, &u.acc.NsScan},
+		{func() error { return u.refine(3) }, &u.acc.NsScan},
 		{u.readValues, &u.acc.NsFetch},
 	} {
 		start := time.Now()
@@ -144,39 +137,52 @@ func (u *run) release() {
 	}
 }
 
-func (u *run) request(s *segmentRun, p tiers.Plane, ranges ...tiers.Range) tiers.Request {
-	return tiers.Request{Header: s.s.Header, Head: u.q.Head, Plane: p, Ranges: ranges}
-}
-
-// scorePages scores all pages and the outliers' keys, and estimates the
-// normaliser from them and the exact zone.
-func (u *run) scorePages() error {
+// each pins ranges of one plane, by segment, and hands their bytes over; they
+// stay pinned until the run ends.
+func (u *run) each(p tiers.Plane, ranges [][]tiers.Range, use func(seg int, b [][]byte) error) error {
 	var reqs []tiers.Request
-	for _, s := range u.segs {
-		reqs = append(reqs, u.request(s, tiers.PlanePages))
-		if s.view.Info.Outliers > 0 {
-			reqs = append(reqs, u.request(s, tiers.PlaneOutliers))
+	var segs []int
+	for i, r := range ranges {
+		if len(r) > 0 {
+			reqs = append(reqs, tiers.Request{Header: u.segs[i].s.Header, Head: u.q.Head, Plane: p, Ranges: r})
+			segs = append(segs, i)
 		}
+	}
+	if len(reqs) == 0 {
+		return nil
 	}
 	pins, err := u.pin(reqs)
 	if err != nil {
 		return err
 	}
-	for _, s := range u.segs { // all of them, before anything can fail
-		n := 1 + min(1, s.view.Info.Outliers)
-		s.pins, pins = append(s.pins, pins[:n]...), pins[n:]
+	for i, seg := range segs { // all of them, before anything can fail
+		u.segs[seg].pins = append(u.segs[seg].pins, pins[i])
 	}
+	for i, seg := range segs {
+		if err := use(seg, pins[i].Ranges); err != nil {
+			return fmt.Errorf("segment %v: %w: %w", u.segs[seg].s.Header.ID, tiers.ErrCorrupt, err)
+		}
+	}
+	return nil
+}
+
+// scorePages scores all pages, and estimates the normaliser from them and the
+// exact zone.
+func (u *run) scorePages() error {
+	ranges := make([][]tiers.Range, len(u.segs))
 	for i, s := range u.segs {
-		s.pages, _ = attention.ParseSummaries(s.pins[0].Ranges[0], u.d, s.view.Pages())
-		for p := range s.view.Pages() {
-			u.pages = append(u.pages, u.unit(unit{seg: i, i: p, place: p * tiers.PageTokens, n: s.view.PageTokens(p), sum: s.pages, at: p}))
+		ranges[i] = []tiers.Range{{Len: 2 * attention.MeansBytes(s.view.Pages(), u.d)}}
+	}
+	err := u.each(tiers.PlanePages, ranges, func(seg int, b [][]byte) error {
+		s := u.segs[seg]
+		s.keys, s.values = s.view.PageMeans(b[0])
+		for i := range s.view.Pages() {
+			u.pages = append(u.pages, u.scorePage(seg, i))
 		}
-		if s.view.Info.Outliers > 0 {
-			s.outliers = s.pins[1].Ranges[0]
-			if err := u.scoreOutliers(i, s); err != nil {
-				return err
-			}
-		}
+		return nil
+	})
+	if err != nil {
+		return err
 	}
 	u.acc.Pages, u.acc.PagesTotal = int64(len(u.pages)), int64(len(u.pages))
 	for r := range u.rows {
@@ -184,49 +190,26 @@ func (u *run) scorePages() error {
 		for _, p := range u.pages {
 			u.total[r] = logAdd(u.total[r], p.mass[r])
 		}
-		for _, t := range u.tokens {
-			u.total[r] = logAdd(u.total[r], t.log[r])
-		}
 	}
+	u.judge()
 	return nil
 }
 
-// unit scores one page or leaf for every row.
-func (u *run) unit(x unit) unit {
-	log := make([]float32, 2*u.rows)
-	x.mass, x.rank = log[:u.rows], log[u.rows:]
+func (u *run) scorePage(seg, i int) page {
+	s := u.segs[seg]
+	x := make([]float32, 5*u.rows)
+	next := func() (row []float32) {
+		row, x = x[:u.rows], x[u.rows:]
+		return row
+	}
+	p := page{seg: seg, i: i, n: s.view.PageTokens(i), score: next(), mass: next(), rank: next(), scatter: next(), far: next()}
 	for r := range u.rows {
-		score, spread := attention.Softcap(x.sum.Score(x.at, u.row(r)), u.q.Softcap), u.spread(x.sum, x.at, r)
-		x.mass[r] = attention.Mass(x.n, score, spread)
-		x.rank[r] = attention.Presence(x.n, score, spread)
+		p.score[r] = s.keys.Score(i, u.row(r))
+		score, spread := attention.Softcap(p.score[r], u.q.Softcap), s.keys.Spread(i)*u.norm2[r]
+		p.mass[r] = attention.Mass(p.n, score, spread)
+		p.rank[r] = attention.Presence(p.n, score, spread)
 	}
-	return x
-}
-
-func (u *run) spread(s attention.Summaries, at, row int) float32 {
-	return s.Spread(at) * u.norm2[row]
-}
-
-func (u *run) scoreOutliers(i int, s *segmentRun) error {
-	n := s.view.Info.Outliers
-	k := make([]float32, n*u.d)
-	if err := s.view.OutlierKeys(k, s.outliers); err != nil {
-		return fmt.Errorf("segment %v: %w: %w", s.s.Header.ID, tiers.ErrCorrupt, err)
-	}
-	for t := range n {
-		u.tokens = append(u.tokens, token{seg: i, place: s.view.Info.Body + t, leaf: -1, log: u.scores(k[t*u.d : (t+1)*u.d])})
-	}
-	u.acc.Scanned += int64(n)
-	return nil
-}
-
-// scores returns the score of one key for every row.
-func (u *run) scores(k []float32) []float32 {
-	out := make([]float32, u.rows)
-	for r := range out {
-		out[r] = attention.Softcap(attention.Dot(u.row(r), k), u.q.Softcap)
-	}
-	return out
+	return p
 }
 
 // share ranks a log weight given by row: its share of the softmax, summed over
@@ -238,209 +221,150 @@ func (u *run) share(log func(row int) float32) (sum float32) {
 	return sum
 }
 
-// best returns the indices of the units that most probably hold a strong token.
-func (u *run) best(units []unit, count int) []int {
-	rank := make([]float32, len(units))
-	for i, x := range units {
-		rank[i] = u.share(func(r int) float32 { return x.rank[r] })
-	}
-	return attention.Top(rank, count)
-}
+// outlierPlanes is how many planes of outliers' keys are always read: nothing
+// else says which of them matter.
+const outlierPlanes = 3
 
-// count is a share of n, at least 1, at most n.
-func count(share float64, n int) int {
-	return min(n, max(1, int(share*float64(n))))
-}
-
-// scoreLeaves scores the leaves of the best pages; the other pages are estimated.
-func (u *run) scoreLeaves() error {
-	chosen := u.best(u.pages, count(u.plan.pages, len(u.pages)))
-	ranges := make([][]tiers.Range, len(u.segs))
-	pages := make([][]int, len(u.segs))
-	picked := make([]bool, len(u.pages))
-	for _, c := range chosen {
-		p := u.pages[c]
-		picked[c] = true
-		pages[p.seg] = append(pages[p.seg], p.i)
-		ranges[p.seg] = append(ranges[p.seg], u.segs[p.seg].view.LeafSummaries(p.i))
-	}
+// scan reads the first bits of all keys in the pages that most probably hold a
+// strong token, and in pages of outliers; the other pages are estimated.
+func (u *run) scan() error {
+	rank := make([]float32, len(u.pages))
 	for i, p := range u.pages {
-		if !picked[i] {
-			u.estimateUnit(p)
+		rank[i] = u.share(func(r int) float32 { return p.rank[r] })
+		if u.segs[p.seg].view.Outliers(p.i) {
+			rank[i] = inf
 		}
 	}
-	return u.each(tiers.PlaneLeaves, ranges, func(seg int, b [][]byte) error {
-		s := u.segs[seg]
-		for i, p := range pages[seg] {
-			first, end := s.view.LeavesOf(p)
-			sum, _ := attention.ParseSummaries(b[i], u.d, end-first)
-			for l := first; l < end; l++ {
-				u.leaves = append(u.leaves, u.unit(unit{seg: seg, i: l, place: l * tiers.LeafTokens, n: s.view.LeafTokens(l), sum: sum, at: l - first}))
-			}
+	chosen := attention.Top(rank, u.scanned)
+	for i, at := 0, 0; i < len(u.pages); i++ {
+		p := &u.pages[i]
+		if at == len(chosen) || chosen[at] != i {
+			u.estimatePage(p)
+			continue
 		}
-		u.acc.Leaves = int64(len(u.leaves))
-		return nil
-	})
-}
-
-// each pins ranges of one plane, by segment, and hands their bytes over; they
-// stay pinned until the run ends.
-func (u *run) each(p tiers.Plane, ranges [][]tiers.Range, use func(seg int, b [][]byte) error) error {
-	var reqs []tiers.Request
-	var segs []int
-	for i, r := range ranges {
-		if len(r) > 0 {
-			reqs = append(reqs, u.request(u.segs[i], p, r...))
-			segs = append(segs, i)
+		at++
+		first, end := u.segs[p.seg].view.LeavesOf(p.i)
+		for l := first; l < end; l++ {
+			u.leaves = append(u.leaves, u.newLeaf(i, l))
 		}
 	}
-	if len(reqs) == 0 {
-		return nil
-	}
-	pins, err := u.pin(reqs)
-	if err != nil {
+	if err := u.readSteps(); err != nil {
 		return err
 	}
-	for i, seg := range segs {
-		u.segs[seg].pins = append(u.segs[seg].pins, pins[i])
+	all := make([]int, len(u.leaves))
+	for i := range all {
+		all[i] = i
 	}
-	for i, seg := range segs {
-		if err := use(seg, pins[i].Ranges); err != nil {
-			return fmt.Errorf("segment %v: %w: %w", u.segs[seg].s.Header.ID, tiers.ErrCorrupt, err)
+	u.acc.Leaves = int64(len(all))
+	if err := u.readKeys(0, all); err != nil {
+		return err
+	}
+	var outliers []int
+	for i := range u.leaves {
+		if x := &u.leaves[i]; u.segs[x.seg].view.Outliers(u.pages[x.page].i) {
+			outliers = append(outliers, i)
 		}
 	}
+	for plane := 1; plane < outlierPlanes; plane++ {
+		if err := u.readKeys(plane, outliers); err != nil {
+			return err
+		}
+	}
+	u.calibrate(chosen)
 	return nil
 }
 
-// bodyLeaves is the number of leaves of all segments.
-func (u *run) bodyLeaves() (n int) {
-	for _, s := range u.segs {
-		n += s.view.Leaves()
-	}
-	return n
-}
-
-// scan reads the 2-bit keys of the best leaves; the other leaves are estimated.
-func (u *run) scan() error {
-	chosen := u.best(u.leaves, count(u.plan.leaves, u.bodyLeaves()))
-	u.leaves = u.keep(u.leaves, chosen, u.estimateUnit)
-	steps, err := u.steps()
-	if err != nil {
-		return err
-	}
-	c := newCalibration(u)
-	err = u.eachLeaf(tiers.PlaneK2, u.leaves, func(x *unit, b []byte) {
-		x.k2, x.steps = b, steps[stepKey{x.seg, x.i * tiers.LeafTokens / tiers.StepTokens}]
-		x.keys = make([]float32, tiers.LeafTokens*u.d)
-		compress.UnpackKeys(x.keys, b, nil, nil, u.d, x.steps)
-		u.scoreLeaf(x)
-		u.acc.Scans++
-		u.acc.Scanned += int64(x.n)
-	})
-	c.finish(u)
-	return err
-}
-
-// keep returns the chosen units and tells rest of the others.
-func (u *run) keep(units []unit, chosen []int, rest func(unit)) []unit {
-	out := make([]unit, 0, len(chosen))
-	for i := range units {
-		if len(chosen) > 0 && chosen[0] == i {
-			out = append(out, units[i])
-			chosen = chosen[1:]
-		} else {
-			rest(units[i])
+// refine reads the next plane of keys of the leaves where that is worth more
+// than anything else that the rest of the budget can buy.
+func (u *run) refine(plane int) error {
+	bytes := compress.KeyPlaneBytes(u.d)
+	var items []item
+	worth := make([]float32, len(u.leaves))
+	for i := range u.leaves {
+		x := &u.leaves[i]
+		if len(x.planes) < plane {
+			continue // what was not worth the plane before
+		}
+		for p := max(plane, len(x.planes)); p < 4; p++ {
+			gain := u.keyGain(x, p)
+			items = append(items, item{gain, float32(bytes[p])})
+			if p == plane {
+				worth[i] = gain / float32(bytes[p])
+			}
+		}
+		for t := range x.n {
+			items = append(items, item{u.valueGain(x, t), u.valueBytes()})
 		}
 	}
-	return out
+	least := threshold(items, u.left)
+	var chosen []int
+	for i, w := range worth {
+		if w >= least {
+			chosen = append(chosen, i)
+		}
+	}
+	if plane == 1 {
+		u.acc.Scans = int64(len(chosen))
+	} else if plane == 3 {
+		u.acc.Refined = int64(len(chosen))
+	}
+	return u.readKeys(plane, chosen)
 }
 
-type stepKey struct{ seg, group int }
+// valueBytes is about what reading one value costs: its row, and a share of the
+// line that holds its scale.
+func (u *run) valueBytes() float32 { return float32(lines(compress.ValueRowBytes(u.d))) + 32 }
 
-// steps reads the key steps of all chosen leaves.
-func (u *run) steps() (map[stepKey]compress.KeySteps, error) {
+// readKeys reads a plane of the chosen leaves, which are in order of place, and
+// scores their tokens anew.
+func (u *run) readKeys(plane int, chosen []int) error {
+	ranges := make([][]tiers.Range, len(u.segs))
+	bySeg := make([][]int, len(u.segs))
+	for _, i := range chosen {
+		x := &u.leaves[i]
+		bySeg[x.seg] = append(bySeg[x.seg], i)
+		ranges[x.seg] = append(ranges[x.seg], u.segs[x.seg].view.LeafKeys(plane, x.i))
+	}
+	if plane == 0 {
+		for _, i := range chosen {
+			u.acc.Scanned += int64(u.leaves[i].n)
+		}
+	}
+	return u.each(tiers.KeyPlanes[plane], ranges, func(seg int, b [][]byte) error {
+		for i, at := range bySeg[seg] {
+			u.leaves[at].planes = append(u.leaves[at].planes, b[i])
+			u.scoreLeaf(&u.leaves[at])
+		}
+		return nil
+	})
+}
+
+// readSteps reads how the keys of all scanned leaves are coded.
+func (u *run) readSteps() error {
 	ranges := make([][]tiers.Range, len(u.segs))
 	groups := make([][]int, len(u.segs))
 	for _, x := range u.leaves {
-		g := x.i * tiers.LeafTokens / tiers.StepTokens
-		if n := len(groups[x.seg]); n == 0 || groups[x.seg][n-1] != g {
-			groups[x.seg] = append(groups[x.seg], g)
-			ranges[x.seg] = append(ranges[x.seg], u.segs[x.seg].view.StepsOf(x.i))
+		v := u.segs[x.seg].view
+		if len(ranges[x.seg]) == 0 {
+			ranges[x.seg] = append(ranges[x.seg], v.KeyOrder())
+		}
+		if n := len(groups[x.seg]); n == 0 || groups[x.seg][n-1] != x.group {
+			groups[x.seg] = append(groups[x.seg], x.group)
+			ranges[x.seg] = append(ranges[x.seg], v.Steps(x.group))
 		}
 	}
-	out := make(map[stepKey]compress.KeySteps)
-	err := u.each(tiers.PlaneSteps, ranges, func(seg int, b [][]byte) error {
+	return u.each(tiers.PlaneSteps, ranges, func(seg int, b [][]byte) error {
+		order, err := compress.ParseKeyOrder(b[0], u.d)
+		if err != nil {
+			return err
+		}
+		s := u.segs[seg]
+		s.codes = newCodes(order, u.q.Q, s.view.StepGroups())
 		for i, g := range groups[seg] {
-			s, err := compress.ParseKeySteps(b[i], u.d, u.segs[seg].view.Info.KeyExp)
-			if err != nil {
+			if err := s.codes.addGroup(g, b[i+1], s.view.Info.KeyExp); err != nil {
 				return err
 			}
-			out[stepKey{seg, g}] = s
 		}
 		return nil
 	})
-	return out, err
-}
-
-// eachLeaf pins the same plane of leaves, which are ordered by segment.
-func (u *run) eachLeaf(p tiers.Plane, leaves []unit, use func(x *unit, b []byte)) error {
-	ranges := make([][]tiers.Range, len(u.segs))
-	first := make([]int, len(u.segs))
-	for i, x := range leaves {
-		if len(ranges[x.seg]) == 0 {
-			first[x.seg] = i
-		}
-		ranges[x.seg] = append(ranges[x.seg], u.segs[x.seg].view.LeafKeys(x.i))
-	}
-	return u.each(p, ranges, func(seg int, b [][]byte) error {
-		for i := range b {
-			use(&leaves[first[seg]+i], b[i])
-		}
-		return nil
-	})
-}
-
-// scoreLeaf scores the leaf's tokens from its keys as they are known now. From
-// then on it is ranked by its strongest token.
-func (u *run) scoreLeaf(x *unit) {
-	if x.log == nil {
-		x.log = make([][]float32, u.rows)
-		all := make([]float32, u.rows*x.n)
-		for r := range x.log {
-			x.log[r] = all[r*x.n : (r+1)*x.n]
-		}
-	}
-	for r, log := range x.log {
-		q := u.row(r)
-		for t := range log {
-			log[t] = attention.Softcap(attention.Dot(q, x.keys[t*u.d:(t+1)*u.d]), u.q.Softcap)
-		}
-		x.mass[r], x.rank[r] = logSum(log), slices.Max(log)
-	}
-}
-
-// refine reads the next 2 bits of the leaves with the strongest tokens; the
-// others stand as scanned.
-func (u *run) refine() error {
-	chosen := u.best(u.leaves, count(u.plan.refine, u.bodyLeaves()))
-	u.leaves = u.keep(u.leaves, chosen, func(x unit) {
-		u.estimateUnit(x)
-		u.trace(x, Scanned)
-	})
-	return u.eachLeaf(tiers.PlaneK4, u.leaves, func(x *unit, b []byte) {
-		compress.UnpackKeys(x.keys, x.k2, b, nil, u.d, x.steps)
-		u.scoreLeaf(x)
-		u.acc.Refined++
-	})
-}
-
-func (u *run) trace(x unit, how How) {
-	if u.tr.Token == nil {
-		return
-	}
-	for r := range u.rows {
-		for t, s := range x.log[r] {
-			u.tr.Token(r, u.segs[x.seg].index, x.place+t, s, how)
-		}
-	}
 }

@@ -310,8 +310,8 @@ func TestErrors(t *testing.T) {
 	if calls < 6 {
 		t.Errorf("only %d stages read", calls)
 	}
-	// Steps and outliers that no writer makes: checked, though checksums let them through.
-	for _, p := range []tiers.Plane{tiers.PlaneSteps, tiers.PlaneOutliers} {
+	// Steps that no writer makes: checked, though checksums let them through.
+	for _, p := range []tiers.Plane{tiers.PlaneSteps} {
 		for _, b := range []Budget{{All: true}, {Share: .5}} { // enough to scan some of every segment
 			h := f.segs[1].Header
 			off, n, _ := h.Piece(0, p)
@@ -335,19 +335,19 @@ func TestTrace(t *testing.T) {
 	f := sealed(rng, s, seal.Options{Profile: tiers.ProfileNeutral}, compress.F32, 2048, 2500)
 	for _, b := range []Budget{{All: true}, {Share: .3}} {
 		q := f.query(rng, 0, 2)
-		seen := make(map[string]How)
+		seen, off := make(map[string]How), 0.
 		tr := &Trace{Token: func(row, segment, place int, log float32, how How) {
 			key := fmt.Sprint(row, segment, place)
 			if _, twice := seen[key]; twice {
 				t.Fatalf("token %s twice", key)
 			}
 			seen[key] = how
-			off, n, _ := f.segs[segment].Header.Piece(0, tiers.PlaneOrder)
-			order := view(f.segs[segment], 0).Positions(f.reader.parts[f.segs[segment].Header.ID][0][off : off+n])
+			at, n, _ := f.segs[segment].Header.Piece(0, tiers.PlaneOrder)
+			order := view(f.segs[segment], 0).Positions(f.reader.parts[f.segs[segment].Header.ID][0][at : at+n])
 			pos := order[place] + int(f.segs[segment].Header.Start)
 			want := attention.Dot(q.Q[row*s.d:(row+1)*s.d], s.k[pos*s.d:(pos+1)*s.d])
-			if how == Read && math.Abs(float64(log-want)) > 1.5 {
-				t.Fatalf("token %s: log weight %v, want %v", key, log, want)
+			if how == Read {
+				off += math.Abs(float64(log - want))
 			}
 		}}
 		acc, err := Attend(context.Background(), f.reader, f.segs, q, b, tr)
@@ -357,6 +357,9 @@ func TestTrace(t *testing.T) {
 		count := make(map[How]int64)
 		for _, how := range seen {
 			count[how]++
+		}
+		if off /= float64(count[Read]); off > 1 { // a tenth of what it is for tokens of other places
+			t.Errorf("%+v: log weights are off by %v on average", b, off)
 		}
 		if count[Read] != 2*acc.Read || count[Read]+count[Scanned] != 2*acc.Scanned {
 			t.Errorf("%+v: traced %v, account %d read, %d scanned", b, count, acc.Read, acc.Scanned)

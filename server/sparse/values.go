@@ -8,10 +8,15 @@ import (
 	"kvtier/tiers"
 )
 
-// readValues reads the values of the best tokens and estimates the others of
-// the same leaves by the mean of the ones that were not read.
+// readValues reads the values of the best tokens of refined leaves; all other
+// tokens are estimated.
 func (u *run) readValues() error {
-	for i, x := range u.leaves {
+	var rank []float32
+	for i := range u.leaves {
+		x := &u.leaves[i]
+		if len(x.planes) < 2 {
+			continue
+		}
 		all := make([]float32, x.n*u.rows)
 		for t := range x.n {
 			log := all[t*u.rows : (t+1)*u.rows : (t+1)*u.rows]
@@ -19,36 +24,34 @@ func (u *run) readValues() error {
 				log[r] = x.log[r][t]
 			}
 			u.tokens = append(u.tokens, token{seg: x.seg, place: x.place + t, leaf: i, log: log})
+			rank = append(rank, u.valueGain(x, t))
 		}
-	}
-	rank := make([]float32, len(u.tokens))
-	for i, t := range u.tokens {
-		rank[i] = u.share(func(r int) float32 { return t.log[r] })
 	}
 	if err := u.fetch(u.affordable(rank)); err != nil {
 		return err
 	}
-	u.estimateRest()
+	u.estimateLeaves()
 	return nil
 }
 
 // affordable returns the best tokens whose values the rest of the budget pays
 // for. How many cache lines they share shows only after the choice, so that it
-// is made twice.
+// is made by trial.
 func (u *run) affordable(rank []float32) []int {
-	stored := 0
-	for _, s := range u.segs {
-		stored += s.view.Stored()
-	}
-	n := count(u.plan.values, stored)
-	chosen := attention.Top(rank, n)
-	if cost := u.valueCost(chosen); cost > 0 {
-		more := int(float64(len(chosen)) * u.left / cost)
-		if chosen2 := attention.Top(rank, max(1, more)); u.valueCost(chosen2) <= u.left {
-			return chosen2
+	least := attention.Top(rank, 1)
+	most := len(rank)
+	n := max(1, int(u.left/float64(u.valueBytes())))
+	for try := 0; try < 6 && len(least) < most; try++ {
+		chosen := attention.Top(rank, min(n, most))
+		if cost := u.valueCost(chosen); cost <= u.left {
+			least = chosen
+			n = max(n+1, int(float64(n)*u.left/max(cost, 1)))
+		} else {
+			most = n - 1
+			n = (len(least) + most + 1) / 2
 		}
 	}
-	return chosen
+	return least
 }
 
 func (u *run) valueCost(tokens []int) (bytes float64) {

@@ -68,13 +68,13 @@ func TestGoldenRead(t *testing.T) {
 	}
 	of := func(p tiers.Plane) []byte { return piece(h, parts, 0, p) }
 	v := View{D: 16, Info: h.Heads[0]}
-	if want := (tiers.HeadInfo{Body: 276, Outliers: 8, Sinks: 16}); v.Info.Body != want.Body || v.Info.Outliers != want.Outliers || v.Info.Sinks != want.Sinks {
+	if want := (tiers.HeadInfo{Body: 256, Outliers: 28, Sinks: 16}); v.Info.Body != want.Body || v.Info.Outliers != want.Outliers || v.Info.Sinks != want.Sinks {
 		t.Fatalf("head %+v", v.Info)
 	}
 	k, val := r.head(r.K, 0, 0, 300), r.head(r.V, 0, 0, 300)
 	order := v.Positions(of(tiers.PlaneOrder))
 	gk, gv := make([]float32, v.Stored()*v.D), make([]float32, v.Stored()*v.D)
-	if err := v.Keys(gk, of(tiers.PlaneSteps), of(tiers.PlaneK2), of(tiers.PlaneK4), of(tiers.PlaneK8), of(tiers.PlaneOutliers)); err != nil {
+	if err := v.Keys(gk, of(tiers.PlaneSteps), keyPlanes(v, of, true)...); err != nil {
 		t.Fatal(err)
 	}
 	v.Values(gv, of(tiers.PlaneV4), of(tiers.PlaneV8))

@@ -106,12 +106,10 @@ func (s *sealer) head(head int) {
 		KeyExp: compress.KeyExp(k), QueryNorm2: m.Norm2}
 	s.planes[tiers.PlaneOrder] = packOrder(order.Tokens, s.opt.Sinks)
 	low := s.opt.Low || s.opt.Profile == tiers.ProfileNeutral
-	s.keys(k, order.Body, low)
+	s.keys(k, m, low)
 	s.values(v, low)
-	rotated := append([]float32(nil), v...)
-	compress.Rotate(rotated, d)
-	s.summaries(k[:order.Body*d], rotated[:order.Body*d], m)
-	s.outliers(k[order.Body*d:], rotated[order.Body*d:], m)
+	compress.Rotate(v, d)
+	s.means(k, v, m)
 	if len(s.opt.Queries) > 0 {
 		s.info.CodecError = codecError(k, v, s.opt.Queries[head], s.planes, *s.info, d)
 	}
@@ -134,37 +132,45 @@ func packOrder(tokens []int, sinks int) []byte {
 	return b
 }
 
-func (s *sealer) keys(k []float32, body int, low bool) {
+// keys writes the order of the keys' bits, the steps of each group, and the planes.
+func (s *sealer) keys(k []float32, m *attention.Metric, low bool) {
 	d := s.rows.HeadDim
-	codes := make([]uint8, body*d)
-	var steps []byte
-	for lo := 0; lo < body; lo += tiers.StepTokens {
-		hi := min(lo+tiers.StepTokens, body)
-		st := compress.FitKeySteps(k[lo*d:hi*d], d, s.info.KeyExp)
+	v := View{D: d, Info: *s.info}
+	order := compress.FitKeyOrder(v.importance(k, m))
+	rows, codes := make([]float32, len(k)), make([]uint8, len(k))
+	order.Permute(rows, k)
+	steps := order.Append(nil)
+	for g := range v.StepGroups() {
+		lo, hi := v.stepGroup(g)
+		st := compress.FitKeySteps(rows[lo*d:hi*d], d, s.info.KeyExp)
 		steps = st.Append(steps, s.info.KeyExp)
-		compress.KeyCodes(codes[lo*d:hi*d], k[lo*d:hi*d], d, st)
+		compress.KeyCodes(codes[lo*d:hi*d], rows[lo*d:hi*d], d, st)
 	}
 	s.planes[tiers.PlaneSteps] = steps
-	k2, k4, k8 := compress.PackKeyPlanes(codes, body, d)
-	s.planes[tiers.PlaneK2], s.planes[tiers.PlaneK4] = k2, k4
-	if low {
-		s.planes[tiers.PlaneK8] = k8
+	for i, b := range compress.PackKeyPlanes(codes, len(k)/d, d, order.Lines) {
+		if p := tiers.KeyPlanes[i]; low || p != tiers.PlaneK8 {
+			s.planes[p] = b
+		}
 	}
 }
 
-// outliers writes key steps, one summary of all of them, and their 8-bit codes
-// [tokens][d]. v is rotated.
-func (s *sealer) outliers(k, v []float32, m *attention.Metric) {
-	d := s.rows.HeadDim
-	if len(k) == 0 {
-		return
+// importance returns, by channel, the mean square of what the channel adds to a
+// unit query's score beyond the mean of the tokens with which it shares steps.
+func (v View) importance(k []float32, m *attention.Metric) []float32 {
+	d := v.D
+	out := make([]float32, d)
+	for g := range v.StepGroups() {
+		lo, hi := v.stepGroup(g)
+		mean := attention.Mean(k[lo*d:hi*d], d)
+		for i, x := range k[lo*d : hi*d] {
+			delta := x - mean[i%d]
+			out[i%d] += delta * delta
+		}
 	}
-	st := compress.FitKeySteps(k, d, s.info.KeyExp)
-	codes := make([]uint8, len(k))
-	compress.KeyCodes(codes, k, d, st)
-	b := st.Append(nil, s.info.KeyExp)
-	b = attention.PackSummaries(b, k, v, d, len(k)/d, m)
-	s.planes[tiers.PlaneOutliers] = append(b, codes...)
+	for j := range out {
+		out[j] *= m.Square(j) / float32(v.Stored())
+	}
+	return out
 }
 
 // values writes pages of [tokens][3] scales and then [tokens][d/2] high codes,
@@ -186,20 +192,15 @@ func (s *sealer) values(v []float32, low bool) {
 	}
 }
 
-// summaries writes the pages' in one run, and the leaves' page by page.
-func (s *sealer) summaries(k, v []float32, m *attention.Metric) {
+// means writes the pages' mean keys and mean values, each in one run. v is rotated.
+func (s *sealer) means(k, v []float32, m *attention.Metric) {
 	d := s.rows.HeadDim
-	s.planes[tiers.PlanePages] = attention.PackSummaries(nil, k, v, d, tiers.PageTokens, m)
-	var b []byte
-	for p := 0; p < len(k); p += tiers.PageTokens * d {
-		e := min(p+tiers.PageTokens*d, len(k))
-		b = attention.PackSummaries(b, k[p:e], v[p:e], d, tiers.LeafTokens, m)
-	}
-	s.planes[tiers.PlaneLeaves] = b
+	b := attention.PackMeans(nil, k, d, tiers.PageTokens, m.Spread)
+	s.planes[tiers.PlanePages] = attention.PackMeans(b, v, d, tiers.PageTokens, attention.Norm2)
 }
 
 // codecError is the mean relative error of attention over the 4-bit codes of
-// the stored tokens alone, against the same attention over the rows.
+// the stored tokens alone, against the same attention over the rows; v is rotated.
 func codecError(k, v, queries []float32, planes *[tiers.NumPlanes][]byte, info tiers.HeadInfo, d int) float32 {
 	rows := len(queries) / d
 	if rows == 0 {
@@ -210,17 +211,15 @@ func codecError(k, v, queries []float32, planes *[tiers.NumPlanes][]byte, info t
 	scores := make([]float32, len(k)/d)
 	attention.Attend(exact, queries, k, v, d, 0, nil, scores)
 	kc, vc := make([]float32, len(k)), make([]float32, len(v))
-	bytesOf := func(p tiers.Plane) []byte { return planes[p] }
-	if view.Keys(kc, bytesOf(tiers.PlaneSteps), bytesOf(tiers.PlaneK2), bytesOf(tiers.PlaneK4), nil, bytesOf(tiers.PlaneOutliers)) != nil {
+	if view.Keys(kc, planes[tiers.PlaneSteps], planes[tiers.PlaneK1], planes[tiers.PlaneK2], planes[tiers.PlaneK3], planes[tiers.PlaneK4]) != nil {
 		return 1
 	}
-	view.Values(vc, bytesOf(tiers.PlaneV4), nil)
+	view.Values(vc, planes[tiers.PlaneV4], nil)
 	attention.Attend(coded, queries, kc, vc, d, 0, nil, scores)
 	var sum, seen float32
 	a, b := make([]float32, d), make([]float32, d)
 	for i := range rows {
 		exact[i].Output(a)
-		compress.Rotate(a, d)
 		coded[i].Output(b)
 		if attention.Dot(a, a) > 0 { // no error is relative to nothing
 			sum += attention.RelativeError(b, a)
@@ -270,6 +269,8 @@ func checkHead(h *tiers.Header, head int, t compress.ElementType) error {
 	v := View{D: h.HeadDim, Info: h.Heads[head]}
 	if i := v.Info; i.Body+i.Outliers+i.Sinks != h.Tokens || i.Body == 0 {
 		return fmt.Errorf("%d + %d + %d tokens of %d", i.Body, i.Outliers, i.Sinks, h.Tokens)
+	} else if i.Outliers > 0 && i.Body%tiers.PageTokens != 0 {
+		return fmt.Errorf("%d tokens before the outliers are no whole pages", i.Body)
 	} else if !(i.QueryNorm2 >= 0) || !(i.CodecError >= 0) {
 		return errors.New("a figure that is no number")
 	}

@@ -2,6 +2,7 @@ package seal
 
 import (
 	"encoding/binary"
+	"slices"
 
 	"kvtier/attention"
 	"kvtier/compress"
@@ -9,7 +10,7 @@ import (
 )
 
 // View knows where things lie inside the planes of one head. Stored tokens are
-// numbered by place: the body's first, leaf by leaf, then the outliers.
+// numbered by place: the body's first, leaf by leaf, then the outliers'.
 type View struct {
 	D    int
 	Info tiers.HeadInfo
@@ -18,17 +19,21 @@ type View struct {
 // Stored returns how many tokens are stored in planes: all but the sinks.
 func (v View) Stored() int { return v.Info.Body + v.Info.Outliers }
 
-// Pages and Leaves return how many of them the body has.
-func (v View) Pages() int { return (v.Info.Body + tiers.PageTokens - 1) / tiers.PageTokens }
+// Pages returns how many pages there are, those of outliers included.
+func (v View) Pages() int { return (v.Stored() + tiers.PageTokens - 1) / tiers.PageTokens }
 
-// Leaves returns how many leaves the body has.
-func (v View) Leaves() int { return (v.Info.Body + tiers.LeafTokens - 1) / tiers.LeafTokens }
+// Leaves returns how many leaves there are, those of outliers included.
+func (v View) Leaves() int { return (v.Stored() + tiers.LeafTokens - 1) / tiers.LeafTokens }
+
+// Outliers says whether page p holds outliers: tokens unlike each other, of
+// which a mean says little.
+func (v View) Outliers(p int) bool { return p*tiers.PageTokens >= v.Info.Body }
 
 // PageTokens returns the number of tokens of page p.
-func (v View) PageTokens(p int) int { return min(tiers.PageTokens, v.Info.Body-p*tiers.PageTokens) }
+func (v View) PageTokens(p int) int { return min(tiers.PageTokens, v.Stored()-p*tiers.PageTokens) }
 
 // LeafTokens returns the number of tokens of leaf l.
-func (v View) LeafTokens(l int) int { return min(tiers.LeafTokens, v.Info.Body-l*tiers.LeafTokens) }
+func (v View) LeafTokens(l int) int { return min(tiers.LeafTokens, v.Stored()-l*tiers.LeafTokens) }
 
 // LeavesOf returns the leaves of page p as [first, end).
 func (v View) LeavesOf(p int) (first, end int) {
@@ -36,22 +41,61 @@ func (v View) LeavesOf(p int) (first, end int) {
 	return p * per, min((p+1)*per, v.Leaves())
 }
 
-// LeafSummaries returns where the summaries of page p's leaves lie in PlaneLeaves.
-func (v View) LeafSummaries(p int) tiers.Range {
-	first, end := v.LeavesOf(p)
-	return tiers.Range{Off: attention.SummaryBytes(first, v.D), Len: attention.SummaryBytes(end-first, v.D)}
+// PageMeans returns the mean keys and the mean values of all pages, which are PlanePages.
+func (v View) PageMeans(b []byte) (keys, values attention.Means) {
+	half := attention.MeansBytes(v.Pages(), v.D)
+	keys, _ = attention.ParseMeans(b[:half], v.D, v.Pages())
+	values, _ = attention.ParseMeans(b[half:], v.D, v.Pages())
+	return keys, values
 }
 
-// LeafKeys returns where leaf l lies in PlaneK2 and in PlaneK4.
-func (v View) LeafKeys(l int) tiers.Range {
-	k2, _, _ := compress.KeyPlaneLeafBytes(v.D)
-	return tiers.Range{Off: l * k2, Len: k2}
+// KeyPlanes returns the planes that keys have, the last one only if low: in
+// small dimensions there is nothing left for it.
+func (v View) KeyPlanes(low bool) []tiers.Plane {
+	last := len(tiers.KeyPlanes) - 1
+	if low && compress.KeyPlaneBytes(v.D)[last] > 0 {
+		return tiers.KeyPlanes[:]
+	}
+	return tiers.KeyPlanes[:last]
 }
 
-// StepsOf returns where the steps of leaf l lie in PlaneSteps.
-func (v View) StepsOf(l int) tiers.Range {
+// LeafKeys returns where leaf l lies in the i-th of tiers.KeyPlanes.
+func (v View) LeafKeys(i, l int) tiers.Range {
+	n := compress.KeyPlaneBytes(v.D)[i]
+	return tiers.Range{Off: l * n, Len: n}
+}
+
+// StepGroups returns how many groups of tokens have steps of their own. The
+// outliers' are apart, so that they widen nobody else's.
+func (v View) StepGroups() int { return bodyGroups(v.Info.Body) + bodyGroups(v.Info.Outliers) }
+
+func bodyGroups(n int) int { return (n + tiers.StepTokens - 1) / tiers.StepTokens }
+
+// StepGroup returns the group of leaf l.
+func (v View) StepGroup(l int) int {
+	if at := l*tiers.LeafTokens - v.Info.Body; at >= 0 {
+		return bodyGroups(v.Info.Body) + at/tiers.StepTokens
+	}
+	return l * tiers.LeafTokens / tiers.StepTokens
+}
+
+// stepGroup returns the places of a group as [lo, hi).
+func (v View) stepGroup(g int) (lo, hi int) {
+	if n := bodyGroups(v.Info.Body); g >= n {
+		lo = v.Info.Body + (g-n)*tiers.StepTokens
+		return lo, min(lo+tiers.StepTokens, v.Stored())
+	}
+	lo = g * tiers.StepTokens
+	return lo, min(lo+tiers.StepTokens, v.Info.Body)
+}
+
+// KeyOrder returns where the order of the keys' bits lies in PlaneSteps.
+func (v View) KeyOrder() tiers.Range { return tiers.Range{Len: compress.KeyOrderBytes(v.D)} }
+
+// Steps returns where the steps of group g lie in PlaneSteps.
+func (v View) Steps(g int) tiers.Range {
 	n := compress.KeyStepsBytes(v.D)
-	return tiers.Range{Off: l * tiers.LeafTokens / tiers.StepTokens * n, Len: n}
+	return tiers.Range{Off: compress.KeyOrderBytes(v.D) + g*n, Len: n}
 }
 
 // ValueRanges returns where the scale and the high codes of the value at place t lie in PlaneV4.
@@ -67,7 +111,7 @@ func (v View) ValueRanges(t int) (scale, codes tiers.Range) {
 
 // size is how many bytes plane p has at least and at most in a segment of a profile.
 func (v View) size(p tiers.Plane, t compress.ElementType, profile tiers.Profile) (least, most int) {
-	k2, k4, k8 := compress.KeyPlaneLeafBytes(v.D)
+	keys := compress.KeyPlaneBytes(v.D)
 	row, leaves := compress.ValueRowBytes(v.D), v.Leaves()
 	exactly := func(n int) (int, int) { return n, n }
 	low := func(n int) (int, int) {
@@ -78,21 +122,15 @@ func (v View) size(p tiers.Plane, t compress.ElementType, profile tiers.Profile)
 	}
 	switch p {
 	case tiers.PlanePages:
-		return exactly(attention.SummaryBytes(v.Pages(), v.D))
-	case tiers.PlaneLeaves:
-		return exactly(attention.SummaryBytes(leaves, v.D))
+		return exactly(2 * attention.MeansBytes(v.Pages(), v.D))
 	case tiers.PlaneSteps:
-		return exactly((v.Info.Body + tiers.StepTokens - 1) / tiers.StepTokens * compress.KeyStepsBytes(v.D))
+		return exactly(compress.KeyOrderBytes(v.D) + v.StepGroups()*compress.KeyStepsBytes(v.D))
 	case tiers.PlaneOrder:
 		return exactly(2 * v.Stored())
-	case tiers.PlaneOutliers:
-		return exactly(v.OutlierBytes())
-	case tiers.PlaneK2:
-		return exactly(leaves * k2)
-	case tiers.PlaneK4:
-		return exactly(leaves * k4)
+	case tiers.PlaneK1, tiers.PlaneK2, tiers.PlaneK3, tiers.PlaneK4:
+		return exactly(leaves * keys[slices.Index(tiers.KeyPlanes[:], p)])
 	case tiers.PlaneK8:
-		return low(leaves * k8)
+		return low(leaves * keys[4])
 	case tiers.PlaneV4:
 		return exactly(v.Stored() * (compress.ValueScaleBytes + row))
 	case tiers.PlaneV8:
@@ -109,7 +147,8 @@ func (v View) size(p tiers.Plane, t compress.ElementType, profile tiers.Profile)
 }
 
 // BytesAt4Bits is what reading every stored token of the head once at 4 bits
-// transfers: the base of budgets. Summaries are not in it.
+// transfers, by definition: the base of budgets. Means and the bit by which keys
+// have more are not in it.
 func (v View) BytesAt4Bits() int {
 	return v.Stored() * (compress.ValueRowBytes(v.D)*2 + compress.ValueScaleBytes)
 }
@@ -123,60 +162,38 @@ func (v View) Positions(order []byte) []int {
 	return out
 }
 
-// Keys reconstructs all stored keys to dst [Stored][D]; k8 may be nil.
-func (v View) Keys(dst []float32, steps, k2, k4, k8, outliers []byte) error {
+// Keys reconstructs all stored keys to dst [Stored][D] from the first planes of
+// tiers.KeyPlanes: four of them, or all. The error is compress.ErrCorrupt.
+func (v View) Keys(dst []float32, steps []byte, planes ...[]byte) error {
 	d := v.D
-	b2, b4, b8 := compress.KeyPlaneLeafBytes(d)
-	leaf := make([]float32, tiers.LeafTokens*d)
-	var s compress.KeySteps
-	for l := range v.Leaves() {
-		if l*tiers.LeafTokens%tiers.StepTokens == 0 {
-			r := v.StepsOf(l)
-			var err error
-			if s, err = compress.ParseKeySteps(steps[r.Off:r.Off+r.Len], d, v.Info.KeyExp); err != nil {
-				return err
-			}
-		}
-		var low []byte
-		if k8 != nil {
-			low = k8[l*b8 : (l+1)*b8]
-		}
-		compress.UnpackKeys(leaf, k2[l*b2:(l+1)*b2], k4[l*b4:(l+1)*b4], low, d, s)
-		copy(dst[l*tiers.LeafTokens*d:v.Info.Body*d], leaf)
-	}
-	return v.OutlierKeys(dst[v.Info.Body*d:v.Stored()*d], outliers)
-}
-
-// outlierCodes is where the codes begin in PlaneOutliers.
-func (v View) outlierCodes() int {
-	return compress.KeyStepsBytes(v.D) + attention.SummaryBytes(1, v.D)
-}
-
-// OutlierBytes is the size of PlaneOutliers; 0 if there are no outliers.
-func (v View) OutlierBytes() int {
-	if v.Info.Outliers == 0 {
-		return 0
-	}
-	return v.outlierCodes() + v.Info.Outliers*v.D
-}
-
-// OutlierKeys reconstructs the outliers' keys to dst [Outliers][D].
-func (v View) OutlierKeys(dst []float32, outliers []byte) error {
-	if v.Info.Outliers == 0 {
-		return nil
-	}
-	s, err := compress.ParseKeySteps(outliers[:compress.KeyStepsBytes(v.D)], v.D, v.Info.KeyExp)
+	order, err := compress.ParseKeyOrder(steps, d)
 	if err != nil {
 		return err
 	}
-	compress.UnpackKeyCodes(dst, outliers[v.outlierCodes():], v.D, s)
+	leaf := make([]float32, tiers.LeafTokens*d)
+	group, s := -1, compress.KeySteps{}
+	for l := range v.Leaves() {
+		if g := v.StepGroup(l); g != group {
+			r := v.Steps(g)
+			if s, err = compress.ParseKeySteps(steps[r.Off:r.Off+r.Len], d, v.Info.KeyExp); err != nil {
+				return err
+			}
+			group = g
+		}
+		compress.UnpackKeys(leaf, d, order.Lines, s, v.leafOf(l, planes)...)
+		order.Restore(dst[l*tiers.LeafTokens*d:], leaf[:v.LeafTokens(l)*d])
+	}
 	return nil
 }
 
-// OutlierSummary returns the one summary that the outliers have.
-func (v View) OutlierSummary(outliers []byte) attention.Summaries {
-	s, _ := attention.ParseSummaries(outliers[compress.KeyStepsBytes(v.D):v.outlierCodes()], v.D, 1)
-	return s
+// leafOf cuts leaf l out of planes.
+func (v View) leafOf(l int, planes [][]byte) [][]byte {
+	out := make([][]byte, len(planes))
+	for i, b := range planes {
+		r := v.LeafKeys(i, l)
+		out[i] = b[r.Off : r.Off+r.Len]
+	}
+	return out
 }
 
 // Values reconstructs all stored values, rotated, to dst [Stored][D]; v8 may be nil.

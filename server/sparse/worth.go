@@ -1,0 +1,120 @@
+package sparse
+
+import (
+	"math"
+
+	"kvtier/attention"
+	"kvtier/compress"
+)
+
+// What is read next is what takes most error away for its bytes. The error of
+// a row's output that a token causes is, relative to the output and as far as
+// tokens err independently, the square of its share of the softmax times
+//
+//   - the variance of its weight times the square of its value's distance from
+//     the output, until its key is known better;
+//   - the scatter of its value around the mean that stands for it, until its
+//     value is read.
+
+// judge estimates the output from the exact zone and page means, and by it how
+// much each page's values matter.
+func (u *run) judge() {
+	outs := attention.NewPartials(u.rows, u.d)
+	value := make([]float32, u.d)
+	for r := range u.rows {
+		u.q.Partials[r].Output(value)
+		compress.Rotate(value, u.d)
+		if lse := u.q.Partials[r].LSE(); lse > -inf {
+			outs[r].Add(lse, value)
+		}
+	}
+	for i := range u.pages {
+		p := &u.pages[i]
+		u.segs[p.seg].values.Row(value, p.i)
+		for r := range u.rows {
+			outs[r].Add(p.mass[r], value)
+		}
+	}
+	out := make([]float32, u.d)
+	for r := range u.rows {
+		outs[r].Output(out)
+		norm2 := max(attention.Norm2(out), 1e-30)
+		for i := range u.pages {
+			p := &u.pages[i]
+			s := u.segs[p.seg]
+			s.values.Row(value, p.i)
+			p.scatter[r] = s.values.Spread(p.i) / norm2
+			for j, v := range out {
+				value[j] -= v
+			}
+			p.far[r] = p.scatter[r] + attention.Norm2(value)/norm2
+		}
+	}
+}
+
+// keyGain is the error that the leaf's next plane of keys takes away.
+func (u *run) keyGain(x *leaf, planes int) (gain float32) {
+	p, noise := &u.pages[x.page], &u.segs[x.seg].codes.noise[x.group]
+	for r := range u.rows {
+		now, next := noise[planes-1][r], noise[planes][r]
+		var sum float32
+		for _, l := range x.log[r] {
+			sum += meanSquare(l-u.total[r], now)
+		}
+		gain += p.far[r] * sum * (1 - exp(next-now))
+	}
+	return gain
+}
+
+// valueGain is the error that reading a token's value takes away.
+func (u *run) valueGain(x *leaf, t int) (gain float32) {
+	p, noise := &u.pages[x.page], &u.segs[x.seg].codes.noise[x.group]
+	for r := range u.rows {
+		gain += p.scatter[r] * meanSquare(x.log[r][t]-u.total[r], noise[len(x.planes)-1][r])
+	}
+	return gain
+}
+
+// meanSquare is the mean of the square of a token's share of the softmax, of
+// which log is the estimate as scoreLeaf makes it: the true log is normal with
+// the variance noise, and no share is more than 1.
+func meanSquare(log, noise float32) float32 {
+	const negligible = -14 // e^-28 of the error's square
+	mu := log - attention.Mass(1, 0, noise)
+	switch {
+	case noise < .1:
+		return min(1, exp(2*(mu+noise)))
+	case mu+2*noise < negligible && mu < -6*noise:
+		return exp(2 * (mu + noise))
+	}
+	m, v := float64(mu), float64(noise)
+	sd := math.Sqrt(2 * v)
+	return float32(math.Exp(min(0, 2*m+2*v))*math.Erfc((m+2*v)/sd)/2 + math.Erfc(-m/sd)/2)
+}
+
+// item is something that can be read.
+type item struct{ gain, cost float32 }
+
+// bucketsPerOctave is how finely threshold tells worths apart.
+const bucketsPerOctave = 8
+
+// threshold returns the least gain for a byte at which reading all items that
+// are worth as much stays within so many bytes; +Inf if nothing does.
+func threshold(items []item, bytes float64) float32 {
+	const octaves, least = 256, -128
+	var cost [octaves * bucketsPerOctave]float64
+	for _, x := range items {
+		if x.gain > 0 {
+			b := int((math.Log2(float64(x.gain/x.cost)) - least) * bucketsPerOctave)
+			cost[min(max(b, 0), len(cost)-1)] += float64(x.cost)
+		}
+	}
+	b := len(cost)
+	for ; b > 0 && cost[b-1] <= bytes; b-- {
+		bytes -= cost[b-1]
+	}
+	if b == len(cost) {
+		return inf
+	}
+	return float32(math.Exp2(float64(b)/bucketsPerOctave + least))
+}
