@@ -173,8 +173,13 @@ class Model:
         """Number of tokens."""
         return int(self._output.shape[0])
 
-    def forward(self, token_ids: Sequence[int] | NDArray[Any], start: int, attend: Attend) -> F32:
-        """Run all layers over tokens at positions [start, start+n).
+    def forward(
+        self, token_ids: Sequence[int] | NDArray[Any], start: int | NDArray[np.int64], attend: Attend
+    ) -> F32:
+        """Run all layers over tokens at positions [start, start+n), or at the n positions `start`.
+
+        Positions one by one let tokens of several contexts share the reading of the weights;
+        which rows see which, `attend` decides.
 
         Returns:
             The last layer's residual stream [n, D]; ``logits`` turns rows of it into logits.
@@ -214,15 +219,16 @@ class Model:
         """Logits [n, vocabulary] of rows [n, D] that ``forward`` returned."""
         return _project(_rms(hidden, self._output_norm, self.config.norm_epsilon), self._output)
 
-    def _rope(self, layer: int, start: int, n: int) -> tuple[F32, F32]:
-        """cos and sin [n, 1, d/2] for positions [start, start+n) of a layer."""
+    def _rope(self, layer: int, start: int | NDArray[np.int64], n: int) -> tuple[F32, F32]:
+        """cos and sin [n, 1, d/2] for positions [start, start+n) of a layer, or for positions `start`."""
         config = self.config
         full = not config.windows[layer]
         key = (config.rope_bases[layer], config.rope_scale if full else 1.0)
         table = self._rope_tables.get(key)
-        if table is None or len(table[0]) < start + n:
+        rows, end = (slice(start, start + n), start + n) if isinstance(start, int) else (start, int(start.max()) + 1)
+        if table is None or len(table[0]) < end:
             # Angles in float64: at position 10^6 float32 would be off by a twentieth of a radian.
-            size = max(4096, 1 << (start + n - 1).bit_length())
+            size = max(4096, 1 << (end - 1).bit_length())
             dim = config.head_dim
             inverse = key[0] ** (-np.arange(0, dim, 2, dtype=np.float64) / dim)
             if self._rope_factors is not None:
@@ -230,7 +236,7 @@ class Model:
             angles = (np.arange(size, dtype=np.float64) / key[1])[:, None, None] * inverse
             table = (np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32))
             self._rope_tables[key] = table
-        return table[0][start : start + n], table[1][start : start + n]
+        return table[0][rows], table[1][rows]
 
 
 def _read_config(reader: gguf.GGUFReader) -> ModelConfig:
