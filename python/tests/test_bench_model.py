@@ -83,7 +83,8 @@ def test_wrong_arguments(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_scores_against_definitions() -> None:
-    logits = np.log(np.array([[[0.5, 0.25, 0.25], [0.25, 0.5, 0.25]], [[0.2, 0.2, 0.6], [0.2, 0.2, 0.6]]], np.float32))
+    rows = [[[0.5, 0.25, 0.25], [0.25, 0.5, 0.25]], [[0.2, 0.2, 0.6], [0.2, 0.2, 0.6]]]
+    logits = np.log(np.array(rows, np.float32))
     scores = bench.Scores()
     for rows, target in zip(logits, (0, 2), strict=True):
         scores.add(rows, target)
