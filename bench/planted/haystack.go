@@ -39,8 +39,8 @@ func (o *Options) check() error {
 	switch d := o.Shape.HeadDim; {
 	case d < 64 || d > compress.MaxHeadDim || d%16 != 0:
 		return fmt.Errorf("head dimension %d: it must be a multiple of 16 from 64 to %d", d, compress.MaxHeadDim)
-	case o.Shape.Group < 1 || o.Shape.Group > 16:
-		return fmt.Errorf("%d query heads a KV head: 1 to 16 are possible", o.Shape.Group)
+	case o.Shape.Group < 1 || o.Shape.Group > maxGroup:
+		return fmt.Errorf("%d query heads a KV head: 1 to %d are possible", o.Shape.Group, maxGroup)
 	case o.Tokens < 2*tiers.SegmentTokens:
 		return fmt.Errorf("%d tokens: at least %d are needed for a sealed segment and room to plant", o.Tokens, 2*tiers.SegmentTokens)
 	case o.Samples < 1 || o.Samples*50 > o.Tokens/4:
@@ -60,7 +60,7 @@ type Haystack struct {
 	k, v  []float32 // [tokens][d], as bf16 holds them
 	kb    []byte    // the same as bf16
 	vb    []byte
-	white []float32 // [content][content]: Fisher's matrix of content
+	sharp []float32 // [content][content]: see sharpen
 	plan  *plan
 }
 
@@ -81,7 +81,7 @@ func New(o Options) (*Haystack, error) {
 	}
 	_ = g.Wait() // it cannot fail
 	h.kb = round(h.k)
-	h.white = h.fisher()
+	h.sharp = h.sharpen()
 	h.plan.values(h)
 	h.vb = round(h.v)
 	return h, nil
@@ -102,13 +102,14 @@ func (h *Haystack) write(lo, hi int) {
 			topic = rng.IntN(topics)
 		}
 		word := w.word(rng)
-		kind := w.types[word*c : (word+1)*c]
-		if p := h.plan.at[t]; p != nil {
-			kind = p.kind
+		kind, about := w.types[word*c:(word+1)*c], w.topics[topic*c:(topic+1)*c]
+		share := math.Sqrt(typeShare)
+		if p := h.plan.at[t]; p != nil { // its sentence is about nothing else
+			kind, about, share = p.kind, make([]float32, c), math.Sqrt(typeShare+topicShare)
 		}
 		for i := range z {
 			drift[i] = driftKeeps*drift[i] + float32(math.Sqrt(1-driftKeeps*driftKeeps)*rng.NormFloat64())
-			z[i] = float32(math.Sqrt(topicShare))*w.topics[topic*c+i] + float32(math.Sqrt(typeShare))*kind[i] +
+			z[i] = float32(math.Sqrt(topicShare))*about[i] + float32(share)*kind[i] +
 				float32(math.Sqrt(driftShare))*drift[i] + float32(math.Sqrt(ownShare)*rng.NormFloat64())
 		}
 		h.writeKey(t, z, rng)
@@ -156,8 +157,9 @@ func round(x []float32) []byte {
 	return b
 }
 
-// fisher returns (S + ridge)^-1, S being the covariance of the keys' content.
-func (h *Haystack) fisher() []float32 {
+// sharpen returns S^-sharpness, S being the covariance of the keys' content: what a
+// looking head does to a content before it compares.
+func (h *Haystack) sharpen() []float32 {
 	c := len(h.w.content)
 	step := max(1, h.opt.Tokens/8192)
 	s, x := mat.NewSymDense(c, nil), mat.NewVecDense(c, nil)
@@ -169,21 +171,23 @@ func (h *Haystack) fisher() []float32 {
 		s.SymRankOne(s, 1, x)
 		n++
 	}
-	var trace float64
-	for i := range c {
-		trace += s.At(i, i) / n
-	}
 	out := make([]float32, c*c)
-	var inv mat.SymDense
-	var chol mat.Cholesky
-	s.ScaleSym(1/n, s)
-	for i := range c {
-		s.SetSym(i, i, s.At(i, i)+fisherRidge*trace/float64(c))
+	var es mat.EigenSym
+	if !es.Factorize(s, true) {
+		return out // it converges on what is finite and symmetric
 	}
-	if chol.Factorize(s) && chol.InverseTo(&inv) == nil {
+	ev := es.Values(nil)
+	ridge := 0.
+	for _, e := range ev {
+		ridge += sharpenRidge * e / float64(c)
+	}
+	var u mat.Dense
+	es.VectorsTo(&u)
+	for k, e := range ev {
+		f := math.Pow(n/(max(e, 0)+ridge), sharpness)
 		for i := range c {
 			for j := range c {
-				out[i*c+j] = float32(inv.At(i, j))
+				out[i*c+j] += float32(f * u.At(i, k) * u.At(j, k))
 			}
 		}
 	}

@@ -14,28 +14,45 @@ const (
 	targetNats, targetSpread = 7., 2.5 // of an ordinary query's target above the mean key
 	secondNats               = 2.      // of another token that it also resembles
 	localNats                = 2.      // of a token at distance 0, from the rotating pairs
-	mostNats                 = 60.     // where looking harder is given up
+	habitNats                = 1.      // sd over keys, of what a head always asks
+	lookingOne               = 8       // of so many sampled queries one looks
+	lookingNats              = 14.
+	mostNats                 = 60. // where looking harder is given up
 )
 
-// match returns the content direction that tells token t's key from others,
-// scaled so that its key scores 1: [content].
-func (h *Haystack) match(t int) []float32 {
-	return h.discriminant(h.contentOf(t))
+// resembles returns token t's content as a direction of queries, scaled so
+// that its key scores 1: [content].
+func (h *Haystack) resembles(t int) []float32 {
+	x := h.contentOf(t)
+	return scaled(x, x)
 }
 
-// discriminant returns Fisher's direction for content x, scaled so that x scores 1.
+// match returns the direction that tells token t's key from others, scaled so
+// that its key scores 1: [content].
+func (h *Haystack) match(t int) []float32 {
+	x := h.contentOf(t)
+	return scaled(h.discriminant(x), x)
+}
+
+// discriminant returns the direction in which a looking head compares content x.
 func (h *Haystack) discriminant(x []float32) []float32 {
 	c := len(x)
 	m := make([]float32, c)
 	for i := range m {
-		m[i] = attention.Dot(h.white[i*c:(i+1)*c], x)
-	}
-	if s := attention.Dot(m, x); s > 0 {
-		for i := range m {
-			m[i] /= s
-		}
+		m[i] = attention.Dot(h.sharp[i*c:(i+1)*c], x)
 	}
 	return m
+}
+
+// scaled returns m such that x scores 1.
+func scaled(m, x []float32) []float32 {
+	out := make([]float32, len(m))
+	if s := attention.Dot(m, x); s > 0 {
+		for i, v := range m {
+			out[i] = v / s
+		}
+	}
+	return out
 }
 
 // addContent adds a times a content direction to a query [d].
@@ -45,8 +62,9 @@ func (h *Haystack) addContent(q []float32, a float64, m []float32) {
 	}
 }
 
-// base is a query at a position that looks nowhere in particular.
-func (h *Haystack) base(rng *rand.Rand, position int) []float32 {
+// base is what a head of the group asks at a position, wherever it looks: its
+// own habit, near tokens, and some likeness to an earlier one.
+func (h *Haystack) base(rng *rand.Rand, head, position int) []float32 {
 	w := h.w
 	q := make([]float32, w.d)
 	var n2 float32
@@ -57,21 +75,31 @@ func (h *Haystack) base(rng *rand.Rand, position int) []float32 {
 		q[i], q[i+w.d/2] = localNats/n2*w.bias[i], localNats/n2*w.bias[i+w.d/2]
 	}
 	w.rotate(q, position)
-	h.addContent(q, secondNats*math.Abs(rng.NormFloat64()), h.match(1+rng.IntN(max(1, position))))
+	c := len(w.content)
+	h.addContent(q, habitNats, w.habit[head*c:(head+1)*c])
+	h.addContent(q, secondNats*math.Abs(rng.NormFloat64()), h.resembles(1+rng.IntN(max(1, position))))
 	return q
 }
 
-// ordinary is a query at a position that looks for some earlier token's content.
-func (h *Haystack) ordinary(rng *rand.Rand, position int) []float32 {
-	q := h.base(rng, position)
+// ordinary is a query for content like some earlier token's.
+func (h *Haystack) ordinary(rng *rand.Rand, head, position int) []float32 {
+	q := h.base(rng, head, position)
 	nats := max(1, targetNats+targetSpread*rng.NormFloat64())
-	h.addContent(q, nats, h.match(1+rng.IntN(max(1, position))))
+	h.addContent(q, nats, h.resembles(1+rng.IntN(max(1, position))))
 	return q
 }
 
-// sampled is an ordinary query as the metric sees it, its sink about as strong as usual.
-func (h *Haystack) sampled(rng *rand.Rand, position int) []float32 {
-	q := h.ordinary(rng, position)
+// sampled is a query as the metric sees it: an ordinary one or, one in
+// lookingOne, one that looks for a single earlier token. Its sink is about as
+// strong as usual.
+func (h *Haystack) sampled(rng *rand.Rand, head, position int) []float32 {
+	var q []float32
+	if rng.IntN(lookingOne) == 0 {
+		q = h.base(rng, head, position)
+		h.addContent(q, lookingNats, h.match(1+rng.IntN(max(1, position))))
+	} else {
+		q = h.ordinary(rng, head, position)
+	}
 	h.addSink(q, math.Log(float64(position)+2))
 	return q
 }
@@ -145,8 +173,8 @@ func solve(f func(float64) float64, want float64) float64 {
 
 // look is a query at the last position that looks for peaks, which get equal
 // scores and together the wanted share.
-func (h *Haystack) look(rng *rand.Rand, peaks []int, share, sink float64) []float32 {
-	base := h.base(rng, h.opt.Tokens-1)
+func (h *Haystack) look(rng *rand.Rand, head int, peaks []int, share, sink float64) []float32 {
+	base := h.base(rng, head, h.opt.Tokens-1)
 	n := len(peaks)
 	m := make([][]float32, n)
 	gram, ones, b := mat.NewDense(n, n, nil), mat.NewVecDense(n, nil), mat.NewVecDense(n, nil)

@@ -81,7 +81,7 @@ func (h *Haystack) pool(ctx context.Context, n int) ([]row, error) {
 	for i := range out {
 		g.Go(func() error {
 			rng := rand.New(rand.NewPCG(h.opt.Seed, 4<<32|uint64(i)))
-			q := h.ordinary(rng, h.opt.Tokens-1)
+			q := h.ordinary(rng, i%h.opt.Shape.Group, h.opt.Tokens-1)
 			h.settleSink(q, h.scores(q), .2+.3*rng.Float64())
 			out[i] = row{q, h.dense(q, nil)}
 			return ctx.Err()
@@ -102,14 +102,14 @@ func (h *Haystack) complete(qu *question, rng *rand.Rand) {
 	case Ordinary:
 	case MultiQuery:
 		for r, peaks := range qu.peaks {
-			set(r, r, h.look(rng, peaks, qu.weight[r], qu.sink[r]))
+			set(r, r, h.look(rng, r, peaks, qu.weight[r], qu.sink[r]))
 		}
 	case CWE, FWE:
 		set(qu.row, 0, h.lookForClass(rng, qu.sample))
 	case Chain:
 		h.follow(qu, rng)
 	default:
-		set(qu.row, 0, h.look(rng, qu.peaks[0], qu.weight[0], qu.sink[0]))
+		set(qu.row, 0, h.look(rng, qu.row, qu.peaks[0], qu.weight[0], qu.sink[0]))
 	}
 }
 
@@ -120,7 +120,7 @@ func (h *Haystack) lookForClass(rng *rand.Rand, s *sample) []float32 {
 	for i := range x {
 		x[i] = attention.Dot(h.w.mix[i*c:(i+1)*c], s.class.marker)
 	}
-	q, _ := h.aim(h.base(rng, h.opt.Tokens-1), make([]float32, c), h.discriminant(x), s.peaks[0], s.weight[0], s.sink[0])
+	q, _ := h.aim(h.base(rng, s.row, h.opt.Tokens-1), make([]float32, c), scaled(h.discriminant(x), x), s.peaks[0], s.weight[0], s.sink[0])
 	return q
 }
 
@@ -133,10 +133,14 @@ func (h *Haystack) follow(qu *question, rng *rand.Rand) {
 	qu.starts = direction
 	qu.truth[qu.row] = nil
 	for i := range hops {
-		base := h.base(rng, h.opt.Tokens-1)
-		q, scale := h.aim(base, make([]float32, c), direction, qu.peaks[i], qu.weight[i], qu.sink[i])
-		step := hop{rest: append([]float32(nil), q...), scale: scale, truth: h.dense(q, qu.peaks[i])}
-		h.addContent(step.rest, -scale, direction)
+		base := h.base(rng, qu.row, h.opt.Tokens-1)
+		x := h.contentOf(qu.peaks[i][0])
+		q, nats := h.aim(base, make([]float32, c), scaled(direction, x), qu.peaks[i], qu.weight[i], qu.sink[i])
+		step := hop{rest: append([]float32(nil), q...), truth: h.dense(q, qu.peaks[i])}
+		if s := attention.Dot(direction, x); s > 0 {
+			step.scale = nats / float64(s)
+		}
+		h.addContent(step.rest, -step.scale, direction)
 		qu.chain = append(qu.chain, step)
 		direction = h.plan.toContent(narrow(step.truth.out), c)
 	}

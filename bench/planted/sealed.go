@@ -72,8 +72,8 @@ func (h *Haystack) seal(ctx context.Context, say Progress) (*sealed, error) {
 func (h *Haystack) sampledQueries(i int) (out []float32) {
 	rng := rand.New(rand.NewPCG(h.opt.Seed, 3<<32|uint64(i)))
 	for t := i * tiers.SegmentTokens; t < (i+1)*tiers.SegmentTokens; t += sampledEvery {
-		for range h.opt.Shape.Group {
-			out = append(out, h.sampled(rng, t)...)
+		for head := range h.opt.Shape.Group {
+			out = append(out, h.sampled(rng, head, t)...)
 		}
 	}
 	return out

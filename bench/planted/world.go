@@ -5,28 +5,32 @@ import (
 	"math/rand/v2"
 
 	"gonum.org/v1/gonum/mat"
+
+	"kvtier/attention"
 )
 
 // Constants of the synthetic context. Shares are of a content's variance and sum to 1.
 const (
 	typeShare  = .40 // what token it is
-	topicShare = .20 // what the text is about
+	topicShare = .22 // what the text is about
 	driftShare = .15 // what was said just before
-	ownShare   = .25
+	ownShare   = .23
 
 	vocabulary     = 4096
 	topics         = 64
-	topicTokens    = 300  // mean length of a topic's run
-	driftKeeps     = .95  // per token
-	spectrumSlope  = 1.   // eigenvalue j of content is (1+j)^-slope
-	channelSpread  = .4   // sd of the log of a channel's size
-	rotatedShare   = .375 // of the channel pairs
+	topicTokens    = 300 // mean length of a topic's run
+	driftKeeps     = .95 // per token
+	spectrumSlope  = 1.  // eigenvalue j of content is (1+j)^-slope
+	channelSpread  = .4  // sd of the log of a channel's size
+	rotatedShare   = .25 // of the channel pairs
 	ropeBase       = 1e6
-	sinkChannels   = 4  // channels with a large constant
-	sinkSize       = 8. // norm of that constant
-	valueFollowing = .5 // correlation of values with keys
-	valueMean      = .4 // size of the values' common mean against their spread
-	fisherRidge    = .1 // of the mean eigenvalue: a head does not resolve what hardly varies
+	sinkChannels   = 4   // channels with a large constant
+	sinkSize       = 8.  // norm of that constant
+	valueFollowing = .5  // correlation of values with keys
+	maxGroup       = 16  // query heads a KV head
+	valueMean      = .4  // size of the values' common mean against their spread
+	sharpness      = .75 // of a looking head, from 0 (none) to 1 (Fisher's discriminant)
+	sharpenRidge   = .02 // of the mean eigenvalue: a head does not resolve what hardly varies
 )
 
 // world is what all contexts of one seed and shape share: as it were, the
@@ -40,6 +44,7 @@ type world struct {
 	bias       []float32 // [d], mean key before rotation
 	types      []float32 // [vocabulary][content], unit variance
 	topics     []float32 // [topics][content]
+	habit      []float32 // [maxGroup][content]: what each head always asks, of sd 1 over keys
 	follow     []float32 // [d][content]: what of the content values follow
 	typeValue  []float32 // [vocabulary][d]
 	valueMean  []float32 // [d]
@@ -61,6 +66,7 @@ func newWorld(d int, seed uint64) *world {
 	w.makeMix(rng)
 	w.makeBias(rng)
 	w.types, w.topics = randn(rng, vocabulary*c, 1), randn(rng, topics*c, 1)
+	w.makeHabits(rng)
 	w.follow = randn(rng, d*c, 1/math.Sqrt(float64(c)))
 	w.typeValue, w.valueMean = randn(rng, vocabulary*d, 1), randn(rng, d, valueMean)
 	sum := 0.
@@ -115,6 +121,29 @@ func (w *world) makeBias(rng *rand.Rand) {
 	}
 	for i := range w.rotated {
 		w.bias[i], w.bias[i+w.d/2] = float32(rng.NormFloat64()), float32(rng.NormFloat64())
+	}
+}
+
+// makeHabits draws a direction for each head, of which those with much variance have more.
+func (w *world) makeHabits(rng *rand.Rand) {
+	c := len(w.content)
+	for range maxGroup {
+		z := randn(rng, c, 1)
+		x := make([]float32, c)
+		for i := range x {
+			x[i] = attention.Dot(w.mix[i*c:(i+1)*c], z)
+		}
+		var variance float64 // of x over keys, whose content is mix times unit variance
+		for j := range c {
+			var p float64
+			for i := range x {
+				p += float64(x[i] * w.mix[i*c+j])
+			}
+			variance += p * p
+		}
+		for _, v := range x {
+			w.habit = append(w.habit, v/float32(math.Sqrt(variance)))
+		}
 	}
 }
 
