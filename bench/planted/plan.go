@@ -32,6 +32,7 @@ const (
 	distractorHigh  = .9
 	peaksOfValues   = 4
 	hops            = 4
+	distinct        = 1.15
 	decoys          = 1024 // codewords that nobody planted
 	aggregatedShare = .05  // of the context's tokens, a task
 	markerShare     = .5   // of an aggregated type's variance: what all classes share
@@ -108,7 +109,7 @@ func newPlan(h *Haystack) *plan {
 // sample makes a sample's positions and plants its types.
 func (p *plan) sample(h *Haystack, t Task, i int) *sample {
 	s := &sample{task: t, row: i % h.opt.Shape.Group, seed: p.rng.Uint64()}
-	kind := func() []float32 { return randn(p.rng, len(h.w.content), 1) }
+	kind := func() []float32 { return p.kind(len(h.w.content)) }
 	switch t {
 	case Single:
 		depth := (float64(i) + .5) / float64(h.opt.Samples)
@@ -140,6 +141,16 @@ func (p *plan) sample(h *Haystack, t Task, i int) *sample {
 		}
 	}
 	return s
+}
+
+// kind draws a rare type, a little more distinct than most: the keys that
+// real queries single out lie 1.06 times as far from the mean as the median key.
+func (p *plan) kind(content int) []float32 {
+	k := unitRows(p.rng, 1, content)
+	for i := range k {
+		k[i] *= distinct * float32(math.Sqrt(float64(content)))
+	}
+	return k
 }
 
 // place plants a type at a free place of the sealed zone.
@@ -288,10 +299,11 @@ func (p *plan) toValue(dst, m []float32) {
 	}
 }
 
-// toContent is its inverse: [d] to [content], unit.
-func (p *plan) toContent(value []float32, content int) []float32 {
-	d := len(value)
-	out := make([]float32, content)
+// toContent is its inverse, but for what all values have in common: [d] to [content], unit.
+func (p *plan) toContent(w *world, value []float32) []float32 {
+	d := w.d
+	value = w.withoutMean(value)
+	out := make([]float32, len(w.content))
 	for i := range out {
 		for j, x := range value {
 			out[i] += p.lift[i*d+j] * x

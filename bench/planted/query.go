@@ -11,11 +11,11 @@ import (
 
 // Constants of queries, in nats of score.
 const (
-	targetNats, targetSpread = 7., 2.5 // of an ordinary query's target above the mean key
-	secondNats               = 2.      // of another token that it also resembles
-	localNats                = 2.      // of a token at distance 0, from the rotating pairs
-	habitNats                = 1.      // sd over keys, of what a head always asks
-	lookingOne               = 8       // of so many sampled queries one looks
+	targetNats, targetSpread = 9., 3. // of an ordinary query's target above the mean key
+	secondNats               = 2.     // of another token that it also resembles
+	localNats                = 2.     // of a token at distance 0, from the rotating pairs
+	habitNats                = 1.     // sd over keys, of what a head always asks
+	lookingOne               = 8      // of so many sampled queries one looks
 	lookingNats              = 14.
 	mostNats                 = 60. // where looking harder is given up
 )

@@ -142,6 +142,6 @@ func (h *Haystack) follow(qu *question, rng *rand.Rand) {
 		}
 		h.addContent(step.rest, -step.scale, direction)
 		qu.chain = append(qu.chain, step)
-		direction = h.plan.toContent(narrow(step.truth.out), c)
+		direction = h.plan.toContent(h.w, narrow(step.truth.out))
 	}
 }

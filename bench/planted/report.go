@@ -94,6 +94,10 @@ func summarise(m method, t Task, of []*outcome) Row {
 	}
 	var errors, lse, stated, actual, ratio []float64
 	var right, peaksRead, peaks float64
+	if t == Chain { // a chain that dense attention loses says nothing of the hops after
+		of = slices.DeleteFunc(of, func(o *outcome) bool { r.Asked++; return !o.trials[0].dense })
+		r.Asked -= len(of)
+	}
 	for _, o := range of {
 		r.Bytes += o.bytes / float64(len(of))
 		errors, lse = append(errors, o.errors...), append(lse, o.lse...)
@@ -104,9 +108,11 @@ func summarise(m method, t Task, of []*outcome) Row {
 		}
 		for _, x := range o.trials {
 			r.Asked++
-			if x.dense == 1 {
+			if x.dense {
 				r.Right++
-				right += x.got
+				if x.got {
+					right++
+				}
 			}
 		}
 		if o.stated >= 0 && o.actual > 0 {
@@ -142,7 +148,9 @@ func meanHops(of []*outcome) []float64 {
 			if i == len(out) {
 				out = append(out, 0)
 			}
-			out[i] += x / float64(len(of))
+			if x {
+				out[i] += 1 / float64(len(of))
+			}
 		}
 	}
 	return out
@@ -198,7 +206,7 @@ func (h *Haystack) report(questions []*question) *Report {
 		direction := qu.starts
 		for i := range qu.chain {
 			note(qu.chain[i].truth, qu.weight[i], qu.chain[i].query(h, direction))
-			direction = h.plan.toContent(narrow(qu.chain[i].truth.out), len(direction))
+			direction = h.plan.toContent(h.w, narrow(qu.chain[i].truth.out))
 		}
 	}
 	c.WeightLeast, c.WeightMean, c.WeightMost, c.Wanted = slices.Min(weights), mean(weights), slices.Max(weights), mean(wanted)

@@ -11,7 +11,7 @@ import (
 // outcome is what one method made of one question.
 type outcome struct {
 	trials []trial
-	hops   []float64 // of a chain: what was decoded at each hop
+	hops   []bool    // of a chain: whether its hops were decoded right
 	errors []float64 // by row that looks
 	lse    []float64 // |error|, likewise
 	bytes  float64   // share of the 4-bit bytes, a call
@@ -21,8 +21,16 @@ type outcome struct {
 	strong, unread [len(strongWeights)]int
 }
 
-// trial is one thing asked: what dense attention and the method decoded of it, 0 to 1.
-type trial struct{ dense, got float64 }
+// trial is one thing asked: whether dense attention and the method decoded it.
+type trial struct{ dense, got bool }
+
+// trials pairs what was decoded of dense attention's output and of the method's.
+func trials(dense, got []bool) (out []trial) {
+	for i := range dense {
+		out = append(out, trial{dense[i], got[i]})
+	}
+	return out
+}
 
 // Run plants, seals, asks and measures. Budgets are shares of the sealed
 // tokens' bytes at 4 bits. say may be nil.
@@ -86,7 +94,7 @@ func (s *sealed) try(ctx context.Context, m method, questions []*question) ([]*o
 			o.bytes += float64(a.bytes) / float64(s.full) / float64(max(1, len(questions[i].chain)))
 			if qu := questions[i]; qu.task == Chain {
 				s.takeHop(o, a, qu, level)
-				direction[i] = s.h.plan.toContent(a.out[qu.row], len(direction[i]))
+				direction[i] = s.h.plan.toContent(s.h.w, a.out[qu.row])
 			} else {
 				s.take(o, a, qu)
 			}
@@ -134,9 +142,8 @@ func (s *sealed) take(o *outcome, a *answer, qu *question) {
 	for entry, r := range qu.looks {
 		o.look(a, r, qu.truth[r], qu.peaksOf(entry))
 		if qu.task != Ordinary {
-			o.trials = append(o.trials, trial{
-				dense: s.h.decode(qu.sample, entry, narrow(qu.truth[r].out)),
-				got:   s.h.decode(qu.sample, entry, a.out[r])})
+			o.trials = append(o.trials, trials(s.h.decode(qu.sample, entry, narrow(qu.truth[r].out)),
+				s.h.decode(qu.sample, entry, a.out[r]))...)
 		}
 	}
 	for r, t := range qu.truth {
@@ -152,8 +159,8 @@ func (s *sealed) takeHop(o *outcome, a *answer, qu *question, hop int) {
 	t := qu.chain[hop].truth
 	o.look(a, qu.row, t, qu.peaks[hop])
 	got := s.h.decode(qu.sample, hop, a.out[qu.row])
-	o.hops = append(o.hops, got)
-	o.trials = []trial{{s.h.decode(qu.sample, hop, narrow(t.out)), got}}
+	o.hops = append(o.hops, got[0])
+	o.trials = trials(s.h.decode(qu.sample, hop, narrow(t.out)), got)
 }
 
 func (s *sample) peaksOf(entry int) []int {

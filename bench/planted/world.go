@@ -20,7 +20,7 @@ const (
 	topics         = 64
 	topicTokens    = 300 // mean length of a topic's run
 	driftKeeps     = .95 // per token
-	spectrumSlope  = 1.  // eigenvalue j of content is (1+j)^-slope
+	spectrumSlope  = .8  // eigenvalue j of content is (1+j)^-slope
 	channelSpread  = .4  // sd of the log of a channel's size
 	rotatedShare   = .25 // of the channel pairs
 	ropeBase       = 1e6
@@ -29,7 +29,7 @@ const (
 	valueFollowing = .5  // correlation of values with keys
 	maxGroup       = 16  // query heads a KV head
 	valueMean      = .4  // size of the values' common mean against their spread
-	sharpness      = .75 // of a looking head, from 0 (none) to 1 (Fisher's discriminant)
+	sharpness      = .33 // of a looking head, from 0 (it compares as keys lie) to 1 (Fisher's discriminant)
 	sharpenRidge   = .02 // of the mean eigenvalue: a head does not resolve what hardly varies
 )
 

@@ -27,6 +27,7 @@ func newRoot() *cobra.Command {
 		SilenceErrors: true,
 	}
 	root.AddCommand(newQuality())
+	root.AddCommand(plantedVerb())
 	root.AddCommand(pythonVerbs()...)
 	return root
 }
