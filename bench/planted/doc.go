@@ -45,7 +45,8 @@
 // The project's own path answers: tiers/seal makes segments of 2,048 tokens,
 // bench/memtier holds them, server/sparse attends. The first 16 tokens and the
 // newest 256 or more are exact. Truth is dense attention in float64 over the
-// unquantised rows. A sample counts for retention if dense attention decodes it right.
+// unquantised rows. An answer is read as the nearest of the sample's own codewords, its distractors' and 64
+// others; what counts for retention is what dense attention decodes right.
 //
 // Comparators read unquantised rows and are charged as if these had 4 bits, which favours them:
 //

@@ -5,6 +5,7 @@ import (
 	"math/rand/v2"
 	"slices"
 
+	"kvtier/attention"
 	"kvtier/tiers"
 )
 
@@ -33,10 +34,10 @@ const (
 	peaksOfValues   = 4
 	hops            = 4
 	distinct        = 1.15
-	decoys          = 1024 // codewords that nobody planted
-	aggregatedShare = .05  // of the context's tokens, a task
-	markerShare     = .5   // of an aggregated type's variance: what all classes share
-	codeShare       = .9   // of a planted value's squared norm; the rest is noise
+	decoys          = 64  // codewords that nobody planted, which every answer could be taken for
+	aggregatedShare = .05 // of the context's tokens, a task
+	markerShare     = .5  // of an aggregated type's variance: what all classes share
+	codeShare       = .9  // of a planted value's squared norm; the rest is noise
 )
 
 // plant is a planted token.
@@ -52,6 +53,8 @@ type sample struct {
 	// in multiquery, else one entry. codes are their codewords.
 	peaks [][]int
 	codes [][]int
+	// rivals are the codewords of distractors.
+	rivals []int
 	// weight is the wanted share of the softmax, by entry of peaks; sink that of the first token.
 	weight []float64
 	sink   []float64
@@ -82,7 +85,7 @@ type plan struct {
 
 func newPlan(h *Haystack) *plan {
 	p := &plan{at: make(map[int]*plant), rng: rand.New(rand.NewPCG(h.opt.Seed, 2<<32|uint64(h.w.d)))}
-	for _, x := range orthogonal(p.rng, h.w.d) {
+	for _, x := range orthogonal(p.rng, h.w.d, nil) {
 		p.lift = append(p.lift, float32(x))
 	}
 	for i := range h.opt.Samples {
@@ -102,7 +105,9 @@ func newPlan(h *Haystack) *plan {
 		s.peaks = nil
 		p.samples = append(p.samples, s)
 	}
-	p.codes = append(p.codes, unitRows(p.rng, decoys, h.w.d)...)
+	for range decoys {
+		p.code(h.w)
+	}
 	return p
 }
 
@@ -123,7 +128,7 @@ func (p *plan) sample(h *Haystack, t Task, i int) *sample {
 		needle := kind()
 		s.peaks = [][]int{{p.place(h, needle)}}
 		for range distractors {
-			p.distract(h, needle)
+			s.rivals = append(s.rivals, p.distract(h, needle))
 		}
 	case MultiValue:
 		k, peaks := kind(), []int(nil)
@@ -164,14 +169,17 @@ func (p *plan) place(h *Haystack, kind []float32) int {
 	}
 }
 
-// distract plants a type that correlates with the needle's, with a value of its own.
-func (p *plan) distract(h *Haystack, needle []float32) {
+// distract plants a type that correlates with the needle's, with a value of
+// its own, and returns the codeword.
+func (p *plan) distract(h *Haystack, needle []float32) (code int) {
 	r := distractorLow + (distractorHigh-distractorLow)*p.rng.Float64()
 	kind := randn(p.rng, len(needle), math.Sqrt(1-r*r))
 	for i := range kind {
 		kind[i] += float32(r) * needle[i]
 	}
-	p.at[p.place(h, kind)].value = p.code(h.w.d)
+	code = len(p.codes) / h.w.d
+	p.at[p.place(h, kind)].value = p.code(h.w)
+	return code
 }
 
 // add gives a sample's tokens their codewords and weights.
@@ -179,8 +187,9 @@ func (p *plan) add(h *Haystack, s *sample) {
 	for _, peaks := range s.peaks {
 		var codes []int
 		for _, at := range peaks {
-			codes = append(codes, len(p.codes)/h.w.d)
-			p.at[at].value = p.code(h.w.d)
+			value := p.code(h.w, codes...)
+			codes = append(codes, len(p.codes)/h.w.d-1)
+			p.at[at].value = value
 		}
 		s.codes = append(s.codes, codes)
 	}
@@ -196,9 +205,18 @@ func (p *plan) weigh(h *Haystack, s *sample) {
 	}
 }
 
-// code draws a codeword and enters it in the codebook.
-func (p *plan) code(d int) []float32 {
-	c := unitRows(p.rng, 1, d)
+// code draws a codeword and enters it in the codebook. It is orthogonal to
+// what all values have in common and to others that are wanted beside it.
+func (p *plan) code(w *world, others ...int) []float32 {
+	c := w.withoutMean(unitRows(p.rng, 1, w.d))
+	for _, o := range others {
+		other := p.codes[o*w.d : (o+1)*w.d]
+		dot := attention.Dot(c, other)
+		for j := range c {
+			c[j] -= dot * other[j]
+		}
+	}
+	unit(c)
 	p.codes = append(p.codes, c...)
 	return c
 }
@@ -231,7 +249,8 @@ func (p *plan) frequentWords(h *Haystack) *classes {
 
 func (p *plan) newClasses(h *Haystack, t Task, n int) *classes {
 	c := &classes{task: t, marker: randn(p.rng, len(h.w.content), 1)}
-	for _, x := range orthogonal(p.rng, h.w.d)[:n*h.w.d] {
+	// The first row is the values' common mean, so that the codes are orthogonal to it.
+	for _, x := range orthogonal(p.rng, h.w.d, h.w.valueMean)[h.w.d : (n+1)*h.w.d] {
 		c.codes = append(c.codes, float32(x))
 	}
 	for range n {

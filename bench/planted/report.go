@@ -161,7 +161,7 @@ func wilson(p float64, n int) [2]float64 {
 	const z = 1.959964
 	k := z * z / float64(n)
 	mid, half := p+k/2, z*math.Sqrt(p*(1-p)/float64(n)+k/4/float64(n))
-	return [2]float64{max(0, (mid-half)/(1+k)), min(1, (mid+half)/(1+k))}
+	return [2]float64{min(p, max(0, (mid-half)/(1+k))), max(p, min(1, (mid+half)/(1+k)))}
 }
 
 func mean(x []float64) (s float64) {

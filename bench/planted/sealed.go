@@ -2,6 +2,7 @@ package planted
 
 import (
 	"context"
+	"errors"
 	"math/rand/v2"
 	"sync"
 
@@ -59,13 +60,13 @@ func (h *Haystack) seal(ctx context.Context, say Progress) (*sealed, error) {
 			say("sealed %d of %d segments", i+1, n)
 		}
 	}
-	if err := g.Wait(); err != nil {
+	if err := errors.Join(g.Wait(), ctx.Err()); err != nil {
 		return nil, err
 	}
 	for i := range s.segments {
 		s.full += int64(s.view(i).BytesAt4Bits())
 	}
-	return s, ctx.Err()
+	return s, nil
 }
 
 // sampledQueries are the group's queries at some positions of segment i: [rows][d].

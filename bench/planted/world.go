@@ -81,7 +81,7 @@ func newWorld(d int, seed uint64) *world {
 // over channels of different size. The mean variance of a channel is about 1.
 func (w *world) makeMix(rng *rand.Rand) {
 	c := len(w.content)
-	u := orthogonal(rng, c)
+	u := orthogonal(rng, c, nil)
 	variance, sum := make([]float64, c), 0.
 	for j := range variance {
 		variance[j] = math.Pow(1+float64(j), -spectrumSlope)
@@ -170,19 +170,25 @@ func (w *world) word(rng *rand.Rand) int {
 	return lo
 }
 
-// orthogonal returns a random orthogonal matrix [n][n], row-major.
-func orthogonal(rng *rand.Rand, n int) []float64 {
+// orthogonal returns a random orthogonal matrix [n][n], row-major, whose first
+// row has the direction of first, if that is not nil.
+func orthogonal(rng *rand.Rand, n int, first []float32) []float64 {
 	a := mat.NewDense(n, n, nil)
 	for i := range n {
 		for j := range n {
 			a.Set(i, j, rng.NormFloat64())
 		}
 	}
+	for i, v := range first {
+		a.Set(i, 0, float64(v))
+	}
 	var qr mat.QR
 	qr.Factorize(a)
 	var q mat.Dense
 	qr.QTo(&q)
-	return append([]float64(nil), q.RawMatrix().Data...)
+	var rows mat.Dense
+	rows.CloneFrom(q.T())
+	return rows.RawMatrix().Data
 }
 
 func randn(rng *rand.Rand, n int, scale float64) []float32 {
