@@ -145,25 +145,33 @@ func (h *Haystack) aim(base, fixed, slope []float32, members []int, share, sink 
 	return zero, s
 }
 
-// solve finds where f, which rises from small s on, reaches want first; else
-// where it is largest.
+// solve finds where f, a share that rises from small s on, reaches want first;
+// else where it is largest.
 func solve(f func(float64) float64, want float64) float64 {
-	const step = 1.5
+	const step, close = 2., .003
+	odds := func(y float64) float64 { return math.Log(max(y, 1e-12)/max(1-y, 1e-12)) - math.Log(want/(1-want)) }
 	best, bestAt := -1., 0.
-	for s := step; s <= mostNats; s += step {
-		y := f(s)
+	lo, below := 0., odds(f(0))
+	for hi := step; hi <= mostNats; hi += step {
+		y := f(hi)
 		if y > best {
-			best, bestAt = y, s
+			best, bestAt = y, hi
 		}
-		if y < want {
+		above := odds(y)
+		if above < 0 {
+			lo, below = hi, above
 			continue
 		}
-		lo, hi := s-step, s
-		for range 14 {
-			if mid := (lo + hi) / 2; f(mid) < want {
-				lo = mid
+		for range 20 { // log odds are almost straight in s: false position is soon there
+			mid := lo + (hi-lo)*min(.95, max(.05, below/(below-above)))
+			y := odds(f(mid))
+			if math.Abs(y) < close {
+				return mid
+			}
+			if y < 0 {
+				lo, below = mid, y
 			} else {
-				hi = mid
+				hi, above = mid, y
 			}
 		}
 		return hi
