@@ -148,7 +148,7 @@ func (h *Haystack) aim(base, fixed, slope []float32, members []int, share, sink 
 // solve finds where f, a share that rises from small s on, reaches want first;
 // else where it is largest.
 func solve(f func(float64) float64, want float64) float64 {
-	const step, close = 2., .003
+	const step, enough = 2., .003
 	odds := func(y float64) float64 { return math.Log(max(y, 1e-12)/max(1-y, 1e-12)) - math.Log(want/(1-want)) }
 	best, bestAt := -1., 0.
 	lo, below := 0., odds(f(0))
@@ -165,7 +165,7 @@ func solve(f func(float64) float64, want float64) float64 {
 		for range 20 { // log odds are almost straight in s: false position is soon there
 			mid := lo + (hi-lo)*min(.95, max(.05, below/(below-above)))
 			y := odds(f(mid))
-			if math.Abs(y) < close {
+			if math.Abs(y) < enough {
 				return mid
 			}
 			if y < 0 {
