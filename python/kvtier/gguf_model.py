@@ -173,13 +173,12 @@ class Model:
         """Number of tokens."""
         return int(self._output.shape[0])
 
-    def forward(
-        self, token_ids: Sequence[int] | NDArray[Any], start: int | NDArray[np.int64], attend: Attend
-    ) -> F32:
-        """Run all layers over tokens at positions [start, start+n), or at the n positions `start`.
+    def forward(self, token_ids: Sequence[int] | NDArray[Any], start: int | NDArray[np.int64], attend: Attend) -> F32:
+        """Run all layers over tokens at positions [start, start+n).
 
-        Positions one by one let tokens of several contexts share the reading of the weights;
-        which rows see which, `attend` decides.
+        Args:
+            start: the first token's position, or the position [n] of each: tokens of different
+                sequences then go through the layers together, and `attend` tells them apart.
 
         Returns:
             The last layer's residual stream [n, D]; ``logits`` turns rows of it into logits.
@@ -220,12 +219,12 @@ class Model:
         return _project(_rms(hidden, self._output_norm, self.config.norm_epsilon), self._output)
 
     def _rope(self, layer: int, start: int | NDArray[np.int64], n: int) -> tuple[F32, F32]:
-        """cos and sin [n, 1, d/2] for positions [start, start+n) of a layer, or for positions `start`."""
+        """cos and sin [n, 1, d/2] of a layer, for positions as in ``forward``."""
+        end = start + n if isinstance(start, int) else int(start.max()) + 1
         config = self.config
         full = not config.windows[layer]
         key = (config.rope_bases[layer], config.rope_scale if full else 1.0)
         table = self._rope_tables.get(key)
-        rows, end = (slice(start, start + n), start + n) if isinstance(start, int) else (start, int(start.max()) + 1)
         if table is None or len(table[0]) < end:
             # Angles in float64: at position 10^6 float32 would be off by a twentieth of a radian.
             size = max(4096, 1 << (end - 1).bit_length())
@@ -236,7 +235,8 @@ class Model:
             angles = (np.arange(size, dtype=np.float64) / key[1])[:, None, None] * inverse
             table = (np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32))
             self._rope_tables[key] = table
-        return table[0][rows], table[1][rows]
+        where = slice(start, end) if isinstance(start, int) else start
+        return table[0][where], table[1][where]
 
 
 def _read_config(reader: gguf.GGUFReader) -> ModelConfig:

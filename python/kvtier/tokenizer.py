@@ -142,6 +142,11 @@ class Tokenizer:
             ids.add(self.eos_id)
         return frozenset(ids)
 
+    @property
+    def has_chat_template(self) -> bool:
+        """Whether the file brings a chat template: models without one were not trained to chat."""
+        return bool(self._chat_template)
+
     def chat(self, messages: Sequence[tuple[str, str]], *, answer: bool = True, open_end: bool = False) -> list[int]:
         """Token ids of a conversation in the model's own template.
 
