@@ -21,7 +21,7 @@ BENCHCOUNT  ?= 6
 KILLS       ?= 200
 FLIPS       ?= 2000
 RACEFLAGS   ?= -short
-PYTESTFLAGS ?= -q -m "not oracle"
+PYTESTFLAGS ?= -q -m "not oracle and not slow"
 
 # What `make generate` writes.
 GENERATED := proto python/kvtier/v1

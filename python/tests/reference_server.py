@@ -89,6 +89,9 @@ class Store:
     def truncate(self, sequence: str, length: int) -> None:
         self.rows[sequence] = [[k[:length], v[:length]] for k, v in self.rows[sequence]]
 
+    def delete(self, sequence: str) -> None:
+        del self.rows[sequence]
+
     def append(self, sequence: str, layer: int, start: int, k: np.ndarray, v: np.ndarray) -> None:
         if self.refuse_appends:
             self.refuse_appends -= 1
@@ -261,6 +264,11 @@ class GrpcServer(srpc.SequenceServiceServicer, irpc.InspectionServiceServicer):
 
     def CloseSequence(self, request, context):
         return spb.CloseSequenceResponse(ack=self._ack(request.sequence_id))
+
+    def DeleteSequence(self, request, context):
+        with self.store.lock:
+            self.store.delete(request.sequence_id)
+        return spb.DeleteSequenceResponse()
 
     def MatchPrefix(self, request, context):
         return spb.MatchPrefixResponse()

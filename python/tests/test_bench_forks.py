@@ -7,13 +7,13 @@ import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
 from reference_server import FastServer, Store
 
 from kvtier import Budget, Session
 from kvtier.bench import needle, ruler
 from kvtier.bench.forks import Script, answer_densely, answer_forks, read
+from kvtier.bench.stats import kl_divergence
 from kvtier.dense import DenseDecoder
 from kvtier.types import Profile
 from kvtier.worker import Worker
@@ -24,9 +24,9 @@ def test_together_as_alone(
     name: str, load_model: Callable, corpus: str, grpc_server: str, fast_server: tuple[FastServer, str], store: Store
 ) -> None:
     model, tokenizer = load_model(name)
-    text = tokenizer.encode(corpus)[:560]  # beyond Gemma's sliding window of 512
+    text = tokenizer.encode(corpus)[: 530 if name == "gemma3" else 150]  # beyond Gemma's window of 512
     stop = tokenizer.stop_ids
-    scripts = [Script(tokenizer.encode(t, add_bos=False), n) for t, n in (("def close(", 5), ("\n\nimport os, ", 3))]
+    scripts = [Script(tokenizer.encode(t, add_bos=False), n) for t, n in (("def close(", 3), ("\nimport os, ", 2))]
     oracle = DenseDecoder(model)
     oracle.prefill(text)
     want = []
@@ -50,7 +50,8 @@ def test_together_as_alone(
     for answers in ways:
         for answer, (first, ids) in zip(answers, want[-len(answers) :], strict=True):
             assert answer.ids == ids
-            assert np.abs(answer.first - first).max() < 2e-2
+            # Sums in another order may round a K or V to the next bfloat16: that, and no more.
+            assert kl_divergence(first[None], answer.first[None]).max() < 1e-3
 
 
 @pytest.mark.daemon

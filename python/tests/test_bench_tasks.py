@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import math
+import random
 import re
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable
@@ -87,8 +88,6 @@ def test_needles_lie_at_their_depths(load_model: Callable) -> None:
 
     def count(text: str) -> int:
         return len(tokenizer.encode(text, add_bos=False))
-
-    import random
 
     depths = [0, 0.25, 0.5, 0.75, 1]
     hay = needle.grid_text(4096, depths, random.Random(3), count)
