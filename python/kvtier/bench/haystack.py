@@ -52,7 +52,8 @@ def vocabulary() -> tuple[str, ...]:
 
 
 def keys(rng: random.Random, count: int) -> list[str]:
-    """`count` different keys such as "elegant-otter"."""
+    """`count` different keys such as "elegant-otter", or as many as there are."""
+    count = min(count, len(ADJECTIVES) * len(NOUNS))
     pairs = rng.sample(range(len(ADJECTIVES) * len(NOUNS)), count)
     return [f"{ADJECTIVES[pair // len(NOUNS)]}-{NOUNS[pair % len(NOUNS)]}" for pair in pairs]
 
