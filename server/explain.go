@@ -10,6 +10,7 @@ import (
 	"google.golang.org/grpc/codes"
 
 	"kvtier/attention"
+	"kvtier/compress"
 	kvtierv1 "kvtier/proto/kvtier/v1"
 	"kvtier/server/sparse"
 	"kvtier/tiers"
@@ -40,7 +41,11 @@ func (x *inspectionService) Explain(ctx context.Context, r *kvtierv1.ExplainRequ
 	if top == 0 {
 		top = defaultTop
 	}
-	return s.explain(ctx, int(r.Layer), top)
+	spans := int(min(r.TopSpans, maxLabels))
+	if spans == 0 {
+		spans = defaultTop
+	}
+	return s.explain(ctx, int(r.Layer), top, spans)
 }
 
 // seen is what became of a token in one query head's answer.
@@ -54,9 +59,16 @@ type explainRun struct {
 	mu   sync.Mutex // KV heads are answered at the same time
 	how  []map[[2]int]sparse.How
 	true [][]seen
+	// offsets holds the offset from its segment's start of each place in it, by KV head and segment.
+	offsets [][][]int
 }
 
-func (s *sequence) explain(ctx context.Context, layer, top int) (*kvtierv1.ExplainResponse, error) {
+// howIn says what became of a token in query head h's answer.
+func (run *explainRun) howIn(h int, t seen) sparse.How {
+	return run.how[h][[2]int{t.segment, t.place}]
+}
+
+func (s *sequence) explain(ctx context.Context, layer, top, topSpans int) (*kvtierv1.ExplainResponse, error) {
 	s.mu.RLock()
 	last := s.mu.last[layer]
 	st := s.copyLocked()
@@ -82,21 +94,27 @@ func (s *sequence) explain(ctx context.Context, layer, top int) (*kvtierv1.Expla
 	if err != nil {
 		return nil, err
 	}
-	if err := s.byPosition(ctx, &st, layer, run); err != nil {
+	if err := s.readOffsets(ctx, all, run); err != nil {
 		return nil, err
 	}
+	s.byPosition(all, run)
 	out := &kvtierv1.ExplainResponse{Position: last.position, Account: c.account(0), PagesTotal: uint64(c.acc.PagesTotal),
 		PagesScored: uint64(c.acc.Pages), LeavesScored: uint64(c.acc.Leaves), LeavesScanned: uint64(c.acc.Scans),
 		LeavesRefined: uint64(c.acc.Refined), ValuesRead: uint64(c.acc.Read)}
+	spans := newSpanMass(&st, last.position+1, s.spec.queryHeads)
 	for h := range s.spec.queryHeads {
+		if err := s.addFirstTokens(ctx, all, run, h); err != nil {
+			return nil, err
+		}
 		run.addExactZone(all, h)
-		e := s.explainHead(ctx, &st, run, h, layer, truth[h].LSE(), top)
+		e := s.explainHead(&st, run, h, layer, truth[h].LSE(), top, spans)
 		a, b := make([]float32, s.spec.headDim), make([]float32, s.spec.headDim)
 		ps[h].Output(a)
 		truth[h].Output(b)
 		e.TrueError = attention.RelativeError(a, b)
 		out.Heads = append(out.Heads, e)
 	}
+	out.Spans, out.MassUnlabelled = spans.result(topSpans)
 	return out, nil
 }
 
@@ -122,37 +140,74 @@ func (s *sequence) traceTrue(run *explainRun) func(int) *sparse.Trace {
 	}
 }
 
-// byPosition renames the places of a sparse answer: with the profile exact,
-// what reads everything reads lossless rows, which are stored by position.
-func (s *sequence) byPosition(ctx context.Context, st *state, layer int, run *explainRun) error {
-	segs := s.srv.segmentsOf(st, layer, st.sealed())
-	for h, how := range run.how {
-		renamed := make(map[[2]int]sparse.How, len(how))
-		for at, x := range how {
-			seg := segs[at[0]]
-			if seg.Header.Profile != tiers.ProfileExact || seg.Cut() {
-				renamed[at] = x
-				continue
-			}
-			pos, err := s.offsetOf(ctx, seg.Header, h/s.spec.group(), at[1])
+// readOffsets learns which position each place in storage is.
+func (s *sequence) readOffsets(ctx context.Context, c *call, run *explainRun) error {
+	if s.spec.window[c.layer] > 0 {
+		return nil // attended by its window alone
+	}
+	segs := s.srv.segmentsOf(c.st, c.layer, c.start+1)
+	for head := range s.spec.kvHeads {
+		offsets := make([][]int, len(segs))
+		for i, seg := range segs {
+			pins, _, err := s.srv.store.Pin(ctx, []tiers.Request{{Header: seg.Header, Head: head, Plane: tiers.PlaneOrder}})
 			if err != nil {
 				return err
 			}
-			renamed[[2]int{at[0], pos - seg.Header.Heads[h/s.spec.group()].Sinks}] = x
+			offsets[i] = seal.View{D: s.spec.headDim, Info: seg.Header.Heads[head]}.Positions(pins[0].Ranges[0])
+			pins[0].Release(0)
 		}
-		run.how[h] = renamed
+		run.offsets = append(run.offsets, offsets)
 	}
 	return nil
 }
 
-// offsetOf returns the offset from the segment's start of the token at a place.
-func (s *sequence) offsetOf(ctx context.Context, h *tiers.Header, head, place int) (int, error) {
-	pins, _, err := s.srv.store.Pin(ctx, []tiers.Request{{Header: h, Head: head, Plane: tiers.PlaneOrder}})
+// byPosition renames the places of a sparse answer: with the profile exact,
+// what reads everything reads lossless rows, which are stored by position.
+func (s *sequence) byPosition(c *call, run *explainRun) {
+	segs := s.srv.segmentsOf(c.st, c.layer, c.start+1)
+	for h, how := range run.how {
+		head := h / s.spec.group()
+		renamed := make(map[[2]int]sparse.How, len(how))
+		for at, x := range how {
+			if seg := segs[at[0]]; seg.Header.Profile == tiers.ProfileExact && !seg.Cut() {
+				at[1] = run.offsets[head][at[0]][at[1]] - seg.Header.Heads[head].Sinks
+			}
+			renamed[at] = x
+		}
+		run.how[h] = renamed
+	}
+}
+
+// addFirstTokens scores the sequence's first tokens, which a sealed span keeps
+// unquantised, for query head h.
+func (s *sequence) addFirstTokens(ctx context.Context, c *call, run *explainRun, h int) error {
+	sp := s.spec
+	if sp.window[c.layer] > 0 || len(c.st.spans) == 0 {
+		return nil
+	}
+	first, head, d := c.st.spans[0], h/sp.group(), sp.headDim
+	n := first.segments[c.layer].Heads[head].Sinks
+	if n == 0 {
+		return nil
+	}
+	pins, _, err := s.srv.store.Pin(ctx, []tiers.Request{{Header: first.segments[c.layer], Head: head, Plane: tiers.PlaneSinks}})
 	if err != nil {
-		return 0, err
+		return err
 	}
 	defer pins[0].Release(0)
-	return seal.View{D: h.HeadDim, Info: h.Heads[head]}.Positions(pins[0].Ranges[0])[place], nil
+	kv := make([]float32, 2*n*d)
+	compress.ToFloat32(kv, pins[0].Ranges[0], sp.typ)
+	for i := range min(n, first.limit, int(c.start+1-first.Start)) {
+		run.score(c, h, int(first.Start)+i, kv[i*d:(i+1)*d])
+	}
+	return nil
+}
+
+// score adds a token of the exact zone.
+func (run *explainRun) score(c *call, h, position int, key []float32) {
+	d := c.seq.spec.headDim
+	score := attention.Softcap(attention.Dot(c.q[h*d:(h+1)*d], key), c.seq.spec.softcap)
+	run.true[h] = append(run.true[h], seen{-1, position, score})
 }
 
 // addExactZone scores the tokens of the tail, or the window, for query head h.
@@ -171,42 +226,31 @@ func (run *explainRun) addExactZone(c *call, h int) {
 	k := make([]float32, int(hi-lo)*d)
 	gatherHead(k, sp, kb, h/sp.group())
 	for i := range int(hi - lo) {
-		score := attention.Softcap(attention.Dot(c.q[h*d:(h+1)*d], k[i*d:(i+1)*d]), sp.softcap)
-		run.true[h] = append(run.true[h], seen{-1, int(lo) + i, score})
+		run.score(c, h, int(lo)+i, k[i*d:(i+1)*d])
 	}
 }
 
-func (s *sequence) explainHead(ctx context.Context, st *state, run *explainRun, h, layer int, lse float32, top int) *kvtierv1.ExplainHead {
+func (s *sequence) explainHead(st *state, run *explainRun, h, layer int, lse float32, top int, spans *spanMass) *kvtierv1.ExplainHead {
 	out := &kvtierv1.ExplainHead{QueryHead: uint32(h)}
 	tokens := run.true[h]
 	sum := float32(0)
 	for _, t := range tokens {
 		w := float32(math.Exp(float64(t.log - lse)))
 		sum += w
-		switch {
-		case t.segment < 0:
-			out.MassExact += w
-		case run.how[h][[2]int{t.segment, t.place}] == sparse.Read:
-			out.MassRead += w
-		case run.how[h][[2]int{t.segment, t.place}] == sparse.Scanned:
-			out.MassScanned += w
-		default:
-			out.MassEstimated += w
+		kind := massExact
+		if t.segment >= 0 {
+			kind = massOf[run.howIn(h, t)]
 		}
+		*[...]*float32{&out.MassExact, &out.MassRead, &out.MassScanned, &out.MassEstimated}[kind] += w
+		spans.add(kind, s.positionOf(st, run, layer, h, t), w)
 	}
-	out.MassExact += max(0, 1-sum) // the first tokens and learned sinks: never scored apart
+	spans.endHead()
+	out.MassExact += max(0, 1-sum) // learned sinks: part of the normaliser, but no token
 	slices.SortFunc(tokens, func(a, b seen) int { return cmp.Compare(b.log, a.log) })
 	for _, t := range tokens[:min(top, len(tokens))] {
-		e := &kvtierv1.ExplainToken{Weight: float32(math.Exp(float64(t.log - lse))), How: "exact"}
-		if t.segment < 0 {
-			e.Position = uint64(t.place)
-		} else {
-			pos, err := s.positionOf(ctx, st, layer, h/s.spec.group(), t)
-			if err != nil {
-				continue
-			}
-			e.Position = pos
-			e.How = [...]string{"estimated", "scanned", "read"}[run.how[h][[2]int{t.segment, t.place}]]
+		e := &kvtierv1.ExplainToken{Position: s.positionOf(st, run, layer, h, t), Weight: float32(math.Exp(float64(t.log - lse))), How: "exact"}
+		if t.segment >= 0 {
+			e.How = [...]string{"estimated", "scanned", "read"}[run.howIn(h, t)]
 		}
 		s.label(st, e)
 		out.Tokens = append(out.Tokens, e)
@@ -214,16 +258,18 @@ func (s *sequence) explainHead(ctx context.Context, st *state, run *explainRun, 
 	return out
 }
 
-// positionOf finds the position of a stored token.
-func (s *sequence) positionOf(ctx context.Context, st *state, layer, head int, t seen) (uint64, error) {
-	h := s.srv.segmentsOf(st, layer, st.sealed())[t.segment].Header
-	info := h.Heads[head]
-	if h.Profile == tiers.ProfileExact {
-		// Lossless rows are stored by position.
-		return h.Start + uint64(info.Sinks+t.place), nil
+// positionOf finds the position of a token that query head h saw.
+func (s *sequence) positionOf(st *state, run *explainRun, layer, h int, t seen) uint64 {
+	if t.segment < 0 {
+		return uint64(t.place)
 	}
-	off, err := s.offsetOf(ctx, h, head, t.place)
-	return h.Start + uint64(off), err
+	head := h / s.spec.group()
+	seg := st.spans[t.segment].segments[layer]
+	if seg.Profile == tiers.ProfileExact {
+		// Lossless rows are stored by position.
+		return seg.Start + uint64(seg.Heads[head].Sinks+t.place)
+	}
+	return seg.Start + uint64(run.offsets[head][t.segment][t.place])
 }
 
 // label adds a token's text, id and span.

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"io"
@@ -14,7 +15,8 @@ import (
 )
 
 const explainHelp = `Show what the last query of a layer did: what was scored, read and estimated, and the
-tokens that mattered to each query head, as text if the worker stored it.
+tokens that mattered to each query head, as text if the worker stored it. Labelled spans
+(files, shots of a video) come first, ranked by the attention their tokens received together.
 
 How a token took part:
   exact      kept unquantised (the first tokens, the recent window, the open tail)
@@ -23,7 +25,7 @@ How a token took part:
   estimated  by a summary alone`
 
 func newExplain(a *app) *cobra.Command {
-	var layer, top uint32
+	var layer, top, spans uint32
 	var head int
 	cmd := &cobra.Command{
 		Use:               "explain SEQ --layer L",
@@ -33,7 +35,7 @@ func newExplain(a *app) *cobra.Command {
 		ValidArgsFunction: a.completeSequences,
 		RunE: run(func(cmd *cobra.Command, args []string) error {
 			return a.withSequence(cmd, args[0], func(ctx context.Context, c *client, seq *kvtierv1.SequenceInfo) error {
-				e, err := c.Explain(ctx, &kvtierv1.ExplainRequest{SequenceId: seq.GetSequenceId(), Layer: layer, Top: top})
+				e, err := c.Explain(ctx, &kvtierv1.ExplainRequest{SequenceId: seq.GetSequenceId(), Layer: layer, Top: top, TopSpans: spans})
 				if err != nil {
 					return err
 				}
@@ -48,6 +50,7 @@ func newExplain(a *app) *cobra.Command {
 	f.Uint32Var(&layer, "layer", 0, "the layer, from 0 (required)")
 	f.IntVar(&head, "head", -1, "only this query head; -1: all")
 	f.Uint32Var(&top, "top", 16, "tokens to show for each query head")
+	f.Uint32Var(&spans, "spans", 16, "labelled spans to show")
 	_ = cmd.MarkFlagRequired("layer")
 	return cmd
 }
@@ -83,9 +86,37 @@ func explainTable(w io.Writer, e *kvtierv1.ExplainResponse) {
 		{"time", fmt.Sprintf("%s: score %s, scan %s, fetch %s, exact zone %s", nanoseconds(acc.GetNsTotal()), nanoseconds(acc.GetNsScore()),
 			nanoseconds(acc.GetNsScan()), nanoseconds(acc.GetNsFetch()), nanoseconds(acc.GetNsExactZone()))},
 	})
+	if len(e.GetSpans()) > 0 {
+		explainSpans(w, e)
+	}
 	for _, h := range e.GetHeads() {
 		explainHead(w, h)
 	}
+}
+
+// explainSpans ranks labelled spans; with one head kept, by that head's attention.
+func explainSpans(w io.Writer, e *kvtierv1.ExplainResponse) {
+	if heads := e.GetHeads(); len(heads) == 1 && len(e.GetSpans()[0].GetHeadMass()) > 1 {
+		heading(w, fmt.Sprintf("Labelled spans, by attention of query head %d", heads[0].GetQueryHead()))
+		rows := [][]string{{"MASS", "TOKENS", "KIND", "LABEL"}}
+		of := func(s *kvtierv1.ExplainSpan) float32 { return s.GetHeadMass()[heads[0].GetQueryHead()] }
+		for _, s := range slices.SortedStableFunc(slices.Values(e.GetSpans()), func(a, b *kvtierv1.ExplainSpan) int { return cmp.Compare(of(b), of(a)) }) {
+			rows = append(rows, append([]string{share(float64(of(s)))}, spanCells(s.GetSpan())...))
+		}
+		columns(w, rows)
+		return
+	}
+	heading(w, fmt.Sprintf("Labelled spans, by attention; mean over query heads. In no span: %s", share(float64(e.GetMassUnlabelled()))))
+	rows := [][]string{{"MASS", "EXACT", "READ", "SCANNED", "ESTIMATED", "TOKENS", "KIND", "LABEL"}}
+	for _, s := range e.GetSpans() {
+		rows = append(rows, append([]string{share(float64(s.GetMass())), share(float64(s.GetMassExact())), share(float64(s.GetMassRead())),
+			share(float64(s.GetMassScanned())), share(float64(s.GetMassEstimated()))}, spanCells(s.GetSpan())...))
+	}
+	columns(w, rows)
+}
+
+func spanCells(s *kvtierv1.Span) []string {
+	return []string{spanRange(s.GetStart(), s.GetEnd()), spanKindWord(s.GetKind()), orDash(s.GetLabel())}
 }
 
 func explainHead(w io.Writer, h *kvtierv1.ExplainHead) {

@@ -190,7 +190,13 @@ func (f *fakeDaemon) Explain(_ context.Context, r *kvtierv1.ExplainRequest) (*kv
 			BytesFull: 33 << 20, BytesExactZone: 2375680, EstimatedError: 0.0171, CodecError: 0.0082,
 			NsScore: 210_000, NsScan: 480_400, NsFetch: 1_900_000, NsExactZone: 95_000, NsTotal: 2_700_000, Mode: kvtierv1.AttendMode_ATTEND_MODE_BUDGET,
 		},
-		Heads: heads,
+		Heads: heads, MassUnlabelled: .4545,
+		Spans: []*kvtierv1.ExplainSpan{
+			{Span: &kvtierv1.Span{Start: 51000, End: 52800, Kind: kvtierv1.SpanKind_SPAN_KIND_FILE, Label: "notes.txt"}, Mass: .4265,
+				HeadMass: []float32{.85, .003}, MassRead: .38, MassScanned: .0405, MassEstimated: .006},
+			{Span: &kvtierv1.Span{Start: 1, End: 51000, Kind: kvtierv1.SpanKind_SPAN_KIND_FILE, Label: "book.txt"}, Mass: .119,
+				HeadMass: []float32{.221, .017}, MassExact: .11, MassEstimated: .009},
+		}[:min(2, r.GetTopSpans())],
 	}, nil
 }
 

@@ -374,9 +374,13 @@ class Client:
         request = ipb.DescribeSequenceRequest(sequence_id=sequence_id, token_ids=token_ids)
         return self._call(self._inspection.DescribeSequence, request, None)
 
-    def explain(self, sequence_id: str, layer: int, top: int = 0) -> ipb.ExplainResponse:
-        """What a layer's last query did, and its true error; `top` tokens a head (0: 16)."""
-        request = ipb.ExplainRequest(sequence_id=sequence_id, layer=layer, top=top)
+    def explain(self, sequence_id: str, layer: int, top: int = 0, top_spans: int = 0) -> ipb.ExplainResponse:
+        """What a layer's last query did, and its true error.
+
+        `top` tokens for each query head, and the `top_spans` labelled spans that received most
+        attention (0: 16 of either).
+        """
+        request = ipb.ExplainRequest(sequence_id=sequence_id, layer=layer, top=top, top_spans=top_spans)
         return self._call(self._inspection.Explain, request, None)
 
     def residency(self, sequence_id: str) -> ipb.ResidencyResponse:

@@ -787,7 +787,9 @@ type ExplainRequest struct {
 	SequenceId string                 `protobuf:"bytes,1,opt,name=sequence_id,json=sequenceId,proto3" json:"sequence_id,omitempty"`
 	Layer      uint32                 `protobuf:"varint,2,opt,name=layer,proto3" json:"layer,omitempty"`
 	// Largest number of tokens to return for each query head; 0 means 16.
-	Top           uint32 `protobuf:"varint,3,opt,name=top,proto3" json:"top,omitempty"`
+	Top uint32 `protobuf:"varint,3,opt,name=top,proto3" json:"top,omitempty"`
+	// Largest number of labelled spans to return; 0 means 16.
+	TopSpans      uint32 `protobuf:"varint,4,opt,name=top_spans,json=topSpans,proto3" json:"top_spans,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -839,6 +841,13 @@ func (x *ExplainRequest) GetLayer() uint32 {
 func (x *ExplainRequest) GetTop() uint32 {
 	if x != nil {
 		return x.Top
+	}
+	return 0
+}
+
+func (x *ExplainRequest) GetTopSpans() uint32 {
+	if x != nil {
+		return x.TopSpans
 	}
 	return 0
 }
@@ -1023,6 +1032,103 @@ func (x *ExplainHead) GetTrueError() float32 {
 	return 0
 }
 
+// ExplainSpan is what a labelled span's tokens received together. All shares are true ones, from
+// reading everything; a token that lies in several spans counts in each.
+type ExplainSpan struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Span  *Span                  `protobuf:"bytes,1,opt,name=span,proto3" json:"span,omitempty"`
+	// Share of the attention, mean over the query heads.
+	Mass float32 `protobuf:"fixed32,2,opt,name=mass,proto3" json:"mass,omitempty"`
+	// The same for each query head.
+	HeadMass []float32 `protobuf:"fixed32,3,rep,packed,name=head_mass,json=headMass,proto3" json:"head_mass,omitempty"`
+	// Parts of mass by how the answer obtained it.
+	MassExact     float32 `protobuf:"fixed32,4,opt,name=mass_exact,json=massExact,proto3" json:"mass_exact,omitempty"`
+	MassRead      float32 `protobuf:"fixed32,5,opt,name=mass_read,json=massRead,proto3" json:"mass_read,omitempty"`
+	MassScanned   float32 `protobuf:"fixed32,6,opt,name=mass_scanned,json=massScanned,proto3" json:"mass_scanned,omitempty"`
+	MassEstimated float32 `protobuf:"fixed32,7,opt,name=mass_estimated,json=massEstimated,proto3" json:"mass_estimated,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ExplainSpan) Reset() {
+	*x = ExplainSpan{}
+	mi := &file_kvtier_v1_inspection_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ExplainSpan) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ExplainSpan) ProtoMessage() {}
+
+func (x *ExplainSpan) ProtoReflect() protoreflect.Message {
+	mi := &file_kvtier_v1_inspection_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ExplainSpan.ProtoReflect.Descriptor instead.
+func (*ExplainSpan) Descriptor() ([]byte, []int) {
+	return file_kvtier_v1_inspection_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *ExplainSpan) GetSpan() *Span {
+	if x != nil {
+		return x.Span
+	}
+	return nil
+}
+
+func (x *ExplainSpan) GetMass() float32 {
+	if x != nil {
+		return x.Mass
+	}
+	return 0
+}
+
+func (x *ExplainSpan) GetHeadMass() []float32 {
+	if x != nil {
+		return x.HeadMass
+	}
+	return nil
+}
+
+func (x *ExplainSpan) GetMassExact() float32 {
+	if x != nil {
+		return x.MassExact
+	}
+	return 0
+}
+
+func (x *ExplainSpan) GetMassRead() float32 {
+	if x != nil {
+		return x.MassRead
+	}
+	return 0
+}
+
+func (x *ExplainSpan) GetMassScanned() float32 {
+	if x != nil {
+		return x.MassScanned
+	}
+	return 0
+}
+
+func (x *ExplainSpan) GetMassEstimated() float32 {
+	if x != nil {
+		return x.MassEstimated
+	}
+	return 0
+}
+
 type ExplainResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Position      uint64                 `protobuf:"varint,1,opt,name=position,proto3" json:"position,omitempty"`
@@ -1034,13 +1140,18 @@ type ExplainResponse struct {
 	LeavesRefined uint64                 `protobuf:"varint,7,opt,name=leaves_refined,json=leavesRefined,proto3" json:"leaves_refined,omitempty"`
 	ValuesRead    uint64                 `protobuf:"varint,8,opt,name=values_read,json=valuesRead,proto3" json:"values_read,omitempty"`
 	Heads         []*ExplainHead         `protobuf:"bytes,9,rep,name=heads,proto3" json:"heads,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	// Labelled spans, largest mass first.
+	Spans []*ExplainSpan `protobuf:"bytes,10,rep,name=spans,proto3" json:"spans,omitempty"`
+	// Share of the attention that tokens in no labelled span received, mean over the query heads.
+	// A model's learned sinks are no tokens: what they take is in neither.
+	MassUnlabelled float32 `protobuf:"fixed32,11,opt,name=mass_unlabelled,json=massUnlabelled,proto3" json:"mass_unlabelled,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
 }
 
 func (x *ExplainResponse) Reset() {
 	*x = ExplainResponse{}
-	mi := &file_kvtier_v1_inspection_proto_msgTypes[12]
+	mi := &file_kvtier_v1_inspection_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1052,7 +1163,7 @@ func (x *ExplainResponse) String() string {
 func (*ExplainResponse) ProtoMessage() {}
 
 func (x *ExplainResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_kvtier_v1_inspection_proto_msgTypes[12]
+	mi := &file_kvtier_v1_inspection_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1065,7 +1176,7 @@ func (x *ExplainResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainResponse.ProtoReflect.Descriptor instead.
 func (*ExplainResponse) Descriptor() ([]byte, []int) {
-	return file_kvtier_v1_inspection_proto_rawDescGZIP(), []int{12}
+	return file_kvtier_v1_inspection_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *ExplainResponse) GetPosition() uint64 {
@@ -1131,6 +1242,20 @@ func (x *ExplainResponse) GetHeads() []*ExplainHead {
 	return nil
 }
 
+func (x *ExplainResponse) GetSpans() []*ExplainSpan {
+	if x != nil {
+		return x.Spans
+	}
+	return nil
+}
+
+func (x *ExplainResponse) GetMassUnlabelled() float32 {
+	if x != nil {
+		return x.MassUnlabelled
+	}
+	return 0
+}
+
 type ResidencyRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	SequenceId    string                 `protobuf:"bytes,1,opt,name=sequence_id,json=sequenceId,proto3" json:"sequence_id,omitempty"`
@@ -1140,7 +1265,7 @@ type ResidencyRequest struct {
 
 func (x *ResidencyRequest) Reset() {
 	*x = ResidencyRequest{}
-	mi := &file_kvtier_v1_inspection_proto_msgTypes[13]
+	mi := &file_kvtier_v1_inspection_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1152,7 +1277,7 @@ func (x *ResidencyRequest) String() string {
 func (*ResidencyRequest) ProtoMessage() {}
 
 func (x *ResidencyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_kvtier_v1_inspection_proto_msgTypes[13]
+	mi := &file_kvtier_v1_inspection_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1165,7 +1290,7 @@ func (x *ResidencyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResidencyRequest.ProtoReflect.Descriptor instead.
 func (*ResidencyRequest) Descriptor() ([]byte, []int) {
-	return file_kvtier_v1_inspection_proto_rawDescGZIP(), []int{13}
+	return file_kvtier_v1_inspection_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *ResidencyRequest) GetSequenceId() string {
@@ -1187,7 +1312,7 @@ type PlaneResidency struct {
 
 func (x *PlaneResidency) Reset() {
 	*x = PlaneResidency{}
-	mi := &file_kvtier_v1_inspection_proto_msgTypes[14]
+	mi := &file_kvtier_v1_inspection_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1199,7 +1324,7 @@ func (x *PlaneResidency) String() string {
 func (*PlaneResidency) ProtoMessage() {}
 
 func (x *PlaneResidency) ProtoReflect() protoreflect.Message {
-	mi := &file_kvtier_v1_inspection_proto_msgTypes[14]
+	mi := &file_kvtier_v1_inspection_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1212,7 +1337,7 @@ func (x *PlaneResidency) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PlaneResidency.ProtoReflect.Descriptor instead.
 func (*PlaneResidency) Descriptor() ([]byte, []int) {
-	return file_kvtier_v1_inspection_proto_rawDescGZIP(), []int{14}
+	return file_kvtier_v1_inspection_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *PlaneResidency) GetPlane() string {
@@ -1254,7 +1379,7 @@ type LayerResidency struct {
 
 func (x *LayerResidency) Reset() {
 	*x = LayerResidency{}
-	mi := &file_kvtier_v1_inspection_proto_msgTypes[15]
+	mi := &file_kvtier_v1_inspection_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1266,7 +1391,7 @@ func (x *LayerResidency) String() string {
 func (*LayerResidency) ProtoMessage() {}
 
 func (x *LayerResidency) ProtoReflect() protoreflect.Message {
-	mi := &file_kvtier_v1_inspection_proto_msgTypes[15]
+	mi := &file_kvtier_v1_inspection_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1279,7 +1404,7 @@ func (x *LayerResidency) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LayerResidency.ProtoReflect.Descriptor instead.
 func (*LayerResidency) Descriptor() ([]byte, []int) {
-	return file_kvtier_v1_inspection_proto_rawDescGZIP(), []int{15}
+	return file_kvtier_v1_inspection_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *LayerResidency) GetLayer() uint32 {
@@ -1306,7 +1431,7 @@ type ResidencyResponse struct {
 
 func (x *ResidencyResponse) Reset() {
 	*x = ResidencyResponse{}
-	mi := &file_kvtier_v1_inspection_proto_msgTypes[16]
+	mi := &file_kvtier_v1_inspection_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1318,7 +1443,7 @@ func (x *ResidencyResponse) String() string {
 func (*ResidencyResponse) ProtoMessage() {}
 
 func (x *ResidencyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_kvtier_v1_inspection_proto_msgTypes[16]
+	mi := &file_kvtier_v1_inspection_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1331,7 +1456,7 @@ func (x *ResidencyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResidencyResponse.ProtoReflect.Descriptor instead.
 func (*ResidencyResponse) Descriptor() ([]byte, []int) {
-	return file_kvtier_v1_inspection_proto_rawDescGZIP(), []int{16}
+	return file_kvtier_v1_inspection_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *ResidencyResponse) GetPlanes() []*PlaneResidency {
@@ -1358,7 +1483,7 @@ type VerifyRequest struct {
 
 func (x *VerifyRequest) Reset() {
 	*x = VerifyRequest{}
-	mi := &file_kvtier_v1_inspection_proto_msgTypes[17]
+	mi := &file_kvtier_v1_inspection_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1370,7 +1495,7 @@ func (x *VerifyRequest) String() string {
 func (*VerifyRequest) ProtoMessage() {}
 
 func (x *VerifyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_kvtier_v1_inspection_proto_msgTypes[17]
+	mi := &file_kvtier_v1_inspection_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1383,7 +1508,7 @@ func (x *VerifyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VerifyRequest.ProtoReflect.Descriptor instead.
 func (*VerifyRequest) Descriptor() ([]byte, []int) {
-	return file_kvtier_v1_inspection_proto_rawDescGZIP(), []int{17}
+	return file_kvtier_v1_inspection_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *VerifyRequest) GetSequenceId() string {
@@ -1407,7 +1532,7 @@ type VerifyResponse struct {
 
 func (x *VerifyResponse) Reset() {
 	*x = VerifyResponse{}
-	mi := &file_kvtier_v1_inspection_proto_msgTypes[18]
+	mi := &file_kvtier_v1_inspection_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1419,7 +1544,7 @@ func (x *VerifyResponse) String() string {
 func (*VerifyResponse) ProtoMessage() {}
 
 func (x *VerifyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_kvtier_v1_inspection_proto_msgTypes[18]
+	mi := &file_kvtier_v1_inspection_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1432,7 +1557,7 @@ func (x *VerifyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VerifyResponse.ProtoReflect.Descriptor instead.
 func (*VerifyResponse) Descriptor() ([]byte, []int) {
-	return file_kvtier_v1_inspection_proto_rawDescGZIP(), []int{18}
+	return file_kvtier_v1_inspection_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *VerifyResponse) GetBytesDone() uint64 {
@@ -1551,12 +1676,13 @@ const file_kvtier_v1_inspection_proto_rawDesc = "" +
 	"\x05spans\x18\x04 \x03(\v2\x0f.kvtier.v1.SpanR\x05spans\x12\x1b\n" +
 	"\ttoken_ids\x18\x05 \x03(\x04R\btokenIds\x12\x1f\n" +
 	"\vexact_until\x18\x06 \x01(\x04R\n" +
-	"exactUntil\"Y\n" +
+	"exactUntil\"v\n" +
 	"\x0eExplainRequest\x12\x1f\n" +
 	"\vsequence_id\x18\x01 \x01(\tR\n" +
 	"sequenceId\x12\x14\n" +
 	"\x05layer\x18\x02 \x01(\rR\x05layer\x12\x10\n" +
-	"\x03top\x18\x03 \x01(\rR\x03top\"\x99\x01\n" +
+	"\x03top\x18\x03 \x01(\rR\x03top\x12\x1b\n" +
+	"\ttop_spans\x18\x04 \x01(\rR\btopSpans\"\x99\x01\n" +
 	"\fExplainToken\x12\x1a\n" +
 	"\bposition\x18\x01 \x01(\x04R\bposition\x12\x16\n" +
 	"\x06weight\x18\x02 \x01(\x02R\x06weight\x12\x10\n" +
@@ -1574,7 +1700,16 @@ const file_kvtier_v1_inspection_proto_rawDesc = "" +
 	"\fmass_scanned\x18\x05 \x01(\x02R\vmassScanned\x12%\n" +
 	"\x0emass_estimated\x18\x06 \x01(\x02R\rmassEstimated\x12\x1d\n" +
 	"\n" +
-	"true_error\x18\a \x01(\x02R\ttrueError\"\xe1\x02\n" +
+	"true_error\x18\a \x01(\x02R\ttrueError\"\xe9\x01\n" +
+	"\vExplainSpan\x12#\n" +
+	"\x04span\x18\x01 \x01(\v2\x0f.kvtier.v1.SpanR\x04span\x12\x12\n" +
+	"\x04mass\x18\x02 \x01(\x02R\x04mass\x12\x1b\n" +
+	"\thead_mass\x18\x03 \x03(\x02R\bheadMass\x12\x1d\n" +
+	"\n" +
+	"mass_exact\x18\x04 \x01(\x02R\tmassExact\x12\x1b\n" +
+	"\tmass_read\x18\x05 \x01(\x02R\bmassRead\x12!\n" +
+	"\fmass_scanned\x18\x06 \x01(\x02R\vmassScanned\x12%\n" +
+	"\x0emass_estimated\x18\a \x01(\x02R\rmassEstimated\"\xb8\x03\n" +
 	"\x0fExplainResponse\x12\x1a\n" +
 	"\bposition\x18\x01 \x01(\x04R\bposition\x12,\n" +
 	"\aaccount\x18\x02 \x01(\v2\x12.kvtier.v1.AccountR\aaccount\x12\x1f\n" +
@@ -1586,7 +1721,10 @@ const file_kvtier_v1_inspection_proto_rawDesc = "" +
 	"\x0eleaves_refined\x18\a \x01(\x04R\rleavesRefined\x12\x1f\n" +
 	"\vvalues_read\x18\b \x01(\x04R\n" +
 	"valuesRead\x12,\n" +
-	"\x05heads\x18\t \x03(\v2\x16.kvtier.v1.ExplainHeadR\x05heads\"3\n" +
+	"\x05heads\x18\t \x03(\v2\x16.kvtier.v1.ExplainHeadR\x05heads\x12,\n" +
+	"\x05spans\x18\n" +
+	" \x03(\v2\x16.kvtier.v1.ExplainSpanR\x05spans\x12'\n" +
+	"\x0fmass_unlabelled\x18\v \x01(\x02R\x0emassUnlabelled\"3\n" +
 	"\x10ResidencyRequest\x12\x1f\n" +
 	"\vsequence_id\x18\x01 \x01(\tR\n" +
 	"sequenceId\"\x83\x01\n" +
@@ -1634,7 +1772,7 @@ func file_kvtier_v1_inspection_proto_rawDescGZIP() []byte {
 	return file_kvtier_v1_inspection_proto_rawDescData
 }
 
-var file_kvtier_v1_inspection_proto_msgTypes = make([]protoimpl.MessageInfo, 19)
+var file_kvtier_v1_inspection_proto_msgTypes = make([]protoimpl.MessageInfo, 20)
 var file_kvtier_v1_inspection_proto_goTypes = []any{
 	(*TierStatus)(nil),               // 0: kvtier.v1.TierStatus
 	(*GetStatusRequest)(nil),         // 1: kvtier.v1.GetStatusRequest
@@ -1648,50 +1786,53 @@ var file_kvtier_v1_inspection_proto_goTypes = []any{
 	(*ExplainRequest)(nil),           // 9: kvtier.v1.ExplainRequest
 	(*ExplainToken)(nil),             // 10: kvtier.v1.ExplainToken
 	(*ExplainHead)(nil),              // 11: kvtier.v1.ExplainHead
-	(*ExplainResponse)(nil),          // 12: kvtier.v1.ExplainResponse
-	(*ResidencyRequest)(nil),         // 13: kvtier.v1.ResidencyRequest
-	(*PlaneResidency)(nil),           // 14: kvtier.v1.PlaneResidency
-	(*LayerResidency)(nil),           // 15: kvtier.v1.LayerResidency
-	(*ResidencyResponse)(nil),        // 16: kvtier.v1.ResidencyResponse
-	(*VerifyRequest)(nil),            // 17: kvtier.v1.VerifyRequest
-	(*VerifyResponse)(nil),           // 18: kvtier.v1.VerifyResponse
-	(Profile)(0),                     // 19: kvtier.v1.Profile
-	(*Ack)(nil),                      // 20: kvtier.v1.Ack
-	(*ModelSpec)(nil),                // 21: kvtier.v1.ModelSpec
-	(*Span)(nil),                     // 22: kvtier.v1.Span
-	(*Account)(nil),                  // 23: kvtier.v1.Account
+	(*ExplainSpan)(nil),              // 12: kvtier.v1.ExplainSpan
+	(*ExplainResponse)(nil),          // 13: kvtier.v1.ExplainResponse
+	(*ResidencyRequest)(nil),         // 14: kvtier.v1.ResidencyRequest
+	(*PlaneResidency)(nil),           // 15: kvtier.v1.PlaneResidency
+	(*LayerResidency)(nil),           // 16: kvtier.v1.LayerResidency
+	(*ResidencyResponse)(nil),        // 17: kvtier.v1.ResidencyResponse
+	(*VerifyRequest)(nil),            // 18: kvtier.v1.VerifyRequest
+	(*VerifyResponse)(nil),           // 19: kvtier.v1.VerifyResponse
+	(Profile)(0),                     // 20: kvtier.v1.Profile
+	(*Ack)(nil),                      // 21: kvtier.v1.Ack
+	(*ModelSpec)(nil),                // 22: kvtier.v1.ModelSpec
+	(*Span)(nil),                     // 23: kvtier.v1.Span
+	(*Account)(nil),                  // 24: kvtier.v1.Account
 }
 var file_kvtier_v1_inspection_proto_depIdxs = []int32{
 	0,  // 0: kvtier.v1.GetStatusResponse.tiers:type_name -> kvtier.v1.TierStatus
-	19, // 1: kvtier.v1.SequenceInfo.profile:type_name -> kvtier.v1.Profile
-	20, // 2: kvtier.v1.SequenceInfo.ack:type_name -> kvtier.v1.Ack
+	20, // 1: kvtier.v1.SequenceInfo.profile:type_name -> kvtier.v1.Profile
+	21, // 2: kvtier.v1.SequenceInfo.ack:type_name -> kvtier.v1.Ack
 	3,  // 3: kvtier.v1.ListSequencesResponse.sequences:type_name -> kvtier.v1.SequenceInfo
 	3,  // 4: kvtier.v1.DescribeSequenceResponse.info:type_name -> kvtier.v1.SequenceInfo
-	21, // 5: kvtier.v1.DescribeSequenceResponse.spec:type_name -> kvtier.v1.ModelSpec
+	22, // 5: kvtier.v1.DescribeSequenceResponse.spec:type_name -> kvtier.v1.ModelSpec
 	6,  // 6: kvtier.v1.DescribeSequenceResponse.sealed:type_name -> kvtier.v1.SealedSpan
-	22, // 7: kvtier.v1.DescribeSequenceResponse.spans:type_name -> kvtier.v1.Span
+	23, // 7: kvtier.v1.DescribeSequenceResponse.spans:type_name -> kvtier.v1.Span
 	10, // 8: kvtier.v1.ExplainHead.tokens:type_name -> kvtier.v1.ExplainToken
-	23, // 9: kvtier.v1.ExplainResponse.account:type_name -> kvtier.v1.Account
-	11, // 10: kvtier.v1.ExplainResponse.heads:type_name -> kvtier.v1.ExplainHead
-	14, // 11: kvtier.v1.ResidencyResponse.planes:type_name -> kvtier.v1.PlaneResidency
-	15, // 12: kvtier.v1.ResidencyResponse.layers:type_name -> kvtier.v1.LayerResidency
-	1,  // 13: kvtier.v1.InspectionService.GetStatus:input_type -> kvtier.v1.GetStatusRequest
-	4,  // 14: kvtier.v1.InspectionService.ListSequences:input_type -> kvtier.v1.ListSequencesRequest
-	7,  // 15: kvtier.v1.InspectionService.DescribeSequence:input_type -> kvtier.v1.DescribeSequenceRequest
-	9,  // 16: kvtier.v1.InspectionService.Explain:input_type -> kvtier.v1.ExplainRequest
-	13, // 17: kvtier.v1.InspectionService.Residency:input_type -> kvtier.v1.ResidencyRequest
-	17, // 18: kvtier.v1.InspectionService.Verify:input_type -> kvtier.v1.VerifyRequest
-	2,  // 19: kvtier.v1.InspectionService.GetStatus:output_type -> kvtier.v1.GetStatusResponse
-	5,  // 20: kvtier.v1.InspectionService.ListSequences:output_type -> kvtier.v1.ListSequencesResponse
-	8,  // 21: kvtier.v1.InspectionService.DescribeSequence:output_type -> kvtier.v1.DescribeSequenceResponse
-	12, // 22: kvtier.v1.InspectionService.Explain:output_type -> kvtier.v1.ExplainResponse
-	16, // 23: kvtier.v1.InspectionService.Residency:output_type -> kvtier.v1.ResidencyResponse
-	18, // 24: kvtier.v1.InspectionService.Verify:output_type -> kvtier.v1.VerifyResponse
-	19, // [19:25] is the sub-list for method output_type
-	13, // [13:19] is the sub-list for method input_type
-	13, // [13:13] is the sub-list for extension type_name
-	13, // [13:13] is the sub-list for extension extendee
-	0,  // [0:13] is the sub-list for field type_name
+	23, // 9: kvtier.v1.ExplainSpan.span:type_name -> kvtier.v1.Span
+	24, // 10: kvtier.v1.ExplainResponse.account:type_name -> kvtier.v1.Account
+	11, // 11: kvtier.v1.ExplainResponse.heads:type_name -> kvtier.v1.ExplainHead
+	12, // 12: kvtier.v1.ExplainResponse.spans:type_name -> kvtier.v1.ExplainSpan
+	15, // 13: kvtier.v1.ResidencyResponse.planes:type_name -> kvtier.v1.PlaneResidency
+	16, // 14: kvtier.v1.ResidencyResponse.layers:type_name -> kvtier.v1.LayerResidency
+	1,  // 15: kvtier.v1.InspectionService.GetStatus:input_type -> kvtier.v1.GetStatusRequest
+	4,  // 16: kvtier.v1.InspectionService.ListSequences:input_type -> kvtier.v1.ListSequencesRequest
+	7,  // 17: kvtier.v1.InspectionService.DescribeSequence:input_type -> kvtier.v1.DescribeSequenceRequest
+	9,  // 18: kvtier.v1.InspectionService.Explain:input_type -> kvtier.v1.ExplainRequest
+	14, // 19: kvtier.v1.InspectionService.Residency:input_type -> kvtier.v1.ResidencyRequest
+	18, // 20: kvtier.v1.InspectionService.Verify:input_type -> kvtier.v1.VerifyRequest
+	2,  // 21: kvtier.v1.InspectionService.GetStatus:output_type -> kvtier.v1.GetStatusResponse
+	5,  // 22: kvtier.v1.InspectionService.ListSequences:output_type -> kvtier.v1.ListSequencesResponse
+	8,  // 23: kvtier.v1.InspectionService.DescribeSequence:output_type -> kvtier.v1.DescribeSequenceResponse
+	13, // 24: kvtier.v1.InspectionService.Explain:output_type -> kvtier.v1.ExplainResponse
+	17, // 25: kvtier.v1.InspectionService.Residency:output_type -> kvtier.v1.ResidencyResponse
+	19, // 26: kvtier.v1.InspectionService.Verify:output_type -> kvtier.v1.VerifyResponse
+	21, // [21:27] is the sub-list for method output_type
+	15, // [15:21] is the sub-list for method input_type
+	15, // [15:15] is the sub-list for extension type_name
+	15, // [15:15] is the sub-list for extension extendee
+	0,  // [0:15] is the sub-list for field type_name
 }
 
 func init() { file_kvtier_v1_inspection_proto_init() }
@@ -1706,7 +1847,7 @@ func file_kvtier_v1_inspection_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_kvtier_v1_inspection_proto_rawDesc), len(file_kvtier_v1_inspection_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   19,
+			NumMessages:   20,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

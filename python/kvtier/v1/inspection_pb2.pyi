@@ -150,14 +150,16 @@ class DescribeSequenceResponse(_message.Message):
     def __init__(self, info: _Optional[_Union[SequenceInfo, _Mapping]] = ..., spec: _Optional[_Union[_types_pb2.ModelSpec, _Mapping]] = ..., sealed: _Optional[_Iterable[_Union[SealedSpan, _Mapping]]] = ..., spans: _Optional[_Iterable[_Union[_types_pb2.Span, _Mapping]]] = ..., token_ids: _Optional[_Iterable[int]] = ..., exact_until: _Optional[int] = ...) -> None: ...
 
 class ExplainRequest(_message.Message):
-    __slots__ = ("sequence_id", "layer", "top")
+    __slots__ = ("sequence_id", "layer", "top", "top_spans")
     SEQUENCE_ID_FIELD_NUMBER: _ClassVar[int]
     LAYER_FIELD_NUMBER: _ClassVar[int]
     TOP_FIELD_NUMBER: _ClassVar[int]
+    TOP_SPANS_FIELD_NUMBER: _ClassVar[int]
     sequence_id: str
     layer: int
     top: int
-    def __init__(self, sequence_id: _Optional[str] = ..., layer: _Optional[int] = ..., top: _Optional[int] = ...) -> None: ...
+    top_spans: int
+    def __init__(self, sequence_id: _Optional[str] = ..., layer: _Optional[int] = ..., top: _Optional[int] = ..., top_spans: _Optional[int] = ...) -> None: ...
 
 class ExplainToken(_message.Message):
     __slots__ = ("position", "weight", "how", "text", "token_id", "label")
@@ -193,8 +195,26 @@ class ExplainHead(_message.Message):
     true_error: float
     def __init__(self, query_head: _Optional[int] = ..., tokens: _Optional[_Iterable[_Union[ExplainToken, _Mapping]]] = ..., mass_exact: _Optional[float] = ..., mass_read: _Optional[float] = ..., mass_scanned: _Optional[float] = ..., mass_estimated: _Optional[float] = ..., true_error: _Optional[float] = ...) -> None: ...
 
+class ExplainSpan(_message.Message):
+    __slots__ = ("span", "mass", "head_mass", "mass_exact", "mass_read", "mass_scanned", "mass_estimated")
+    SPAN_FIELD_NUMBER: _ClassVar[int]
+    MASS_FIELD_NUMBER: _ClassVar[int]
+    HEAD_MASS_FIELD_NUMBER: _ClassVar[int]
+    MASS_EXACT_FIELD_NUMBER: _ClassVar[int]
+    MASS_READ_FIELD_NUMBER: _ClassVar[int]
+    MASS_SCANNED_FIELD_NUMBER: _ClassVar[int]
+    MASS_ESTIMATED_FIELD_NUMBER: _ClassVar[int]
+    span: _types_pb2.Span
+    mass: float
+    head_mass: _containers.RepeatedScalarFieldContainer[float]
+    mass_exact: float
+    mass_read: float
+    mass_scanned: float
+    mass_estimated: float
+    def __init__(self, span: _Optional[_Union[_types_pb2.Span, _Mapping]] = ..., mass: _Optional[float] = ..., head_mass: _Optional[_Iterable[float]] = ..., mass_exact: _Optional[float] = ..., mass_read: _Optional[float] = ..., mass_scanned: _Optional[float] = ..., mass_estimated: _Optional[float] = ...) -> None: ...
+
 class ExplainResponse(_message.Message):
-    __slots__ = ("position", "account", "pages_total", "pages_scored", "leaves_scored", "leaves_scanned", "leaves_refined", "values_read", "heads")
+    __slots__ = ("position", "account", "pages_total", "pages_scored", "leaves_scored", "leaves_scanned", "leaves_refined", "values_read", "heads", "spans", "mass_unlabelled")
     POSITION_FIELD_NUMBER: _ClassVar[int]
     ACCOUNT_FIELD_NUMBER: _ClassVar[int]
     PAGES_TOTAL_FIELD_NUMBER: _ClassVar[int]
@@ -204,6 +224,8 @@ class ExplainResponse(_message.Message):
     LEAVES_REFINED_FIELD_NUMBER: _ClassVar[int]
     VALUES_READ_FIELD_NUMBER: _ClassVar[int]
     HEADS_FIELD_NUMBER: _ClassVar[int]
+    SPANS_FIELD_NUMBER: _ClassVar[int]
+    MASS_UNLABELLED_FIELD_NUMBER: _ClassVar[int]
     position: int
     account: _types_pb2.Account
     pages_total: int
@@ -213,7 +235,9 @@ class ExplainResponse(_message.Message):
     leaves_refined: int
     values_read: int
     heads: _containers.RepeatedCompositeFieldContainer[ExplainHead]
-    def __init__(self, position: _Optional[int] = ..., account: _Optional[_Union[_types_pb2.Account, _Mapping]] = ..., pages_total: _Optional[int] = ..., pages_scored: _Optional[int] = ..., leaves_scored: _Optional[int] = ..., leaves_scanned: _Optional[int] = ..., leaves_refined: _Optional[int] = ..., values_read: _Optional[int] = ..., heads: _Optional[_Iterable[_Union[ExplainHead, _Mapping]]] = ...) -> None: ...
+    spans: _containers.RepeatedCompositeFieldContainer[ExplainSpan]
+    mass_unlabelled: float
+    def __init__(self, position: _Optional[int] = ..., account: _Optional[_Union[_types_pb2.Account, _Mapping]] = ..., pages_total: _Optional[int] = ..., pages_scored: _Optional[int] = ..., leaves_scored: _Optional[int] = ..., leaves_scanned: _Optional[int] = ..., leaves_refined: _Optional[int] = ..., values_read: _Optional[int] = ..., heads: _Optional[_Iterable[_Union[ExplainHead, _Mapping]]] = ..., spans: _Optional[_Iterable[_Union[ExplainSpan, _Mapping]]] = ..., mass_unlabelled: _Optional[float] = ...) -> None: ...
 
 class ResidencyRequest(_message.Message):
     __slots__ = ("sequence_id",)
