@@ -126,6 +126,16 @@ flip: build ## flip FLIPS random bytes of a data folder and check that none give
 demo: build venv ## a real model reads a real text and answers from the daemon, before and after a kill
 	$(VENV)/bin/python -m kvtier.demo
 
+# Short settings; the programs' own defaults take longer and show more. The second run over the
+# same folder finds what the first one read.
+EXAMPLES_DATA := .cache/examples
+.PHONY: examples
+examples: build venv ## find a moment in a (synthetic) video; ask a repository, twice
+	$(VENV)/bin/python examples/video/video.py --minutes 5
+	@rm -rf $(EXAMPLES_DATA)
+	$(VENV)/bin/python examples/codebase/codebase.py --tokens 1700 --data $(EXAMPLES_DATA) --ask "What does package tiertest do?"
+	$(VENV)/bin/python examples/codebase/codebase.py --tokens 1700 --data $(EXAMPLES_DATA) --ask "What does the daemon's main do?"
+
 .PHONY: venv
 venv: $(VENV)/.stamp ## make the Python environment in .venv
 

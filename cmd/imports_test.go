@@ -23,7 +23,6 @@ var allowed = map[string][]string{
 	"attention": {},
 	"compress":  {},
 	"proto":     {},
-	"examples":  {"server", "tiers", "attention", "compress", "proto"},
 }
 
 // allowedOutside says which modules beyond the standard library the innermost folders may import;

@@ -3,6 +3,10 @@
 A model reads the files once; kvtier keeps what it read, one labelled span a file, under a name.
 The next run finds it by its tokens and asks at once. The answer comes from sparse attention; the
 daemon's Explain says, for each of the answer's tokens, what attention each file received.
+
+Some tokens receive attention whatever is asked: a model rests its attention on full stops, line
+ends and what stands last. So a neutral question is asked, too, and files are ranked by what they
+received beyond that.
 """
 
 from __future__ import annotations
@@ -19,7 +23,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sources import Repository, read_sources
+from sources import Repository, find_sources, read_source
 
 from kvtier import Account, Budget
 from kvtier.command import Progress, add_daemon_arguments, open_session, run_command, size, table
@@ -28,9 +32,8 @@ from kvtier.models import find_model
 from kvtier.tokenizer import Tokenizer
 from kvtier.worker import Context, Worker
 
-QUESTION = "What does package flip do?"
-# Files near the end receive attention whatever is asked. What this receives shows how much.
-NEUTRAL = "Say something."
+QUESTION = "What does package tiertest do?"
+NEUTRAL = "Say something about this."
 NEUTRAL_TOKENS = 4
 BLOCK = 64  # tokens that are found again are whole blocks of this size
 # Room behind the files for a question and its answer.
@@ -44,18 +47,20 @@ class FileAttention:
 
     Attributes:
         mass: share of all attention.
-        read, estimated: parts of it whose values were read (or kept exact), and were estimated.
-        neutral: `mass` when the neutral question is asked instead.
-        strongest: the largest share that a single query head gave it, mean over steps.
+        read: part of it whose values were read, or kept exact; the rest was estimated.
+        neutral: `mass` when the neutral question is asked instead, scaled so that all files together
+            have what they have now (a long answer takes attention from all of them); 0 if not asked.
+        gain: mass - neutral.
+        one_head: the largest gain in a single query head.
     """
 
     path: str
     tokens: int
-    mass: float = 0.0
-    read: float = 0.0
-    estimated: float = 0.0
-    neutral: float = 0.0
-    strongest: float = 0.0
+    mass: float
+    read: float
+    neutral: float
+    gain: float
+    one_head: float
 
 
 class Watch:
@@ -65,11 +70,12 @@ class Watch:
         self._context, self._client, self._repository = context, worker.session.client, repository
         spec = worker.model.spec
         self.layers = [layer for layer in range(spec.layers) if not spec.window(layer)]
+        self.query_heads = spec.query_heads
         self.steps = 0
-        self.unlabelled = 0.0
-        self._shares: dict[str, NDArray[np.float64]] = {}  # label -> sums of [mass, read, estimated]
-        self._heads: dict[str, NDArray[np.float64]] = {}  # label -> sums [layers, H]
-        self.lines: Counter[tuple[str, int]] = Counter()  # (path, line) -> summed weight
+        self._outside = 0.0
+        self._read: Counter[str] = Counter()  # label -> sum over steps and layers
+        self._heads: dict[str, NDArray[np.float64]] = {}  # label -> [layers, H], sum over steps
+        self._lines: Counter[tuple[str, int]] = Counter()  # (path, line) -> sum over all
 
     def step(self) -> None:
         """Ask every layer what its last query did."""
@@ -78,25 +84,36 @@ class Watch:
             explained = self._client.explain(
                 self._context.sequence_id, layer, top=32, top_spans=len(self._repository.spans) + 1
             )
-            self.unlabelled += explained.mass_unlabelled
+            self._outside += explained.mass_unlabelled
             for s in explained.spans:
-                shares = self._shares.setdefault(s.span.label, np.zeros(3))
-                shares += (s.mass, s.mass_exact + s.mass_read, s.mass_scanned + s.mass_estimated)
-                heads = self._heads.setdefault(s.span.label, np.zeros((len(self.layers), len(s.head_mass))))
-                heads[index] += s.head_mass
+                self._read[s.span.label] += s.mass_exact + s.mass_read
+                self.heads(s.span.label)[index] += s.head_mass
             for head in explained.heads:
                 for token in head.tokens:
                     if found := self._repository.find(token.position):
-                        self.lines[found[0].path, found[1]] += token.weight
+                        self._lines[found[0].path, found[1]] += token.weight
 
-    def share(self, label: str) -> NDArray[np.float64]:
-        """[mass, read, estimated] of a span, means over steps and layers."""
-        calls = max(1, self.steps * len(self.layers))
-        return self._shares.get(label, np.zeros(3)) / calls
+    def heads(self, label: str) -> NDArray[np.float64]:
+        """[layers, H]: attention of a span in each head, summed over steps."""
+        return self._heads.setdefault(label, np.zeros((len(self.layers), self.query_heads)))
 
-    def strongest(self, label: str) -> float:
-        heads = self._heads.get(label)
-        return 0.0 if heads is None else float(heads.max()) / self.steps
+    def mass(self, label: str) -> float:
+        """Share of the attention a span received."""
+        return float(self.heads(label).mean()) / self.steps
+
+    def read(self, label: str) -> float:
+        """Part of ``mass`` whose values were read."""
+        return self._read[label] / (self.steps * len(self.layers))
+
+    @property
+    def outside(self) -> float:
+        """Share of the attention that the question and the answer itself received."""
+        return self._outside / (self.steps * len(self.layers))
+
+    def lines(self) -> Counter[tuple[str, int]]:
+        """(path, line) -> share of the attention, as far as the 32 strongest tokens of each head tell."""
+        calls = self.steps * len(self.layers) * self.query_heads
+        return Counter({line: weight / calls for line, weight in self._lines.items()})
 
 
 def prepare(worker: Worker, repository: Repository, name: str) -> tuple[Context, int]:
@@ -178,27 +195,52 @@ def ask(
 
 
 def rank(repository: Repository, watch: Watch, neutral: Watch | None) -> list[FileAttention]:
-    """The files by the attention that their tokens received, most first."""
+    """The files by the attention that they received beyond a neutral question's, most first."""
     files = []
+    scale = _scale(repository, watch, neutral)
     for source in repository.kept:
-        mass, read, estimated = map(float, watch.share(source.path))
-        before = float(neutral.share(source.path)[0]) if neutral else 0.0
-        strongest = watch.strongest(source.path)
-        files.append(FileAttention(source.path, len(source.ids), mass, read, estimated, before, strongest))
-    return sorted(files, key=lambda f: -f.mass)
+        path, mass = source.path, watch.mass(source.path)
+        before = scale * neutral.mass(path) if neutral else 0.0
+        heads = watch.heads(path) / watch.steps
+        if neutral:
+            heads = heads - scale * neutral.heads(path) / neutral.steps
+        files.append(FileAttention(path, len(source.ids), mass, watch.read(path), before, mass - before, float(heads.max())))
+    return sorted(files, key=lambda file: -file.gain)
+
+
+def _scale(repository: Repository, watch: Watch, neutral: Watch | None) -> float:
+    """What makes the neutral question's attention to all files together equal to the question's."""
+    if neutral is None:
+        return 0.0
+    of_question, of_neutral = (sum(w.mass(source.path) for source in repository.kept) for w in (watch, neutral))
+    return of_question / of_neutral
+
+
+def rank_lines(repository: Repository, watch: Watch, neutral: Watch | None, count: int) -> list[dict[str, Any]]:
+    """Lines as files are ranked, with their text."""
+    gains = watch.lines()
+    if neutral:
+        scale = _scale(repository, watch, neutral)
+        gains.subtract({line: scale * weight for line, weight in neutral.lines().items()})
+    texts = {source.path: source for source in repository.kept}
+    return [
+        {"path": path, "line": line, "gain": gain, "text": texts[path].line(line)}
+        for (path, line), gain in gains.most_common(count)
+    ]
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Prepare the context, ask, and return what is to be shown."""
-    path = find_model(args.model)
-    tokenizer = Tokenizer.from_gguf(path)
-    sources = read_sources(args.folder, args.match, args.skip, tokenizer)
+    paths = find_sources(args.folder, args.match, args.skip)
+    model_path = find_model(args.model)
+    tokenizer = Tokenizer.from_gguf(model_path)
+    sources = [read_source(args.folder, path, tokenizer) for path in paths]
     question = len(tokenizer.encode(args.ask, add_bos=False))
     room = (args.tokens or CONTEXT.get(args.model, 8192)) - RESERVE - question - args.answer_tokens
     repository = Repository(sources, tokenizer, room, args.order)
-    print(f"{len(repository.kept)} of {len(sources)} files fit, {len(repository.ids):,} tokens; loading {path.name}",
+    print(f"{len(repository.kept)} of {len(sources)} files fit, {len(repository.ids):,} tokens; loading {model_path.name}",
           file=sys.stderr, flush=True)  # fmt: skip
-    model = Model.load(path)
+    model = Model.load(model_path)
     with open_session(args, "codebase example") as session:
         worker = Worker(model, session, tokenizer)
         name = args.name or f"codebase {args.folder.resolve().name}"
@@ -213,11 +255,6 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         finally:
             stored.close()
     files = rank(repository, watch, neutral)
-    by_path = {source.path: source for source in repository.kept}
-    lines = [
-        {"path": path, "line": line, "share": weight / sum(watch.lines.values()), "text": by_path[path].line(line)}
-        for (path, line), weight in watch.lines.most_common(args.lines)
-    ]
     return {
         "model": model.config.name,
         "folder": str(args.folder),
@@ -235,9 +272,9 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         "costs": costs,
         "neutral_question": NEUTRAL if neutral else None,
         "files": [dataclasses.asdict(file) for file in files],
-        "opening_mass": float(watch.share(repository.spans[0].label)[0]),
-        "question_and_answer_mass": watch.unlabelled / (watch.steps * len(watch.layers)),
-        "lines": lines,
+        "opening_mass": watch.mass(repository.spans[0].label),
+        "question_and_answer_mass": watch.outside,
+        "lines": rank_lines(repository, watch, neutral, args.lines),
     }
 
 
@@ -261,40 +298,37 @@ def show(report: dict[str, Any], top: int) -> None:
     print(f"Cost      each of {costs['answer_tokens']} tokens {how} ({size(moved)}), estimated error "
           f"{costs['estimated_error']:.3f}; first token after {costs['first_token_seconds']:.1f} s, then "
           f"{1e3 * costs['step_seconds']:.0f} ms each")  # fmt: skip
-    print(f"\nFiles by the attention they received (mean over {report['steps']} steps, {report['layers']} layers, "
-          f"{report['query_heads']} query heads)")  # fmt: skip
+    beyond = f', beyond what they receive when asked "{report["neutral_question"]}"' if report["neutral_question"] else ""
+    print(f"\nFiles by the attention they received{beyond}")
+    print(f"(means over {report['steps']} steps, {report['layers']} layers, {report['query_heads']} query heads)")
     _show_files(report, top)
-    print("\nLines that the strongest tokens are in")
-    rows = [["share", "where", "line"]]
+    print("\nLines, likewise, as far as their strongest tokens tell")
+    rows = [["gain", "where", "line"]]
     for line in report["lines"]:
         where = f"{line['path']}:{line['line']}" if line["line"] else f"{line['path']} (its name)"
-        rows.append([f"{line['share']:.1%}", where, line["text"][:70]])
+        rows.append([f"{line['gain']:+.2%}", where, line["text"][:70]])
     print(table(rows, right=(0,)))
 
 
 def _show_files(report: dict[str, Any], top: int) -> None:
-    neutral = report["neutral_question"] is not None
-    rows = [["", "attention", "read", "estimated", "one head", *(["neutral"] if neutral else []), "tokens", "file"]]
+    rows = [["", "gain", "one head", "attention", "neutral", "of it read", "tokens", "file"]]
 
-    def add(rank: str, file: dict[str, Any], name: str) -> None:
-        change = [f"{file['mass'] / file['neutral']:.2f}x" if file["neutral"] else "-"] if neutral else []
-        shares = [f"{file[key]:.1%}" for key in ("mass", "read", "estimated", "strongest")]
-        rows.append([rank, *shares, *change, f"{file['tokens']:,}", name])
+    def add(number: str, file: dict[str, Any], name: str) -> None:
+        read = f"{file['read'] / file['mass']:.0%}" if file["mass"] else "-"
+        rows.append([number, f"{file['gain']:+.2%}", f"{file['one_head']:+.1%}", f"{file['mass']:.2%}",
+                     f"{file['neutral']:.2%}", read, f"{file['tokens']:,}", name])  # fmt: skip
 
     files = report["files"]
     for number, file in enumerate(files[:top], 1):
         add(str(number), file, file["path"])
     if rest := files[top:]:
-        both = {key: sum(file[key] for file in rest) for key in ("mass", "read", "estimated", "neutral", "tokens")}
-        add("", {**both, "strongest": max(file["strongest"] for file in rest)}, f"{len(rest)} other files")
-    blank = [""] * (len(rows[0]) - 3)
-    rows.append(["", f"{report['question_and_answer_mass']:.1%}", *blank, "question and answer"])
-    rows.append(["", f"{report['opening_mass']:.1%}", *blank, "opening of the conversation"])
+        both = {key: sum(file[key] for file in rest) for key in ("mass", "read", "gain", "neutral", "tokens")}
+        add("", {**both, "one_head": max(file["one_head"] for file in rest)}, f"{len(rest)} other files")
+    for name in ("question_and_answer", "opening"):
+        rows.append(["", "", "", f"{report[name + '_mass']:.2%}", "", "", "", name.replace("_", " ")])
+    if report["neutral_question"] is None:  # then a gain is the attention itself
+        rows = [row[:1] + row[2:4] + row[5:] for row in rows]
     print(table(rows, right=range(len(rows[0]) - 1)))
-    note = "  read: values were read; estimated: counted by a summary; one head: the largest share of a query head"
-    if neutral:
-        note += f'\n  neutral: against the attention when asked "{report["neutral_question"]}" (files near the end always receive some)'
-    print(note)
 
 
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -312,7 +346,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--answer-tokens", type=int, default=24, help="longest answer (default: 24)")
     parser.add_argument("--share", type=float, default=0.2, help="share of the sealed bytes to read (default: 0.2)")
     parser.add_argument("--neutral", action=argparse.BooleanOptionalAction, default=True,
-                        help="also ask a neutral question, to compare with")  # fmt: skip
+                        help="also ask a neutral question and rank by what was received beyond it")  # fmt: skip
     parser.add_argument("--top", type=int, default=8, help="files to show (default: 8)")
     parser.add_argument("--lines", type=int, default=8, help="lines to show (default: 8)")
     parser.add_argument("--name", help="the context's name in the daemon (default: codebase and the folder's name)")

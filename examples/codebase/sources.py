@@ -12,7 +12,7 @@ from pathlib import Path
 from kvtier import Span, SpanKind
 from kvtier.tokenizer import Tokenizer
 
-__all__ = ["Repository", "Source", "read_sources"]
+__all__ = ["Repository", "Source", "find_sources", "read_source"]
 
 SYSTEM = "You answer questions about source code. Be brief."
 OPENING = "Here are files of a repository."
@@ -52,8 +52,8 @@ class Source:
         return self.text.split(b"\n")[number - 1].decode("utf-8", "replace").strip() if number else f"=== {self.path} ==="
 
 
-def read_sources(folder: Path, match: Sequence[str], skip: Sequence[str], tokenizer: Tokenizer) -> list[Source]:
-    """The files under `folder` whose name or path fits a pattern of `match` and none of `skip`, by path.
+def find_sources(folder: Path, match: Sequence[str], skip: Sequence[str]) -> list[str]:
+    """The files under `folder` whose name or path fits a pattern of `match` and none of `skip`, sorted.
 
     Hidden files and folders, links and files above 1 MiB are passed over.
 
@@ -62,25 +62,27 @@ def read_sources(folder: Path, match: Sequence[str], skip: Sequence[str], tokeni
     """
     if not folder.is_dir():
         raise ValueError(f"{folder} is not a folder")
-    sources = []
+    found = []
     for root, folders, files in os.walk(folder):
-        folders[:] = sorted(f for f in folders if f not in SKIPPED and not f.startswith("."))
+        folders[:] = [f for f in folders if f not in SKIPPED and not f.startswith(".")]
         for name in files:
             path = Path(root) / name
             inside = path.relative_to(folder).as_posix()
             wanted = _fits(inside, match) and not _fits(inside, skip) and not name.startswith(".")
             if wanted and path.is_file() and not path.is_symlink() and path.stat().st_size <= LARGEST_FILE:
-                sources.append(_encode(inside, path.read_text("utf-8", "replace"), tokenizer))
-    if not sources:
+                found.append(inside)
+    if not found:
         raise ValueError(f"no file under {folder} matches {' '.join(match)}: see --match and --skip")
-    return sorted(sources, key=lambda source: source.path)
+    return sorted(found)
 
 
 def _fits(path: str, patterns: Sequence[str]) -> bool:
     return any(fnmatch.fnmatch(path, p) or fnmatch.fnmatch(path.rpartition("/")[2], p) for p in patterns)
 
 
-def _encode(path: str, text: str, tokenizer: Tokenizer) -> Source:
+def read_source(folder: Path, path: str, tokenizer: Tokenizer) -> Source:
+    """One file as tokens; bytes that are no UTF-8 are replaced."""
+    text = (folder / path).read_text("utf-8", "replace")
     heading = f"\n\n=== {path} ===\n"
     ids = tokenizer.encode(heading + text, add_bos=False)
     begins, at = [], -len(heading.encode())
