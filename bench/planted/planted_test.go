@@ -123,7 +123,7 @@ func TestContextIsLikeReal(t *testing.T) {
 		}
 	}
 	between("share of scores' variance within leaves", leaf/all, .2, .55)
-	between("noise of 4-bit keys over the spread of scores", math.Sqrt(noise/all), .05, .11)
+	between("noise of stored keys over the spread of scores", math.Sqrt(noise/all), .015, .07)
 }
 
 // spreads returns the variance of a query's scores within leaves of segment i, over all of it, and of the 4-bit codes' error.
@@ -131,7 +131,11 @@ func (s *sealed) spreads(t *testing.T, q []float32, i int) (leaf, all, noise flo
 	v, h, d := s.view(i), s.segments[i].Header, s.h.w.d
 	piece := func(p tiers.Plane) []byte { return s.tier.Piece(h, 0, p) }
 	k := make([]float32, v.Stored()*d)
-	if err := v.Keys(k, piece(tiers.PlaneSteps), piece(tiers.PlaneK2), piece(tiers.PlaneK4), nil, piece(tiers.PlaneOutliers)); err != nil {
+	var planes [][]byte
+	for _, p := range v.KeyPlanes(false) {
+		planes = append(planes, piece(p))
+	}
+	if err := v.Keys(k, piece(tiers.PlaneSteps), planes...); err != nil {
 		t.Fatal(err)
 	}
 	var scores, errs []float64

@@ -6,6 +6,7 @@ import (
 	"math"
 
 	"kvtier/attention"
+	"kvtier/bench/memtier"
 	"kvtier/compress"
 	"kvtier/server/sparse"
 	"kvtier/tiers"
@@ -19,7 +20,7 @@ const recentTokens = 256
 // tokens and the newest ones exact, all others sealed.
 type layerContext struct {
 	d    *Dump
-	tier *memory
+	tier *counted
 	segs []sparse.Segment
 	end  int // where the sealed tokens end
 	// BodyK4V4 is what all sealed tokens of a head have at 4 bits, in bytes.
@@ -27,7 +28,7 @@ type layerContext struct {
 }
 
 func newContext(d *Dump, profile tiers.Profile) (*layerContext, error) {
-	c := &layerContext{d: d, tier: newMemory(), end: d.Tokens - d.Queries - recentTokens}
+	c := &layerContext{d: d, tier: &counted{Tier: memtier.New()}, end: d.Tokens - d.Queries - recentTokens}
 	if c.end < tiers.SinkTokens+tiers.PageTokens {
 		return nil, fmt.Errorf("%d tokens are too few: %d queries, %d recent and %d first tokens are exact, and something has to be sealed",
 			d.Tokens, d.Queries, recentTokens, tiers.SinkTokens)
@@ -50,7 +51,9 @@ func newContext(d *Dump, profile tiers.Profile) (*layerContext, error) {
 			s.Decay()
 		}
 		h, parts := seal.Segment(d.rows(lo, hi), o)
-		c.tier.Add(h, parts)
+		if err := c.tier.Add(h, parts); err != nil {
+			return nil, err
+		}
 		c.segs = append(c.segs, sparse.Segment{Header: h, Limit: h.Tokens, Low: h.Blocks(tiers.PartLow) > 0})
 		v := seal.View{D: d.Dim, Info: h.Heads[0]}
 		c.bodyK4V4 += int64(v.BytesAt4Bits())

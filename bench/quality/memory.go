@@ -2,67 +2,39 @@ package quality
 
 import (
 	"context"
-	"fmt"
 	"sync/atomic"
 
+	"kvtier/bench/memtier"
 	"kvtier/tiers"
 )
 
-// memory holds segments whole and counts what is read of them.
-type memory struct {
-	parts map[tiers.ID][tiers.NumParts][]byte
-	lines atomic.Int64
-	blks  atomic.Int64
+// counted is a tier in memory that also counts what a disk would have moved.
+type counted struct {
+	*memtier.Tier
+	blocks atomic.Int64 // bytes, in whole blocks
 }
 
-// moved is what was read: bytes in cache lines, and in the disk's blocks.
-type moved struct{ Lines, Blocks int64 }
-
-func newMemory() *memory { return &memory{parts: make(map[tiers.ID][tiers.NumParts][]byte)} }
-
-func (m *memory) Add(h *tiers.Header, parts [tiers.NumParts][]byte) { m.parts[h.ID] = parts }
-
-func (m *memory) Moved() moved { return moved{m.lines.Load(), m.blks.Load()} }
-
-// Pin counts a line or block that ends one range and begins the next once.
-func (m *memory) Pin(ctx context.Context, reqs []tiers.Request) ([]tiers.Pin, tiers.Moved, error) {
-	var total tiers.Moved
-	if err := ctx.Err(); err != nil {
-		return nil, total, err
-	}
-	pins := make([]tiers.Pin, len(reqs))
-	for i, r := range reqs {
-		off, n, ok := r.Header.Piece(r.Head, r.Plane)
-		if !ok {
-			return nil, total, fmt.Errorf("segment %v: plane %v: %w", r.Header.ID, r.Plane, tiers.ErrNotFound)
-		}
+// Pin counts the blocks that each request touches.
+func (c *counted) Pin(ctx context.Context, reqs []tiers.Request) ([]tiers.Pin, tiers.Moved, error) {
+	for _, r := range reqs {
+		off, n, _ := r.Header.Piece(r.Head, r.Plane)
 		ranges := r.Ranges
 		if len(ranges) == 0 {
 			ranges = []tiers.Range{{Len: n}}
 		}
-		whole := m.parts[r.Header.ID][r.Plane.Part()][off : off+n]
-		views := make([][]byte, len(ranges))
-		for j, x := range ranges {
-			views[j] = whole[x.Off : x.Off+x.Len : x.Off+x.Len]
-		}
-		const line = 64
-		lines := touched(ranges, 0, line)
-		m.lines.Add(lines)
-		m.blks.Add(touched(ranges, off, tiers.BlockSize))
-		total.RAM += lines
-		pins[i] = tiers.NewPin(views, int(lines), func(float32) {})
+		c.blocks.Add(blockBytes(ranges, off))
 	}
-	return pins, total, nil
+	return c.Tier.Pin(ctx, reqs)
 }
 
-// touched is how many bytes of whole units ranges touch, base being where the
-// piece begins. Each unit counts once.
-func touched(ranges []tiers.Range, base, unit int) int64 {
+// blockBytes is how many bytes of whole blocks ranges touch, base being where
+// the piece begins. A block counts once.
+func blockBytes(ranges []tiers.Range, base int) int64 {
 	seen := make(map[int]bool)
 	for _, r := range ranges {
-		for u := (base + r.Off) / unit; r.Len > 0 && u <= (base+r.Off+r.Len-1)/unit; u++ {
-			seen[u] = true
+		for b := (base + r.Off) / tiers.BlockSize; r.Len > 0 && b <= (base+r.Off+r.Len-1)/tiers.BlockSize; b++ {
+			seen[b] = true
 		}
 	}
-	return int64(len(seen) * unit)
+	return int64(len(seen) * tiers.BlockSize)
 }

@@ -83,13 +83,12 @@ func viaSparse(ctx context.Context, h *headContext, x *question, b sparse.Budget
 		logs[row][pos] = float64(log)
 		a.read[pos] = a.read[pos] || how == sparse.Read
 	}}
-	before := h.tier.Moved()
+	before := h.tier.blocks.Load()
 	acc, err := sparse.Attend(ctx, h.tier, segs, sparse.Query{Head: h.head, Q: x.q, Partials: ps}, b, tr)
 	if err != nil {
 		return nil, err
 	}
-	moved := h.tier.Moved()
-	a.ram, a.disk = moved.Lines-before.Lines, moved.Blocks-before.Blocks
+	a.ram, a.disk = acc.Moved.RAM, h.tier.blocks.Load()-before
 	a.stated = float64(acc.Error)
 	h.finish(a, x, ps, logs)
 	return a, nil
