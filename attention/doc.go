@@ -1,4 +1,4 @@
-// Package attention computes: how tokens are grouped, summarised, scored and
+// Package attention computes: how tokens are grouped, scored and
 // selected, and the softmax over them. Everything is a pure function over
 // slices; nothing here knows where bytes lie. The plain Go loops are the
 // specification that faster kernels are compared with.

@@ -15,12 +15,12 @@
 //	span      consecutive tokens of a sequence; sealed, one segment for each layer
 //	segment   a sealed span of one layer, all its KV heads; its ID is a hash of its bytes
 //	page      64 tokens of one KV head that are near each other as keys
-//	leaf      16 tokens of a page: the unit of selection
-//	summary   what is known of a page or leaf without reading it
+//	leaf      16 tokens of a page: the unit in which keys are read
+//	means     what is known of a page without reading it
 //	plane     one bit-slice, or one kind of side information, of a head of a segment
 //	piece     one plane of one head of one segment: the unit of residency
 //	block     4,096 bytes of a segment's image: the unit of checksums and of disk I/O
-//	part      blocks of an image that live and die together: Main, or Low (bits 5 to 8)
+//	part      blocks of an image that live and die together: Main, or Low (the last bits)
 //
 // A segment is durable once it lies in the NVMe tier and the catalogue says so.
 // RAM holds copies of pieces. There is no unpinned read: a reader pins what it

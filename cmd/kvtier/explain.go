@@ -21,8 +21,8 @@ tokens that mattered to each query head, as text if the worker stored it. Labell
 How a token took part:
   exact      kept unquantised (the first tokens, the recent window, the open tail)
   read       its key was scanned and its value read
-  scanned    its key was scanned; its value counted by a summary
-  estimated  by a summary alone`
+  scanned    its key was scanned; its value counted by a mean
+  estimated  by a mean alone`
 
 func newExplain(a *app) *cobra.Command {
 	var layer, top, spans uint32

@@ -1,7 +1,7 @@
 // Package sparse answers queries over sealed segments. It reads in the order
-// of relevance: page summaries, leaf summaries of promising pages, 2-bit keys
-// of promising leaves, the next bits of the best of them, values of the best
-// tokens. What it does not read it estimates from summaries, and it says how
+// of relevance: page means, the first bits of keys in promising pages, then
+// more bits and values, wherever they take most error away for their bytes.
+// What it does not read it estimates from means, and it says how
 // good the answer is.
 //
 // Values are stored rotated, so partials are summed in rotated space and
@@ -90,7 +90,7 @@ type How uint8
 
 // The ways a token can take part in an answer, from worst to best.
 const (
-	Estimated How = iota // by a summary
+	Estimated How = iota // by a mean
 	Scanned              // its key was read
 	Read                 // key and value were read
 )

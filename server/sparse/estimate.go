@@ -94,7 +94,7 @@ func (u *run) finish() {
 	u.acc.errorRows = float64(u.rows)
 }
 
-// traceEstimate tells of tokens that only a summary stands for: they share its mass.
+// traceEstimate tells of tokens that only means stand for: they share its mass.
 func (u *run) traceEstimate(e unread, r int) {
 	if u.tr.Token == nil {
 		return

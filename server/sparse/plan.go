@@ -10,7 +10,7 @@ import (
 // scanPart is the share of a budget, page means taken off, that goes to the
 // first plane of keys before anything is known of them
 // (docs/decisions/0004-budget-path.md). What is left goes where it is worth most.
-const scanPart = .45
+const scanPart = .4
 
 // scannedPages is how many pages are scanned when share of the body's 4-bit
 // bytes may be read.

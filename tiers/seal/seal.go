@@ -1,7 +1,7 @@
 // Package seal turns the rows of a span into a sealed segment, and finds the
 // parts of a segment's planes again.
 //
-// Sealing is where a segment's order, summaries and codes are made, once;
+// Sealing is where a segment's order, means and codes are made, once;
 // every tier then holds the same bytes. docs/format.md specifies them.
 package seal
 

@@ -571,7 +571,7 @@ type Budget struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Mode  AttendMode             `protobuf:"varint,1,opt,name=mode,proto3,enum=kvtier.v1.AttendMode" json:"mode,omitempty"`
 	// For MODE_BUDGET: share of the sealed body's 4-bit bytes that may be asked for, in (0, 1],
-	// counted in cache lines of 64 bytes, summaries included. A tier that transfers whole blocks
+	// counted in cache lines of 64 bytes, means included. A tier that transfers whole blocks
 	// may move more than was asked for; the account says how much each tier moved.
 	Share float32 `protobuf:"fixed32,2,opt,name=share,proto3" json:"share,omitempty"`
 	// For MODE_BUDGET, instead of share: as many bytes as this many tokens have at 4 bits.
@@ -645,11 +645,11 @@ type Account struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Sums over query positions and KV heads of the layer.
 	TokensExact uint64 `protobuf:"varint,1,opt,name=tokens_exact,json=tokensExact,proto3" json:"tokens_exact,omitempty"`
-	// Tokens whose keys were scanned at 2 bits or more.
+	// Tokens whose keys were scanned, by half a bit a channel or more.
 	TokensScanned uint64 `protobuf:"varint,2,opt,name=tokens_scanned,json=tokensScanned,proto3" json:"tokens_scanned,omitempty"`
 	// Tokens whose values were read.
 	TokensRead uint64 `protobuf:"varint,3,opt,name=tokens_read,json=tokensRead,proto3" json:"tokens_read,omitempty"`
-	// Tokens that contributed by their summary alone.
+	// Tokens that contributed by a mean alone.
 	TokensEstimated uint64 `protobuf:"varint,4,opt,name=tokens_estimated,json=tokensEstimated,proto3" json:"tokens_estimated,omitempty"`
 	// Sealed bytes transferred for this call, by the tier that gave them.
 	BytesRam  uint64 `protobuf:"varint,5,opt,name=bytes_ram,json=bytesRam,proto3" json:"bytes_ram,omitempty"`
