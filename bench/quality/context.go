@@ -50,7 +50,7 @@ func newContext(d *Dump, profile tiers.Profile) (*layerContext, error) {
 			o.Queries = append(o.Queries, q[max(0, len(q)-codecQueries*d.Group*d.Dim):])
 			s.Decay()
 		}
-		h, parts := seal.Segment(d.rows(lo, hi), o)
+		h, parts := seal.Segment(d.rows(lo, hi, compress.F32), o)
 		if err := c.tier.Add(h, parts); err != nil {
 			return nil, err
 		}
@@ -64,15 +64,15 @@ func newContext(d *Dump, profile tiers.Profile) (*layerContext, error) {
 // codecQueries is how many positions of queries the codec's error is measured on.
 const codecQueries = 8
 
-// rows returns tokens [lo, hi) as a worker appends them, in float32.
-func (d *Dump) rows(lo, hi int) *seal.Rows {
+// rows returns tokens [lo, hi) as a worker appends them, in elements of t.
+func (d *Dump) rows(lo, hi int, t compress.ElementType) *seal.Rows {
 	w := d.Heads * d.Dim
 	pack := func(x []float32) []byte {
-		b := make([]byte, 4*len(x))
-		compress.FromFloat32(b, x, compress.F32)
+		b := make([]byte, t.Size()*len(x))
+		compress.FromFloat32(b, x, t)
 		return b
 	}
-	return &seal.Rows{Start: uint64(lo), Heads: d.Heads, HeadDim: d.Dim, Type: compress.F32,
+	return &seal.Rows{Start: uint64(lo), Heads: d.Heads, HeadDim: d.Dim, Type: t,
 		K: pack(d.K[lo*w : hi*w]), V: pack(d.V[lo*w : hi*w])}
 }
 

@@ -176,17 +176,17 @@ func TestQuestBound(t *testing.T) {
 func TestBadDumps(t *testing.T) {
 	ok := npy("<f4", "2, 1, 16", floats(make([]float32, 32), compress.F32))
 	for name, arrays := range map[string]map[string][]byte{
-		"array v":              {"q": ok, "k": ok},
-		"k is [2 1 16] and v":  {"q": ok, "k": ok, "v": npy("<f4", "1, 1, 16", make([]byte, 64))},
-		"head dimensions":      {"q": npy("<f4", "2, 1, 8", make([]byte, 64)), "k": ok, "v": ok},
-		"unexpected EOF":       {"q": ok, "k": npy("<f4", "2, 1, 16", make([]byte, 64)), "v": ok},
-		"too large":            {"q": ok, "k": npy("<f4", "4000000000, 4000000000, 16", nil), "v": ok},
-		"element type":         {"q": ok, "k": npy("<f8", "2, 1, 16", make([]byte, 256)), "v": ok},
-		"NaN":                  {"q": npy("<f4", "1, 1, 16", floats(append(make([]float32, 15), float32(math.NaN())), compress.F32)), "k": ok, "v": ok},
-		"array q_sample_pos":   {"q": ok, "k": ok, "v": ok, "q_sample": ok},
-		"q_sample_pos has to":  {"q": ok, "k": ok, "v": ok, "q_sample": ok, "q_sample_pos": npy("<i4", "2,", make([]byte, 8))},
+		"array v":               {"q": ok, "k": ok},
+		"k is [2 1 16] and v":   {"q": ok, "k": ok, "v": npy("<f4", "1, 1, 16", make([]byte, 64))},
+		"head dimensions":       {"q": npy("<f4", "2, 1, 8", make([]byte, 64)), "k": ok, "v": ok},
+		"unexpected EOF":        {"q": ok, "k": npy("<f4", "2, 1, 16", make([]byte, 64)), "v": ok},
+		"too large":             {"q": ok, "k": npy("<f4", "4000000000, 4000000000, 16", nil), "v": ok},
+		"element type":          {"q": ok, "k": npy("<f8", "2, 1, 16", make([]byte, 256)), "v": ok},
+		"NaN":                   {"q": npy("<f4", "1, 1, 16", floats(append(make([]float32, 15), float32(math.NaN())), compress.F32)), "k": ok, "v": ok},
+		"array q_sample_pos":    {"q": ok, "k": ok, "v": ok, "q_sample": ok},
+		"q_sample_pos has to":   {"q": ok, "k": ok, "v": ok, "q_sample": ok, "q_sample_pos": npy("<i4", "2,", make([]byte, 8))},
 		"have to be [n][heads]": {"q": ok, "k": npy("<f4", "32,", make([]byte, 128)), "v": ok},
-		"Fortran":              {"q": bytes.Replace(bytes.Replace(ok, []byte("False"), []byte("True"), 1), []byte("\n"), []byte(" \n"), 1), "k": ok, "v": ok},
+		"Fortran":               {"q": bytes.Replace(bytes.Replace(ok, []byte("False"), []byte("True"), 1), []byte("\n"), []byte(" \n"), 1), "k": ok, "v": ok},
 	} {
 		_, err := ReadDump(archive(t, arrays), 0)
 		if err == nil || !strings.Contains(err.Error(), name) {
@@ -212,4 +212,20 @@ func FuzzParseArray(f *testing.F) {
 			t.Fatalf("%d elements for shape %v", len(a.f32)+len(a.i64), a.shape)
 		}
 	})
+}
+
+// Bits add up: more of them for more precision, and a lossless row costs more
+// than its entropy and less than its 32 bits.
+func TestStorage(t *testing.T) {
+	got, err := Storage(context.Background(), []string{madeUp(t)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	exact, neutral, balanced := got[0], got[1], got[2]
+	if exact.Profile != "exact" || balanced.Profile != "balanced" || neutral.Lossless != 0 {
+		t.Fatalf("%+v", got)
+	}
+	if !(balanced.Bits > 4.5 && balanced.Bits < neutral.Bits && neutral.Bits < 9.25 && exact.Lossless > 8 && exact.Lossless < 16 && exact.Bits > exact.Lossless+balanced.Bits-.5) {
+		t.Errorf("%+v", got)
+	}
 }

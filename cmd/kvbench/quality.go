@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"path/filepath"
 	"slices"
 	"text/tabwriter"
 
@@ -41,12 +40,9 @@ func newQuality() *cobra.Command {
 		Long:  qualityHelp,
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			files, err := filepath.Glob(dumps)
+			files, err := dumpFiles(dumps)
 			if err != nil {
-				return fmt.Errorf("--dump %q: %w", dumps, err)
-			}
-			if len(files) == 0 {
-				return fmt.Errorf("--dump %q matches no file: 'python -m kvtier.capture' makes dumps", dumps)
+				return err
 			}
 			if o.Profile, err = profileOf(profile); err != nil {
 				return err
