@@ -2,18 +2,15 @@ package server
 
 import (
 	"context"
-	"fmt"
 	"math"
 	"math/rand/v2"
 	"time"
 
-	"golang.org/x/sync/errgroup"
 	"google.golang.org/grpc/codes"
 
 	"kvtier/attention"
 	"kvtier/compress"
 	kvtierv1 "kvtier/proto/kvtier/v1"
-	"kvtier/server/sparse"
 )
 
 // recentTokens stay unsealed behind the newest token, so that they are attended exactly.
@@ -44,10 +41,18 @@ func (srv *Server) budgetOf(b *kvtierv1.Budget) (budget, error) {
 		if !(out.target > 0 && out.target < 1) {
 			return out, invalid(ReasonArgument, "target_error is %v, not between 0 and 1", out.target)
 		}
+		out.tokens = 0
+		if !(out.share >= 0 && out.share <= 1) {
+			return out, invalid(ReasonArgument, "share is %v: for a target it is the most that may be read, from 0 (no limit) to 1", out.share)
+		}
 	default:
 		return out, invalid(ReasonArgument, "mode %d is unknown", out.mode)
 	}
 	return out, nil
+}
+
+func (b budget) proto() *kvtierv1.Budget {
+	return &kvtierv1.Budget{Mode: b.mode, Share: b.share, Tokens: b.tokens, TargetError: b.target}
 }
 
 // query is one item of an Attend, from either front end.
@@ -78,6 +83,7 @@ type lastQuery struct {
 	position uint64
 	q        []float32 // [queryHeads][headDim], scaled
 	budget   budget
+	shares   []float32 // that its KV heads might read, in the end
 }
 
 // attend appends, if the query asks for it, and answers.
@@ -117,6 +123,7 @@ func (s *sequence) attend(ctx context.Context, in *query) (*answer, error) {
 	if pos := max(in.start, st.accepted); c.acc.Estimated > 0 && pos < in.start+uint64(n) {
 		s.wasSparse(pos)
 	}
+	s.steering.learn(c)
 	s.remember(c)
 	for i := range own {
 		ps[i].Merge(&own[i])
@@ -204,6 +211,9 @@ func (s *sequence) remember(c *call) {
 	row := s.spec.queryHeads * s.spec.headDim
 	l := &lastQuery{position: c.start + uint64(c.n) - 1, budget: c.budget,
 		q: append([]float32(nil), c.q[(c.n-1)*row:]...)}
+	for h := range c.heads {
+		l.shares = append(l.shares, c.heads[h].share)
+	}
 	s.mu.Lock()
 	s.mu.last[c.layer] = l
 	s.mu.used = time.Now()
@@ -218,212 +228,6 @@ func (s *sequence) finish(ps []attention.Partial) *answer {
 		a.lse[i] = ps[i].LSE()
 	}
 	return a
-}
-
-// call is one query over a snapshot.
-type call struct {
-	seq    *sequence
-	st     *state
-	layer  int
-	start  uint64
-	n      int       // positions
-	q      []float32 // [n][queryHeads][headDim], scaled
-	budget budget
-	trace  func(kvHead int) *sparse.Trace // or nil
-
-	acc       sparse.Account
-	exact     int64 // tokens of the exact zone, over positions and KV heads
-	zoneBytes int64
-	nsZone    int64
-	mode      kvtierv1.AttendMode
-}
-
-// headResult is what one KV head's group gives.
-type headResult struct {
-	ps        []attention.Partial // [n*group], position-major
-	acc       sparse.Account
-	exact     int64
-	zoneBytes int64
-	nsZone    int64
-}
-
-// headsAtOnce is how many KV heads of a call are answered at the same time:
-// more than there are cores, because they wait for the disk.
-const headsAtOnce = 8
-
-// answer computes partials [n][queryHeads].
-func (c *call) answer(ctx context.Context) ([]attention.Partial, error) {
-	sp := c.seq.spec
-	res := make([]headResult, sp.kvHeads)
-	g, ctx := errgroup.WithContext(ctx)
-	g.SetLimit(headsAtOnce)
-	for h := range sp.kvHeads {
-		g.Go(func() (err error) {
-			// A panic here would be a defect, but it must not take other sequences down.
-			defer func() {
-				if r := recover(); r != nil {
-					err = fmt.Errorf("attend: %v", r)
-				}
-			}()
-			return c.head(ctx, h, &res[h])
-		})
-	}
-	if err := g.Wait(); err != nil {
-		return nil, err
-	}
-	ps := make([]attention.Partial, c.n*sp.queryHeads)
-	grp := sp.group()
-	for h := range res {
-		for i := range c.n {
-			copy(ps[i*sp.queryHeads+h*grp:], res[h].ps[i*grp:(i+1)*grp])
-		}
-		c.acc.Add(res[h].acc)
-		c.exact += res[h].exact
-		c.zoneBytes += res[h].zoneBytes
-		c.nsZone += res[h].nsZone
-	}
-	c.mode = c.budget.mode
-	if c.acc.Estimated == 0 {
-		c.mode = kvtierv1.AttendMode_ATTEND_MODE_EXACT
-	}
-	return ps, nil
-}
-
-// groupQueries gathers the queries of one KV head's group, position-major.
-func (c *call) groupQueries(head int) []float32 {
-	sp := c.seq.spec
-	d, g := sp.headDim, sp.group()
-	out := make([]float32, 0, c.n*g*d)
-	for i := range c.n {
-		at := (i*sp.queryHeads + head*g) * d
-		out = append(out, c.q[at:at+g*d]...)
-	}
-	return out
-}
-
-func (c *call) head(ctx context.Context, head int, res *headResult) error {
-	sp := c.seq.spec
-	q := c.groupQueries(head)
-	res.ps = attention.NewPartials(c.n*sp.group(), sp.headDim)
-	begin := time.Now()
-	if err := c.exactZone(ctx, head, q, res); err != nil {
-		return err
-	}
-	res.nsZone = time.Since(begin).Nanoseconds()
-	if sp.window[c.layer] > 0 {
-		return nil
-	}
-	return c.sealed(ctx, head, q, res)
-}
-
-// sealed attends to the sealed spans.
-func (c *call) sealed(ctx context.Context, head int, q []float32, res *headResult) error {
-	if c.st.sealed() == 0 {
-		return nil
-	}
-	if c.start+1 >= c.st.sealed() {
-		return c.together(ctx, head, q, res)
-	}
-	// A query inside the sealed part sees less of it than the next position does.
-	sp := c.seq.spec
-	g := sp.group()
-	for i := range c.n {
-		segs := c.seq.srv.segmentsOf(c.st, c.layer, c.start+uint64(i)+1)
-		if err := c.ask(ctx, head, segs, q, res, i*g, (i+1)*g, 1); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// together answers positions that all see the whole sealed part. What may be
-// read for a chunk is what its positions may read together: a chunk that may
-// read everything once does, and shares it.
-func (c *call) together(ctx context.Context, head int, q []float32, res *headResult) error {
-	g := c.seq.spec.group()
-	segs := c.seq.srv.segmentsOf(c.st, c.layer, c.st.sealed())
-	if c.share()*float32(c.n) >= 1 || c.n == 1 {
-		return c.ask(ctx, head, segs, q, res, 0, c.n*g, float32(c.n))
-	}
-	for i := range c.n {
-		if err := c.ask(ctx, head, segs, q, res, i*g, (i+1)*g, 1); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// share is the share of the sealed bytes that one position may read.
-func (c *call) share() float32 {
-	switch {
-	case c.budget.mode == kvtierv1.AttendMode_ATTEND_MODE_EXACT,
-		c.start+uint64(c.n) <= uint64(c.seq.srv.opt.ReadAllTokens):
-		return 1
-	case c.budget.mode == kvtierv1.AttendMode_ATTEND_MODE_TARGET:
-		return targetShares[0]
-	case c.budget.tokens > 0:
-		return min(1, float32(float64(c.budget.tokens)/float64(c.st.sealed())))
-	}
-	return c.budget.share
-}
-
-// targetShares are tried in turn until the estimated error is under the target.
-var targetShares = []float32{.1, .2, .4, .7, 1}
-
-// wholeShare is where reading in part no longer pays.
-const wholeShare = .95
-
-// ask answers rows [lo, hi) of the group, which stand for so many positions.
-func (c *call) ask(ctx context.Context, head int, segs []sparse.Segment, q []float32, res *headResult, lo, hi int, positions float32) error {
-	d := c.seq.spec.headDim
-	var tr *sparse.Trace
-	if c.trace != nil {
-		tr = c.trace(head)
-	}
-	shares := []float32{min(1, c.share()*positions)}
-	if c.budget.mode == kvtierv1.AttendMode_ATTEND_MODE_TARGET && shares[0] < 1 {
-		shares = targetShares
-	}
-	for i, share := range shares {
-		ps := res.ps[lo:hi]
-		last := i == len(shares)-1
-		if !last {
-			ps = clonePartials(ps)
-		}
-		sq := sparse.Query{Head: head, Q: q[lo*d : hi*d], Softcap: c.seq.spec.softcap, Partials: ps}
-		acc, err := sparse.Attend(ctx, c.seq.srv.store, segs, sq, sparse.Budget{All: share >= wholeShare, Share: share}, tr)
-		if err != nil {
-			return err
-		}
-		if !last && math.Hypot(float64(acc.Error), float64(acc.Codec)) > float64(c.budget.target) {
-			res.acc.Moved.Add(acc.Moved) // what was read in vain counts too
-			continue
-		}
-		copy(res.ps[lo:hi], ps)
-		res.acc.Add(acc)
-		return nil
-	}
-	return nil
-}
-
-func clonePartials(ps []attention.Partial) []attention.Partial {
-	out := make([]attention.Partial, len(ps))
-	for i, p := range ps {
-		p.Out = append([]float32(nil), p.Out...)
-		out[i] = p
-	}
-	return out
-}
-
-func (c *call) account(total time.Duration) *kvtierv1.Account {
-	return &kvtierv1.Account{
-		TokensExact: uint64(c.exact), TokensScanned: uint64(c.acc.Scanned), TokensRead: uint64(c.acc.Read),
-		TokensEstimated: uint64(c.acc.Estimated), BytesRam: uint64(c.acc.Moved.RAM), BytesNvme: uint64(c.acc.Moved.NVMe),
-		BytesFull: uint64(c.acc.Full), BytesExactZone: uint64(c.zoneBytes),
-		EstimatedError: c.acc.Error, CodecError: c.acc.Codec,
-		NsScore: uint64(c.acc.NsScore), NsScan: uint64(c.acc.NsScan), NsFetch: uint64(c.acc.NsFetch),
-		NsExactZone: uint64(c.nsZone), NsTotal: uint64(total.Nanoseconds()), Mode: c.mode,
-	}
 }
 
 // chance is true for a share of calls.

@@ -12,17 +12,23 @@ import (
 )
 
 // Audits answer a share of the sparse calls once more, from all stored bytes,
-// in the background, and measure the true error. They never hold a call up:
-// when the queue is full a call goes unaudited.
+// in the background, and measure the true error: what stated errors are
+// calibrated with. They never hold a call up: when the queue is full a call
+// goes unaudited.
 const (
-	auditQueue   = 8
-	auditKept    = 4096 // newest errors kept for quantiles
+	auditQueue   = 64
+	auditKept    = 16384 // that can be listed
+	auditRecent  = 4096  // newest audits that status sums up
 	auditTimeout = time.Minute
 )
 
 type auditJob struct {
-	c   *call
-	out []float32
+	exact *call
+	out   []float32
+	note  *kvtierv1.Audit // but for what the audit finds
+	key   modelKey
+	kind  kind
+	raw   float32
 }
 
 type auditor struct {
@@ -32,10 +38,8 @@ type auditor struct {
 	done   sync.WaitGroup
 	mu     struct {
 		sync.Mutex
-		errors []float64 // ring of the newest
-		next   int
-		count  uint64
-		sum    float64
+		notes ring[*kvtierv1.Audit]
+		sum   float64
 	}
 }
 
@@ -68,10 +72,16 @@ func (a *auditor) consider(c *call, ps []attention.Partial, merged bool) {
 	if c.acc.Estimated == 0 || merged || !chance(a.srv.opt.AuditShare) {
 		return
 	}
-	exact := *c
-	exact.budget = budget{mode: kvtierv1.AttendMode_ATTEND_MODE_EXACT}
+	note := &kvtierv1.Audit{SequenceId: c.seq.id, Layer: uint32(c.layer), Position: c.start, Positions: uint32(c.n),
+		Budget: c.budget.proto(), EstimatedError: c.stated.estimate, ErrorP95: c.stated.p95,
+		ShareRead: float32(float64(c.acc.Moved.RAM+c.acc.Moved.NVMe) / float64(max(1, c.acc.Full)))}
+	for h := range c.heads {
+		note.HeadRawErrors = append(note.HeadRawErrors, c.heads[h].acc.Error)
+	}
+	exact := &call{seq: c.seq, st: c.st, layer: c.layer, start: c.start, n: c.n, q: c.q,
+		budget: budget{mode: kvtierv1.AttendMode_ATTEND_MODE_EXACT}}
 	select {
-	case a.jobs <- auditJob{&exact, c.seq.finish(ps).out}:
+	case a.jobs <- auditJob{exact, c.seq.finish(ps).out, note, c.seq.key(), c.kind(), c.acc.Error}:
 	default:
 	}
 }
@@ -79,39 +89,84 @@ func (a *auditor) consider(c *call, ps []attention.Partial, merged bool) {
 func (a *auditor) audit(ctx context.Context, j auditJob) {
 	ctx, cancel := context.WithTimeout(ctx, auditTimeout)
 	defer cancel()
-	ps, err := j.c.answer(ctx)
+	ps, err := j.exact.answer(ctx)
 	if err != nil {
 		return // the sequence may be gone; damage is noted by the store
 	}
-	truth := j.c.seq.finish(ps).out
-	d := j.c.seq.spec.headDim
-	var sum float64
-	for i := 0; i < len(truth); i += d {
-		sum += float64(attention.RelativeError(j.out[i:i+d], truth[i:i+d]))
+	n := j.note
+	n.HeadErrors = headErrors(j.out, j.exact.seq.finish(ps).out, j.exact.seq.spec)
+	var sum float32
+	for _, e := range n.HeadErrors {
+		sum += e
 	}
-	e := sum / float64(len(truth)/d)
-	a.srv.metrics.auditError.Observe(e)
+	n.TrueError = sum / float32(len(n.HeadErrors))
+	a.srv.metrics.audited(n)
+	a.srv.calibration.add(j.key, int(n.Layer), j.kind, j.raw, n.ErrorP95, n.TrueError)
+	for h, e := range n.HeadErrors {
+		if n.HeadRawErrors[h] > 0 {
+			a.srv.calibration.addHead(j.key, int(n.Layer), h, n.HeadRawErrors[h], e)
+		}
+	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	a.mu.count++
-	a.mu.sum += e
-	if len(a.mu.errors) < auditKept {
-		a.mu.errors = append(a.mu.errors, e)
-		return
-	}
-	a.mu.errors[a.mu.next] = e
-	a.mu.next = (a.mu.next + 1) % auditKept
+	n.Number = a.mu.notes.total + 1
+	a.mu.sum += float64(n.TrueError)
+	a.mu.notes.add(n, auditKept)
 }
 
-// stats returns how many audits there were, their mean error, and the 95th
-// percentile of the newest.
-func (a *auditor) stats() (n uint64, mean, p95 float64) {
+// headErrors returns the relative error of out against truth by KV head, mean over positions and query heads.
+func headErrors(out, truth []float32, sp *spec) []float32 {
+	d := sp.headDim
+	sums := make([]float32, sp.kvHeads)
+	for i := 0; i < len(truth); i += d {
+		sums[i/d%sp.queryHeads/sp.group()] += attention.RelativeError(out[i:i+d], truth[i:i+d])
+	}
+	for h := range sums {
+		sums[h] *= float32(d*sp.kvHeads) / float32(len(truth))
+	}
+	return sums
+}
+
+// auditStats sum up audits.
+type auditStats struct {
+	n         uint64
+	mean, p95 float64 // of true errors: of all audits, and of the newest
+	coverage  float64 // share of the newest whose stated error held
+}
+
+func (a *auditor) stats() (s auditStats) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if a.mu.count == 0 {
-		return 0, 0, 0
+	if a.mu.notes.total == 0 {
+		return s
 	}
-	sorted := slices.Sorted(slices.Values(a.mu.errors))
-	at := int(math.Ceil(.95*float64(len(sorted)))) - 1
-	return a.mu.count, a.mu.sum / float64(a.mu.count), sorted[at]
+	newest := a.mu.notes.inOrder()
+	newest = newest[max(0, len(newest)-auditRecent):]
+	errors := make([]float64, len(newest))
+	held := 0
+	for i, n := range newest {
+		errors[i] = float64(n.TrueError)
+		if n.TrueError <= n.ErrorP95 {
+			held++
+		}
+	}
+	slices.Sort(errors)
+	at := int(math.Ceil(.95*float64(len(errors)))) - 1
+	s.n, s.mean, s.p95 = a.mu.notes.total, a.mu.sum/float64(a.mu.notes.total), errors[at]
+	s.coverage = float64(held) / float64(len(errors))
+	return s
+}
+
+// list returns the newest audits after a number, at most limit (0: auditRecent), from the oldest to the newest.
+func (a *auditor) list(sequence string, after uint64, limit int) []*kvtierv1.Audit {
+	a.mu.Lock()
+	all := a.mu.notes.inOrder()
+	a.mu.Unlock()
+	all = slices.DeleteFunc(all, func(n *kvtierv1.Audit) bool {
+		return n.Number <= after || sequence != "" && n.SequenceId != sequence
+	})
+	if limit == 0 {
+		limit = auditRecent
+	}
+	return all[max(0, len(all)-limit):]
 }

@@ -83,7 +83,7 @@ func (s *sequence) explain(ctx context.Context, layer, top, topSpans int) (*kvti
 	for i := range run.how {
 		run.how[i] = map[[2]int]sparse.How{}
 	}
-	c := &call{seq: s, st: &st, layer: layer, start: last.position, n: 1, q: last.q, budget: last.budget, trace: s.traceHow(run)}
+	c := &call{seq: s, st: &st, layer: layer, start: last.position, n: 1, q: last.q, budget: last.budget, shares: last.shares, trace: s.traceHow(run)}
 	ps, err := c.answer(ctx)
 	if err != nil {
 		return nil, err

@@ -92,7 +92,7 @@ func regionBody(id uint32, size uint64) []byte {
 
 // header makes a request's header.
 func header(op byte, id uint32, length uint64) []byte {
-	b := []byte{'T', 'V', 'F', '1', 1, op, 0, 0}
+	b := []byte{'T', 'V', 'F', '1', frameVersion, op, 0, 0}
 	b = binary.LittleEndian.AppendUint32(b, id)
 	b = binary.LittleEndian.AppendUint32(b, 0)
 	return binary.LittleEndian.AppendUint64(b, length)
@@ -120,7 +120,7 @@ func (c *fastClient) receive(op byte, id uint32) ([]byte, error) {
 	}
 	h := c.buf[:24]
 	status, length := binary.LittleEndian.Uint32(h[12:]), int(binary.LittleEndian.Uint64(h[16:]))
-	if string(h[:4]) != "TVF1" || h[4] != 1 || h[5] != op|0x80 || h[6] != 0 || h[7] != 0 || binary.LittleEndian.Uint32(h[8:]) != id {
+	if string(h[:4]) != "TVF1" || h[4] != frameVersion || h[5] != op|0x80 || h[6] != 0 || h[7] != 0 || binary.LittleEndian.Uint32(h[8:]) != id {
 		return nil, fmt.Errorf("header % x is no reply to request %d, op %d", h, id, op)
 	}
 	if length > len(c.buf)-24 {
@@ -292,13 +292,13 @@ func (c *fastClient) attend(ctx context.Context, spec *kvtierv1.ModelSpec, r *kv
 func (c *fastClient) results(b []byte, spec *kvtierv1.ModelSpec, r *kvtierv1.AttendRequest) (*kvtierv1.AttendResponse, error) {
 	le := binary.LittleEndian
 	count := len(r.Items)
-	if len(b) < 8+160*count || int(le.Uint32(b)) != count || le.Uint32(b[4:]) != 0 {
+	if len(b) < 8+resultBytes*count || int(le.Uint32(b)) != count || le.Uint32(b[4:]) != 0 {
 		return nil, fmt.Errorf("ATTEND's reply has %d bytes, %x", len(b), b[:8])
 	}
-	records, text := b[8:8+160*count], b[8+160*count:]
+	records, text := b[8:8+resultBytes*count], b[8+resultBytes*count:]
 	out := &kvtierv1.AttendResponse{}
 	for i := range count {
-		h := records[160*i:]
+		h := records[resultBytes*i:]
 		u64 := func(at int) uint64 { return le.Uint64(h[at:]) }
 		n := le.Uint32(h[4:])
 		out.Results = append(out.Results, &kvtierv1.AttendResult{ErrorCode: le.Uint32(h), ErrorMessage: string(text[:n]), Ack: readAck(h[8:]),
@@ -306,7 +306,8 @@ func (c *fastClient) results(b []byte, spec *kvtierv1.ModelSpec, r *kvtierv1.Att
 				BytesRam: u64(72), BytesNvme: u64(80), BytesFull: u64(88), BytesExactZone: u64(96),
 				EstimatedError: math.Float32frombits(le.Uint32(h[104:])), CodecError: math.Float32frombits(le.Uint32(h[108:])),
 				NsScore: u64(112), NsScan: u64(120), NsFetch: u64(128), NsExactZone: u64(136), NsTotal: u64(144),
-				Mode: kvtierv1.AttendMode(le.Uint32(h[152:]))}})
+				Mode: kvtierv1.AttendMode(le.Uint32(h[152:])), TargetMissed: le.Uint32(h[156:])&1 != 0,
+				ErrorP95: math.Float32frombits(le.Uint32(h[160:])), CalibrationAudits: le.Uint32(h[164:])}})
 		text = text[n:]
 	}
 	data := text

@@ -13,7 +13,7 @@ import (
 // The fast path's numbers; docs/protocol.md specifies every byte.
 const (
 	frameMagic   = 0x31465654
-	frameVersion = 1
+	frameVersion = 2
 	frameHeader  = 24
 	maxBody      = 256 << 20
 
@@ -29,7 +29,7 @@ const (
 	appendHead  = 48
 	attendHead  = 56
 	itemBytes   = 24
-	resultBytes = 160
+	resultBytes = 168
 
 	flagConvert = 1
 	flagSparse  = 2
@@ -37,6 +37,8 @@ const (
 	flagRows    = 1
 	flagPartial = 2
 	flagIDs     = 4
+
+	flagMissed = 1 // in a result
 
 	// fastTimeout bounds a request that names no deadline.
 	fastTimeout = 30 * time.Second
@@ -330,7 +332,13 @@ func putResult(b []byte, it *batchItem, e *Error) []byte {
 		b = le.AppendUint64(b, x)
 	}
 	b = le.AppendUint32(b, uint32(a.Mode))
-	return le.AppendUint32(b, 0)
+	var flags uint32
+	if a.TargetMissed {
+		flags |= flagMissed
+	}
+	b = le.AppendUint32(b, flags)
+	b = le.AppendUint32(b, math.Float32bits(a.ErrorP95))
+	return le.AppendUint32(b, a.CalibrationAudits)
 }
 
 // putFloats writes an answer's output and lse to dst, which has room.

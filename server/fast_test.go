@@ -33,9 +33,9 @@ func (c *fastClient) ended(t testing.TB) {
 
 func TestFastHello(t *testing.T) {
 	c := dialFast(t, newRig(t, Options{}).socket)
-	for _, version := range []byte{1, 2, 255} {
+	for _, version := range []byte{2, 3, 255} {
 		b, err := c.call(1, []byte{version, 0, 0, 0})
-		if err != nil || !bytes.Equal(b, []byte{1, 0, 0, 0, 0, 0, 0, 16, 0, 0, 0, 0}) {
+		if err != nil || !bytes.Equal(b, []byte{frameVersion, 0, 0, 0, 0, 0, 0, 16, 0, 0, 0, 0}) {
 			t.Fatalf("% x, %v", b, err)
 		}
 	}
@@ -48,7 +48,7 @@ func TestFastBadHeaders(t *testing.T) {
 	r := newRig(t, Options{})
 	for name, change := range map[string]func(h []byte){
 		"magic":   func(h []byte) { h[0] = 'X' },
-		"version": func(h []byte) { h[4] = 2 },
+		"version": func(h []byte) { h[4] = 1 },
 		"zero":    func(h []byte) { h[6] = 1 },
 		"status":  func(h []byte) { h[13] = 1 },
 		"length":  func(h []byte) { binary.LittleEndian.PutUint64(h[16:], 256<<20+1) },
@@ -236,7 +236,7 @@ func TestFastRegions(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer func() { _, _ = unix.Close(pipe[0]), unix.Close(pipe[1]) }()
-	if _, err := c.call(1, []byte{1, 0, 0, 0}); err != nil { // the server has accepted
+	if _, err := c.call(1, []byte{frameVersion, 0, 0, 0}); err != nil { // the server has accepted
 		t.Fatal(err)
 	}
 	before := openDescriptors(t)
@@ -262,7 +262,7 @@ func TestFastRegions(t *testing.T) {
 	if _, err := c.call(2, regionBody(1, 8192), sealed, sealed, pipe[0], sealed, sealed); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := c.call(1, []byte{1, 0, 0, 0}, sealed, pipe[1]); err != nil {
+	if _, err := c.call(1, []byte{frameVersion, 0, 0, 0}, sealed, pipe[1]); err != nil {
 		t.Fatal(err)
 	}
 	refused(regionBody(2, 8192), ReasonRegion) // not the one that came with HELLO
@@ -403,7 +403,7 @@ func TestFastLargeBodies(t *testing.T) {
 func TestFastCloseWithClients(t *testing.T) {
 	r := newRig(t, Options{ReadAllTokens: -1})
 	idle := dialFast(t, r.socket)
-	if _, err := idle.call(1, []byte{1, 0, 0, 0}); err != nil {
+	if _, err := idle.call(1, []byte{frameVersion, 0, 0, 0}); err != nil {
 		t.Fatal(err)
 	}
 	const n = 2048 + recentTokens

@@ -37,7 +37,8 @@ func (x *inspectionService) GetStatus(context.Context, *kvtierv1.GetStatusReques
 		s.mu.RUnlock()
 	}
 	out.Attends, out.Appends = srv.metrics.answered.Load(), srv.metrics.appended.Load()
-	out.Audits, out.AuditErrorMean, out.AuditErrorP95 = srv.auditor.stats()
+	audits := srv.auditor.stats()
+	out.Audits, out.AuditErrorMean, out.AuditErrorP95, out.AuditCoverage = audits.n, audits.mean, audits.p95, audits.coverage
 	return out, nil
 }
 
@@ -229,6 +230,16 @@ func (x *inspectionService) Verify(r *kvtierv1.VerifyRequest, st grpc.ServerStre
 	}
 	out.Finished = true
 	return st.Send(out)
+}
+
+func (x *inspectionService) ListAudits(_ context.Context, r *kvtierv1.ListAuditsRequest) (*kvtierv1.ListAuditsResponse, error) {
+	if r.SequenceId != "" {
+		if _, err := x.srv.sequence(r.SequenceId); err != nil {
+			return nil, err
+		}
+	}
+	return &kvtierv1.ListAuditsResponse{Audits: x.srv.auditor.list(r.SequenceId, r.After, int(min(r.Limit, auditKept))),
+		Layers: x.srv.calibration.layers()}, nil
 }
 
 // segmentsToVerify lists each segment of the sequences once.

@@ -135,6 +135,7 @@ func (srv *Server) fork(ctx context.Context, r *kvtierv1.OpenSequenceRequest) (*
 		s.mu.sample[l] = from.mu.sample[l]
 	}
 	from.mu.RUnlock()
+	s.steering.from(&from.steering)
 	st.names = nil
 	if err := srv.commitNew(ctx, s, st); err != nil {
 		return nil, err

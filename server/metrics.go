@@ -1,6 +1,7 @@
 package server
 
 import (
+	"strconv"
 	"sync/atomic"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -21,6 +22,8 @@ type metrics struct {
 	evicted    prometheus.Counter
 	auditError prometheus.Histogram
 	estimate   prometheus.Histogram
+	audits     *prometheus.CounterVec
+	missed     prometheus.Counter
 	appended   atomic.Uint64
 	answered   atomic.Uint64
 }
@@ -45,9 +48,12 @@ func newMetrics(srv *Server) *metrics {
 		Help: "Tokens by how they took part in answers, over KV heads."}, []string{"how"})
 	m.auditError = prometheus.NewHistogram(prometheus.HistogramOpts{Namespace: "kvtier", Name: "audited_error",
 		Help: "True relative error of audited answers against reading all stored bytes.", Buckets: errBuckets})
+	m.audits = prometheus.NewCounterVec(prometheus.CounterOpts{Namespace: "kvtier", Name: "audits_total",
+		Help: "Audits, by layer and by whether the stated 95th percentile held."}, []string{"layer", "held"})
+	m.missed = counter("targets_missed_total", "Answers that said that they may err more than their target.")
 	m.estimate = prometheus.NewHistogram(prometheus.HistogramOpts{Namespace: "kvtier", Name: "estimated_error",
 		Help: "Estimated relative error of sparse answers.", Buckets: errBuckets})
-	m.registry.MustRegister(m.attends, m.seconds, m.tokens, m.auditError, m.estimate,
+	m.registry.MustRegister(m.attends, m.seconds, m.tokens, m.auditError, m.estimate, m.audits,
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	m.gauge("tail_bytes", "Unquantised rows in RAM.", func() float64 { return float64(srv.tail.Load()) })
 	m.gauge("sequences", "Sequences held.", func() float64 { return float64(srv.Sequences()) })
@@ -94,6 +100,12 @@ func (m *metrics) tier(srv *Server, name string) {
 	}
 }
 
+// audited counts an audit.
+func (m *metrics) audited(a *kvtierv1.Audit) {
+	m.auditError.Observe(float64(a.TrueError))
+	m.audits.WithLabelValues(strconv.Itoa(int(a.Layer)), strconv.FormatBool(a.TrueError <= a.ErrorP95)).Inc()
+}
+
 // observe counts an answer.
 func (m *metrics) observe(a *kvtierv1.Account) {
 	mode := "exact"
@@ -105,6 +117,9 @@ func (m *metrics) observe(a *kvtierv1.Account) {
 	}
 	m.attends.WithLabelValues(mode).Inc()
 	m.answered.Add(1)
+	if a.TargetMissed {
+		m.missed.Inc()
+	}
 	if a.TokensEstimated > 0 {
 		m.estimate.Observe(float64(a.EstimatedError))
 	}

@@ -34,6 +34,8 @@ type sequence struct {
 	log   *taillog.Log // guarded by write; its own methods are safe
 	gen   uint64       // of the log; guarded by write
 
+	steering steering
+
 	mu struct {
 		sync.RWMutex
 		state
@@ -125,6 +127,9 @@ func (srv *Server) newSequence(id string, sp *spec, p tiers.Profile) *sequence {
 	s.mu.used = s.created
 	return s
 }
+
+// key says whose calibration holds for the sequence.
+func (s *sequence) key() modelKey { return modelKey{string(s.spec.fingerprint), s.profile} }
 
 // ack says how far the sequence is accepted.
 func (s *sequence) ack() *kvtierv1.Ack {

@@ -72,20 +72,21 @@ func (o *Options) defaults() error {
 
 // Server holds sequences in one data folder.
 type Server struct {
-	opt     Options
-	log     *slog.Logger
-	key     []byte
-	store   *store.Store
-	spans   *spanTable
-	names   *nameIndex
-	leases  *leaseTable
-	sealer  *sealer
-	syncer  *syncer
-	auditor *auditor
-	metrics *metrics
-	started time.Time
-	tail    atomic.Int64 // bytes of rows in RAM
-	pins    pinTable
+	opt         Options
+	log         *slog.Logger
+	key         []byte
+	store       *store.Store
+	spans       *spanTable
+	names       *nameIndex
+	leases      *leaseTable
+	sealer      *sealer
+	syncer      *syncer
+	auditor     *auditor
+	calibration *calibration
+	metrics     *metrics
+	started     time.Time
+	tail        atomic.Int64 // bytes of rows in RAM
+	pins        pinTable
 
 	// commits serialises what adds and removes spans in the catalogue. Taken
 	// after a sequence's write lock.
@@ -108,7 +109,7 @@ func Open(ctx context.Context, o Options) (srv *Server, err error) {
 	if err := o.defaults(); err != nil {
 		return nil, err
 	}
-	srv = &Server{opt: o, log: o.Logger, started: time.Now(), names: newNameIndex()}
+	srv = &Server{opt: o, log: o.Logger, started: time.Now(), names: newNameIndex(), calibration: newCalibration()}
 	srv.mu.sequences, srv.mu.handles = map[string]*sequence{}, map[uint64]*sequence{}
 	srv.mu.conns = map[*fastConn]bool{}
 	srv.pins.pins, srv.pins.segments = map[uint64]*pin{}, map[tiers.ID]int{}

@@ -579,7 +579,7 @@ func TestPathBudgets(t *testing.T) {
 			mode(kvtierv1.AttendMode_ATTEND_MODE_BUDGET), mode(0), nil,
 		} {
 			a := ask(b)
-			if a.Mode != kvtierv1.AttendMode_ATTEND_MODE_BUDGET || a.TokensEstimated == 0 || a.EstimatedError <= 0 || a.BytesFull == 0 {
+			if a.Mode != kvtierv1.AttendMode_ATTEND_MODE_BUDGET || a.TokensEstimated == 0 || a.EstimatedError <= 0 || a.ErrorP95 <= a.EstimatedError || a.BytesFull == 0 || a.TargetMissed {
 				t.Fatalf("budget %v: %v", b, a)
 			}
 			if got, share := float32(a.BytesRam+a.BytesNvme)/float32(a.BytesFull), max(.2, b.GetShare()); got > 1.1*max(share, 600./2048) {
@@ -590,11 +590,11 @@ func TestPathBudgets(t *testing.T) {
 			t.Fatalf("the whole share: %v", a)
 		}
 		a := ask(&kvtierv1.Budget{Mode: kvtierv1.AttendMode_ATTEND_MODE_TARGET, TargetError: .2})
-		if a.TokensEstimated > 0 && (a.Mode != kvtierv1.AttendMode_ATTEND_MODE_TARGET || a.EstimatedError > .2) {
+		if a.TokensEstimated > 0 && (a.Mode != kvtierv1.AttendMode_ATTEND_MODE_TARGET || a.ErrorP95 > .2 || a.TargetMissed) {
 			t.Fatalf("target .2: %v", a)
 		}
 		// A target under the codec's own error means reading everything.
-		if a = ask(&kvtierv1.Budget{Mode: kvtierv1.AttendMode_ATTEND_MODE_TARGET, TargetError: 1e-6}); a.TokensEstimated != 0 {
+		if a = ask(&kvtierv1.Budget{Mode: kvtierv1.AttendMode_ATTEND_MODE_TARGET, TargetError: 1e-6}); a.TokensEstimated != 0 || !a.TargetMissed {
 			t.Fatalf("target 1e-6: %v", a)
 		}
 	})

@@ -23,6 +23,7 @@ func pythonVerbs() []*cobra.Command {
 		}
 	}
 	return []*cobra.Command{
+		verb("calibrate", "How well stated errors hold on a real model: coverage and a reliability diagram"),
 		verb("model", "Teacher-force a real model with every layer sparse: loss, KL and agreement"),
 		verb("ruler", "RULER's 13 tasks on a real model: what sparse attention retains"),
 		verb("needle", "The needle grid, length by depth, on a real model, as a heat map"),

@@ -383,6 +383,11 @@ class Client:
         request = ipb.ExplainRequest(sequence_id=sequence_id, layer=layer, top=top, top_spans=top_spans)
         return self._call(self._inspection.Explain, request, None)
 
+    def audits(self, sequence_id: str = "", *, after: int = 0, limit: int = 0) -> ipb.ListAuditsResponse:
+        """The newest audits with a number above `after` (`limit` 0: 4,096), and how stated errors held by layer."""
+        request = ipb.ListAuditsRequest(sequence_id=sequence_id, after=after, limit=limit)
+        return self._call(self._inspection.ListAudits, request, None)
+
     def residency(self, sequence_id: str) -> ipb.ResidencyResponse:
         """Where a sequence's planes lie."""
         request = ipb.ResidencyRequest(sequence_id=sequence_id)

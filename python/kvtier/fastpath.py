@@ -32,7 +32,7 @@ from kvtier.types import Account, Ack, AttendItem, AttendMode, AttendResult, Bud
 __all__ = ["FastClient"]
 
 MAGIC = 0x31465654
-VERSION = 1
+VERSION = 2
 MAX_BODY = 268_435_456
 MAX_REGION = 1 << 30
 
@@ -48,13 +48,15 @@ APPEND = struct.Struct("<QQIIBBHIIIQ")
 ATTEND = struct.Struct("<IBBHffQIIQIIQ")
 # Item: handle, start, n, flags.
 ITEM = struct.Struct("<QQII")
-# Result: code, message length, ack x 4, account x 8, 2 errors, 5 times, mode, zero.
-RESULT = struct.Struct("<II4Q8Q2f5QII")
+# Result: code, message length, ack x 4, account x 8, 2 errors, 5 times, mode, flags,
+# 95th percentile of the error, audits behind it.
+RESULT = struct.Struct("<II4Q8Q2f5QIIfI")
 ACK = struct.Struct("<QQQQ")
 
 FLAG_CONVERT, FLAG_SPARSE = 1, 2
 FLAG_KV, FLAG_PARTIAL, FLAG_IDS = 1, 2, 4
 
+_TARGET_MISSED = 1
 _INITIAL_REGION = 1 << 20
 _DEFAULT_TIMEOUT = 30.0
 # The daemon keeps the deadline itself; the client waits a little longer so that it reads the
@@ -464,7 +466,7 @@ class FastClient:
 
 
 def _account_of(record: tuple[Any, ...]) -> Callable[[], Account]:
-    return lambda: Account(*(*record[6:21], AttendMode(record[21])))
+    return lambda: Account(*(*record[6:21], AttendMode(record[21]), record[23], record[24], bool(record[22] & _TARGET_MISSED)))
 
 
 def _unavailable(message: str) -> UnavailableError:

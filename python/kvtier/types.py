@@ -132,9 +132,13 @@ class Budget:
         return cls(AttendMode.BUDGET, token_count=tokens)
 
     @classmethod
-    def target(cls, error: float) -> Budget:
-        """Widens until the estimated relative error, in (0, 1), is at most this."""
-        return cls(AttendMode.TARGET, target_error=error)
+    def target(cls, error: float, *, at_most: float = 0.0) -> Budget:
+        """Widens until 95 % of calls have a relative error, in (0, 1), of at most this.
+
+        `at_most` limits the share of bytes that an answer may read, in (0, 1]; 0: no limit. Where
+        limits forbid it, ``Account.target_missed`` says so.
+        """
+        return cls(AttendMode.TARGET, share_of_bytes=at_most, target_error=error)
 
     def to_proto(self) -> pb.Budget:
         return pb.Budget(
@@ -172,7 +176,10 @@ class Account:
 
     Token counts are sums over query positions and KV heads of the layer. Byte counts are those
     transferred for the call; ``bytes_full`` is what reading all sealed tokens once at 4 bits would
-    transfer. Errors are relative (0.01 is one percent), times are nanoseconds.
+    transfer. Errors are relative (0.01 is one percent), times are nanoseconds. ``estimated_error``
+    and ``error_p95`` are against reading everything stored: what audits of such calls find in the
+    middle case, and what 95 % of them stay under; ``calibration_audits`` is how many audits of the
+    layer stand behind both. ``target_missed`` says that a target may not be met.
     """
 
     tokens_exact: int = 0
@@ -191,6 +198,9 @@ class Account:
     ns_exact_zone: int = 0
     ns_total: int = 0
     mode: AttendMode = AttendMode.UNSPECIFIED
+    error_p95: float = 0.0
+    calibration_audits: int = 0
+    target_missed: bool = False
 
     @property
     def bytes_sealed(self) -> int:
@@ -210,12 +220,14 @@ class Account:
             a.bytes_ram, a.bytes_nvme, a.bytes_full, a.bytes_exact_zone,
             a.estimated_error, a.codec_error,
             a.ns_score, a.ns_scan, a.ns_fetch, a.ns_exact_zone, a.ns_total,
-            AttendMode(a.mode),
+            AttendMode(a.mode), a.error_p95, a.calibration_audits, a.target_missed,
         )  # fmt: skip
 
     @classmethod
     def total(cls, accounts: Iterable[Account]) -> Account:
-        """Counts, bytes and times added; errors averaged; EXACT only if every answer was."""
+        """Counts, bytes and times added; errors averaged; EXACT only if every answer was; the
+        least of the audits behind the errors; a target missed if any was.
+        """
         accounts = list(accounts)
         if not accounts:
             return cls()
@@ -224,8 +236,12 @@ class Account:
             column = [getattr(account, field.name) for account in accounts]
             if field.name == "mode":
                 values["mode"] = column[0] if len(set(column)) == 1 else AttendMode.BUDGET
-            elif field.name.endswith("_error"):
+            elif field.name.endswith("_error") or field.name == "error_p95":
                 values[field.name] = sum(column) / len(column)
+            elif field.name == "target_missed":
+                values[field.name] = any(column)
+            elif field.name == "calibration_audits":
+                values[field.name] = min(column)
             else:
                 values[field.name] = sum(column)
         return cls(**values)

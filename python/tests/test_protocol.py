@@ -142,8 +142,9 @@ def test_account_fields(fast_server: tuple[FastServer, str], store: Store, seque
     with FastClient(fast_server[1]) as fast:
         account = fast.attend(sequence, 0, 0, np.zeros((1, 4, 16), np.float32)).account
     assert account == kvtier.Account(
-        11, 12, 13, 14, 15, 16, 17, 18, 0.25, 0.5, 21, 22, 23, 24, 25, kvtier.AttendMode.BUDGET
-    )
+        11, 12, 13, 14, 15, 16, 17, 18, 0.25, 0.5, 21, 22, 23, 24, 25, kvtier.AttendMode.BUDGET,
+        0.75, 26, True,
+    )  # fmt: skip
 
 
 def test_regions_grow(fast_server: tuple[FastServer, str], store: Store) -> None:
@@ -179,10 +180,10 @@ def test_handles_are_opened_once(fast_server: tuple[FastServer, str], store: Sto
         b"TVF1",
         struct.pack("<4sBBHIIQ", b"XXXX", 1, 0x85, 0, 3, 0, 0),
         struct.pack("<4sBBHIIQ", b"TVF1", 9, 0x85, 0, 3, 0, 0),
-        struct.pack("<4sBBHIIQ", b"TVF1", 1, 0x86, 0, 3, 0, 0),
-        struct.pack("<4sBBHIIQ", b"TVF1", 1, 0x85, 0, 999, 0, 0),
-        struct.pack("<4sBBHIIQ", b"TVF1", 1, 0x85, 0, 3, 0, 1 << 40),
-        struct.pack("<4sBBHIIQ", b"TVF1", 1, 0x85, 0, 3, 0, 32) + b"short",
+        struct.pack("<4sBBHIIQ", b"TVF1", 2, 0x86, 0, 3, 0, 0),
+        struct.pack("<4sBBHIIQ", b"TVF1", 2, 0x85, 0, 999, 0, 0),
+        struct.pack("<4sBBHIIQ", b"TVF1", 2, 0x85, 0, 3, 0, 1 << 40),
+        struct.pack("<4sBBHIIQ", b"TVF1", 2, 0x85, 0, 3, 0, 32) + b"short",
     ],
 )  # fmt: skip
 def test_broken_replies_close_the_connection(fast_server: tuple[FastServer, str], sequence: str, answer: bytes) -> None:

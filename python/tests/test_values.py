@@ -46,11 +46,12 @@ def test_spec_round_trip() -> None:
 
 
 def test_account_total() -> None:
-    one = Account(bytes_ram=10, bytes_nvme=30, bytes_full=100, codec_error=0.02, mode=AttendMode.BUDGET)
-    two = Account(bytes_ram=0, bytes_nvme=20, bytes_full=100, codec_error=0.04, mode=AttendMode.BUDGET)
+    one = Account(bytes_ram=10, bytes_nvme=30, bytes_full=100, codec_error=0.02, mode=AttendMode.BUDGET, error_p95=0.1)
+    two = Account(bytes_ram=0, bytes_nvme=20, bytes_full=100, codec_error=0.04, mode=AttendMode.BUDGET, target_missed=True)
     total = Account.total([one, two])
     assert total.bytes_sealed == 60 and total.share_read == pytest.approx(0.3)
     assert total.codec_error == pytest.approx(0.03) and total.mode == AttendMode.BUDGET
+    assert total.error_p95 == pytest.approx(0.05) and total.target_missed
     assert Account.total([]).share_read == 0.0
 
 

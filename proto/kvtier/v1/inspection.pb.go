@@ -195,7 +195,9 @@ type GetStatusResponse struct {
 	// Resident set size of the daemon.
 	RssBytes uint64 `protobuf:"varint,15,opt,name=rss_bytes,json=rssBytes,proto3" json:"rss_bytes,omitempty"`
 	// Segments waiting to be sealed.
-	SealsPending  uint64 `protobuf:"varint,16,opt,name=seals_pending,json=sealsPending,proto3" json:"seals_pending,omitempty"`
+	SealsPending uint64 `protobuf:"varint,16,opt,name=seals_pending,json=sealsPending,proto3" json:"seals_pending,omitempty"`
+	// Share of the newest audits whose true error was at most the stated 95th percentile.
+	AuditCoverage float64 `protobuf:"fixed64,17,opt,name=audit_coverage,json=auditCoverage,proto3" json:"audit_coverage,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -338,6 +340,13 @@ func (x *GetStatusResponse) GetRssBytes() uint64 {
 func (x *GetStatusResponse) GetSealsPending() uint64 {
 	if x != nil {
 		return x.SealsPending
+	}
+	return 0
+}
+
+func (x *GetStatusResponse) GetAuditCoverage() float64 {
+	if x != nil {
+		return x.AuditCoverage
 	}
 	return 0
 }
@@ -1256,6 +1265,375 @@ func (x *ExplainResponse) GetMassUnlabelled() float32 {
 	return 0
 }
 
+// Audit is one call that was answered a second time, from everything stored.
+type Audit struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Counts audits from 1, over the daemon's life.
+	Number     uint64 `protobuf:"varint,1,opt,name=number,proto3" json:"number,omitempty"`
+	SequenceId string `protobuf:"bytes,2,opt,name=sequence_id,json=sequenceId,proto3" json:"sequence_id,omitempty"`
+	Layer      uint32 `protobuf:"varint,3,opt,name=layer,proto3" json:"layer,omitempty"`
+	// The first query's position, and how many there were.
+	Position  uint64 `protobuf:"varint,4,opt,name=position,proto3" json:"position,omitempty"`
+	Positions uint32 `protobuf:"varint,5,opt,name=positions,proto3" json:"positions,omitempty"`
+	// The budget that was asked for.
+	Budget *Budget `protobuf:"bytes,6,opt,name=budget,proto3" json:"budget,omitempty"`
+	// Share of the sealed body's 4-bit bytes transferred, over KV heads.
+	ShareRead float32 `protobuf:"fixed32,7,opt,name=share_read,json=shareRead,proto3" json:"share_read,omitempty"`
+	// What the account stated, and what the truth was.
+	EstimatedError float32 `protobuf:"fixed32,8,opt,name=estimated_error,json=estimatedError,proto3" json:"estimated_error,omitempty"`
+	ErrorP95       float32 `protobuf:"fixed32,9,opt,name=error_p95,json=errorP95,proto3" json:"error_p95,omitempty"`
+	TrueError      float32 `protobuf:"fixed32,10,opt,name=true_error,json=trueError,proto3" json:"true_error,omitempty"`
+	// True errors by KV head, and the estimates before any calibration.
+	HeadErrors    []float32 `protobuf:"fixed32,11,rep,packed,name=head_errors,json=headErrors,proto3" json:"head_errors,omitempty"`
+	HeadRawErrors []float32 `protobuf:"fixed32,12,rep,packed,name=head_raw_errors,json=headRawErrors,proto3" json:"head_raw_errors,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Audit) Reset() {
+	*x = Audit{}
+	mi := &file_kvtier_v1_inspection_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Audit) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Audit) ProtoMessage() {}
+
+func (x *Audit) ProtoReflect() protoreflect.Message {
+	mi := &file_kvtier_v1_inspection_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Audit.ProtoReflect.Descriptor instead.
+func (*Audit) Descriptor() ([]byte, []int) {
+	return file_kvtier_v1_inspection_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *Audit) GetNumber() uint64 {
+	if x != nil {
+		return x.Number
+	}
+	return 0
+}
+
+func (x *Audit) GetSequenceId() string {
+	if x != nil {
+		return x.SequenceId
+	}
+	return ""
+}
+
+func (x *Audit) GetLayer() uint32 {
+	if x != nil {
+		return x.Layer
+	}
+	return 0
+}
+
+func (x *Audit) GetPosition() uint64 {
+	if x != nil {
+		return x.Position
+	}
+	return 0
+}
+
+func (x *Audit) GetPositions() uint32 {
+	if x != nil {
+		return x.Positions
+	}
+	return 0
+}
+
+func (x *Audit) GetBudget() *Budget {
+	if x != nil {
+		return x.Budget
+	}
+	return nil
+}
+
+func (x *Audit) GetShareRead() float32 {
+	if x != nil {
+		return x.ShareRead
+	}
+	return 0
+}
+
+func (x *Audit) GetEstimatedError() float32 {
+	if x != nil {
+		return x.EstimatedError
+	}
+	return 0
+}
+
+func (x *Audit) GetErrorP95() float32 {
+	if x != nil {
+		return x.ErrorP95
+	}
+	return 0
+}
+
+func (x *Audit) GetTrueError() float32 {
+	if x != nil {
+		return x.TrueError
+	}
+	return 0
+}
+
+func (x *Audit) GetHeadErrors() []float32 {
+	if x != nil {
+		return x.HeadErrors
+	}
+	return nil
+}
+
+func (x *Audit) GetHeadRawErrors() []float32 {
+	if x != nil {
+		return x.HeadRawErrors
+	}
+	return nil
+}
+
+type ListAuditsRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Empty: of all sequences.
+	SequenceId string `protobuf:"bytes,1,opt,name=sequence_id,json=sequenceId,proto3" json:"sequence_id,omitempty"`
+	// Only audits with a greater number.
+	After uint64 `protobuf:"varint,2,opt,name=after,proto3" json:"after,omitempty"`
+	// Largest number of audits to return, the newest; 0 means 4,096. 16,384 are kept.
+	Limit         uint32 `protobuf:"varint,3,opt,name=limit,proto3" json:"limit,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListAuditsRequest) Reset() {
+	*x = ListAuditsRequest{}
+	mi := &file_kvtier_v1_inspection_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListAuditsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListAuditsRequest) ProtoMessage() {}
+
+func (x *ListAuditsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_kvtier_v1_inspection_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListAuditsRequest.ProtoReflect.Descriptor instead.
+func (*ListAuditsRequest) Descriptor() ([]byte, []int) {
+	return file_kvtier_v1_inspection_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *ListAuditsRequest) GetSequenceId() string {
+	if x != nil {
+		return x.SequenceId
+	}
+	return ""
+}
+
+func (x *ListAuditsRequest) GetAfter() uint64 {
+	if x != nil {
+		return x.After
+	}
+	return 0
+}
+
+func (x *ListAuditsRequest) GetLimit() uint32 {
+	if x != nil {
+		return x.Limit
+	}
+	return 0
+}
+
+// LayerCalibration says how a layer's stated errors held, over its newest audits of one kind of budget.
+type LayerCalibration struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Of the model; the first bytes in hexadecimal name it for people.
+	Fingerprint []byte  `protobuf:"bytes,1,opt,name=fingerprint,proto3" json:"fingerprint,omitempty"`
+	Profile     Profile `protobuf:"varint,2,opt,name=profile,proto3,enum=kvtier.v1.Profile" json:"profile,omitempty"`
+	Layer       uint32  `protobuf:"varint,3,opt,name=layer,proto3" json:"layer,omitempty"`
+	// Kind of budget, as "share .15-.3" or "target .02-.08".
+	Budget string `protobuf:"bytes,4,opt,name=budget,proto3" json:"budget,omitempty"`
+	Audits uint32 `protobuf:"varint,5,opt,name=audits,proto3" json:"audits,omitempty"`
+	// Share of audits whose true error was at most the stated 95th percentile.
+	Coverage float32 `protobuf:"fixed32,6,opt,name=coverage,proto3" json:"coverage,omitempty"`
+	// Median of stated 95th percentile over true error.
+	StatedOverTrue float32 `protobuf:"fixed32,7,opt,name=stated_over_true,json=statedOverTrue,proto3" json:"stated_over_true,omitempty"`
+	// Factors by which raw estimates are multiplied now.
+	FactorMedian  float32 `protobuf:"fixed32,8,opt,name=factor_median,json=factorMedian,proto3" json:"factor_median,omitempty"`
+	FactorP95     float32 `protobuf:"fixed32,9,opt,name=factor_p95,json=factorP95,proto3" json:"factor_p95,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LayerCalibration) Reset() {
+	*x = LayerCalibration{}
+	mi := &file_kvtier_v1_inspection_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LayerCalibration) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LayerCalibration) ProtoMessage() {}
+
+func (x *LayerCalibration) ProtoReflect() protoreflect.Message {
+	mi := &file_kvtier_v1_inspection_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LayerCalibration.ProtoReflect.Descriptor instead.
+func (*LayerCalibration) Descriptor() ([]byte, []int) {
+	return file_kvtier_v1_inspection_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *LayerCalibration) GetFingerprint() []byte {
+	if x != nil {
+		return x.Fingerprint
+	}
+	return nil
+}
+
+func (x *LayerCalibration) GetProfile() Profile {
+	if x != nil {
+		return x.Profile
+	}
+	return Profile_PROFILE_UNSPECIFIED
+}
+
+func (x *LayerCalibration) GetLayer() uint32 {
+	if x != nil {
+		return x.Layer
+	}
+	return 0
+}
+
+func (x *LayerCalibration) GetBudget() string {
+	if x != nil {
+		return x.Budget
+	}
+	return ""
+}
+
+func (x *LayerCalibration) GetAudits() uint32 {
+	if x != nil {
+		return x.Audits
+	}
+	return 0
+}
+
+func (x *LayerCalibration) GetCoverage() float32 {
+	if x != nil {
+		return x.Coverage
+	}
+	return 0
+}
+
+func (x *LayerCalibration) GetStatedOverTrue() float32 {
+	if x != nil {
+		return x.StatedOverTrue
+	}
+	return 0
+}
+
+func (x *LayerCalibration) GetFactorMedian() float32 {
+	if x != nil {
+		return x.FactorMedian
+	}
+	return 0
+}
+
+func (x *LayerCalibration) GetFactorP95() float32 {
+	if x != nil {
+		return x.FactorP95
+	}
+	return 0
+}
+
+type ListAuditsResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// From the oldest to the newest.
+	Audits        []*Audit            `protobuf:"bytes,1,rep,name=audits,proto3" json:"audits,omitempty"`
+	Layers        []*LayerCalibration `protobuf:"bytes,2,rep,name=layers,proto3" json:"layers,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListAuditsResponse) Reset() {
+	*x = ListAuditsResponse{}
+	mi := &file_kvtier_v1_inspection_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListAuditsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListAuditsResponse) ProtoMessage() {}
+
+func (x *ListAuditsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_kvtier_v1_inspection_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListAuditsResponse.ProtoReflect.Descriptor instead.
+func (*ListAuditsResponse) Descriptor() ([]byte, []int) {
+	return file_kvtier_v1_inspection_proto_rawDescGZIP(), []int{17}
+}
+
+func (x *ListAuditsResponse) GetAudits() []*Audit {
+	if x != nil {
+		return x.Audits
+	}
+	return nil
+}
+
+func (x *ListAuditsResponse) GetLayers() []*LayerCalibration {
+	if x != nil {
+		return x.Layers
+	}
+	return nil
+}
+
 type ResidencyRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	SequenceId    string                 `protobuf:"bytes,1,opt,name=sequence_id,json=sequenceId,proto3" json:"sequence_id,omitempty"`
@@ -1265,7 +1643,7 @@ type ResidencyRequest struct {
 
 func (x *ResidencyRequest) Reset() {
 	*x = ResidencyRequest{}
-	mi := &file_kvtier_v1_inspection_proto_msgTypes[14]
+	mi := &file_kvtier_v1_inspection_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1277,7 +1655,7 @@ func (x *ResidencyRequest) String() string {
 func (*ResidencyRequest) ProtoMessage() {}
 
 func (x *ResidencyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_kvtier_v1_inspection_proto_msgTypes[14]
+	mi := &file_kvtier_v1_inspection_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1290,7 +1668,7 @@ func (x *ResidencyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResidencyRequest.ProtoReflect.Descriptor instead.
 func (*ResidencyRequest) Descriptor() ([]byte, []int) {
-	return file_kvtier_v1_inspection_proto_rawDescGZIP(), []int{14}
+	return file_kvtier_v1_inspection_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *ResidencyRequest) GetSequenceId() string {
@@ -1312,7 +1690,7 @@ type PlaneResidency struct {
 
 func (x *PlaneResidency) Reset() {
 	*x = PlaneResidency{}
-	mi := &file_kvtier_v1_inspection_proto_msgTypes[15]
+	mi := &file_kvtier_v1_inspection_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1324,7 +1702,7 @@ func (x *PlaneResidency) String() string {
 func (*PlaneResidency) ProtoMessage() {}
 
 func (x *PlaneResidency) ProtoReflect() protoreflect.Message {
-	mi := &file_kvtier_v1_inspection_proto_msgTypes[15]
+	mi := &file_kvtier_v1_inspection_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1337,7 +1715,7 @@ func (x *PlaneResidency) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PlaneResidency.ProtoReflect.Descriptor instead.
 func (*PlaneResidency) Descriptor() ([]byte, []int) {
-	return file_kvtier_v1_inspection_proto_rawDescGZIP(), []int{15}
+	return file_kvtier_v1_inspection_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *PlaneResidency) GetPlane() string {
@@ -1379,7 +1757,7 @@ type LayerResidency struct {
 
 func (x *LayerResidency) Reset() {
 	*x = LayerResidency{}
-	mi := &file_kvtier_v1_inspection_proto_msgTypes[16]
+	mi := &file_kvtier_v1_inspection_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1391,7 +1769,7 @@ func (x *LayerResidency) String() string {
 func (*LayerResidency) ProtoMessage() {}
 
 func (x *LayerResidency) ProtoReflect() protoreflect.Message {
-	mi := &file_kvtier_v1_inspection_proto_msgTypes[16]
+	mi := &file_kvtier_v1_inspection_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1404,7 +1782,7 @@ func (x *LayerResidency) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LayerResidency.ProtoReflect.Descriptor instead.
 func (*LayerResidency) Descriptor() ([]byte, []int) {
-	return file_kvtier_v1_inspection_proto_rawDescGZIP(), []int{16}
+	return file_kvtier_v1_inspection_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *LayerResidency) GetLayer() uint32 {
@@ -1431,7 +1809,7 @@ type ResidencyResponse struct {
 
 func (x *ResidencyResponse) Reset() {
 	*x = ResidencyResponse{}
-	mi := &file_kvtier_v1_inspection_proto_msgTypes[17]
+	mi := &file_kvtier_v1_inspection_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1443,7 +1821,7 @@ func (x *ResidencyResponse) String() string {
 func (*ResidencyResponse) ProtoMessage() {}
 
 func (x *ResidencyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_kvtier_v1_inspection_proto_msgTypes[17]
+	mi := &file_kvtier_v1_inspection_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1456,7 +1834,7 @@ func (x *ResidencyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResidencyResponse.ProtoReflect.Descriptor instead.
 func (*ResidencyResponse) Descriptor() ([]byte, []int) {
-	return file_kvtier_v1_inspection_proto_rawDescGZIP(), []int{17}
+	return file_kvtier_v1_inspection_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *ResidencyResponse) GetPlanes() []*PlaneResidency {
@@ -1483,7 +1861,7 @@ type VerifyRequest struct {
 
 func (x *VerifyRequest) Reset() {
 	*x = VerifyRequest{}
-	mi := &file_kvtier_v1_inspection_proto_msgTypes[18]
+	mi := &file_kvtier_v1_inspection_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1495,7 +1873,7 @@ func (x *VerifyRequest) String() string {
 func (*VerifyRequest) ProtoMessage() {}
 
 func (x *VerifyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_kvtier_v1_inspection_proto_msgTypes[18]
+	mi := &file_kvtier_v1_inspection_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1508,7 +1886,7 @@ func (x *VerifyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VerifyRequest.ProtoReflect.Descriptor instead.
 func (*VerifyRequest) Descriptor() ([]byte, []int) {
-	return file_kvtier_v1_inspection_proto_rawDescGZIP(), []int{18}
+	return file_kvtier_v1_inspection_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *VerifyRequest) GetSequenceId() string {
@@ -1532,7 +1910,7 @@ type VerifyResponse struct {
 
 func (x *VerifyResponse) Reset() {
 	*x = VerifyResponse{}
-	mi := &file_kvtier_v1_inspection_proto_msgTypes[19]
+	mi := &file_kvtier_v1_inspection_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1544,7 +1922,7 @@ func (x *VerifyResponse) String() string {
 func (*VerifyResponse) ProtoMessage() {}
 
 func (x *VerifyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_kvtier_v1_inspection_proto_msgTypes[19]
+	mi := &file_kvtier_v1_inspection_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1557,7 +1935,7 @@ func (x *VerifyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VerifyResponse.ProtoReflect.Descriptor instead.
 func (*VerifyResponse) Descriptor() ([]byte, []int) {
-	return file_kvtier_v1_inspection_proto_rawDescGZIP(), []int{19}
+	return file_kvtier_v1_inspection_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *VerifyResponse) GetBytesDone() uint64 {
@@ -1616,7 +1994,7 @@ const file_kvtier_v1_inspection_proto_rawDesc = "" +
 	"\tevictions\x18\t \x01(\x04R\tevictions\x12 \n" +
 	"\vcorruptions\x18\n" +
 	" \x01(\x04R\vcorruptions\"\x12\n" +
-	"\x10GetStatusRequest\"\xa2\x04\n" +
+	"\x10GetStatusRequest\"\xc9\x04\n" +
 	"\x11GetStatusResponse\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\tR\aversion\x12\x19\n" +
 	"\bdata_dir\x18\x02 \x01(\tR\adataDir\x12%\n" +
@@ -1635,7 +2013,8 @@ const file_kvtier_v1_inspection_proto_rawDesc = "" +
 	"\x10audit_error_mean\x18\r \x01(\x01R\x0eauditErrorMean\x12&\n" +
 	"\x0faudit_error_p95\x18\x0e \x01(\x01R\rauditErrorP95\x12\x1b\n" +
 	"\trss_bytes\x18\x0f \x01(\x04R\brssBytes\x12#\n" +
-	"\rseals_pending\x18\x10 \x01(\x04R\fsealsPending\"\xbf\x02\n" +
+	"\rseals_pending\x18\x10 \x01(\x04R\fsealsPending\x12%\n" +
+	"\x0eaudit_coverage\x18\x11 \x01(\x01R\rauditCoverage\"\xbf\x02\n" +
 	"\fSequenceInfo\x12\x1f\n" +
 	"\vsequence_id\x18\x01 \x01(\tR\n" +
 	"sequenceId\x12\x12\n" +
@@ -1724,7 +2103,44 @@ const file_kvtier_v1_inspection_proto_rawDesc = "" +
 	"\x05heads\x18\t \x03(\v2\x16.kvtier.v1.ExplainHeadR\x05heads\x12,\n" +
 	"\x05spans\x18\n" +
 	" \x03(\v2\x16.kvtier.v1.ExplainSpanR\x05spans\x12'\n" +
-	"\x0fmass_unlabelled\x18\v \x01(\x02R\x0emassUnlabelled\"3\n" +
+	"\x0fmass_unlabelled\x18\v \x01(\x02R\x0emassUnlabelled\"\x88\x03\n" +
+	"\x05Audit\x12\x16\n" +
+	"\x06number\x18\x01 \x01(\x04R\x06number\x12\x1f\n" +
+	"\vsequence_id\x18\x02 \x01(\tR\n" +
+	"sequenceId\x12\x14\n" +
+	"\x05layer\x18\x03 \x01(\rR\x05layer\x12\x1a\n" +
+	"\bposition\x18\x04 \x01(\x04R\bposition\x12\x1c\n" +
+	"\tpositions\x18\x05 \x01(\rR\tpositions\x12)\n" +
+	"\x06budget\x18\x06 \x01(\v2\x11.kvtier.v1.BudgetR\x06budget\x12\x1d\n" +
+	"\n" +
+	"share_read\x18\a \x01(\x02R\tshareRead\x12'\n" +
+	"\x0festimated_error\x18\b \x01(\x02R\x0eestimatedError\x12\x1b\n" +
+	"\terror_p95\x18\t \x01(\x02R\berrorP95\x12\x1d\n" +
+	"\n" +
+	"true_error\x18\n" +
+	" \x01(\x02R\ttrueError\x12\x1f\n" +
+	"\vhead_errors\x18\v \x03(\x02R\n" +
+	"headErrors\x12&\n" +
+	"\x0fhead_raw_errors\x18\f \x03(\x02R\rheadRawErrors\"`\n" +
+	"\x11ListAuditsRequest\x12\x1f\n" +
+	"\vsequence_id\x18\x01 \x01(\tR\n" +
+	"sequenceId\x12\x14\n" +
+	"\x05after\x18\x02 \x01(\x04R\x05after\x12\x14\n" +
+	"\x05limit\x18\x03 \x01(\rR\x05limit\"\xb2\x02\n" +
+	"\x10LayerCalibration\x12 \n" +
+	"\vfingerprint\x18\x01 \x01(\fR\vfingerprint\x12,\n" +
+	"\aprofile\x18\x02 \x01(\x0e2\x12.kvtier.v1.ProfileR\aprofile\x12\x14\n" +
+	"\x05layer\x18\x03 \x01(\rR\x05layer\x12\x16\n" +
+	"\x06budget\x18\x04 \x01(\tR\x06budget\x12\x16\n" +
+	"\x06audits\x18\x05 \x01(\rR\x06audits\x12\x1a\n" +
+	"\bcoverage\x18\x06 \x01(\x02R\bcoverage\x12(\n" +
+	"\x10stated_over_true\x18\a \x01(\x02R\x0estatedOverTrue\x12#\n" +
+	"\rfactor_median\x18\b \x01(\x02R\ffactorMedian\x12\x1d\n" +
+	"\n" +
+	"factor_p95\x18\t \x01(\x02R\tfactorP95\"s\n" +
+	"\x12ListAuditsResponse\x12(\n" +
+	"\x06audits\x18\x01 \x03(\v2\x10.kvtier.v1.AuditR\x06audits\x123\n" +
+	"\x06layers\x18\x02 \x03(\v2\x1b.kvtier.v1.LayerCalibrationR\x06layers\"3\n" +
 	"\x10ResidencyRequest\x12\x1f\n" +
 	"\vsequence_id\x18\x01 \x01(\tR\n" +
 	"sequenceId\"\x83\x01\n" +
@@ -1751,12 +2167,14 @@ const file_kvtier_v1_inspection_proto_rawDesc = "" +
 	"bytesTotal\x12#\n" +
 	"\rsegments_done\x18\x03 \x01(\x04R\fsegmentsDone\x12\x16\n" +
 	"\x06damage\x18\x04 \x03(\tR\x06damage\x12\x1a\n" +
-	"\bfinished\x18\x05 \x01(\bR\bfinished2\xd7\x03\n" +
+	"\bfinished\x18\x05 \x01(\bR\bfinished2\xa2\x04\n" +
 	"\x11InspectionService\x12F\n" +
 	"\tGetStatus\x12\x1b.kvtier.v1.GetStatusRequest\x1a\x1c.kvtier.v1.GetStatusResponse\x12R\n" +
 	"\rListSequences\x12\x1f.kvtier.v1.ListSequencesRequest\x1a .kvtier.v1.ListSequencesResponse\x12[\n" +
 	"\x10DescribeSequence\x12\".kvtier.v1.DescribeSequenceRequest\x1a#.kvtier.v1.DescribeSequenceResponse\x12@\n" +
-	"\aExplain\x12\x19.kvtier.v1.ExplainRequest\x1a\x1a.kvtier.v1.ExplainResponse\x12F\n" +
+	"\aExplain\x12\x19.kvtier.v1.ExplainRequest\x1a\x1a.kvtier.v1.ExplainResponse\x12I\n" +
+	"\n" +
+	"ListAudits\x12\x1c.kvtier.v1.ListAuditsRequest\x1a\x1d.kvtier.v1.ListAuditsResponse\x12F\n" +
 	"\tResidency\x12\x1b.kvtier.v1.ResidencyRequest\x1a\x1c.kvtier.v1.ResidencyResponse\x12?\n" +
 	"\x06Verify\x12\x18.kvtier.v1.VerifyRequest\x1a\x19.kvtier.v1.VerifyResponse0\x01B!Z\x1fkvtier/proto/kvtier/v1;kvtierv1b\x06proto3"
 
@@ -1772,7 +2190,7 @@ func file_kvtier_v1_inspection_proto_rawDescGZIP() []byte {
 	return file_kvtier_v1_inspection_proto_rawDescData
 }
 
-var file_kvtier_v1_inspection_proto_msgTypes = make([]protoimpl.MessageInfo, 20)
+var file_kvtier_v1_inspection_proto_msgTypes = make([]protoimpl.MessageInfo, 24)
 var file_kvtier_v1_inspection_proto_goTypes = []any{
 	(*TierStatus)(nil),               // 0: kvtier.v1.TierStatus
 	(*GetStatusRequest)(nil),         // 1: kvtier.v1.GetStatusRequest
@@ -1788,51 +2206,62 @@ var file_kvtier_v1_inspection_proto_goTypes = []any{
 	(*ExplainHead)(nil),              // 11: kvtier.v1.ExplainHead
 	(*ExplainSpan)(nil),              // 12: kvtier.v1.ExplainSpan
 	(*ExplainResponse)(nil),          // 13: kvtier.v1.ExplainResponse
-	(*ResidencyRequest)(nil),         // 14: kvtier.v1.ResidencyRequest
-	(*PlaneResidency)(nil),           // 15: kvtier.v1.PlaneResidency
-	(*LayerResidency)(nil),           // 16: kvtier.v1.LayerResidency
-	(*ResidencyResponse)(nil),        // 17: kvtier.v1.ResidencyResponse
-	(*VerifyRequest)(nil),            // 18: kvtier.v1.VerifyRequest
-	(*VerifyResponse)(nil),           // 19: kvtier.v1.VerifyResponse
-	(Profile)(0),                     // 20: kvtier.v1.Profile
-	(*Ack)(nil),                      // 21: kvtier.v1.Ack
-	(*ModelSpec)(nil),                // 22: kvtier.v1.ModelSpec
-	(*Span)(nil),                     // 23: kvtier.v1.Span
-	(*Account)(nil),                  // 24: kvtier.v1.Account
+	(*Audit)(nil),                    // 14: kvtier.v1.Audit
+	(*ListAuditsRequest)(nil),        // 15: kvtier.v1.ListAuditsRequest
+	(*LayerCalibration)(nil),         // 16: kvtier.v1.LayerCalibration
+	(*ListAuditsResponse)(nil),       // 17: kvtier.v1.ListAuditsResponse
+	(*ResidencyRequest)(nil),         // 18: kvtier.v1.ResidencyRequest
+	(*PlaneResidency)(nil),           // 19: kvtier.v1.PlaneResidency
+	(*LayerResidency)(nil),           // 20: kvtier.v1.LayerResidency
+	(*ResidencyResponse)(nil),        // 21: kvtier.v1.ResidencyResponse
+	(*VerifyRequest)(nil),            // 22: kvtier.v1.VerifyRequest
+	(*VerifyResponse)(nil),           // 23: kvtier.v1.VerifyResponse
+	(Profile)(0),                     // 24: kvtier.v1.Profile
+	(*Ack)(nil),                      // 25: kvtier.v1.Ack
+	(*ModelSpec)(nil),                // 26: kvtier.v1.ModelSpec
+	(*Span)(nil),                     // 27: kvtier.v1.Span
+	(*Account)(nil),                  // 28: kvtier.v1.Account
+	(*Budget)(nil),                   // 29: kvtier.v1.Budget
 }
 var file_kvtier_v1_inspection_proto_depIdxs = []int32{
 	0,  // 0: kvtier.v1.GetStatusResponse.tiers:type_name -> kvtier.v1.TierStatus
-	20, // 1: kvtier.v1.SequenceInfo.profile:type_name -> kvtier.v1.Profile
-	21, // 2: kvtier.v1.SequenceInfo.ack:type_name -> kvtier.v1.Ack
+	24, // 1: kvtier.v1.SequenceInfo.profile:type_name -> kvtier.v1.Profile
+	25, // 2: kvtier.v1.SequenceInfo.ack:type_name -> kvtier.v1.Ack
 	3,  // 3: kvtier.v1.ListSequencesResponse.sequences:type_name -> kvtier.v1.SequenceInfo
 	3,  // 4: kvtier.v1.DescribeSequenceResponse.info:type_name -> kvtier.v1.SequenceInfo
-	22, // 5: kvtier.v1.DescribeSequenceResponse.spec:type_name -> kvtier.v1.ModelSpec
+	26, // 5: kvtier.v1.DescribeSequenceResponse.spec:type_name -> kvtier.v1.ModelSpec
 	6,  // 6: kvtier.v1.DescribeSequenceResponse.sealed:type_name -> kvtier.v1.SealedSpan
-	23, // 7: kvtier.v1.DescribeSequenceResponse.spans:type_name -> kvtier.v1.Span
+	27, // 7: kvtier.v1.DescribeSequenceResponse.spans:type_name -> kvtier.v1.Span
 	10, // 8: kvtier.v1.ExplainHead.tokens:type_name -> kvtier.v1.ExplainToken
-	23, // 9: kvtier.v1.ExplainSpan.span:type_name -> kvtier.v1.Span
-	24, // 10: kvtier.v1.ExplainResponse.account:type_name -> kvtier.v1.Account
+	27, // 9: kvtier.v1.ExplainSpan.span:type_name -> kvtier.v1.Span
+	28, // 10: kvtier.v1.ExplainResponse.account:type_name -> kvtier.v1.Account
 	11, // 11: kvtier.v1.ExplainResponse.heads:type_name -> kvtier.v1.ExplainHead
 	12, // 12: kvtier.v1.ExplainResponse.spans:type_name -> kvtier.v1.ExplainSpan
-	15, // 13: kvtier.v1.ResidencyResponse.planes:type_name -> kvtier.v1.PlaneResidency
-	16, // 14: kvtier.v1.ResidencyResponse.layers:type_name -> kvtier.v1.LayerResidency
-	1,  // 15: kvtier.v1.InspectionService.GetStatus:input_type -> kvtier.v1.GetStatusRequest
-	4,  // 16: kvtier.v1.InspectionService.ListSequences:input_type -> kvtier.v1.ListSequencesRequest
-	7,  // 17: kvtier.v1.InspectionService.DescribeSequence:input_type -> kvtier.v1.DescribeSequenceRequest
-	9,  // 18: kvtier.v1.InspectionService.Explain:input_type -> kvtier.v1.ExplainRequest
-	14, // 19: kvtier.v1.InspectionService.Residency:input_type -> kvtier.v1.ResidencyRequest
-	18, // 20: kvtier.v1.InspectionService.Verify:input_type -> kvtier.v1.VerifyRequest
-	2,  // 21: kvtier.v1.InspectionService.GetStatus:output_type -> kvtier.v1.GetStatusResponse
-	5,  // 22: kvtier.v1.InspectionService.ListSequences:output_type -> kvtier.v1.ListSequencesResponse
-	8,  // 23: kvtier.v1.InspectionService.DescribeSequence:output_type -> kvtier.v1.DescribeSequenceResponse
-	13, // 24: kvtier.v1.InspectionService.Explain:output_type -> kvtier.v1.ExplainResponse
-	17, // 25: kvtier.v1.InspectionService.Residency:output_type -> kvtier.v1.ResidencyResponse
-	19, // 26: kvtier.v1.InspectionService.Verify:output_type -> kvtier.v1.VerifyResponse
-	21, // [21:27] is the sub-list for method output_type
-	15, // [15:21] is the sub-list for method input_type
-	15, // [15:15] is the sub-list for extension type_name
-	15, // [15:15] is the sub-list for extension extendee
-	0,  // [0:15] is the sub-list for field type_name
+	29, // 13: kvtier.v1.Audit.budget:type_name -> kvtier.v1.Budget
+	24, // 14: kvtier.v1.LayerCalibration.profile:type_name -> kvtier.v1.Profile
+	14, // 15: kvtier.v1.ListAuditsResponse.audits:type_name -> kvtier.v1.Audit
+	16, // 16: kvtier.v1.ListAuditsResponse.layers:type_name -> kvtier.v1.LayerCalibration
+	19, // 17: kvtier.v1.ResidencyResponse.planes:type_name -> kvtier.v1.PlaneResidency
+	20, // 18: kvtier.v1.ResidencyResponse.layers:type_name -> kvtier.v1.LayerResidency
+	1,  // 19: kvtier.v1.InspectionService.GetStatus:input_type -> kvtier.v1.GetStatusRequest
+	4,  // 20: kvtier.v1.InspectionService.ListSequences:input_type -> kvtier.v1.ListSequencesRequest
+	7,  // 21: kvtier.v1.InspectionService.DescribeSequence:input_type -> kvtier.v1.DescribeSequenceRequest
+	9,  // 22: kvtier.v1.InspectionService.Explain:input_type -> kvtier.v1.ExplainRequest
+	15, // 23: kvtier.v1.InspectionService.ListAudits:input_type -> kvtier.v1.ListAuditsRequest
+	18, // 24: kvtier.v1.InspectionService.Residency:input_type -> kvtier.v1.ResidencyRequest
+	22, // 25: kvtier.v1.InspectionService.Verify:input_type -> kvtier.v1.VerifyRequest
+	2,  // 26: kvtier.v1.InspectionService.GetStatus:output_type -> kvtier.v1.GetStatusResponse
+	5,  // 27: kvtier.v1.InspectionService.ListSequences:output_type -> kvtier.v1.ListSequencesResponse
+	8,  // 28: kvtier.v1.InspectionService.DescribeSequence:output_type -> kvtier.v1.DescribeSequenceResponse
+	13, // 29: kvtier.v1.InspectionService.Explain:output_type -> kvtier.v1.ExplainResponse
+	17, // 30: kvtier.v1.InspectionService.ListAudits:output_type -> kvtier.v1.ListAuditsResponse
+	21, // 31: kvtier.v1.InspectionService.Residency:output_type -> kvtier.v1.ResidencyResponse
+	23, // 32: kvtier.v1.InspectionService.Verify:output_type -> kvtier.v1.VerifyResponse
+	26, // [26:33] is the sub-list for method output_type
+	19, // [19:26] is the sub-list for method input_type
+	19, // [19:19] is the sub-list for extension type_name
+	19, // [19:19] is the sub-list for extension extendee
+	0,  // [0:19] is the sub-list for field type_name
 }
 
 func init() { file_kvtier_v1_inspection_proto_init() }
@@ -1847,7 +2276,7 @@ func file_kvtier_v1_inspection_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_kvtier_v1_inspection_proto_rawDesc), len(file_kvtier_v1_inspection_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   20,
+			NumMessages:   24,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

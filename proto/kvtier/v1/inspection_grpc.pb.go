@@ -23,6 +23,7 @@ const (
 	InspectionService_ListSequences_FullMethodName    = "/kvtier.v1.InspectionService/ListSequences"
 	InspectionService_DescribeSequence_FullMethodName = "/kvtier.v1.InspectionService/DescribeSequence"
 	InspectionService_Explain_FullMethodName          = "/kvtier.v1.InspectionService/Explain"
+	InspectionService_ListAudits_FullMethodName       = "/kvtier.v1.InspectionService/ListAudits"
 	InspectionService_Residency_FullMethodName        = "/kvtier.v1.InspectionService/Residency"
 	InspectionService_Verify_FullMethodName           = "/kvtier.v1.InspectionService/Verify"
 )
@@ -38,6 +39,8 @@ type InspectionServiceClient interface {
 	DescribeSequence(ctx context.Context, in *DescribeSequenceRequest, opts ...grpc.CallOption) (*DescribeSequenceResponse, error)
 	// Explain shows what one query did: the last one a layer answered.
 	Explain(ctx context.Context, in *ExplainRequest, opts ...grpc.CallOption) (*ExplainResponse, error)
+	// ListAudits shows the newest audits, and how well stated errors have held by layer.
+	ListAudits(ctx context.Context, in *ListAuditsRequest, opts ...grpc.CallOption) (*ListAuditsResponse, error)
 	// Residency shows where a sequence's planes lie.
 	Residency(ctx context.Context, in *ResidencyRequest, opts ...grpc.CallOption) (*ResidencyResponse, error)
 	// Verify reads every stored byte and checks it; progress is streamed.
@@ -92,6 +95,16 @@ func (c *inspectionServiceClient) Explain(ctx context.Context, in *ExplainReques
 	return out, nil
 }
 
+func (c *inspectionServiceClient) ListAudits(ctx context.Context, in *ListAuditsRequest, opts ...grpc.CallOption) (*ListAuditsResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ListAuditsResponse)
+	err := c.cc.Invoke(ctx, InspectionService_ListAudits_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *inspectionServiceClient) Residency(ctx context.Context, in *ResidencyRequest, opts ...grpc.CallOption) (*ResidencyResponse, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(ResidencyResponse)
@@ -132,6 +145,8 @@ type InspectionServiceServer interface {
 	DescribeSequence(context.Context, *DescribeSequenceRequest) (*DescribeSequenceResponse, error)
 	// Explain shows what one query did: the last one a layer answered.
 	Explain(context.Context, *ExplainRequest) (*ExplainResponse, error)
+	// ListAudits shows the newest audits, and how well stated errors have held by layer.
+	ListAudits(context.Context, *ListAuditsRequest) (*ListAuditsResponse, error)
 	// Residency shows where a sequence's planes lie.
 	Residency(context.Context, *ResidencyRequest) (*ResidencyResponse, error)
 	// Verify reads every stored byte and checks it; progress is streamed.
@@ -157,6 +172,9 @@ func (UnimplementedInspectionServiceServer) DescribeSequence(context.Context, *D
 }
 func (UnimplementedInspectionServiceServer) Explain(context.Context, *ExplainRequest) (*ExplainResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Explain not implemented")
+}
+func (UnimplementedInspectionServiceServer) ListAudits(context.Context, *ListAuditsRequest) (*ListAuditsResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ListAudits not implemented")
 }
 func (UnimplementedInspectionServiceServer) Residency(context.Context, *ResidencyRequest) (*ResidencyResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Residency not implemented")
@@ -257,6 +275,24 @@ func _InspectionService_Explain_Handler(srv interface{}, ctx context.Context, de
 	return interceptor(ctx, in, info, handler)
 }
 
+func _InspectionService_ListAudits_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ListAuditsRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(InspectionServiceServer).ListAudits(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: InspectionService_ListAudits_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(InspectionServiceServer).ListAudits(ctx, req.(*ListAuditsRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _InspectionService_Residency_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(ResidencyRequest)
 	if err := dec(in); err != nil {
@@ -308,6 +344,10 @@ var InspectionService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "Explain",
 			Handler:    _InspectionService_Explain_Handler,
+		},
+		{
+			MethodName: "ListAudits",
+			Handler:    _InspectionService_ListAudits_Handler,
 		},
 		{
 			MethodName: "Residency",

@@ -200,7 +200,8 @@ const (
 	AttendMode_ATTEND_MODE_EXACT AttendMode = 1
 	// At most a share, or a number of tokens, of the stored bytes is read.
 	AttendMode_ATTEND_MODE_BUDGET AttendMode = 2
-	// Widens until the estimated error is at most the target, up to exact.
+	// Widens until the error is at most the target in 95 % of calls, as audits say it will be, up
+	// to everything. The account says if the target was missed all the same.
 	AttendMode_ATTEND_MODE_TARGET AttendMode = 3
 )
 
@@ -573,10 +574,12 @@ type Budget struct {
 	// For MODE_BUDGET: share of the sealed body's 4-bit bytes that may be asked for, in (0, 1],
 	// counted in cache lines of 64 bytes, means included. A tier that transfers whole blocks
 	// may move more than was asked for; the account says how much each tier moved.
+	// For MODE_TARGET: no KV head's answer may read more than this share; 0: no such limit.
 	Share float32 `protobuf:"fixed32,2,opt,name=share,proto3" json:"share,omitempty"`
 	// For MODE_BUDGET, instead of share: as many bytes as this many tokens have at 4 bits.
 	Tokens uint64 `protobuf:"varint,3,opt,name=tokens,proto3" json:"tokens,omitempty"`
-	// For MODE_TARGET: largest estimated relative error of the output, in (0, 1).
+	// For MODE_TARGET: largest relative error of the output in 95 % of calls, in (0, 1), the codec's
+	// own included.
 	TargetError   float32 `protobuf:"fixed32,4,opt,name=target_error,json=targetError,proto3" json:"target_error,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -658,9 +661,11 @@ type Account struct {
 	BytesFull uint64 `protobuf:"varint,7,opt,name=bytes_full,json=bytesFull,proto3" json:"bytes_full,omitempty"`
 	// Bytes of unquantised rows read (sinks, recent window, open tail).
 	BytesExactZone uint64 `protobuf:"varint,8,opt,name=bytes_exact_zone,json=bytesExactZone,proto3" json:"bytes_exact_zone,omitempty"`
-	// Estimated relative error of the output, mean over query heads; 0 if everything was read.
+	// Relative error of the output against reading everything stored, mean over the call's query
+	// positions and heads: what audits of such calls find in the middle case. 0 if everything was read.
 	EstimatedError float32 `protobuf:"fixed32,9,opt,name=estimated_error,json=estimatedError,proto3" json:"estimated_error,omitempty"`
-	// Error of the codec alone, measured when the segments were sealed.
+	// Error of the codec's 4 bits alone, measured when the segments were sealed. It adds to the other
+	// errors, which are against stored bytes, as the root of the sum of squares.
 	CodecError float32 `protobuf:"fixed32,10,opt,name=codec_error,json=codecError,proto3" json:"codec_error,omitempty"`
 	// Nanoseconds by stage.
 	NsScore     uint64 `protobuf:"varint,11,opt,name=ns_score,json=nsScore,proto3" json:"ns_score,omitempty"`
@@ -669,7 +674,16 @@ type Account struct {
 	NsExactZone uint64 `protobuf:"varint,14,opt,name=ns_exact_zone,json=nsExactZone,proto3" json:"ns_exact_zone,omitempty"`
 	NsTotal     uint64 `protobuf:"varint,15,opt,name=ns_total,json=nsTotal,proto3" json:"ns_total,omitempty"`
 	// The mode that was answered: EXACT where everything was read.
-	Mode          AttendMode `protobuf:"varint,16,opt,name=mode,proto3,enum=kvtier.v1.AttendMode" json:"mode,omitempty"`
+	Mode AttendMode `protobuf:"varint,16,opt,name=mode,proto3,enum=kvtier.v1.AttendMode" json:"mode,omitempty"`
+	// As estimated_error, but 95 % of such calls err less.
+	ErrorP95 float32 `protobuf:"fixed32,17,opt,name=error_p95,json=errorP95,proto3" json:"error_p95,omitempty"`
+	// Audits of this model, layer and kind of budget behind both errors; 0: the model's other layers
+	// and values measured beforehand stand in.
+	CalibrationAudits uint32 `protobuf:"varint,18,opt,name=calibration_audits,json=calibrationAudits,proto3" json:"calibration_audits,omitempty"`
+	// For MODE_TARGET: the answer may err more than the target in more than 5 % of calls. Everything
+	// stored was read and the codec errs more, the budget's share did not allow more, or the call's
+	// deadline did not.
+	TargetMissed  bool `protobuf:"varint,19,opt,name=target_missed,json=targetMissed,proto3" json:"target_missed,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -816,6 +830,27 @@ func (x *Account) GetMode() AttendMode {
 	return AttendMode_ATTEND_MODE_UNSPECIFIED
 }
 
+func (x *Account) GetErrorP95() float32 {
+	if x != nil {
+		return x.ErrorP95
+	}
+	return 0
+}
+
+func (x *Account) GetCalibrationAudits() uint32 {
+	if x != nil {
+		return x.CalibrationAudits
+	}
+	return 0
+}
+
+func (x *Account) GetTargetMissed() bool {
+	if x != nil {
+		return x.TargetMissed
+	}
+	return false
+}
+
 var File_kvtier_v1_types_proto protoreflect.FileDescriptor
 
 const file_kvtier_v1_types_proto_rawDesc = "" +
@@ -854,7 +889,7 @@ const file_kvtier_v1_types_proto_rawDesc = "" +
 	"\x04mode\x18\x01 \x01(\x0e2\x15.kvtier.v1.AttendModeR\x04mode\x12\x14\n" +
 	"\x05share\x18\x02 \x01(\x02R\x05share\x12\x16\n" +
 	"\x06tokens\x18\x03 \x01(\x04R\x06tokens\x12!\n" +
-	"\ftarget_error\x18\x04 \x01(\x02R\vtargetError\"\xa7\x04\n" +
+	"\ftarget_error\x18\x04 \x01(\x02R\vtargetError\"\x98\x05\n" +
 	"\aAccount\x12!\n" +
 	"\ftokens_exact\x18\x01 \x01(\x04R\vtokensExact\x12%\n" +
 	"\x0etokens_scanned\x18\x02 \x01(\x04R\rtokensScanned\x12\x1f\n" +
@@ -876,7 +911,10 @@ const file_kvtier_v1_types_proto_rawDesc = "" +
 	"\bns_fetch\x18\r \x01(\x04R\ansFetch\x12\"\n" +
 	"\rns_exact_zone\x18\x0e \x01(\x04R\vnsExactZone\x12\x19\n" +
 	"\bns_total\x18\x0f \x01(\x04R\ansTotal\x12)\n" +
-	"\x04mode\x18\x10 \x01(\x0e2\x15.kvtier.v1.AttendModeR\x04mode*n\n" +
+	"\x04mode\x18\x10 \x01(\x0e2\x15.kvtier.v1.AttendModeR\x04mode\x12\x1b\n" +
+	"\terror_p95\x18\x11 \x01(\x02R\berrorP95\x12-\n" +
+	"\x12calibration_audits\x18\x12 \x01(\rR\x11calibrationAudits\x12#\n" +
+	"\rtarget_missed\x18\x13 \x01(\bR\ftargetMissed*n\n" +
 	"\vElementType\x12\x1c\n" +
 	"\x18ELEMENT_TYPE_UNSPECIFIED\x10\x00\x12\x14\n" +
 	"\x10ELEMENT_TYPE_F32\x10\x01\x12\x15\n" +

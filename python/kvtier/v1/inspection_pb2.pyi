@@ -36,7 +36,7 @@ class GetStatusRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class GetStatusResponse(_message.Message):
-    __slots__ = ("version", "data_dir", "uptime_seconds", "tiers", "sequences", "sequences_open", "leases", "tail_bytes", "tail_bytes_limit", "attends", "appends", "audits", "audit_error_mean", "audit_error_p95", "rss_bytes", "seals_pending")
+    __slots__ = ("version", "data_dir", "uptime_seconds", "tiers", "sequences", "sequences_open", "leases", "tail_bytes", "tail_bytes_limit", "attends", "appends", "audits", "audit_error_mean", "audit_error_p95", "rss_bytes", "seals_pending", "audit_coverage")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     DATA_DIR_FIELD_NUMBER: _ClassVar[int]
     UPTIME_SECONDS_FIELD_NUMBER: _ClassVar[int]
@@ -53,6 +53,7 @@ class GetStatusResponse(_message.Message):
     AUDIT_ERROR_P95_FIELD_NUMBER: _ClassVar[int]
     RSS_BYTES_FIELD_NUMBER: _ClassVar[int]
     SEALS_PENDING_FIELD_NUMBER: _ClassVar[int]
+    AUDIT_COVERAGE_FIELD_NUMBER: _ClassVar[int]
     version: str
     data_dir: str
     uptime_seconds: int
@@ -69,7 +70,8 @@ class GetStatusResponse(_message.Message):
     audit_error_p95: float
     rss_bytes: int
     seals_pending: int
-    def __init__(self, version: _Optional[str] = ..., data_dir: _Optional[str] = ..., uptime_seconds: _Optional[int] = ..., tiers: _Optional[_Iterable[_Union[TierStatus, _Mapping]]] = ..., sequences: _Optional[int] = ..., sequences_open: _Optional[int] = ..., leases: _Optional[int] = ..., tail_bytes: _Optional[int] = ..., tail_bytes_limit: _Optional[int] = ..., attends: _Optional[int] = ..., appends: _Optional[int] = ..., audits: _Optional[int] = ..., audit_error_mean: _Optional[float] = ..., audit_error_p95: _Optional[float] = ..., rss_bytes: _Optional[int] = ..., seals_pending: _Optional[int] = ...) -> None: ...
+    audit_coverage: float
+    def __init__(self, version: _Optional[str] = ..., data_dir: _Optional[str] = ..., uptime_seconds: _Optional[int] = ..., tiers: _Optional[_Iterable[_Union[TierStatus, _Mapping]]] = ..., sequences: _Optional[int] = ..., sequences_open: _Optional[int] = ..., leases: _Optional[int] = ..., tail_bytes: _Optional[int] = ..., tail_bytes_limit: _Optional[int] = ..., attends: _Optional[int] = ..., appends: _Optional[int] = ..., audits: _Optional[int] = ..., audit_error_mean: _Optional[float] = ..., audit_error_p95: _Optional[float] = ..., rss_bytes: _Optional[int] = ..., seals_pending: _Optional[int] = ..., audit_coverage: _Optional[float] = ...) -> None: ...
 
 class SequenceInfo(_message.Message):
     __slots__ = ("sequence_id", "name", "profile", "ack", "open", "sealed_bytes", "created_unix", "used_unix", "parent_id", "damage")
@@ -238,6 +240,74 @@ class ExplainResponse(_message.Message):
     spans: _containers.RepeatedCompositeFieldContainer[ExplainSpan]
     mass_unlabelled: float
     def __init__(self, position: _Optional[int] = ..., account: _Optional[_Union[_types_pb2.Account, _Mapping]] = ..., pages_total: _Optional[int] = ..., pages_scored: _Optional[int] = ..., leaves_scored: _Optional[int] = ..., leaves_scanned: _Optional[int] = ..., leaves_refined: _Optional[int] = ..., values_read: _Optional[int] = ..., heads: _Optional[_Iterable[_Union[ExplainHead, _Mapping]]] = ..., spans: _Optional[_Iterable[_Union[ExplainSpan, _Mapping]]] = ..., mass_unlabelled: _Optional[float] = ...) -> None: ...
+
+class Audit(_message.Message):
+    __slots__ = ("number", "sequence_id", "layer", "position", "positions", "budget", "share_read", "estimated_error", "error_p95", "true_error", "head_errors", "head_raw_errors")
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
+    SEQUENCE_ID_FIELD_NUMBER: _ClassVar[int]
+    LAYER_FIELD_NUMBER: _ClassVar[int]
+    POSITION_FIELD_NUMBER: _ClassVar[int]
+    POSITIONS_FIELD_NUMBER: _ClassVar[int]
+    BUDGET_FIELD_NUMBER: _ClassVar[int]
+    SHARE_READ_FIELD_NUMBER: _ClassVar[int]
+    ESTIMATED_ERROR_FIELD_NUMBER: _ClassVar[int]
+    ERROR_P95_FIELD_NUMBER: _ClassVar[int]
+    TRUE_ERROR_FIELD_NUMBER: _ClassVar[int]
+    HEAD_ERRORS_FIELD_NUMBER: _ClassVar[int]
+    HEAD_RAW_ERRORS_FIELD_NUMBER: _ClassVar[int]
+    number: int
+    sequence_id: str
+    layer: int
+    position: int
+    positions: int
+    budget: _types_pb2.Budget
+    share_read: float
+    estimated_error: float
+    error_p95: float
+    true_error: float
+    head_errors: _containers.RepeatedScalarFieldContainer[float]
+    head_raw_errors: _containers.RepeatedScalarFieldContainer[float]
+    def __init__(self, number: _Optional[int] = ..., sequence_id: _Optional[str] = ..., layer: _Optional[int] = ..., position: _Optional[int] = ..., positions: _Optional[int] = ..., budget: _Optional[_Union[_types_pb2.Budget, _Mapping]] = ..., share_read: _Optional[float] = ..., estimated_error: _Optional[float] = ..., error_p95: _Optional[float] = ..., true_error: _Optional[float] = ..., head_errors: _Optional[_Iterable[float]] = ..., head_raw_errors: _Optional[_Iterable[float]] = ...) -> None: ...
+
+class ListAuditsRequest(_message.Message):
+    __slots__ = ("sequence_id", "after", "limit")
+    SEQUENCE_ID_FIELD_NUMBER: _ClassVar[int]
+    AFTER_FIELD_NUMBER: _ClassVar[int]
+    LIMIT_FIELD_NUMBER: _ClassVar[int]
+    sequence_id: str
+    after: int
+    limit: int
+    def __init__(self, sequence_id: _Optional[str] = ..., after: _Optional[int] = ..., limit: _Optional[int] = ...) -> None: ...
+
+class LayerCalibration(_message.Message):
+    __slots__ = ("fingerprint", "profile", "layer", "budget", "audits", "coverage", "stated_over_true", "factor_median", "factor_p95")
+    FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
+    PROFILE_FIELD_NUMBER: _ClassVar[int]
+    LAYER_FIELD_NUMBER: _ClassVar[int]
+    BUDGET_FIELD_NUMBER: _ClassVar[int]
+    AUDITS_FIELD_NUMBER: _ClassVar[int]
+    COVERAGE_FIELD_NUMBER: _ClassVar[int]
+    STATED_OVER_TRUE_FIELD_NUMBER: _ClassVar[int]
+    FACTOR_MEDIAN_FIELD_NUMBER: _ClassVar[int]
+    FACTOR_P95_FIELD_NUMBER: _ClassVar[int]
+    fingerprint: bytes
+    profile: _types_pb2.Profile
+    layer: int
+    budget: str
+    audits: int
+    coverage: float
+    stated_over_true: float
+    factor_median: float
+    factor_p95: float
+    def __init__(self, fingerprint: _Optional[bytes] = ..., profile: _Optional[_Union[_types_pb2.Profile, str]] = ..., layer: _Optional[int] = ..., budget: _Optional[str] = ..., audits: _Optional[int] = ..., coverage: _Optional[float] = ..., stated_over_true: _Optional[float] = ..., factor_median: _Optional[float] = ..., factor_p95: _Optional[float] = ...) -> None: ...
+
+class ListAuditsResponse(_message.Message):
+    __slots__ = ("audits", "layers")
+    AUDITS_FIELD_NUMBER: _ClassVar[int]
+    LAYERS_FIELD_NUMBER: _ClassVar[int]
+    audits: _containers.RepeatedCompositeFieldContainer[Audit]
+    layers: _containers.RepeatedCompositeFieldContainer[LayerCalibration]
+    def __init__(self, audits: _Optional[_Iterable[_Union[Audit, _Mapping]]] = ..., layers: _Optional[_Iterable[_Union[LayerCalibration, _Mapping]]] = ...) -> None: ...
 
 class ResidencyRequest(_message.Message):
     __slots__ = ("sequence_id",)

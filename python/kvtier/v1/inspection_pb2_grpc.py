@@ -55,6 +55,11 @@ class InspectionServiceStub(object):
                 request_serializer=kvtier_dot_v1_dot_inspection__pb2.ExplainRequest.SerializeToString,
                 response_deserializer=kvtier_dot_v1_dot_inspection__pb2.ExplainResponse.FromString,
                 _registered_method=True)
+        self.ListAudits = channel.unary_unary(
+                '/kvtier.v1.InspectionService/ListAudits',
+                request_serializer=kvtier_dot_v1_dot_inspection__pb2.ListAuditsRequest.SerializeToString,
+                response_deserializer=kvtier_dot_v1_dot_inspection__pb2.ListAuditsResponse.FromString,
+                _registered_method=True)
         self.Residency = channel.unary_unary(
                 '/kvtier.v1.InspectionService/Residency',
                 request_serializer=kvtier_dot_v1_dot_inspection__pb2.ResidencyRequest.SerializeToString,
@@ -96,6 +101,13 @@ class InspectionServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListAudits(self, request, context):
+        """ListAudits shows the newest audits, and how well stated errors have held by layer.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Residency(self, request, context):
         """Residency shows where a sequence's planes lie.
         """
@@ -132,6 +144,11 @@ def add_InspectionServiceServicer_to_server(servicer, server):
                     servicer.Explain,
                     request_deserializer=kvtier_dot_v1_dot_inspection__pb2.ExplainRequest.FromString,
                     response_serializer=kvtier_dot_v1_dot_inspection__pb2.ExplainResponse.SerializeToString,
+            ),
+            'ListAudits': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListAudits,
+                    request_deserializer=kvtier_dot_v1_dot_inspection__pb2.ListAuditsRequest.FromString,
+                    response_serializer=kvtier_dot_v1_dot_inspection__pb2.ListAuditsResponse.SerializeToString,
             ),
             'Residency': grpc.unary_unary_rpc_method_handler(
                     servicer.Residency,
@@ -253,6 +270,33 @@ class InspectionService(object):
             '/kvtier.v1.InspectionService/Explain',
             kvtier_dot_v1_dot_inspection__pb2.ExplainRequest.SerializeToString,
             kvtier_dot_v1_dot_inspection__pb2.ExplainResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListAudits(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/kvtier.v1.InspectionService/ListAudits',
+            kvtier_dot_v1_dot_inspection__pb2.ListAuditsRequest.SerializeToString,
+            kvtier_dot_v1_dot_inspection__pb2.ListAuditsResponse.FromString,
             options,
             channel_credentials,
             insecure,

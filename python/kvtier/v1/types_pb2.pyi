@@ -120,7 +120,7 @@ class Budget(_message.Message):
     def __init__(self, mode: _Optional[_Union[AttendMode, str]] = ..., share: _Optional[float] = ..., tokens: _Optional[int] = ..., target_error: _Optional[float] = ...) -> None: ...
 
 class Account(_message.Message):
-    __slots__ = ("tokens_exact", "tokens_scanned", "tokens_read", "tokens_estimated", "bytes_ram", "bytes_nvme", "bytes_full", "bytes_exact_zone", "estimated_error", "codec_error", "ns_score", "ns_scan", "ns_fetch", "ns_exact_zone", "ns_total", "mode")
+    __slots__ = ("tokens_exact", "tokens_scanned", "tokens_read", "tokens_estimated", "bytes_ram", "bytes_nvme", "bytes_full", "bytes_exact_zone", "estimated_error", "codec_error", "ns_score", "ns_scan", "ns_fetch", "ns_exact_zone", "ns_total", "mode", "error_p95", "calibration_audits", "target_missed")
     TOKENS_EXACT_FIELD_NUMBER: _ClassVar[int]
     TOKENS_SCANNED_FIELD_NUMBER: _ClassVar[int]
     TOKENS_READ_FIELD_NUMBER: _ClassVar[int]
@@ -137,6 +137,9 @@ class Account(_message.Message):
     NS_EXACT_ZONE_FIELD_NUMBER: _ClassVar[int]
     NS_TOTAL_FIELD_NUMBER: _ClassVar[int]
     MODE_FIELD_NUMBER: _ClassVar[int]
+    ERROR_P95_FIELD_NUMBER: _ClassVar[int]
+    CALIBRATION_AUDITS_FIELD_NUMBER: _ClassVar[int]
+    TARGET_MISSED_FIELD_NUMBER: _ClassVar[int]
     tokens_exact: int
     tokens_scanned: int
     tokens_read: int
@@ -153,4 +156,7 @@ class Account(_message.Message):
     ns_exact_zone: int
     ns_total: int
     mode: AttendMode
-    def __init__(self, tokens_exact: _Optional[int] = ..., tokens_scanned: _Optional[int] = ..., tokens_read: _Optional[int] = ..., tokens_estimated: _Optional[int] = ..., bytes_ram: _Optional[int] = ..., bytes_nvme: _Optional[int] = ..., bytes_full: _Optional[int] = ..., bytes_exact_zone: _Optional[int] = ..., estimated_error: _Optional[float] = ..., codec_error: _Optional[float] = ..., ns_score: _Optional[int] = ..., ns_scan: _Optional[int] = ..., ns_fetch: _Optional[int] = ..., ns_exact_zone: _Optional[int] = ..., ns_total: _Optional[int] = ..., mode: _Optional[_Union[AttendMode, str]] = ...) -> None: ...
+    error_p95: float
+    calibration_audits: int
+    target_missed: bool
+    def __init__(self, tokens_exact: _Optional[int] = ..., tokens_scanned: _Optional[int] = ..., tokens_read: _Optional[int] = ..., tokens_estimated: _Optional[int] = ..., bytes_ram: _Optional[int] = ..., bytes_nvme: _Optional[int] = ..., bytes_full: _Optional[int] = ..., bytes_exact_zone: _Optional[int] = ..., estimated_error: _Optional[float] = ..., codec_error: _Optional[float] = ..., ns_score: _Optional[int] = ..., ns_scan: _Optional[int] = ..., ns_fetch: _Optional[int] = ..., ns_exact_zone: _Optional[int] = ..., ns_total: _Optional[int] = ..., mode: _Optional[_Union[AttendMode, str]] = ..., error_p95: _Optional[float] = ..., calibration_audits: _Optional[int] = ..., target_missed: bool = ...) -> None: ...

@@ -1,0 +1,270 @@
+package server
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"kvtier/attention"
+	kvtierv1 "kvtier/proto/kvtier/v1"
+	"kvtier/server/sparse"
+	"kvtier/tiers"
+)
+
+// call is one query over a snapshot.
+type call struct {
+	seq    *sequence
+	st     *state
+	layer  int
+	start  uint64
+	n      int       // positions
+	q      []float32 // [n][queryHeads][headDim], scaled
+	budget budget
+	shares []float32                      // [kvHeads]; nil: as the budget and what is known of the heads say
+	trace  func(kvHead int) *sparse.Trace // or nil
+
+	acc       sparse.Account
+	codec     float32 // the stored rows' error, which audits do not see; in mode target only
+	stated    statement
+	missed    bool  // the target
+	exact     int64 // tokens of the exact zone, over positions and KV heads
+	zoneBytes int64
+	nsZone    int64
+	mode      kvtierv1.AttendMode
+	heads     []headResult
+}
+
+// headResult is what one KV head's group gives.
+type headResult struct {
+	zone      []attention.Partial // [n*group], position-major: the exact zone alone
+	ps        []attention.Partial // [n*group]
+	share     float32             // that the last answer might read, a position
+	acc       sparse.Account
+	vain      tiers.Moved // bytes of narrower answers, which were not good enough
+	exact     int64
+	zoneBytes int64
+	nsZone    int64
+}
+
+// headsAtOnce is how many KV heads of a call are answered at the same time:
+// more than there are cores, because they wait for the disk.
+const headsAtOnce = 8
+
+// answer computes partials [n][queryHeads].
+func (c *call) answer(ctx context.Context) ([]attention.Partial, error) {
+	sp := c.seq.spec
+	c.heads = make([]headResult, sp.kvHeads)
+	if c.shares == nil {
+		c.shares = c.firstShares()
+	}
+	for h := range c.heads {
+		c.heads[h].share = c.shares[h]
+	}
+	if err := c.ask(ctx, func(int) bool { return true }); err != nil {
+		return nil, err
+	}
+	if c.budget.mode == kvtierv1.AttendMode_ATTEND_MODE_TARGET && sp.window[c.layer] == 0 {
+		if err := c.widen(ctx); err != nil {
+			return nil, err
+		}
+	}
+	ps := make([]attention.Partial, c.n*sp.queryHeads)
+	grp := sp.group()
+	for h := range c.heads {
+		res := &c.heads[h]
+		for i := range c.n {
+			copy(ps[i*sp.queryHeads+h*grp:], res.ps[i*grp:(i+1)*grp])
+		}
+		res.acc.Moved.Add(res.vain)
+		c.exact += res.exact
+		c.zoneBytes += res.zoneBytes
+		c.nsZone += res.nsZone
+	}
+	c.sum()
+	c.mode = c.budget.mode
+	if c.acc.Estimated == 0 {
+		c.mode = kvtierv1.AttendMode_ATTEND_MODE_EXACT
+	}
+	return ps, nil
+}
+
+// sum adds the heads' accounts up and states the error.
+func (c *call) sum() {
+	c.acc = sparse.Account{}
+	for h := range c.heads {
+		c.acc.Add(c.heads[h].acc)
+	}
+	c.stated = statement{}
+	if c.acc.Estimated > 0 {
+		c.stated = c.seq.srv.calibration.state(c.seq.key(), c.layer, c.kind(), c.acc.Error)
+	}
+}
+
+func (c *call) kind() kind { return kindOf(c.budget, c.share()) }
+
+// ask answers the chosen KV heads, each with its share.
+func (c *call) ask(ctx context.Context, chosen func(head int) bool) error {
+	g, ctx := errgroup.WithContext(ctx)
+	g.SetLimit(headsAtOnce)
+	for h := range c.heads {
+		if !chosen(h) {
+			continue
+		}
+		g.Go(func() (err error) {
+			// A panic here would be a defect, but it must not take other sequences down.
+			defer func() {
+				if r := recover(); r != nil {
+					err = fmt.Errorf("attend: %v", r)
+				}
+			}()
+			return c.head(ctx, h, &c.heads[h])
+		})
+	}
+	return g.Wait()
+}
+
+// groupQueries gathers the queries of one KV head's group, position-major.
+func (c *call) groupQueries(head int) []float32 {
+	sp := c.seq.spec
+	d, g := sp.headDim, sp.group()
+	out := make([]float32, 0, c.n*g*d)
+	for i := range c.n {
+		at := (i*sp.queryHeads + head*g) * d
+		out = append(out, c.q[at:at+g*d]...)
+	}
+	return out
+}
+
+// head answers one KV head's group. Called again it answers with the share
+// that res holds by then, and keeps account of what was read before.
+func (c *call) head(ctx context.Context, head int, res *headResult) error {
+	sp := c.seq.spec
+	q := c.groupQueries(head)
+	if res.zone == nil {
+		res.ps = attention.NewPartials(c.n*sp.group(), sp.headDim)
+		begin := time.Now()
+		if err := c.exactZone(ctx, head, q, res); err != nil {
+			return err
+		}
+		res.nsZone = time.Since(begin).Nanoseconds()
+		res.zone = res.ps
+	}
+	res.vain.Add(res.acc.Moved)
+	res.acc = sparse.Account{}
+	if sp.window[c.layer] > 0 {
+		return nil
+	}
+	res.ps = clonePartials(res.zone)
+	return c.sealed(ctx, head, q, res)
+}
+
+// sealed attends to the sealed spans.
+func (c *call) sealed(ctx context.Context, head int, q []float32, res *headResult) error {
+	if c.st.sealed() == 0 {
+		return nil
+	}
+	if c.start+1 >= c.st.sealed() {
+		return c.together(ctx, head, q, res)
+	}
+	// A query inside the sealed part sees less of it than the next position does.
+	sp := c.seq.spec
+	g := sp.group()
+	for i := range c.n {
+		segs := c.seq.srv.segmentsOf(c.st, c.layer, c.start+uint64(i)+1)
+		if err := c.rows(ctx, head, segs, q, res, i*g, (i+1)*g, 1); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// together answers positions that all see the whole sealed part. What may be
+// read for a chunk is what its positions may read together: a chunk that may
+// read everything once does, and shares it.
+func (c *call) together(ctx context.Context, head int, q []float32, res *headResult) error {
+	g := c.seq.spec.group()
+	segs := c.seq.srv.segmentsOf(c.st, c.layer, c.st.sealed())
+	if res.share*float32(c.n) >= 1 || c.n == 1 {
+		return c.rows(ctx, head, segs, q, res, 0, c.n*g, float32(c.n))
+	}
+	for i := range c.n {
+		if err := c.rows(ctx, head, segs, q, res, i*g, (i+1)*g, 1); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// share is the share of the sealed bytes that one position may read, before
+// budgets are moved among heads; in mode target the most it may read.
+func (c *call) share() float32 {
+	switch {
+	case c.budget.mode == kvtierv1.AttendMode_ATTEND_MODE_EXACT,
+		c.start+uint64(c.n) <= uint64(c.seq.srv.opt.ReadAllTokens),
+		c.budget.mode == kvtierv1.AttendMode_ATTEND_MODE_TARGET && c.budget.share == 0:
+		return 1
+	case c.budget.tokens > 0:
+		return min(1, float32(float64(c.budget.tokens)/float64(c.st.sealed())))
+	}
+	return c.budget.share
+}
+
+// wholeShare is where reading in part no longer pays.
+const wholeShare = .95
+
+// rows answers rows [lo, hi) of the group, which stand for so many positions.
+func (c *call) rows(ctx context.Context, head int, segs []sparse.Segment, q []float32, res *headResult, lo, hi int, positions float32) error {
+	d := c.seq.spec.headDim
+	var tr *sparse.Trace
+	if c.trace != nil {
+		tr = c.trace(head)
+	}
+	share := min(1, res.share*positions)
+	sq := sparse.Query{Head: head, Q: q[lo*d : hi*d], Softcap: c.seq.spec.softcap, Partials: res.ps[lo:hi]}
+	acc, err := sparse.Attend(ctx, c.seq.srv.store, segs, sq, sparse.Budget{All: share >= wholeShare, Share: share}, tr)
+	if err != nil {
+		return err
+	}
+	res.acc.Add(acc)
+	return nil
+}
+
+// storedError is the error of what is stored of a head, against what was
+// appended: 4 more bits of keys and values have a sixteenth of the 4-bit
+// codec's, lossless rows none.
+func storedError(segs []sparse.Segment, head int) float32 {
+	var sum float32
+	for _, s := range segs {
+		switch {
+		case s.Header.Profile == tiers.ProfileExact:
+		case s.Low:
+			sum += s.Header.Heads[head].CodecError / 16
+		default:
+			sum += s.Header.Heads[head].CodecError
+		}
+	}
+	return sum / float32(max(1, len(segs)))
+}
+
+func clonePartials(ps []attention.Partial) []attention.Partial {
+	out := make([]attention.Partial, len(ps))
+	for i, p := range ps {
+		p.Out = append([]float32(nil), p.Out...)
+		out[i] = p
+	}
+	return out
+}
+
+func (c *call) account(total time.Duration) *kvtierv1.Account {
+	return &kvtierv1.Account{
+		TokensExact: uint64(c.exact), TokensScanned: uint64(c.acc.Scanned), TokensRead: uint64(c.acc.Read),
+		TokensEstimated: uint64(c.acc.Estimated), BytesRam: uint64(c.acc.Moved.RAM), BytesNvme: uint64(c.acc.Moved.NVMe),
+		BytesFull: uint64(c.acc.Full), BytesExactZone: uint64(c.zoneBytes),
+		EstimatedError: c.stated.estimate, CodecError: c.acc.Codec,
+		NsScore: uint64(c.acc.NsScore), NsScan: uint64(c.acc.NsScan), NsFetch: uint64(c.acc.NsFetch),
+		NsExactZone: uint64(c.nsZone), NsTotal: uint64(total.Nanoseconds()), Mode: c.mode,
+		ErrorP95: c.stated.p95, CalibrationAudits: uint32(c.stated.audits), TargetMissed: c.missed,
+	}
+}

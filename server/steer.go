@@ -1,0 +1,216 @@
+package server
+
+import (
+	"context"
+	"math"
+	"sync"
+	"time"
+
+	kvtierv1 "kvtier/proto/kvtier/v1"
+)
+
+// A head's raw error falls with the share that is read about as c/share on both
+// measured models (docs/decisions/0007-stated-errors.md). c is the head's
+// difficulty: it says where a target's first answer begins, which heads are
+// asked again, and how a budget is divided among layers and heads.
+
+const (
+	// memory is how many queries a difficulty remembers.
+	memory = 16
+	// startDifficulty is that of a head that was not asked yet.
+	startDifficulty = .008
+	// leastShare is where summaries and outliers, which every query reads, leave
+	// something for the choice; mostShare is where reading in part no longer pays.
+	leastShare, mostShare = .08, .6
+	// widenings bounds how often a head is asked again before it reads everything.
+	widenings = 3
+)
+
+// steering is what a sequence's queries have shown of its heads. Its lock is
+// never held across I/O.
+type steering struct {
+	mu struct {
+		sync.Mutex
+		heads map[[2]int]*difficulty // by layer and KV head
+	}
+}
+
+// difficulty is an exponential mean of log(raw error x share).
+type difficulty struct {
+	log float64
+	n   int
+}
+
+// learn takes in how a call went.
+func (s *steering) learn(c *call) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.mu.heads == nil {
+		s.mu.heads = map[[2]int]*difficulty{}
+	}
+	for h := range c.heads {
+		res := &c.heads[h]
+		if res.acc.Estimated == 0 {
+			continue // nothing is learned from what was read whole
+		}
+		at := [2]int{c.layer, h}
+		d := s.mu.heads[at]
+		if d == nil {
+			d = &difficulty{}
+			s.mu.heads[at] = d
+		}
+		d.n++
+		d.log += (math.Log(float64(floored(res.acc.Error)*res.share)) - d.log) / float64(min(d.n, memory))
+	}
+}
+
+// difficulty returns a KV head's.
+func (s *steering) difficulty(layer, head int) float64 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if d := s.mu.heads[[2]int{layer, head}]; d != nil {
+		return math.Exp(d.log)
+	}
+	return startDifficulty
+}
+
+// from takes over what a fork's origin has learned.
+func (s *steering) from(o *steering) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	s.mu.heads = make(map[[2]int]*difficulty, len(o.mu.heads))
+	for at, d := range o.mu.heads {
+		copied := *d
+		s.mu.heads[at] = &copied
+	}
+}
+
+// firstShares returns what each KV head may read at first.
+func (c *call) firstShares() []float32 {
+	out := make([]float32, c.seq.spec.kvHeads)
+	share := c.share()
+	for h := range out {
+		out[h] = share
+	}
+	if c.budget.mode != kvtierv1.AttendMode_ATTEND_MODE_TARGET || c.start+uint64(c.n) <= uint64(c.seq.srv.opt.ReadAllTokens) {
+		return out
+	}
+	difficulties := make([]float64, len(out))
+	for h := range difficulties {
+		difficulties[h] = c.seq.steering.difficulty(c.layer, h)
+	}
+	c.codec = c.storedErrors()
+	f, _ := c.seq.srv.calibration.factors(c.seq.key(), c.layer, c.kind())
+	for h, s := range sharesFor(difficulties, c.room()/float64(f.p95)) {
+		out[h] = min(out[h], max(leastShare, s))
+	}
+	return out
+}
+
+// sharesFor returns the shares, least in sum, at which heads of these
+// difficulties have that raw error in the mean: heads get the root of their
+// difficulty. The goal is undercut a little, since asking again costs more.
+func sharesFor(difficulties []float64, goal float64) []float32 {
+	roots := 0.
+	for _, d := range difficulties {
+		roots += math.Sqrt(d)
+	}
+	const undercut = .9
+	out := make([]float32, len(difficulties))
+	for h, d := range difficulties {
+		s := math.Sqrt(d) * roots / float64(len(out)) / max(goal*undercut, 1e-9)
+		if s > mostShare {
+			s = 1
+		}
+		out[h] = float32(s)
+	}
+	return out
+}
+
+// room is what the target leaves beside the codec's error.
+func (c *call) room() float64 {
+	return math.Sqrt(max(0, float64(c.budget.target*c.budget.target-c.codec*c.codec)))
+}
+
+// storedErrors is what storedError says of the layer's heads, root mean square.
+func (c *call) storedErrors() float32 {
+	segs := c.seq.srv.segmentsOf(c.st, c.layer, c.st.sealed())
+	sum2 := 0.
+	for h := range c.seq.spec.kvHeads {
+		e := float64(storedError(segs, h))
+		sum2 += e * e
+	}
+	return float32(math.Sqrt(sum2 / float64(c.seq.spec.kvHeads)))
+}
+
+// widen asks heads again, each with a greater share, until 95 % of such calls
+// err less than the target, as far as the limits allow.
+func (c *call) widen(ctx context.Context) error {
+	for round := 1; ; round++ {
+		c.sum()
+		if math.Hypot(float64(c.stated.p95), float64(c.codec)) <= float64(c.budget.target) {
+			return nil
+		}
+		again := c.wider(round)
+		if len(again) == 0 || !c.timeFor(ctx, again) {
+			c.missed = true
+			return nil
+		}
+		for h, s := range again {
+			c.heads[h].share = s
+		}
+		if err := c.ask(ctx, func(h int) bool { return again[h] > 0 }); err != nil {
+			return err
+		}
+	}
+}
+
+// wider returns the heads that are to be asked again, with their new shares.
+func (c *call) wider(round int) map[int]float32 {
+	limit := c.share()
+	difficulties := make([]float64, len(c.heads))
+	for h := range c.heads {
+		difficulties[h] = float64(c.heads[h].acc.Error * c.heads[h].share) // 0 if read whole
+	}
+	room := c.room()
+	goal := room * float64(c.acc.Error) / max(float64(c.stated.p95), 1e-9)
+	want := sharesFor(difficulties, goal)
+	again := map[int]float32{}
+	for h := range c.heads {
+		if c.heads[h].acc.Estimated == 0 {
+			continue
+		}
+		s := want[h]
+		if round >= widenings || room == 0 {
+			s = 1
+		}
+		if s = min(limit, s); s > 1.05*c.heads[h].share {
+			again[h] = s
+		}
+	}
+	if len(again) > 0 {
+		return again
+	}
+	// The model says that this should do, but it does not.
+	for h := range c.heads {
+		if s := min(limit, 1.5*c.heads[h].share); c.heads[h].acc.Estimated > 0 && s > 1.05*c.heads[h].share {
+			again[h] = s
+		}
+	}
+	return again
+}
+
+// timeFor says whether the call's deadline leaves time to ask heads again,
+// judged by how long they took before.
+func (c *call) timeFor(ctx context.Context, again map[int]float32) bool {
+	deadline, ok := ctx.Deadline()
+	if !ok {
+		return true
+	}
+	var ns float64
+	for h, s := range again {
+		a := &c.heads[h].acc
+		ns += float64(a.NsScore+a.NsScan+a.NsFetch) * float64(s/c.heads[h].share)
+	}
+	return time.Until(deadline) > 2*time.Duration(ns)
+}

@@ -1,0 +1,161 @@
+package server
+
+import (
+	"context"
+	"math"
+	"testing"
+	"time"
+
+	"kvtier/compress"
+	kvtierv1 "kvtier/proto/kvtier/v1"
+	"kvtier/server/sparse"
+)
+
+// targetRig is a sealed sequence and a way to ask its layer 1.
+func targetRig(t *testing.T, audits float32) (*Server, *sequence, func(context.Context, *kvtierv1.Budget) *kvtierv1.Account) {
+	t.Helper()
+	srv := openServer(t, t.TempDir(), Options{ReadAllTokens: -1, AuditShare: audits})
+	m := newModel(5, testSpec(), 2*segment+recentTokens)
+	s := openSequence(t, srv, &kvtierv1.OpenSequenceRequest{Spec: testSpec()})
+	m.feed(t, s, 0, m.n)
+	waitSealed(t, s, 2*segment)
+	row := int(m.spec.QueryHeads * m.spec.HeadDim)
+	return srv, s, func(ctx context.Context, b *kvtierv1.Budget) *kvtierv1.Account {
+		t.Helper()
+		checked, err := srv.budgetOf(b)
+		if err != nil {
+			t.Fatal(err)
+		}
+		a, err := s.attend(ctx, &query{layer: 1, start: uint64(m.n - 1), q: f32Bytes(m.q[1][(m.n-1)*row : m.n*row]), budget: checked})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return a.account
+	}
+}
+
+func target(e, atMost float32) *kvtierv1.Budget {
+	return &kvtierv1.Budget{Mode: kvtierv1.AttendMode_ATTEND_MODE_TARGET, TargetError: e, Share: atMost}
+}
+
+// A target holds the stated 95th percentile under it, or the account says that it does not.
+func TestTargetIsMetOrMissed(t *testing.T) {
+	_, s, ask := targetRig(t, -1)
+	met := func(a *kvtierv1.Account, target float64) bool {
+		stored := float64(storedError(s.srv.segmentsOf(ptr(s.snapshot()), 1, 2*segment), 0))
+		return math.Hypot(float64(a.ErrorP95), stored) <= 1.01*target
+	}
+	narrow := ask(t.Context(), target(.5, 0))
+	if narrow.TargetMissed || narrow.TokensEstimated == 0 || !met(narrow, .5) {
+		t.Errorf("target .5: %v", narrow)
+	}
+	// More is read for a smaller target.
+	wide := ask(t.Context(), target(.1, 0))
+	if wide.TargetMissed || !met(wide, .1) || wide.BytesRam+wide.BytesNvme <= narrow.BytesRam+narrow.BytesNvme {
+		t.Errorf("target .1: %v", wide)
+	}
+	// Under what the codec keeps, everything is read, and that is not enough.
+	if a := ask(t.Context(), target(1e-6, 0)); !a.TargetMissed || a.TokensEstimated != 0 {
+		t.Errorf("target 1e-6: %v", a)
+	}
+	// A limit on the share stops it before.
+	if a := ask(t.Context(), target(.01, .15)); !a.TargetMissed || a.TokensEstimated == 0 || a.BytesRam > a.BytesFull/5 {
+		t.Errorf("target .01 of a share of .15: %v", a)
+	}
+	// So does a deadline that leaves no time to ask again.
+	ctx, cancel := context.WithTimeout(t.Context(), time.Hour)
+	defer cancel()
+	if a := ask(ctx, target(.01, 0)); a.TargetMissed && a.TokensEstimated > 0 {
+		t.Errorf("an hour was too short: %v", a)
+	}
+	if a := ask(t.Context(), &kvtierv1.Budget{Mode: kvtierv1.AttendMode_ATTEND_MODE_BUDGET, Share: .2}); a.TargetMissed || a.ErrorP95 <= a.EstimatedError {
+		t.Errorf("share .2: %v", a)
+	}
+}
+
+// A deadline that is too near for another answer ends the widening.
+func TestTargetDeadline(t *testing.T) {
+	_, s, ask := targetRig(t, -1)
+	ask(t.Context(), &kvtierv1.Budget{Mode: kvtierv1.AttendMode_ATTEND_MODE_BUDGET, Share: .2})
+	c := &call{seq: s, heads: make([]headResult, 2)}
+	for h := range c.heads {
+		c.heads[h].share = .2
+		c.heads[h].acc.NsScan = int64(time.Second)
+	}
+	near, cancel := context.WithTimeout(t.Context(), 3*time.Second)
+	defer cancel()
+	if c.timeFor(near, map[int]float32{0: .4, 1: .4}) {
+		t.Error("4 s of work fit into 3 s")
+	}
+	if !c.timeFor(near, map[int]float32{0: .2}) || !c.timeFor(t.Context(), map[int]float32{0: 1, 1: 1}) {
+		t.Error("1 s of work does not fit into 3 s, or any into no deadline")
+	}
+}
+
+// A target's first answer begins with the shares at which the heads' errors
+// were as small as it asks before; the difficult head gets more.
+func TestTargetBeginsWithWhatIsKnown(t *testing.T) {
+	srv, s, _ := targetRig(t, -1)
+	c := &call{seq: s, st: ptr(s.snapshot()), layer: 1, start: 2*segment + recentTokens - 1, n: 1,
+		budget: budget{mode: kvtierv1.AttendMode_ATTEND_MODE_TARGET, target: .1}, heads: make([]headResult, 2)}
+	difficulties := []float32{.003, .012}
+	for range memory {
+		for h, share := range []float32{.2, .3} {
+			c.heads[h] = headResult{share: share, acc: sparse.Account{Estimated: 1, Error: difficulties[h] / share}}
+		}
+		s.steering.learn(c)
+	}
+	shares := c.firstShares()
+	f, _ := srv.calibration.factors(s.key(), 1, c.kind())
+	stated := f.p95 * (difficulties[0]/shares[0] + difficulties[1]/shares[1]) / 2
+	if room := float32(c.room()); stated > room || stated < .8*room {
+		t.Errorf("shares %v: %v would be stated, of %v", shares, stated, room)
+	}
+	if r := shares[1] / shares[0]; math.Abs(float64(r-2)) > .01 {
+		t.Errorf("a head 4 times as difficult gets %v times as much, not twice", r)
+	}
+}
+
+// Audits change what is stated, and can be listed.
+func TestAuditsFeedCalibration(t *testing.T) {
+	srv, s, ask := targetRig(t, 1)
+	b := &kvtierv1.Budget{Mode: kvtierv1.AttendMode_ATTEND_MODE_BUDGET, Share: .2}
+	first := ask(t.Context(), b)
+	if first.CalibrationAudits != 0 || first.ErrorP95 <= 0 {
+		t.Fatalf("before any audit: %v", first)
+	}
+	const n = 60
+	for range n {
+		ask(t.Context(), b)
+		eventually(t, "an audit", func() bool { return len(srv.auditor.jobs) == 0 })
+	}
+	eventually(t, "audits", func() bool { return srv.auditor.stats().n == n+1 })
+	x := &inspectionService{srv: srv}
+	r, err := x.ListAudits(t.Context(), &kvtierv1.ListAuditsRequest{SequenceId: s.id, After: 1, Limit: 10})
+	if err != nil || len(r.Audits) != 10 || r.Audits[9].Number != n+1 {
+		t.Fatalf("%v, %d audits: %v", err, len(r.Audits), r)
+	}
+	truth := r.Audits[9].TrueError
+	if !(truth > 0) || len(r.Audits[9].HeadErrors) != 2 || r.Audits[9].ErrorP95 <= 0 {
+		t.Fatalf("an audit: %v", r.Audits[9])
+	}
+	// The same question again and again: what is stated closes in on the truth.
+	last := ask(t.Context(), b)
+	if last.CalibrationAudits != n+1 || math.Abs(float64(last.EstimatedError/truth-1)) > .05 {
+		t.Errorf("stated %v after %d audits, true %v", last.EstimatedError, last.CalibrationAudits, truth)
+	}
+	if len(r.Layers) != 1 || r.Layers[0].Layer != 1 || r.Layers[0].Audits != n+1 {
+		t.Errorf("layers: %v", r.Layers)
+	}
+	if s := srv.auditor.stats(); s.coverage < .9 {
+		t.Errorf("coverage %v", s.coverage)
+	}
+}
+
+func ptr[T any](x T) *T { return &x }
+
+func f32Bytes(x []float32) []byte {
+	b := make([]byte, 4*len(x))
+	compress.FromFloat32(b, x, compress.F32)
+	return b
+}
