@@ -571,7 +571,7 @@ func FuzzConnection(f *testing.F) {
 	body := appendBody(h, 0, 0, 2, 2, 0, 0, 0, 0, 0, slices.Concat(rows.K, rows.V))
 	frame := func(op byte, body []byte) []byte { return append(header(op, 1, uint64(len(body))), body...) }
 	f.Add(frame(5, body))
-	f.Add(append(frame(4, []byte(w.id)), frame(1, []byte{1, 0, 0, 0})...))
+	f.Add(append(frame(4, []byte(w.id)), frame(1, []byte{frameVersion, 0, 0, 0})...))
 	f.Add(frame(6, c.attendBody(f.Context(), w.spec, request(0, exactly, w.queries(0, 1, 0)))))
 	f.Add(frame(2, regionBody(1, 4096)))
 	f.Fuzz(func(t *testing.T, b []byte) {

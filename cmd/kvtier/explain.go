@@ -82,7 +82,8 @@ func explainTable(w io.Writer, e *kvtierv1.ExplainResponse) {
 		{"bytes", fmt.Sprintf("%s of %s (%s): %s from RAM, %s from NVMe; exact zone %s",
 			size.Format(moved), size.Format(acc.GetBytesFull()), percent(moved, acc.GetBytesFull()),
 			size.Format(acc.GetBytesRam()), size.Format(acc.GetBytesNvme()), size.Format(acc.GetBytesExactZone()))},
-		{"error", fmt.Sprintf("%s estimated, %s of the codec", errorText(acc.GetEstimatedError()), errorText(acc.GetCodecError()))},
+		{"error", fmt.Sprintf("%s estimated, 95%% under %s (%s audits); %s of the codec%s", errorText(acc.GetEstimatedError()),
+			errorText(acc.GetErrorP95()), count(uint64(acc.GetCalibrationAudits())), errorText(acc.GetCodecError()), missedText(acc))},
 		{"time", fmt.Sprintf("%s: score %s, scan %s, fetch %s, exact zone %s", nanoseconds(acc.GetNsTotal()), nanoseconds(acc.GetNsScore()),
 			nanoseconds(acc.GetNsScan()), nanoseconds(acc.GetNsFetch()), nanoseconds(acc.GetNsExactZone()))},
 	})
@@ -117,6 +118,14 @@ func explainSpans(w io.Writer, e *kvtierv1.ExplainResponse) {
 
 func spanCells(s *kvtierv1.Span) []string {
 	return []string{spanRange(s.GetStart(), s.GetEnd()), spanKindWord(s.GetKind()), orDash(s.GetLabel())}
+}
+
+// missedText says that a target was missed, after other words.
+func missedText(acc *kvtierv1.Account) string {
+	if acc.GetTargetMissed() {
+		return "; TARGET MISSED"
+	}
+	return ""
 }
 
 func explainHead(w io.Writer, h *kvtierv1.ExplainHead) {

@@ -95,7 +95,7 @@ func fixedStatus() *kvtierv1.GetStatusResponse {
 			{Name: "nvme", BytesUsed: 7 << 30, BytesLimit: 20 << 30, Pieces: 115200, Hits: 8766, BytesRead: 5 << 30, BytesWritten: 7 << 30},
 		},
 		Sequences: 3, SequencesOpen: 1, Leases: 1, TailBytes: 288 << 20, TailBytesLimit: 2 << 30,
-		Attends: 1234567, Appends: 40960, Audits: 12345, AuditErrorMean: 0.0123, AuditErrorP95: 0.0312,
+		Attends: 1234567, Appends: 40960, Audits: 12345, AuditErrorMean: 0.0123, AuditErrorP95: 0.0312, AuditCoverage: 0.953,
 		RssBytes: 1543503872, SealsPending: 32,
 	}
 }
@@ -187,7 +187,7 @@ func (f *fakeDaemon) Explain(_ context.Context, r *kvtierv1.ExplainRequest) (*kv
 		Position: 131071, PagesTotal: 2016, PagesScored: 2016, LeavesScored: 1612, LeavesScanned: 403, LeavesRefined: 96, ValuesRead: 801,
 		Account: &kvtierv1.Account{
 			TokensExact: 2320, TokensScanned: 6448, TokensRead: 801, TokensEstimated: 121503, BytesRam: 1 << 20, BytesNvme: 3 << 20,
-			BytesFull: 33 << 20, BytesExactZone: 2375680, EstimatedError: 0.0171, CodecError: 0.0082,
+			BytesFull: 33 << 20, BytesExactZone: 2375680, EstimatedError: 0.0171, CodecError: 0.0082, ErrorP95: 0.0402, CalibrationAudits: 118, TargetMissed: true,
 			NsScore: 210_000, NsScan: 480_400, NsFetch: 1_900_000, NsExactZone: 95_000, NsTotal: 2_700_000, Mode: kvtierv1.AttendMode_ATTEND_MODE_BUDGET,
 		},
 		Heads: heads, MassUnlabelled: .4545,
@@ -197,6 +197,25 @@ func (f *fakeDaemon) Explain(_ context.Context, r *kvtierv1.ExplainRequest) (*kv
 			{Span: &kvtierv1.Span{Start: 1, End: 51000, Kind: kvtierv1.SpanKind_SPAN_KIND_FILE, Label: "book.txt"}, Mass: .119,
 				HeadMass: []float32{.221, .017}, MassExact: .11, MassEstimated: .009},
 		}[:min(2, r.GetTopSpans())],
+	}, nil
+}
+
+func (f *fakeDaemon) ListAudits(_ context.Context, r *kvtierv1.ListAuditsRequest) (*kvtierv1.ListAuditsResponse, error) {
+	if r.GetSequenceId() == idFork {
+		return &kvtierv1.ListAuditsResponse{}, nil
+	}
+	audits := []*kvtierv1.Audit{
+		{Number: 1404, SequenceId: idBook, Layer: 5, Position: 131070, Positions: 1, Budget: &kvtierv1.Budget{Mode: kvtierv1.AttendMode_ATTEND_MODE_BUDGET, Share: 0.2},
+			ShareRead: 0.199, EstimatedError: 0.0171, ErrorP95: 0.0402, TrueError: 0.0193, HeadErrors: []float32{0.0193}, HeadRawErrors: []float32{0.021}},
+		{Number: 1405, SequenceId: idBook, Layer: 11, Position: 131071, Positions: 1, Budget: &kvtierv1.Budget{Mode: kvtierv1.AttendMode_ATTEND_MODE_TARGET, TargetError: 0.05},
+			ShareRead: 0.312, EstimatedError: 0.0271, ErrorP95: 0.0489, TrueError: 0.0512, HeadErrors: []float32{0.0512}, HeadRawErrors: []float32{0.031}},
+	}
+	return &kvtierv1.ListAuditsResponse{
+		Audits: audits[max(0, len(audits)-int(r.GetLimit())):],
+		Layers: []*kvtierv1.LayerCalibration{
+			{Fingerprint: []byte("gemma"), Profile: kvtierv1.Profile_PROFILE_BALANCED, Layer: 5, Budget: "share 0.15-0.3", Audits: 512, Coverage: 0.951, StatedOverTrue: 2.41, FactorMedian: 0.73, FactorP95: 2.68},
+			{Fingerprint: []byte("gemma"), Profile: kvtierv1.Profile_PROFILE_BALANCED, Layer: 11, Budget: "target 0.02-0.05", Audits: 40, Coverage: 0.925, StatedOverTrue: 1.9, FactorMedian: 0.68, FactorP95: 1.31},
+		},
 	}, nil
 }
 

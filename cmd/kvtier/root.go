@@ -73,7 +73,7 @@ func newRoot(a *app) *cobra.Command {
 	root.SetOut(a.out)
 	root.SetErr(a.err)
 	root.AddCommand(
-		newStatus(a), newLs(a), newDescribe(a), newExplain(a), newResidency(a), newVerify(a),
+		newStatus(a), newLs(a), newDescribe(a), newExplain(a), newAudits(a), newResidency(a), newVerify(a),
 		newDoctor(a), newDelete(a), newFlush(a), newVersion(a),
 	)
 	return root

@@ -32,8 +32,8 @@ func newStatus(a *app) *cobra.Command {
 func statusTable(w io.Writer, s *kvtierv1.GetStatusResponse) {
 	audit := "none yet"
 	if s.GetAudits() > 0 {
-		audit = fmt.Sprintf("%s, true error mean %.4f, 95%% under %.4f",
-			count(s.GetAudits()), s.GetAuditErrorMean(), s.GetAuditErrorP95())
+		audit = fmt.Sprintf("%s, true error mean %.4f, 95%% under %.4f; stated 95%% held in %s",
+			count(s.GetAudits()), s.GetAuditErrorMean(), s.GetAuditErrorP95(), share(s.GetAuditCoverage()))
 	}
 	columns(w, [][]string{
 		{"daemon", fmt.Sprintf("%s, up %s", orDash(s.GetVersion()), duration(time.Duration(s.GetUptimeSeconds())*time.Second))},
