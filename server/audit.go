@@ -107,6 +107,17 @@ func (a *auditor) audit(ctx context.Context, j auditJob) {
 			a.srv.calibration.addHead(j.key, int(n.Layer), h, n.HeadRawErrors[h], e)
 		}
 	}
+	a.note(n)
+	if n.Number%saveEvery != 0 {
+		return
+	}
+	if err := a.srv.calibration.save(a.srv.opt.DataDir); err != nil {
+		a.srv.log.Warn("keeping what audits taught", "error", err)
+	}
+}
+
+// note numbers an audit and keeps it.
+func (a *auditor) note(n *kvtierv1.Audit) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	n.Number = a.mu.notes.total + 1

@@ -97,7 +97,7 @@ func (r *ring[T]) inOrder() []T {
 }
 
 // audited is one audit as calibration keeps it.
-type audited struct{ ratio, stated, truth float32 }
+type audited struct{ ratio, stated, truth float32 } // stated 0: of before the daemon's start
 
 // factors turn a raw error into stated ones.
 type factors struct{ median, p95 float32 }
@@ -308,14 +308,20 @@ func (c *calibration) layers() []*kvtierv1.LayerCalibration {
 // held returns the share of audits whose true error was at most the stated
 // 95th percentile, and the median of stated over true.
 func held(audits []audited) (coverage, statedOverTrue float32) {
-	over := make([]float32, len(audits))
+	var over []float32
 	n := 0
-	for i, a := range audits {
+	for _, a := range audits {
+		if a.stated == 0 {
+			continue // of before the daemon's start
+		}
 		if a.truth <= a.stated {
 			n++
 		}
-		over[i] = a.stated / max(a.truth, 1e-9)
+		over = append(over, a.stated/max(a.truth, 1e-9))
+	}
+	if len(over) == 0 {
+		return 0, 0
 	}
 	slices.Sort(over)
-	return float32(n) / float32(len(audits)), over[len(over)/2]
+	return float32(n) / float32(len(over)), over[len(over)/2]
 }

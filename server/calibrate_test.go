@@ -1,11 +1,15 @@
 package server
 
 import (
+	"errors"
 	"math"
 	"math/rand/v2"
+	"os"
+	"path/filepath"
 	"testing"
 
 	kvtierv1 "kvtier/proto/kvtier/v1"
+	"kvtier/tiers"
 )
 
 // drawn is a synthetic call: its raw error, and the truth, which is raw times a
@@ -136,4 +140,44 @@ func TestKinds(t *testing.T) {
 			t.Errorf("%+v, share %v: %s, not %s", x.b, x.share, got, x.want)
 		}
 	}
+}
+
+// What audits taught outlives the daemon; a damaged file is no more than a loss.
+func TestCalibrationOutlivesTheDaemon(t *testing.T) {
+	dir := t.TempDir()
+	rng := rand.New(rand.NewPCG(5, 6))
+	key := modelKey{"\xff\x00model", 3}
+	c := newCalibration()
+	for range 2 * savedRatios {
+		raw, truth := drawn(rng, 4, .2)
+		c.add(key, 3, 2, raw, 1, truth)
+		c.addHead(key, 3, 1, raw, truth)
+	}
+	if err := c.save(dir); err != nil {
+		t.Fatal(err)
+	}
+	again := newCalibration()
+	if err := again.load(dir); err != nil {
+		t.Fatal(err)
+	}
+	was, is := c.state(key, 3, 2, .02), again.state(key, 3, 2, .02)
+	if is.audits != savedRatios || math.Abs(float64(is.p95/was.p95-1)) > .15 {
+		t.Errorf("stated %+v, after a restart %+v", was, is)
+	}
+	if a, b := c.headBias(key, 3, 1), again.headBias(key, 3, 1); a != b || a == 0 {
+		t.Errorf("a head's bias %v, after a restart %v", a, b)
+	}
+	path := filepath.Join(dir, calibrationFile)
+	b, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b[len(b)/2] ^= 1
+	if err := os.WriteFile(path, b, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := newCalibration().load(dir); !errors.Is(err, tiers.ErrCorrupt) {
+		t.Errorf("a damaged file: %v", err)
+	}
+	openServer(t, dir, Options{}) // and still it opens
 }

@@ -27,6 +27,7 @@ type Options struct {
 	ReadAllTokens int           // contexts up to this length are read whole; 8,192. Negative: none
 	DefaultShare  float32       // budget of a call that names none; 0.2
 	AuditShare    float32       // share of sparse calls that are audited; 0.01. Negative: none
+	Steer         bool          // divide a share among layers and KV heads by what their queries showed
 	SyncInterval  time.Duration // how often logs are made power-safe; 20 ms
 	Logger        *slog.Logger
 	Version       string
@@ -129,6 +130,10 @@ func Open(ctx context.Context, o Options) (srv *Server, err error) {
 	}
 	srv.spans = newSpanTable(srv.store)
 	srv.metrics = newMetrics(srv)
+	if err := srv.calibration.load(o.DataDir); err != nil {
+		// Only what errors are stated from: audits make it good.
+		srv.log.Warn("what audits taught is lost", "error", err)
+	}
 	srv.leases = newLeaseTable()
 	srv.auditor = newAuditor(srv)
 	srv.sealer = newSealer(srv)
@@ -187,7 +192,7 @@ func (srv *Server) Close(ctx context.Context) error {
 		srv.log.Warn("closing with calls in flight")
 	}
 	srv.stopBackground()
-	var errs []error
+	errs := []error{srv.calibration.save(srv.opt.DataDir)}
 	for _, s := range srv.list() {
 		s.write.Lock()
 		if s.log != nil {

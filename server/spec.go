@@ -2,6 +2,7 @@ package server
 
 import (
 	"math"
+	"slices"
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/protobuf/proto"
@@ -29,6 +30,9 @@ func (s *spec) rowBytes() int { return s.kvHeads * s.headDim * s.typ.Size() }
 
 // tokenBytes is the size of one token's K and V in all layers.
 func (s *spec) tokenBytes() int { return 2 * s.layers * s.rowBytes() }
+
+// firstFull returns the first layer that attends to everything; -1: none does.
+func (s *spec) firstFull() int { return slices.Index(s.window, 0) }
 
 // sliding says whether any layer keeps only a window.
 func (s *spec) sliding() bool {

@@ -31,7 +31,8 @@ const (
 type steering struct {
 	mu struct {
 		sync.Mutex
-		heads map[[2]int]*difficulty // by layer and KV head
+		heads    map[[2]int]*difficulty // by layer and KV head
+		division *division              // of the step that is asked now; nil: every head gets the same
 	}
 }
 
@@ -66,12 +67,21 @@ func (s *steering) learn(c *call) {
 
 // difficulty returns a KV head's.
 func (s *steering) difficulty(layer, head int) float64 {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if d := s.mu.heads[[2]int{layer, head}]; d != nil {
-		return math.Exp(d.log)
+	if d, ok := s.known(layer, head); ok {
+		return d
 	}
 	return startDifficulty
+}
+
+// known returns a KV head's difficulty, if it was asked before.
+func (s *steering) known(layer, head int) (float64, bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	d := s.mu.heads[[2]int{layer, head}]
+	if d == nil {
+		return 0, false
+	}
+	return math.Exp(d.log), true
 }
 
 // from takes over what a fork's origin has learned.
@@ -87,11 +97,7 @@ func (s *steering) from(o *steering) {
 
 // firstShares returns what each KV head may read at first.
 func (c *call) firstShares() []float32 {
-	out := make([]float32, c.seq.spec.kvHeads)
-	share := c.share()
-	for h := range out {
-		out[h] = share
-	}
+	out := c.divided(c.share())
 	if c.budget.mode != kvtierv1.AttendMode_ATTEND_MODE_TARGET || c.start+uint64(c.n) <= uint64(c.seq.srv.opt.ReadAllTokens) {
 		return out
 	}

@@ -3,6 +3,7 @@ package server
 import (
 	"context"
 	"math"
+	"math/rand/v2"
 	"testing"
 	"time"
 
@@ -158,4 +159,92 @@ func f32Bytes(x []float32) []byte {
 	b := make([]byte, 4*len(x))
 	compress.FromFloat32(b, x, compress.F32)
 	return b
+}
+
+// What is divided is what was asked for, in bounds, and difficult heads get more.
+func TestDivide(t *testing.T) {
+	rng := rand.New(rand.NewPCG(9, 9))
+	for range 200 {
+		difficulties := make([]float64, 1+rng.IntN(90))
+		for i := range difficulties {
+			difficulties[i] = .01 * math.Exp(2*rng.NormFloat64())
+		}
+		share := .02 + .9*rng.Float64()
+		shares := divide(difficulties, share)
+		mean := 0.
+		for i, s := range shares {
+			mean += s / float64(len(shares))
+			if s > min(1, mostMoved*share)+1e-9 || s < min(share, max(leastShare, share/mostMoved))-1e-9 {
+				t.Fatalf("share %v of %v", s, share)
+			}
+			for j := range i {
+				if difficulties[i] > difficulties[j] && s < shares[j] {
+					t.Fatalf("difficulty %v gets %v, and %v gets %v", difficulties[i], s, difficulties[j], shares[j])
+				}
+			}
+		}
+		if mean > share*(1+1e-6) || mean < .99*share {
+			t.Fatalf("mean %v of %v heads, asked for %v", mean, len(shares), share)
+		}
+	}
+}
+
+// Over a step's layers no more is read than was asked for, and answers of a
+// sequence depend on what it was asked before, not on chance.
+func TestDividedBudgets(t *testing.T) {
+	const n = 2*segment + recentTokens
+	m := newModel(5, testSpec(), n)
+	row := int(m.spec.QueryHeads * m.spec.HeadDim)
+	b := budget{mode: kvtierv1.AttendMode_ATTEND_MODE_BUDGET, share: .3}
+	steps := func(srv *Server) (shares [][]float32, out []float32) {
+		s := openSequence(t, srv, &kvtierv1.OpenSequenceRequest{Spec: testSpec()})
+		m.feed(t, s, 0, n)
+		waitSealed(t, s, 2*segment)
+		for step := range 4 {
+			pos := n - 4 + step
+			for l := range 2 {
+				a, err := s.attend(t.Context(), &query{layer: l, start: uint64(pos), q: f32Bytes(m.q[l][pos*row : (pos+1)*row]), budget: b})
+				if err != nil {
+					t.Fatal(err)
+				}
+				shares, out = append(shares, s.mu.last[l].shares), append(out, a.out...)
+			}
+		}
+		return shares, out
+	}
+	srv := openServer(t, t.TempDir(), Options{ReadAllTokens: -1, Steer: true})
+	shares, out := steps(srv)
+	again, out2 := steps(srv)
+	for i := range out {
+		if out[i] != out2[i] {
+			t.Fatal("the same questions were answered otherwise")
+		}
+	}
+	for step := range 4 {
+		var mean float32
+		for l := range 2 {
+			for h, s := range shares[2*step+l] {
+				mean += s / 4
+				if s != again[2*step+l][h] {
+					t.Fatalf("step %d: shares %v and %v", step, shares, again)
+				}
+			}
+		}
+		if mean > .3*(1+1e-5) {
+			t.Errorf("step %d: a mean share of %v", step, mean)
+		}
+	}
+	for step, heads := range shares {
+		if moved := heads[0] != .3; moved != (step > 1) {
+			t.Errorf("step %d: shares %v; nothing is known in the first step only", step/2, heads)
+		}
+	}
+	equal, _ := steps(openServer(t, t.TempDir(), Options{ReadAllTokens: -1}))
+	for _, shares := range equal {
+		for _, s := range shares {
+			if s != .3 {
+				t.Fatalf("equal budgets: %v", equal)
+			}
+		}
+	}
 }

@@ -26,6 +26,7 @@ func open(ctx context.Context, c *daemon.Config, log *slog.Logger) (daemon.Backe
 		ReadAllTokens: orNone(c.ReadAll),
 		DefaultShare:  c.Share,
 		AuditShare:    orNone(c.Audit),
+		Steer:         c.Steer,
 		SyncInterval:  c.SyncInterval,
 		Logger:        log,
 		Version:       buildinfo.Version(),

@@ -25,6 +25,8 @@ __all__ = ["Stream", "fill", "record"]
 # One query in eight of the prefix goes with its rows, as kvtier.worker does it.
 _QUERY_STRIDE = 8
 _CHUNK = 512
+# Grouping a long context on a busy machine takes a while.
+_SEAL_SECONDS = 900.0
 
 
 @dataclasses.dataclass(slots=True)
@@ -86,6 +88,6 @@ def fill(session: Session, stream: Stream, name: str) -> str:
             session.append(
                 sequence_id, layer, start, stream.k[layer][start:end], stream.v[layer][start:end], queries=sampled
             )
-    while session.flush(sequence_id, seal=True).sealed < stream.prefix - _CHUNK:
+    while session.flush(sequence_id, seal=True, timeout=_SEAL_SECONDS).sealed < stream.prefix - _CHUNK:
         time.sleep(0.2)
     return sequence_id

@@ -29,6 +29,7 @@ type Config struct {
 	RAM, Disk, Tail size.Bytes
 	ReadAll         int
 	Share, Audit    float32
+	Steer           bool
 	SyncInterval    time.Duration
 	ShutdownTimeout time.Duration
 	LogLevel        slog.Level
@@ -67,6 +68,7 @@ func (c *Config) defineFlags() *actions {
 	f.IntVar(&c.ReadAll, "read-all", 8192, "contexts of up to this many tokens are read whole")
 	f.Float32Var(&c.Share, "share", 0.2, "share of the stored bytes that a query may read when it names no budget")
 	f.Float32Var(&c.Audit, "audit", 0.01, "share of sparse calls that are also answered from everything, in the background")
+	f.BoolVar(&c.Steer, "steer", false, "divide a share among layers and heads by how much their answers erred before: answers then depend on what was asked before")
 	f.DurationVar(&c.SyncInterval, "sync-interval", 20*time.Millisecond, "the log of open tails is synced to disk this often")
 	f.DurationVar(&c.ShutdownTimeout, "shutdown-timeout", 10*time.Second, "longest wait for calls in flight at shutdown")
 	f.TextVar(&c.LogLevel, "log-level", slog.LevelInfo, "debug, info, warn or error")

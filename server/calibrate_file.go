@@ -1,0 +1,125 @@
+package server
+
+import (
+	"encoding/binary"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"hash/crc32"
+	"os"
+	"path/filepath"
+	"slices"
+
+	"kvtier/tiers"
+	"kvtier/tiers/store"
+)
+
+// What audits taught outlives the daemon in one small file: by model, layer and
+// kind the newest ratios. It is written when the daemon stops and now and then
+// before; a crash loses the audits since.
+const (
+	calibrationFile = "calibration.json"
+	savedRatios     = ownEnough
+	saveEvery       = 1024 // audits
+)
+
+type savedModel struct {
+	Fingerprint []byte
+	Profile     tiers.Profile
+	Cells       []savedCell
+	Heads       []savedHead
+}
+
+type savedCell struct {
+	Layer  int
+	Kind   string
+	Ratios []float32 // from the oldest to the newest
+}
+
+type savedHead struct {
+	Layer, Head, Audits int
+	Log                 float64
+}
+
+// save writes what is known; models without an audit are left out.
+func (c *calibration) save(dir string) error {
+	b, err := json.Marshal(c.saved())
+	if err != nil {
+		return err
+	}
+	return store.WriteFile(filepath.Join(dir, calibrationFile), binary.LittleEndian.AppendUint32(b, crc32.ChecksumIEEE(b)))
+}
+
+func (c *calibration) saved() []savedModel {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	out := []savedModel{}
+	for key, m := range c.mu.models {
+		s := savedModel{Fingerprint: []byte(key.fingerprint), Profile: key.profile}
+		for at, x := range m.cells {
+			var ratios []float32
+			for _, a := range x.inOrder() {
+				ratios = append(ratios, a.ratio)
+			}
+			if len(ratios) > 0 {
+				s.Cells = append(s.Cells, savedCell{at[0], kind(at[1]).String(), ratios[max(0, len(ratios)-savedRatios):]})
+			}
+		}
+		for at, h := range m.heads {
+			s.Heads = append(s.Heads, savedHead{at[0], at[1], h.n, h.log})
+		}
+		if len(s.Cells) > 0 {
+			out = append(out, s)
+		}
+	}
+	return out
+}
+
+// load takes in what save wrote. Whether stated errors held is not carried
+// over: that counts from the daemon's start.
+func (c *calibration) load(dir string) error {
+	path := filepath.Join(dir, calibrationFile)
+	b, err := os.ReadFile(path)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	n := len(b) - 4
+	var models []savedModel
+	if n < 0 || crc32.ChecksumIEEE(b[:n]) != binary.LittleEndian.Uint32(b[n:]) {
+		return fmt.Errorf("%s: %w", path, tiers.ErrCorrupt)
+	}
+	if err := json.Unmarshal(b[:n], &models); err != nil {
+		return fmt.Errorf("%s: %w", path, err)
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, s := range models {
+		m := c.modelLocked(modelKey{string(s.Fingerprint), s.Profile})
+		for _, x := range s.Cells {
+			k := slices.Index(kindNames[:], x.Kind)
+			if k < 0 {
+				continue // of a build with other kinds
+			}
+			cell := &cell{}
+			for _, r := range x.Ratios {
+				cell.add(audited{ratio: r}, cellKept)
+				m.pools[k].add(r, poolKept)
+			}
+			m.cells[[2]int{x.Layer, k}] = cell
+		}
+		for _, h := range s.Heads {
+			m.heads[[2]int{h.Layer, h.Head}] = &headBias{h.Log, h.Audits}
+		}
+	}
+	return nil
+}
+
+var kindNames = func() (out [numKinds]string) {
+	for k := range out {
+		out[k] = kind(k).String()
+	}
+	return out
+}()
