@@ -36,10 +36,11 @@ type steering struct {
 	}
 }
 
-// difficulty is an exponential mean of log(raw error x share).
+// difficulty holds exponential means: of log(raw error x share), and of the
+// share of attention that sealed tokens get.
 type difficulty struct {
-	log float64
-	n   int
+	log, mass float64
+	n, calls  int // behind log, which answers from everything say nothing of, and behind mass
 }
 
 // learn takes in how a call went.
@@ -51,8 +52,8 @@ func (s *steering) learn(c *call) {
 	}
 	for h := range c.heads {
 		res := &c.heads[h]
-		if res.acc.Estimated == 0 {
-			continue // nothing is learned from what was read whole
+		if res.acc.Read == 0 {
+			continue // nothing sealed
 		}
 		at := [2]int{c.layer, h}
 		d := s.mu.heads[at]
@@ -60,9 +61,24 @@ func (s *steering) learn(c *call) {
 			d = &difficulty{}
 			s.mu.heads[at] = d
 		}
+		d.calls++
+		d.mass += (res.sealedMass() - d.mass) / float64(min(d.calls, memory))
+		if res.acc.Estimated == 0 {
+			continue
+		}
 		d.n++
 		d.log += (math.Log(float64(floored(res.acc.Error)*res.share)) - d.log) / float64(min(d.n, memory))
 	}
+}
+
+// sealedMass returns the share of a KV head's attention that sealed tokens get; half if nothing is known.
+func (s *steering) sealedMass(layer, head int) float64 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if d := s.mu.heads[[2]int{layer, head}]; d != nil {
+		return d.mass
+	}
+	return .5
 }
 
 // difficulty returns a KV head's.
@@ -78,7 +94,7 @@ func (s *steering) known(layer, head int) (float64, bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	d := s.mu.heads[[2]int{layer, head}]
-	if d == nil {
+	if d == nil || d.n == 0 {
 		return 0, false
 	}
 	return math.Exp(d.log), true
@@ -105,7 +121,7 @@ func (c *call) firstShares() []float32 {
 	for h := range difficulties {
 		difficulties[h] = c.seq.steering.difficulty(c.layer, h)
 	}
-	c.codec = c.storedErrors()
+	c.codec = c.storedErrors(func(head int) float64 { return c.seq.steering.sealedMass(c.layer, head) })
 	f, _ := c.seq.srv.calibration.factors(c.seq.key(), c.layer, c.kind())
 	for h, s := range sharesFor(difficulties, c.room()/float64(f.p95)) {
 		out[h] = min(out[h], max(leastShare, s))
@@ -138,15 +154,25 @@ func (c *call) room() float64 {
 	return math.Sqrt(max(0, float64(c.budget.target*c.budget.target-c.codec*c.codec)))
 }
 
-// storedErrors is what storedError says of the layer's heads, root mean square.
-func (c *call) storedErrors() float32 {
+// storedErrors is the error of the answer that comes from stored rows: what
+// storedError says of the layer's heads, as far as attention goes to sealed
+// tokens, root mean square.
+func (c *call) storedErrors(mass func(head int) float64) float32 {
 	segs := c.seq.srv.segmentsOf(c.st, c.layer, c.st.sealed())
 	sum2 := 0.
 	for h := range c.seq.spec.kvHeads {
-		e := float64(storedError(segs, h))
+		e := float64(storedError(segs, h)) * mass(h)
 		sum2 += e * e
 	}
 	return float32(math.Sqrt(sum2 / float64(c.seq.spec.kvHeads)))
+}
+
+// sealedMass is the share of attention that goes to sealed tokens, mean over rows.
+func (res *headResult) sealedMass() (mean float64) {
+	for i := range res.zone {
+		mean += 1 - math.Exp(float64(res.zone[i].LSE()-res.ps[i].LSE()))
+	}
+	return mean / float64(max(1, len(res.zone)))
 }
 
 // widen asks heads again, each with a greater share, until 95 % of such calls
@@ -154,6 +180,7 @@ func (c *call) storedErrors() float32 {
 func (c *call) widen(ctx context.Context) error {
 	for round := 1; ; round++ {
 		c.sum()
+		c.codec = c.storedErrors(func(head int) float64 { return c.heads[head].sealedMass() })
 		if math.Hypot(float64(c.stated.p95), float64(c.codec)) <= float64(c.budget.target) {
 			return nil
 		}

@@ -21,13 +21,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from kvtier.bench import corpora
 from kvtier.bench.reliability import Call, diagram
 from kvtier.bench.stats import wilson
 from kvtier.bench.stream import Stream, fill, record
+from kvtier.bf16 import from_bf16
 from kvtier.client import Client
 from kvtier.daemon import Daemon, DaemonError, find_daemon
+from kvtier.dense import dense_attention
 from kvtier.errors import KvtierError
 from kvtier.gguf_model import Model
 from kvtier.models import ModelNotFoundError, find_model
@@ -35,7 +38,7 @@ from kvtier.session import Session
 from kvtier.tokenizer import Tokenizer
 from kvtier.types import Budget
 
-__all__ = ["Row", "main", "run", "summarise"]
+__all__ = ["Answer", "Row", "main", "run", "summarise"]
 
 _MOST_GROUPS = 5
 
@@ -127,35 +130,79 @@ class _Auditor:
                 time.sleep(0.005)
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class Answer:
+    """One answer: its error against attention over the unquantised rows, mean over query heads."""
+
+    budget: str
+    layer: int
+    error: float
+    missed: bool
+    share_read: float
+
+
 def run(
     session: Session, stream: Stream, budgets: dict[str, Budget], positions: int, name: str
-) -> tuple[list[Call], dict[str, list[float]], int]:
+) -> tuple[list[Call], dict[str, list[float]], list[Answer]]:
     """Ask `positions` positions' queries under every budget.
 
-    Returns the audited calls, by budget the ratios of true to raw errors, and how many answers said
-    that they missed their target.
+    Returns the audited calls, by budget the ratios of true to raw errors, and all answers.
     """
     sequence_id = fill(session, stream, name)
     auditor = _Auditor(session.client)
     rows = stream.k[0].shape[0] - stream.prefix
     asked = np.unique(np.linspace(0, rows - 1, min(positions, rows)).astype(int))
-    missed = appended = 0
+    dense = [(from_bf16(k), from_bf16(v)) for k, v in zip(stream.k, stream.v, strict=True)]
+    answers: list[Answer] = []
+    appended, scale = 0, stream.spec.scale or stream.spec.head_dim**-0.5
     for done, at in enumerate(asked):
         position = stream.prefix + int(at)
         for layer in range(len(stream.layers)):
             fresh = slice(stream.prefix + appended, position + 1)
             session.append(sequence_id, layer, fresh.start, stream.k[layer][fresh], stream.v[layer][fresh])
         appended = int(at) + 1
+        exact = [
+            dense_attention(stream.q[layer][at : at + 1], k[: position + 1], v[: position + 1], position, scale)
+            for layer, (k, v) in enumerate(dense)
+        ]
         for label, budget in budgets.items():
             results = [
                 session.attend(sequence_id, layer, position, stream.q[layer][at : at + 1], budget=budget)
                 for layer in range(len(stream.layers))
             ]
-            missed += sum(result.account.target_missed for result in results)
+            answers += [
+                Answer(label, stream.layers[layer], _error(result.output, exact[layer]),
+                       result.account.target_missed, result.account.share_read)
+                for layer, result in enumerate(results)
+            ]  # fmt: skip
             auditor.collect(sum(result.account.tokens_estimated > 0 for result in results), label, stream.layers)
         print(f"\r  {name}: {done + 1}/{len(asked)} positions", end="", file=sys.stderr, flush=True)
     print(file=sys.stderr)
-    return auditor.calls, auditor.ratios, missed
+    return auditor.calls, auditor.ratios, answers
+
+
+def _error(output: NDArray[np.float32], exact: NDArray[np.float32]) -> float:
+    """Relative error of outputs [n, H, d], mean over n and H."""
+    norms = np.linalg.norm(exact, axis=-1)
+    return float((np.linalg.norm(output - exact, axis=-1) / np.maximum(norms, 1e-20)).mean())
+
+
+def _targets(answers: Sequence[Answer], budgets: dict[str, Budget]) -> list[dict[str, Any]]:
+    """How targets were kept, by target: against unquantised rows, the codec's error included."""
+    out = []
+    for label, budget in budgets.items():
+        chosen = [answer for answer in answers if answer.budget == label]
+        if not budget.target_error or not chosen:
+            continue
+        met = [answer for answer in chosen if not answer.missed]
+        kept = sum(answer.error <= budget.target_error for answer in met)
+        low, high = wilson(kept, len(met))
+        out.append({
+            "target": budget.target_error, "answers": len(chosen), "missed": len(chosen) - len(met),
+            "kept": kept / len(met) if met else None, "low": low, "high": high,
+            "share_read": float(np.mean([answer.share_read for answer in chosen])),
+        })  # fmt: skip
+    return out
 
 
 def _print(rows: Iterable[Row]) -> None:
@@ -202,7 +249,8 @@ def _measure(args: argparse.Namespace) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="kvtier-calibrate-") as folder:
         daemon = Daemon(find_daemon(args.daemon), Path(folder) / "data", flags)
         with daemon, daemon.session() as session:
-            calls, ratios, missed = run(session, stream, _budgets(args), args.positions, "calibrate")
+            budgets = _budgets(args)
+            calls, ratios, answers = run(session, stream, budgets, args.positions, "calibrate")
     if args.svg:
         args.svg.write_text(diagram(calls, f"{path.stem}, {source}"))
     return {
@@ -212,7 +260,10 @@ def _measure(args: argparse.Namespace) -> dict[str, Any]:
         "prefix": args.prefix,
         "skip": args.skip,
         "rows": [dataclasses.asdict(row) for row in summarise(calls, stream.layers)],
-        "targets_missed": missed,
+        "targets": _targets(answers, budgets),
+        "errors": {  # against unquantised rows
+            label: float(np.mean([answer.error for answer in answers if answer.budget == label])) for label in budgets
+        },
         "priors": {k: np.quantile(v, (np.arange(20) + 0.5) / 20).round(3).tolist() for k, v in ratios.items() if v},
     }
 
@@ -230,8 +281,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     print(f"{report['model']}, {report['text']}, {report['prefix']} tokens sealed")
     _print(Row(**row) for row in report["rows"])
-    if args.target:
-        print(f"  {report['targets_missed']} answers said that they missed their target")
+    for t in report["targets"]:
+        kept = "" if t["kept"] is None else f"; of the others {t['kept']:.3f} kept it ({t['low']:.3f}-{t['high']:.3f})"
+        print(f"  target {t['target']:g}, codec included: {t['missed']} of {t['answers']} answers said that they "
+              f"missed it{kept}; read {t['share_read']:.3f}")  # fmt: skip
     if args.priors:
         for budget, quantiles in report["priors"].items():
             print(f"  true over raw, {budget}: {', '.join(map(str, quantiles))}")
