@@ -48,9 +48,9 @@ func TestTargetIsMetOrMissed(t *testing.T) {
 		t.Errorf("target .5: %v", narrow)
 	}
 	// More is read for a smaller target.
-	wide := ask(t.Context(), target(.1, 0))
-	if wide.TargetMissed || !met(wide, .1) || wide.BytesRam+wide.BytesNvme <= narrow.BytesRam+narrow.BytesNvme {
-		t.Errorf("target .1: %v", wide)
+	wide := ask(t.Context(), target(.03, 0))
+	if wide.TargetMissed || !met(wide, .03) || wide.BytesRam+wide.BytesNvme <= narrow.BytesRam+narrow.BytesNvme {
+		t.Errorf("target .03: %v", wide)
 	}
 	// Under what the codec keeps, everything is read, and that is not enough.
 	if a := ask(t.Context(), target(1e-6, 0)); !a.TargetMissed || a.TokensEstimated != 0 {
