@@ -204,7 +204,9 @@ def rank(repository: Repository, watch: Watch, neutral: Watch | None) -> list[Fi
         heads = watch.heads(path) / watch.steps
         if neutral:
             heads = heads - scale * neutral.heads(path) / neutral.steps
-        files.append(FileAttention(path, len(source.ids), mass, watch.read(path), before, mass - before, float(heads.max())))
+        files.append(
+            FileAttention(path, len(source.ids), mass, watch.read(path), before, mass - before, float(heads.max()))
+        )
     return sorted(files, key=lambda file: -file.gain)
 
 
@@ -238,8 +240,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     question = len(tokenizer.encode(args.ask, add_bos=False))
     room = (args.tokens or CONTEXT.get(args.model, 8192)) - RESERVE - question - args.answer_tokens
     repository = Repository(sources, tokenizer, room, args.order)
-    print(f"{len(repository.kept)} of {len(sources)} files fit, {len(repository.ids):,} tokens; loading {model_path.name}",
-          file=sys.stderr, flush=True)  # fmt: skip
+    fit = f"{len(repository.kept)} of {len(sources)} files fit, {len(repository.ids):,} tokens"
+    print(f"{fit}; loading {model_path.name}", file=sys.stderr, flush=True)
     model = Model.load(model_path)
     with open_session(args, "codebase example") as session:
         worker = Worker(model, session, tokenizer)
@@ -284,21 +286,29 @@ def show(report: dict[str, Any], top: int) -> None:
     print(f"Context   {len(report['files_kept'])} files, {n:,} tokens, {report['model']}")
     if left:
         names = ", ".join(file["path"] for file in left[:4]) + (f" and {len(left) - 4} more" if len(left) > 4 else "")
-        print(f"Left out  {len(left)} files, {sum(file['tokens'] for file in left):,} tokens, for lack of room: {names}")
+        print(
+            f"Left out  {len(left)} files, {sum(file['tokens'] for file in left):,} tokens, for lack of room: {names}"
+        )
     if report["tokens_found"] == n:
         print(f"Reading   found in the daemon in {took:.2f} s; no token was read again")
     elif report["tokens_found"]:
         print(f"Reading   {report['tokens_found']:,} tokens were found in the daemon, the rest read in {took:.1f} s")
     else:
-        kept = "kept for the next run" if report["kept_until_next_run"] else "gone after this run: give --data to keep it"
+        kept = (
+            "kept for the next run" if report["kept_until_next_run"] else "gone after this run: give --data to keep it"
+        )
         print(f"Reading   {n:,} tokens in {took:.1f} s; {kept}")
     print(f"\nQuestion  {report['question']}\nAnswer    {report['answer'] or '(empty)'}")
     moved = costs["bytes_ram_per_step"] + costs["bytes_nvme_per_step"]
-    how = "from all that is stored" if costs["mode"] == "exact" else f"from {costs['share_read']:.0%} of the sealed bytes"
+    how = (
+        "from all that is stored" if costs["mode"] == "exact" else f"from {costs['share_read']:.0%} of the sealed bytes"
+    )
     print(f"Cost      each of {costs['answer_tokens']} tokens {how} ({size(moved)}), estimated error "
           f"{costs['estimated_error']:.3f}; first token after {costs['first_token_seconds']:.1f} s, then "
           f"{1e3 * costs['step_seconds']:.0f} ms each")  # fmt: skip
-    beyond = f', beyond what they receive when asked "{report["neutral_question"]}"' if report["neutral_question"] else ""
+    beyond = (
+        f', beyond what they receive when asked "{report["neutral_question"]}"' if report["neutral_question"] else ""
+    )
     print(f"\nFiles by the attention they received{beyond}")
     print(f"(means over {report['steps']} steps, {report['layers']} layers, {report['query_heads']} query heads)")
     _show_files(report, top)
@@ -340,7 +350,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--skip", action="append",
                         help="pattern of files to pass over; may be repeated (default: *_test.go *.pb.go)")  # fmt: skip
     parser.add_argument("--order", choices=("size", "path"), default="size",
-                        help="which files come first while there is room: the smallest, or by path (default: size)")  # fmt: skip
+                        help="which files come first while there is room: by size (the default), or path")  # fmt: skip
     parser.add_argument("--model", default="smollm2", help="smollm2, gemma3 or a GGUF file (default: smollm2)")
     parser.add_argument("--tokens", type=int, help="tokens of context (default: the model's, 8,192 or 32,768)")
     parser.add_argument("--answer-tokens", type=int, default=24, help="longest answer (default: 24)")

@@ -49,7 +49,9 @@ class Source:
 
     def line(self, number: int) -> str:
         """The text of a line, from 1; the heading for 0."""
-        return self.text.split(b"\n")[number - 1].decode("utf-8", "replace").strip() if number else f"=== {self.path} ==="
+        return (
+            self.text.split(b"\n")[number - 1].decode("utf-8", "replace").strip() if number else f"=== {self.path} ==="
+        )
 
 
 def find_sources(folder: Path, match: Sequence[str], skip: Sequence[str]) -> list[str]:

@@ -153,7 +153,10 @@ class Library:
 
     def _attended(self, fork: str, video: Video) -> tuple[list[Moment], float]:
         moments: dict[str, Moment] = {}
-        rest = [Moment(f"{max(0, len(video.shots) - TOP_SHOTS)} other shots", 0, 0, 0), Moment("the question itself", 0, 0, 0)]
+        rest = [
+            Moment(f"{max(0, len(video.shots) - TOP_SHOTS)} other shots", 0, 0, 0),
+            Moment("the question itself", 0, 0, 0),
+        ]
         weights: Counter[int] = Counter()
         for layer in range(LAYERS):
             explained = self.session.client.explain(fork, layer, top=64, top_spans=len(video.shots))
@@ -275,12 +278,14 @@ def show(report: dict[str, Any]) -> None:
     """Print a report for people."""
     n, took = report["tokens"], report["store_seconds"]
     geometry = f"{LAYERS} layers, {QUERY_HEADS} query heads, {KV_HEADS} KV heads of {HEAD_DIM}"
-    print(f"Video (synthetic)  {report['minutes']:g} min, {report['frames']:,} frames, {report['shots']} shots, {n:,} tokens")
+    frames = f"{report['minutes']:g} min, {report['frames']:,} frames, {report['shots']} shots"
+    print(f"Video (synthetic)  {frames}, {n:,} tokens")
     print(f"Attention          {geometry}; random projections with RoPE")
     if report["tokens_found"]:
         print(f"Stored             found by its content ids in {took:.1f} s, nothing was read again")
     else:
-        print(f"Stored             {n:,} tokens in {took:.1f} s, {report['tokens_sealed']:,} sealed in {size(report['stored_bytes'])}")
+        sealed = f"{report['tokens_sealed']:,} sealed in {size(report['stored_bytes'])}"
+        print(f"Stored             {n:,} tokens in {took:.1f} s, {sealed}")
     for look in report["looks"]:
         print(f"\n{look['question'].capitalize()}")
         rows = [["attention", "read", "estimated", "when"]]
@@ -293,8 +298,9 @@ def show(report: dict[str, Any]) -> None:
             rows.append([way, size(read), f"{read / max(1, a['bytes_full']):.1%}", size(a["bytes_ram"]),
                          size(a["bytes_nvme"]), f"{look[way + '_ms']:.0f} ms"])  # fmt: skip
         print(table(rows, right=(1, 2, 3, 4, 5)))
-        print(f"  the sparse output differs from the exact one by {look['error']:.1%} (the daemon said "
-              f"{look['sparse']['estimated_error']:.1%})")  # fmt: skip
+        a = look["sparse"]
+        said = f"the daemon said {a['estimated_error']:.1%}, and {a['codec_error']:.1%} for the codec"
+        print(f"  the sparse output differs from the exact one by {look['error']:.1%} ({said})")
     print("\nNVMe is read in blocks of 4 KiB, so that a sparse query moves more from there than it asks for.")
     print("\nThe event's question again: where its bytes come from")
     print(table(report["ram"], right=(1, 2, 3, 4)))
