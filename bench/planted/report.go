@@ -1,8 +1,10 @@
 package planted
 
 import (
+	"fmt"
 	"math"
 	"slices"
+	"strings"
 
 	"kvtier/attention"
 )
@@ -72,8 +74,9 @@ type Strong struct {
 	Unread int     `json:"unread"`
 }
 
-// add sums up what a method made of all questions, by task.
-func (rep *Report) add(m method, questions []*question, outcomes []*outcome) {
+// add sums up what a method made of all questions, by task, and says it in short.
+func (rep *Report) add(m method, questions []*question, outcomes []*outcome) string {
+	var short []string
 	for _, t := range Tasks {
 		var of []*outcome
 		for i, qu := range questions {
@@ -82,9 +85,14 @@ func (rep *Report) add(m method, questions []*question, outcomes []*outcome) {
 			}
 		}
 		if len(of) > 0 {
-			rep.Rows = append(rep.Rows, summarise(m, t, of))
+			r := summarise(m, t, of)
+			rep.Rows = append(rep.Rows, r)
+			if r.Right > 0 {
+				short = append(short, fmt.Sprintf("%s %.0f%% of %d", t, 100*r.Retention, r.Right))
+			}
 		}
 	}
+	return strings.Join(short, ", ")
 }
 
 func summarise(m method, t Task, of []*outcome) Row {

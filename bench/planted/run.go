@@ -58,12 +58,11 @@ func Run(ctx context.Context, o Options, budgets []float64, comparators bool, sa
 	}
 	rep := h.report(questions)
 	for _, m := range s.methods(budgets, comparators) {
-		say("%s at %g", m.name, m.budget)
 		outcomes, err := s.try(ctx, m, questions)
 		if err != nil {
 			return nil, fmt.Errorf("%s at %g: %w", m.name, m.budget, err)
 		}
-		rep.add(m, questions, outcomes)
+		say("%s at %g: %s", m.name, m.budget, rep.add(m, questions, outcomes))
 	}
 	return rep, nil
 }
