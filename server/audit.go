@@ -151,8 +151,7 @@ func (a *auditor) stats() (s auditStats) {
 	if a.mu.notes.total == 0 {
 		return s
 	}
-	newest := a.mu.notes.inOrder()
-	newest = newest[max(0, len(newest)-auditRecent):]
+	newest := a.mu.notes.newest(auditRecent)
 	errors := make([]float64, len(newest))
 	held := 0
 	for i, n := range newest {
@@ -171,7 +170,7 @@ func (a *auditor) stats() (s auditStats) {
 // list returns the newest audits after a number, at most limit (0: auditRecent), from the oldest to the newest.
 func (a *auditor) list(sequence string, after uint64, limit int) []*kvtierv1.Audit {
 	a.mu.Lock()
-	all := a.mu.notes.inOrder()
+	all := a.mu.notes.newest(int(min(auditKept, a.mu.notes.total-min(after, a.mu.notes.total))))
 	a.mu.Unlock()
 	all = slices.DeleteFunc(all, func(n *kvtierv1.Audit) bool {
 		return n.Number <= after || sequence != "" && n.SequenceId != sequence

@@ -24,7 +24,7 @@ const (
 	// While a layer has few audits, those of the model's other layers and the
 	// prior stand in: as standIn audits at first, as none once it has ownEnough.
 	standIn   = 20
-	ownEnough = 100
+	ownEnough = 40
 	// rawFloor keeps the ratio of tiny errors finite.
 	rawFloor = 2e-4
 	// maxModels bounds what clients' fingerprints can make the daemon keep.
@@ -91,9 +91,14 @@ func (r *ring[T]) add(x T, keep int) {
 	r.next = (r.next + 1) % keep
 }
 
-// inOrder returns the values from the oldest to the newest.
-func (r *ring[T]) inOrder() []T {
-	return append(slices.Clone(r.values[r.next:]), r.values[:r.next]...)
+// newest returns the newest n values, or all, from the oldest to the newest.
+func (r *ring[T]) newest(n int) []T {
+	n = min(n, len(r.values))
+	out := make([]T, n)
+	for i := range out {
+		out[i] = r.values[(r.next+len(r.values)-n+i)%len(r.values)]
+	}
+	return out
 }
 
 // audited is one audit as calibration keeps it.
@@ -180,18 +185,21 @@ func (c *calibration) factors(key modelKey, layer int, k kind) (factors, int) {
 	defer c.mu.Unlock()
 	m := c.modelLocked(key)
 	at := [2]int{layer, int(k)}
-	x := m.cells[at]
-	if x == nil {
-		x = &cell{}
-		m.cells[at] = x
+	if m.cells[at] == nil {
+		m.cells[at] = &cell{}
 	}
-	pool := &m.pools[k]
+	return m.factorsOf(at), len(m.cells[at].values)
+}
+
+// factorsOf computes the factors of a cell anew if audits came in.
+func (m *modelErrors) factorsOf(at [2]int) factors {
+	x, pool := m.cells[at], &m.pools[at[1]]
 	// A layer with few audits follows the pool, though not each audit of it.
 	stale := len(x.values) < ownEnough && pool.total > x.pooled+x.pooled/16
 	if x.now == (factors{}) || x.seen != x.total || stale {
-		x.now, x.seen, x.pooled = fit(x.values, pool.values, k), x.total, pool.total
+		x.now, x.seen, x.pooled = fit(x.values, pool.values, kind(at[1])), x.total, pool.total
 	}
-	return x.now, len(x.values)
+	return x.now
 }
 
 func floored(raw float32) float32 { return max(raw, rawFloor) }
@@ -290,7 +298,7 @@ func (c *calibration) layers() []*kvtierv1.LayerCalibration {
 			if len(x.values) == 0 {
 				continue
 			}
-			f := fit(x.values, m.pools[at[1]].values, kind(at[1]))
+			f := m.factorsOf(at)
 			l := &kvtierv1.LayerCalibration{Fingerprint: []byte(key.fingerprint), Profile: kvtierv1.Profile(key.profile), Layer: uint32(at[0]),
 				Budget: kind(at[1]).String(), Audits: uint32(len(x.values)), FactorMedian: f.median, FactorP95: f.p95}
 			l.Coverage, l.StatedOverTrue = held(x.values)

@@ -19,7 +19,7 @@ import (
 // before; a crash loses the audits since.
 const (
 	calibrationFile = "calibration.json"
-	savedRatios     = ownEnough
+	savedRatios     = 100
 	saveEvery       = 1024 // audits
 )
 
@@ -58,11 +58,11 @@ func (c *calibration) saved() []savedModel {
 		s := savedModel{Fingerprint: []byte(key.fingerprint), Profile: key.profile}
 		for at, x := range m.cells {
 			var ratios []float32
-			for _, a := range x.inOrder() {
+			for _, a := range x.newest(savedRatios) {
 				ratios = append(ratios, a.ratio)
 			}
 			if len(ratios) > 0 {
-				s.Cells = append(s.Cells, savedCell{at[0], kind(at[1]).String(), ratios[max(0, len(ratios)-savedRatios):]})
+				s.Cells = append(s.Cells, savedCell{at[0], kind(at[1]).String(), ratios})
 			}
 		}
 		for at, h := range m.heads {

@@ -56,7 +56,8 @@ const headsAtOnce = 8
 func (c *call) answer(ctx context.Context) ([]attention.Partial, error) {
 	sp := c.seq.spec
 	c.heads = make([]headResult, sp.kvHeads)
-	if c.shares == nil {
+	again := c.shares == nil // what was answered before is answered as it was
+	if again {
 		c.shares = c.firstShares()
 	}
 	for h := range c.heads {
@@ -66,7 +67,7 @@ func (c *call) answer(ctx context.Context) ([]attention.Partial, error) {
 		return nil, err
 	}
 	if c.budget.mode == kvtierv1.AttendMode_ATTEND_MODE_TARGET && sp.window[c.layer] == 0 {
-		if err := c.widen(ctx); err != nil {
+		if err := c.widen(ctx, again); err != nil {
 			return nil, err
 		}
 	}

@@ -176,23 +176,27 @@ func (res *headResult) sealedMass() (mean float64) {
 }
 
 // widen asks heads again, each with a greater share, until 95 % of such calls
-// err less than the target, as far as the limits allow.
-func (c *call) widen(ctx context.Context) error {
+// err less than the target, as far as the limits allow; none if again is not
+// set: then it only says whether the target is met.
+func (c *call) widen(ctx context.Context, again bool) error {
 	for round := 1; ; round++ {
 		c.sum()
 		c.codec = c.storedErrors(func(head int) float64 { return c.heads[head].sealedMass() })
 		if math.Hypot(float64(c.stated.p95), float64(c.codec)) <= float64(c.budget.target) {
 			return nil
 		}
-		again := c.wider(round)
-		if len(again) == 0 || !c.timeFor(ctx, again) {
+		var more map[int]float32
+		if again {
+			more = c.wider(round)
+		}
+		if len(more) == 0 || !c.timeFor(ctx, more) {
 			c.missed = true
 			return nil
 		}
-		for h, s := range again {
+		for h, s := range more {
 			c.heads[h].share = s
 		}
-		if err := c.ask(ctx, func(h int) bool { return again[h] > 0 }); err != nil {
+		if err := c.ask(ctx, func(h int) bool { return more[h] > 0 }); err != nil {
 			return err
 		}
 	}

@@ -127,7 +127,7 @@ class _Auditor:
             if audits:
                 patience = time.monotonic() + 10
             else:
-                time.sleep(0.005)
+                time.sleep(0.02)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
