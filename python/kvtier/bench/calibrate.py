@@ -38,7 +38,7 @@ from kvtier.session import Session
 from kvtier.tokenizer import Tokenizer
 from kvtier.types import Budget
 
-__all__ = ["Answer", "Row", "main", "run", "summarise"]
+__all__ = ["Answer", "Row", "main", "report_of", "run", "summarise"]
 
 _MOST_GROUPS = 5
 
@@ -244,21 +244,26 @@ def _measure(args: argparse.Namespace) -> dict[str, Any]:
     ids = corpora.token_ids(Tokenizer.from_gguf(path), text, args.prefix + args.rows, args.skip)
     model = Model.load(path)
     print(f"Reading {len(ids)} tokens with {path.name}", file=sys.stderr)
-    stream = record(model, ids, args.prefix)
-    flags = ["--read-all", "0", "--audit", "1", *args.daemon_flag]
-    with tempfile.TemporaryDirectory(prefix="kvtier-calibrate-") as folder:
-        daemon = Daemon(find_daemon(args.daemon), Path(folder) / "data", flags)
-        with daemon, daemon.session() as session:
-            budgets = _budgets(args)
-            calls, ratios, answers = run(session, stream, budgets, args.positions, "calibrate")
+    report, calls = report_of(
+        record(model, ids, args.prefix), _budgets(args), args.positions, find_daemon(args.daemon), args.daemon_flag
+    )
     if args.svg:
         args.svg.write_text(diagram(calls, f"{path.stem}, {source}"))
     return {
-        "model": path.name,
-        "text": source,
-        "text_sha256": corpora.digest(text),
-        "prefix": args.prefix,
-        "skip": args.skip,
+        "model": path.name, "text": source, "text_sha256": corpora.digest(text), "skip": args.skip, **report
+    }  # fmt: skip
+
+
+def report_of(
+    stream: Stream, budgets: dict[str, Budget], positions: int, daemon_binary: Path, flags: Sequence[str]
+) -> tuple[dict[str, Any], list[Call]]:
+    """Ask a fresh daemon, with further `flags`, and sum up. Returns the report and its calls."""
+    with tempfile.TemporaryDirectory(prefix="kvtier-calibrate-") as folder:
+        daemon = Daemon(daemon_binary, Path(folder) / "data", ["--read-all", "0", "--audit", "1", *flags])
+        with daemon, daemon.session() as session:
+            calls, ratios, answers = run(session, stream, budgets, positions, "calibrate")
+    report = {
+        "prefix": stream.prefix,
         "rows": [dataclasses.asdict(row) for row in summarise(calls, stream.layers)],
         "targets": _targets(answers, budgets),
         "errors": {  # against unquantised rows
@@ -266,6 +271,7 @@ def _measure(args: argparse.Namespace) -> dict[str, Any]:
         },
         "priors": {k: np.quantile(v, (np.arange(20) + 0.5) / 20).round(3).tolist() for k, v in ratios.items() if v},
     }
+    return report, calls
 
 
 def main(argv: Sequence[str] | None = None) -> int:
