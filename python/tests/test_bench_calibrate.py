@@ -11,7 +11,7 @@ import pytest
 from kvtier import Budget
 from kvtier.bench.calibrate import run, summarise
 from kvtier.bench.reliability import Call, diagram
-from kvtier.bench.stream import Stream
+from kvtier.bench.recorded import Stream
 from kvtier.bf16 import to_bf16
 from kvtier.daemon import Daemon, find_daemon
 from kvtier.types import ModelSpec

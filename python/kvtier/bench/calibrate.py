@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from kvtier.bench import corpora
 from kvtier.bench.reliability import Call, diagram
 from kvtier.bench.stats import wilson
-from kvtier.bench.stream import Stream, fill, record
+from kvtier.bench.recorded import Stream, fill, record
 from kvtier.bf16 import from_bf16
 from kvtier.client import Client
 from kvtier.daemon import Daemon, DaemonError, find_daemon
