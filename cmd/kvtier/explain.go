@@ -77,7 +77,7 @@ func explainTable(w io.Writer, e *kvtierv1.ExplainResponse) {
 		{"tokens", fmt.Sprintf("%s exact, %s scanned, %s read, %s estimated (sums over KV heads)",
 			count(acc.GetTokensExact()), count(acc.GetTokensScanned()), count(acc.GetTokensRead()), count(acc.GetTokensEstimated()))},
 		{"pages", fmt.Sprintf("%s of %s scored", count(e.GetPagesScored()), count(e.GetPagesTotal()))},
-		{"leaves", fmt.Sprintf("%s scored, %s scanned, %s refined", count(e.GetLeavesScored()), count(e.GetLeavesScanned()), count(e.GetLeavesRefined()))},
+		{"leaves", fmt.Sprintf("%s read at half a bit, %s at 1, %s at 5", count(e.GetLeavesScored()), count(e.GetLeavesScanned()), count(e.GetLeavesRefined()))},
 		{"values", count(e.GetValuesRead()) + " read"},
 		{"bytes", fmt.Sprintf("%s of %s (%s): %s from RAM, %s from NVMe; exact zone %s",
 			size.Format(moved), size.Format(acc.GetBytesFull()), percent(moved, acc.GetBytesFull()),

@@ -1139,16 +1139,17 @@ func (x *ExplainSpan) GetMassEstimated() float32 {
 }
 
 type ExplainResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Position      uint64                 `protobuf:"varint,1,opt,name=position,proto3" json:"position,omitempty"`
-	Account       *Account               `protobuf:"bytes,2,opt,name=account,proto3" json:"account,omitempty"`
-	PagesTotal    uint64                 `protobuf:"varint,3,opt,name=pages_total,json=pagesTotal,proto3" json:"pages_total,omitempty"`
-	PagesScored   uint64                 `protobuf:"varint,4,opt,name=pages_scored,json=pagesScored,proto3" json:"pages_scored,omitempty"`
-	LeavesScored  uint64                 `protobuf:"varint,5,opt,name=leaves_scored,json=leavesScored,proto3" json:"leaves_scored,omitempty"`
-	LeavesScanned uint64                 `protobuf:"varint,6,opt,name=leaves_scanned,json=leavesScanned,proto3" json:"leaves_scanned,omitempty"`
-	LeavesRefined uint64                 `protobuf:"varint,7,opt,name=leaves_refined,json=leavesRefined,proto3" json:"leaves_refined,omitempty"`
-	ValuesRead    uint64                 `protobuf:"varint,8,opt,name=values_read,json=valuesRead,proto3" json:"values_read,omitempty"`
-	Heads         []*ExplainHead         `protobuf:"bytes,9,rep,name=heads,proto3" json:"heads,omitempty"`
+	state       protoimpl.MessageState `protogen:"open.v1"`
+	Position    uint64                 `protobuf:"varint,1,opt,name=position,proto3" json:"position,omitempty"`
+	Account     *Account               `protobuf:"bytes,2,opt,name=account,proto3" json:"account,omitempty"`
+	PagesTotal  uint64                 `protobuf:"varint,3,opt,name=pages_total,json=pagesTotal,proto3" json:"pages_total,omitempty"`
+	PagesScored uint64                 `protobuf:"varint,4,opt,name=pages_scored,json=pagesScored,proto3" json:"pages_scored,omitempty"`
+	// Leaves of which half a bit a channel of the keys was read, 1 bit, and 5 bits.
+	LeavesScored  uint64         `protobuf:"varint,5,opt,name=leaves_scored,json=leavesScored,proto3" json:"leaves_scored,omitempty"`
+	LeavesScanned uint64         `protobuf:"varint,6,opt,name=leaves_scanned,json=leavesScanned,proto3" json:"leaves_scanned,omitempty"`
+	LeavesRefined uint64         `protobuf:"varint,7,opt,name=leaves_refined,json=leavesRefined,proto3" json:"leaves_refined,omitempty"`
+	ValuesRead    uint64         `protobuf:"varint,8,opt,name=values_read,json=valuesRead,proto3" json:"values_read,omitempty"`
+	Heads         []*ExplainHead `protobuf:"bytes,9,rep,name=heads,proto3" json:"heads,omitempty"`
 	// Labelled spans, largest mass first.
 	Spans []*ExplainSpan `protobuf:"bytes,10,rep,name=spans,proto3" json:"spans,omitempty"`
 	// Share of the attention that tokens in no labelled span received, mean over the query heads.
