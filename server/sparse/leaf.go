@@ -61,8 +61,11 @@ func noise(q, step []float32, levels []uint8) (sum float32) {
 		}
 		sum += part * compress.KeyNoise[l]
 	}
-	return sum
+	return min(sum, mostNoise)
 }
+
+// mostNoise keeps what is computed from noise finite, whatever bins were stored.
+const mostNoise = 1e4
 
 // leaf is 16 tokens whose keys are read in part.
 type leaf struct {

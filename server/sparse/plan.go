@@ -21,18 +21,16 @@ func scannedPages(share float32, b body) int {
 
 // body counts what the segments of a query hold.
 type body struct {
-	pages, leaves, groups, stored float64
-	always                        float64 // bytes that every query reads
-	full                          float64 // bytes of everything at 4 bits
-	d                             int
+	pages, groups float64
+	always        float64 // bytes that every query reads
+	full          float64 // bytes of everything at 4 bits
+	d             int
 }
 
 func (b *body) add(v seal.View) {
 	b.d = v.D
 	b.pages += float64(v.Pages())
-	b.leaves += float64(v.Leaves())
 	b.groups += float64(v.StepGroups())
-	b.stored += float64(v.Stored())
 	b.full += float64(v.BytesAt4Bits())
 	b.always += lines(2*attention.MeansBytes(v.Pages(), v.D)) + lines(compress.KeyOrderBytes(v.D))
 	keys := compress.KeyPlaneBytes(v.D)

@@ -63,7 +63,6 @@ type page struct {
 // token is a candidate for reading its value.
 type token struct {
 	seg, place int
-	leaf       int // index in run.leaves
 	log        []float32
 	read       bool
 }

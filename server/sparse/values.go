@@ -23,7 +23,7 @@ func (u *run) readValues() error {
 			for r := range log {
 				log[r] = x.log[r][t]
 			}
-			u.tokens = append(u.tokens, token{seg: x.seg, place: x.place + t, leaf: i, log: log})
+			u.tokens = append(u.tokens, token{seg: x.seg, place: x.place + t, log: log})
 			rank = append(rank, u.valueGain(x, t))
 		}
 	}
