@@ -46,12 +46,14 @@ def test_both_paths_agree(start_daemon: Callable[..., Daemon], tokens: int, budg
     rng = np.random.default_rng(2)
     with daemon.session() as fast, daemon.session(fast_path="") as slow:
         assert fast.uses_fast_path and not slow.uses_fast_path
-        sequence, _, _ = fill(fast, tokens)
-        fast.flush(sequence, seal=True)
+        # A sequence each: what a target's first answer taught of one would change the second's course.
+        ours, theirs = fill(fast, tokens)[0], fill(slow, tokens)[0]
+        fast.flush(ours, seal=True)
+        slow.flush(theirs, seal=True)
         for layer in range(SPEC.layers):
             q = rows(rng, 1, 8)
-            one = fast.attend(sequence, layer, tokens - 1, q, budget=budget)
-            two = slow.attend(sequence, layer, tokens - 1, q, budget=budget)
+            one = fast.attend(ours, layer, tokens - 1, q, budget=budget)
+            two = slow.attend(theirs, layer, tokens - 1, q, budget=budget)
             assert np.array_equal(one.output, two.output) and np.array_equal(one.lse, two.lse)
             for field in ("tokens_exact", "tokens_read", "tokens_estimated", "bytes_sealed", "bytes_full", "mode"):
                 assert getattr(one.account, field) == getattr(two.account, field)
