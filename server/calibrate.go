@@ -272,19 +272,25 @@ func fit(own []audited, pool []float32, k kind) factors {
 }
 
 // quantile is the conformal one: the call that comes next is one more of the
-// sample, of unknown rank, so that of n equal weights the ceil((n+1)p)-th value
-// covers a share of at least p (V. Vovk et al., Algorithmic Learning in a Random
-// World, 2005). Where the sample is too small for that, its largest value stands in.
+// sample, of unknown rank, so that of n equal weights the (n+1)p-th value covers
+// a share of p (V. Vovk et al., Algorithmic Learning in a Random World, 2005).
+// Between two ranks it is interpolated: the next rank would cover too much, by up
+// to 1/(n+1). Where the sample is too small, its largest value stands in.
 func quantile(sorted []weighted, p float64) float64 {
 	total := 1.
 	for _, x := range sorted {
 		total += x.weight
 	}
 	sum := 0.
-	for _, x := range sorted {
-		if sum += x.weight; sum >= p*total-1e-9 {
+	for i, x := range sorted {
+		if sum += x.weight; sum < p*total-1e-9 {
+			continue
+		}
+		if i == 0 {
 			return x.ratio
 		}
+		below := sorted[i-1].ratio
+		return x.ratio - (x.ratio-below)*min(1, (sum-p*total)/x.weight)
 	}
 	return sorted[len(sorted)-1].ratio
 }

@@ -91,7 +91,7 @@ func TestCalibrationPoolsAndForgets(t *testing.T) {
 	}
 }
 
-// The quantile is the ceil((n+1)p)-th value, and the largest where there are too few.
+// The quantile is the (n+1)p-th value, and the largest where there are too few.
 func TestConformalRank(t *testing.T) {
 	values := func(n int) (out []weighted) {
 		for i := range n {
@@ -99,9 +99,12 @@ func TestConformalRank(t *testing.T) {
 		}
 		return out
 	}
-	for _, x := range []struct{ n, want int }{{1, 1}, {18, 18}, {19, 19}, {20, 20}, {39, 38}, {99, 95}, {199, 190}} {
-		if got := quantile(values(x.n), .95); got != float64(x.want) {
-			t.Errorf("of %d values: %v, not %d", x.n, got, x.want)
+	for _, x := range []struct {
+		n    int
+		want float64
+	}{{1, 1}, {18, 18}, {19, 19}, {20, 19.95}, {39, 38}, {50, 48.45}, {99, 95}, {199, 190}} {
+		if got := quantile(values(x.n), .95); math.Abs(got-x.want) > 1e-6 {
+			t.Errorf("of %d values: %v, not %v", x.n, got, x.want)
 		}
 	}
 }

@@ -8,12 +8,12 @@ import (
 
 // A budget by share is divided among a model's full-attention layers and KV
 // heads, so that the mean stays what was asked for and the sum of squared
-// errors is least: with errors of c/share a head gets a share in proportion to
-// c^(2/3) (docs/decisions/0008-divided-budgets.md). The division is made when a
+// errors is least: with errors of c/share^1.4 a head gets a share in
+// proportion to c^.53 (docs/decisions/0008-divided-budgets.md). The division is made when a
 // step asks the first such layer, and holds for the step.
 
 const (
-	divideExponent = 2. / 3
+	divideExponent = 2 / (1 + 2*falls)
 	// mostMoved bounds a head's share, as a multiple or a part of what was asked for.
 	mostMoved = 3
 )

@@ -9,16 +9,21 @@ import (
 	kvtierv1 "kvtier/proto/kvtier/v1"
 )
 
-// A head's raw error falls with the share that is read about as c/share on both
-// measured models (docs/decisions/0007-stated-errors.md). c is the head's
+// A head's raw error falls with the share that is read about as c/share^1.4, on
+// both measured models (docs/decisions/0007-stated-errors.md). c is the head's
 // difficulty: it says where a target's first answer begins, which heads are
 // asked again, and how a budget is divided among layers and heads.
 
 const (
 	// memory is how many queries a difficulty remembers.
 	memory = 16
+	// falls is the power of the share with which errors fall.
+	falls = 1.4
 	// startDifficulty is that of a head that was not asked yet.
-	startDifficulty = .008
+	startDifficulty = .004
+	// A first answer aims below the goal by so much that most queries, which
+	// differ, need no second one; the second knows its query.
+	firstAim, nextAim = .7, .9
 	// leastShare is where summaries and outliers, which every query reads, leave
 	// something for the choice; mostShare is where reading in part no longer pays.
 	leastShare, mostShare = .08, .6
@@ -36,7 +41,7 @@ type steering struct {
 	}
 }
 
-// difficulty holds exponential means: of log(raw error x share), and of the
+// difficulty holds exponential means: of log(raw error x share^falls), and of the
 // share of attention that sealed tokens get.
 type difficulty struct {
 	log, mass float64
@@ -67,8 +72,13 @@ func (s *steering) learn(c *call) {
 			continue
 		}
 		d.n++
-		d.log += (math.Log(float64(floored(res.acc.Error)*res.share)) - d.log) / float64(min(d.n, memory))
+		d.log += (math.Log(difficultyOf(res)) - d.log) / float64(min(d.n, memory))
 	}
+}
+
+// difficultyOf returns what an answer shows of its head.
+func difficultyOf(res *headResult) float64 {
+	return float64(floored(res.acc.Error)) * math.Pow(float64(res.share), falls)
 }
 
 // sealedMass returns the share of a KV head's attention that sealed tokens get; half if nothing is known.
@@ -123,24 +133,24 @@ func (c *call) firstShares() []float32 {
 	}
 	c.codec = c.storedErrors(func(head int) float64 { return c.seq.steering.sealedMass(c.layer, head) })
 	f, _ := c.seq.srv.calibration.factors(c.seq.key(), c.layer, c.kind())
-	for h, s := range sharesFor(difficulties, c.room()/float64(f.p95)) {
+	for h, s := range sharesFor(difficulties, firstAim*c.room()/float64(f.p95)) {
 		out[h] = min(out[h], max(leastShare, s))
 	}
 	return out
 }
 
 // sharesFor returns the shares, least in sum, at which heads of these
-// difficulties have that raw error in the mean: heads get the root of their
-// difficulty. The goal is undercut a little, since asking again costs more.
+// difficulties have that raw error in the mean: in proportion to the
+// difficulty's power of 1/(1+falls).
 func sharesFor(difficulties []float64, goal float64) []float32 {
-	roots := 0.
-	for _, d := range difficulties {
-		roots += math.Sqrt(d)
-	}
-	const undercut = .9
 	out := make([]float32, len(difficulties))
+	mean := 0.
+	for _, d := range difficulties {
+		mean += math.Pow(d, 1/(1+falls)) / float64(len(out))
+	}
+	factor := math.Pow(mean/max(goal, 1e-9), 1/falls)
 	for h, d := range difficulties {
-		s := math.Sqrt(d) * roots / float64(len(out)) / max(goal*undercut, 1e-9)
+		s := factor * math.Pow(d, 1/(1+falls))
 		if s > mostShare {
 			s = 1
 		}
@@ -207,11 +217,13 @@ func (c *call) wider(round int) map[int]float32 {
 	limit := c.share()
 	difficulties := make([]float64, len(c.heads))
 	for h := range c.heads {
-		difficulties[h] = float64(c.heads[h].acc.Error * c.heads[h].share) // 0 if read whole
+		if c.heads[h].acc.Estimated > 0 {
+			difficulties[h] = difficultyOf(&c.heads[h])
+		}
 	}
 	room := c.room()
 	goal := room * float64(c.acc.Error) / max(float64(c.stated.p95), 1e-9)
-	want := sharesFor(difficulties, goal)
+	want := sharesFor(difficulties, nextAim*goal)
 	again := map[int]float32{}
 	for h := range c.heads {
 		if c.heads[h].acc.Estimated == 0 {
