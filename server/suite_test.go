@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"math"
 	"math/rand/v2"
 	"net"
@@ -127,7 +128,7 @@ func (p *grpcPath) attend(ctx context.Context, _ *kvtierv1.ModelSpec, r *kvtierv
 	if err == nil {
 		err = st.Send(&kvtierv1.AttendStreamRequest{Request: r})
 	}
-	if err != nil {
+	if err != nil && !errors.Is(err, io.EOF) { // EOF: the stream has ended, Recv says why
 		return nil, fromStatus(err)
 	}
 	defer func() { _ = st.CloseSend() }()
