@@ -45,6 +45,27 @@ type Piece struct {
 // Range is a run of bytes inside a piece.
 type Range struct{ Off, Len int }
 
+// LineSize is a cache line, in bytes: the unit in which reading from RAM is counted.
+const LineSize = 64
+
+// LineBytes is how many bytes of cache lines ranges touch. A line that ends one
+// range and begins the next counts once.
+func LineBytes(ranges []Range) int {
+	lines, last := 0, -1
+	for _, r := range ranges {
+		if r.Len == 0 {
+			continue
+		}
+		first, to := r.Off/LineSize, (r.Off+r.Len-1)/LineSize
+		if first == last {
+			first++
+		}
+		lines += to - first + 1
+		last = to
+	}
+	return lines * LineSize
+}
+
 // Request asks for ranges of a piece. No ranges means the whole piece.
 type Request struct {
 	Header *Header

@@ -16,9 +16,6 @@ import (
 	"kvtier/tiers/seal"
 )
 
-// lineBytes is a cache line, the unit in which the RAM tier counts.
-const lineBytes = 64
-
 // Tier holds segments whole. Its methods are safe for concurrent use.
 type Tier struct {
 	mu struct {
@@ -95,37 +92,26 @@ func (t *Tier) Pin(ctx context.Context, reqs []tiers.Request) ([]tiers.Pin, tier
 		if len(ranges) == 0 {
 			ranges = []tiers.Range{{Len: len(whole)}}
 		}
-		views, lines, err := cut(whole, ranges)
+		views, err := cut(whole, ranges)
 		if err != nil {
 			return nil, tiers.Moved{}, fmt.Errorf("memtier: pin %v, head %d, %v: %w", r.Header.ID, r.Head, r.Plane, err)
 		}
-		moved.RAM += int64(lines) * lineBytes
-		pins[i] = tiers.NewPin(views, lines*lineBytes, func(float32) { t.live.Add(-1) })
+		lines := tiers.LineBytes(ranges)
+		moved.RAM += int64(lines)
+		pins[i] = tiers.NewPin(views, lines, func(float32) { t.live.Add(-1) })
 	}
 	t.live.Add(int64(len(pins)))
 	return pins, moved, nil
 }
 
-// cut returns the ranges of b and how many cache lines they touch. A line that
-// ends one range and begins the next counts once.
-func cut(b []byte, ranges []tiers.Range) (views [][]byte, lines int, err error) {
-	views = make([][]byte, 0, len(ranges))
-	last := -1
+// cut returns the ranges of b.
+func cut(b []byte, ranges []tiers.Range) ([][]byte, error) {
+	views := make([][]byte, 0, len(ranges))
 	for _, r := range ranges {
 		if r.Off < 0 || r.Len < 0 || r.Off > len(b) || r.Len > len(b)-r.Off {
-			return nil, 0, fmt.Errorf("range %d+%d outside %d bytes", r.Off, r.Len, len(b))
+			return nil, fmt.Errorf("range %d+%d outside %d bytes", r.Off, r.Len, len(b))
 		}
-		end := r.Off + r.Len
-		views = append(views, b[r.Off:end:end])
-		if r.Len == 0 {
-			continue
-		}
-		first, to := r.Off/lineBytes, (end-1)/lineBytes
-		if first == last {
-			first++
-		}
-		lines += to - first + 1
-		last = to
+		views = append(views, b[r.Off:r.Off+r.Len:r.Off+r.Len])
 	}
-	return views, lines, nil
+	return views, nil
 }

@@ -40,12 +40,6 @@ func (u *run) estimatePage(p *page) {
 // did better; taking out of the mean what was read magnifies its rounding, and
 // measured no better.
 func (u *run) estimateLeaves() {
-	read := make(map[[2]int]bool, len(u.tokens))
-	for _, t := range u.tokens {
-		if t.read {
-			read[[2]int{t.seg, t.place}] = true
-		}
-	}
 	for i := range u.leaves {
 		x := &u.leaves[i]
 		s, at := u.segs[x.seg], u.pages[x.page].i
@@ -54,7 +48,7 @@ func (u *run) estimateLeaves() {
 			e.n = 0
 			e.mass[r], e.ruled[r] = -inf, -inf
 			for t, l := range log {
-				if read[[2]int{x.seg, x.place + t}] {
+				if x.read[t] {
 					continue
 				}
 				e.n++

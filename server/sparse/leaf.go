@@ -75,15 +75,19 @@ type leaf struct {
 	group    int // of steps
 	planes   [][]byte
 	log      [][]float32 // [rows][n], log weights of its tokens
+	// square holds mean squares of the shares of the softmax that its tokens may
+	// have, as far as their keys are known: [rows][n].
+	square [][]float32
+	read   [tiers.LeafTokens]bool // tokens whose values were read
 }
 
 func (u *run) newLeaf(at, l int) leaf {
 	p := &u.pages[at]
 	v := u.segs[p.seg].view
 	x := leaf{page: at, seg: p.seg, i: l, place: l * tiers.LeafTokens, n: v.LeafTokens(l), group: v.StepGroup(l)}
-	all := make([]float32, u.rows*x.n)
-	for ; len(all) > 0; all = all[x.n:] {
-		x.log = append(x.log, all[:x.n])
+	all := make([]float32, 2*u.rows*x.n)
+	for ; len(all) > 0; all = all[2*x.n:] {
+		x.log, x.square = append(x.log, all[:x.n]), append(x.square, all[x.n:2*x.n])
 	}
 	return x
 }
@@ -108,6 +112,7 @@ func (u *run) scoreLeaf(x *leaf) {
 		raise := attention.Mass(1, 0, noise[r])
 		for t := range log {
 			log[t] = raise + attention.Softcap(rest+attention.Dot(q[:known], keys[t*d:t*d+known]), u.q.Softcap)
+			x.square[r][t] = meanSquare(log[t]-u.total[r], noise[r])
 		}
 	}
 }

@@ -51,26 +51,6 @@ func lines(n int) float64 {
 	if n == 0 {
 		return 0
 	}
-	const line = 64
-	align := min(n&-n, line)
-	return float64(n - align + line)
-}
-
-// lineBytes is how many bytes of cache lines ranges touch; a line that ends one
-// range and begins the next counts once.
-func lineBytes(ranges []tiers.Range) int {
-	const line = 64
-	n, last := 0, -1
-	for _, r := range ranges {
-		if r.Len == 0 {
-			continue
-		}
-		first, end := r.Off/line, (r.Off+r.Len-1)/line
-		if first == last {
-			first++
-		}
-		n += end - first + 1
-		last = end
-	}
-	return n * line
+	align := min(n&-n, tiers.LineSize)
+	return float64(n - align + tiers.LineSize)
 }

@@ -53,7 +53,6 @@ type segmentRun struct {
 type page struct {
 	seg, i  int
 	n       int       // tokens
-	score   []float32 // [rows], of its mean key
 	mass    []float32 // [rows], estimated log mass
 	rank    []float32 // [rows], log weight by which it is ranked
 	scatter []float32 // [rows], mean square of its values' distance from their mean, over the output's square
@@ -61,11 +60,7 @@ type page struct {
 }
 
 // token is a candidate for reading its value.
-type token struct {
-	seg, place int
-	log        []float32
-	read       bool
-}
+type token struct{ leaf, t int } // index in run.leaves, and in the leaf
 
 func newRun(ctx context.Context, r Reader, segments []Segment, part []int, q Query, share float32, tr *Trace) *run {
 	d := segments[part[0]].Header.HeadDim
@@ -122,9 +117,9 @@ func (u *run) pin(reqs []tiers.Request) ([]tiers.Pin, error) {
 	u.acc.Moved.Add(moved)
 	for i, r := range reqs {
 		if len(r.Ranges) == 0 {
-			u.left -= float64(lineBytes([]tiers.Range{{Len: len(pins[i].Ranges[0])}}))
+			u.left -= float64(tiers.LineBytes([]tiers.Range{{Len: len(pins[i].Ranges[0])}}))
 		} else {
-			u.left -= float64(lineBytes(r.Ranges))
+			u.left -= float64(tiers.LineBytes(r.Ranges))
 		}
 	}
 	return pins, nil
@@ -196,15 +191,14 @@ func (u *run) scorePages() error {
 
 func (u *run) scorePage(seg, i int) page {
 	s := u.segs[seg]
-	x := make([]float32, 5*u.rows)
+	x := make([]float32, 4*u.rows)
 	next := func() (row []float32) {
 		row, x = x[:u.rows], x[u.rows:]
 		return row
 	}
-	p := page{seg: seg, i: i, n: s.view.PageTokens(i), score: next(), mass: next(), rank: next(), scatter: next(), far: next()}
+	p := page{seg: seg, i: i, n: s.view.PageTokens(i), mass: next(), rank: next(), scatter: next(), far: next()}
 	for r := range u.rows {
-		p.score[r] = s.keys.Score(i, u.row(r))
-		score, spread := attention.Softcap(p.score[r], u.q.Softcap), s.keys.Spread(i)*u.norm2[r]
+		score, spread := attention.Softcap(s.keys.Score(i, u.row(r)), u.q.Softcap), s.keys.Spread(i)*u.norm2[r]
 		p.mass[r] = attention.Mass(p.n, score, spread)
 		p.rank[r] = attention.Presence(p.n, score, spread)
 	}

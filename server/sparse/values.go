@@ -1,8 +1,6 @@
 package sparse
 
 import (
-	"slices"
-
 	"kvtier/attention"
 	"kvtier/compress"
 	"kvtier/tiers"
@@ -17,13 +15,8 @@ func (u *run) readValues() error {
 		if len(x.planes) < 2 {
 			continue
 		}
-		all := make([]float32, x.n*u.rows)
 		for t := range x.n {
-			log := all[t*u.rows : (t+1)*u.rows : (t+1)*u.rows]
-			for r := range log {
-				log[r] = x.log[r][t]
-			}
-			u.tokens = append(u.tokens, token{seg: x.seg, place: x.place + t, log: log})
+			u.tokens = append(u.tokens, token{i, t})
 			rank = append(rank, u.valueGain(x, t))
 		}
 	}
@@ -56,19 +49,17 @@ func (u *run) affordable(rank []float32) []int {
 
 func (u *run) valueCost(tokens []int) (bytes float64) {
 	for seg, t := range u.bySegment(tokens) {
-		bytes += float64(lineBytes(u.valueRanges(seg, t)))
+		bytes += float64(tiers.LineBytes(u.valueRanges(seg, t)))
 	}
 	return bytes
 }
 
-// bySegment divides tokens by segment, in order of place.
+// bySegment divides tokens by segment; in order of index they are in order of place.
 func (u *run) bySegment(tokens []int) [][]int {
 	out := make([][]int, len(u.segs))
 	for _, c := range tokens {
-		out[u.tokens[c].seg] = append(out[u.tokens[c].seg], c)
-	}
-	for _, t := range out {
-		slices.SortFunc(t, func(a, b int) int { return u.tokens[a].place - u.tokens[b].place })
+		seg := u.leaves[u.tokens[c].leaf].seg
+		out[seg] = append(out[seg], c)
 	}
 	return out
 }
@@ -78,10 +69,13 @@ func (u *run) bySegment(tokens []int) [][]int {
 func (u *run) valueRanges(seg int, tokens []int) []tiers.Range {
 	out := make([]tiers.Range, 2*len(tokens))
 	for i, c := range tokens {
-		out[i], out[len(tokens)+i] = u.segs[seg].view.ValueRanges(u.tokens[c].place)
+		out[i], out[len(tokens)+i] = u.segs[seg].view.ValueRanges(u.place(u.tokens[c]))
 	}
 	return out
 }
+
+// place returns where a token is stored.
+func (u *run) place(t token) int { return u.leaves[t.leaf].place + t.t }
 
 // fetch reads the values of the chosen tokens and adds them to the partials.
 func (u *run) fetch(chosen []int) error {
@@ -94,16 +88,17 @@ func (u *run) fetch(chosen []int) error {
 	v := make([]float32, u.d)
 	return u.each(tiers.PlaneV4, ranges, func(seg int, b [][]byte) error {
 		for i, c := range bySeg[seg] {
-			t := &u.tokens[c]
-			t.read = true
+			t := u.tokens[c]
+			x := &u.leaves[t.leaf]
+			x.read[t.t] = true
 			compress.UnpackValue(v, b[i], b[len(bySeg[seg])+i], nil, u.d)
 			for r := range u.rows {
-				u.rot[r].Add(t.log[r], v)
+				u.rot[r].Add(x.log[r][t.t], v)
 				if u.tr.Token != nil {
-					u.tr.Token(r, u.segs[seg].index, t.place, t.log[r], Read)
+					u.tr.Token(r, u.segs[seg].index, u.place(t), x.log[r][t.t], Read)
 				}
 			}
-			u.segs[seg].received += u.share(func(r int) float32 { return t.log[r] })
+			u.segs[seg].received += u.share(func(r int) float32 { return x.log[r][t.t] })
 		}
 		return nil
 	})

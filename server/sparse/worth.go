@@ -52,14 +52,19 @@ func (u *run) judge() {
 	}
 }
 
-// keyGain is the error that the leaf's next plane of keys takes away.
+// keyGain is the error that a plane of keys takes away once so many planes of
+// the leaf are read.
 func (u *run) keyGain(x *leaf, planes int) (gain float32) {
 	p, noise := &u.pages[x.page], &u.segs[x.seg].codes.noise[x.group]
 	for r := range u.rows {
 		now, next := noise[planes-1][r], noise[planes][r]
 		var sum float32
-		for _, l := range x.log[r] {
-			sum += meanSquare(l-u.total[r], now)
+		for t, l := range x.log[r] {
+			if planes == len(x.planes) {
+				sum += x.square[r][t]
+			} else {
+				sum += meanSquare(l-u.total[r], now)
+			}
 		}
 		gain += p.far[r] * sum * (1 - exp(next-now))
 	}
@@ -68,9 +73,9 @@ func (u *run) keyGain(x *leaf, planes int) (gain float32) {
 
 // valueGain is the error that reading a token's value takes away.
 func (u *run) valueGain(x *leaf, t int) (gain float32) {
-	p, noise := &u.pages[x.page], &u.segs[x.seg].codes.noise[x.group]
+	p := &u.pages[x.page]
 	for r := range u.rows {
-		gain += p.scatter[r] * meanSquare(x.log[r][t]-u.total[r], noise[len(x.planes)-1][r])
+		gain += p.scatter[r] * x.square[r][t]
 	}
 	return gain
 }

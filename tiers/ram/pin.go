@@ -8,8 +8,6 @@ import (
 	"kvtier/tiers"
 )
 
-const lineBytes = 64
-
 // Pin returns ranges of the pieces that are held. One lock serves the whole
 // batch, and neighbouring requests of one segment share a look-up.
 func (t *Tier) Pin(ctx context.Context, reqs []tiers.Request) ([]tiers.Pin, error) {
@@ -48,16 +46,19 @@ func (t *Tier) Pin(ctx context.Context, reqs []tiers.Request) ([]tiers.Pin, erro
 		}
 		e.refs.Add(1)
 		hits++
-		lines := 0
+		moved := 0
 		if len(r.Ranges) == 0 {
-			lines = (len(e.whole[0]) + lineBytes - 1) / lineBytes
-			pins[i] = tiers.NewPin(e.whole[:], lines*lineBytes, e.release)
+			moved = tiers.LineBytes([]tiers.Range{{Len: len(e.whole[0])}})
+			pins[i] = tiers.NewPin(e.whole[:], moved, e.release)
 		} else {
 			from := len(views)
-			views, lines = cut(views, e.whole[0], r.Ranges)
-			pins[i] = tiers.NewPin(views[from:len(views):len(views)], lines*lineBytes, e.release)
+			for _, x := range r.Ranges {
+				views = append(views, e.whole[0][x.Off:x.Off+x.Len:x.Off+x.Len])
+			}
+			moved = tiers.LineBytes(r.Ranges)
+			pins[i] = tiers.NewPin(views[from:len(views):len(views)], moved, e.release)
 		}
-		read += int64(lines) * lineBytes
+		read += int64(moved)
 	}
 	t.mu.RUnlock()
 	t.hits.Add(hits)
@@ -71,26 +72,6 @@ func (t *Tier) missedLocked(r *tiers.Request) {
 	if rand.Uint32()%missShare == 0 {
 		t.policy.touch(pieceKey(r.Header.ID, r.Head, r.Plane))
 	}
-}
-
-// cut appends the ranges of b to views and counts the cache lines they touch.
-// A line that ends one range and begins the next counts once.
-func cut(views [][]byte, b []byte, ranges []tiers.Range) ([][]byte, int) {
-	lines, last := 0, -1
-	for _, r := range ranges {
-		end := r.Off + r.Len
-		views = append(views, b[r.Off:end:end])
-		if r.Len == 0 {
-			continue
-		}
-		first, to := r.Off/lineBytes, (end-1)/lineBytes
-		if first == last {
-			first++
-		}
-		lines += to - first + 1
-		last = to
-	}
-	return views, lines
 }
 
 // check says whether a request names a piece of its segment and lies inside it.
