@@ -22,6 +22,16 @@ func NewPartials(n, d int) []Partial {
 	return ps
 }
 
+// ClonePartials returns independent copies.
+func ClonePartials(ps []Partial) []Partial {
+	out := make([]Partial, len(ps))
+	for i, p := range ps {
+		p.Out = append([]float32(nil), p.Out...)
+		out[i] = p
+	}
+	return out
+}
+
 // Add takes in weight exp(score) at value v [d]. With the log of a summed mass
 // as score and a mean as v it takes in many tokens at once.
 func (p *Partial) Add(score float32, v []float32) {

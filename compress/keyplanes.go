@@ -259,13 +259,6 @@ func UnpackKeys(dst []float32, d int, lines []uint8, s KeySteps, planes ...[]byt
 	return known
 }
 
-// UnpackKeyCodes reconstructs row-major 8-bit codes [n][d], as KeyCodes writes them.
-func UnpackKeyCodes(dst []float32, codes []uint8, d int, s KeySteps) {
-	for ; len(codes) >= d; codes, dst = codes[d:], dst[d:] {
-		dequantise(dst[:d], codes, s.Lo, s.Step, levels)
-	}
-}
-
 // dequantise places codes half a known bin above their lower ends; of 2-bit
 // bins it shrinks the distance to the centre, 128 bins above Lo.
 func dequantise(dst []float32, codes []uint8, lo, step []float32, level int) {

@@ -185,15 +185,22 @@ func (c *calibration) factors(key modelKey, layer int, k kind) (factors, int) {
 	defer c.mu.Unlock()
 	m := c.modelLocked(key)
 	at := [2]int{layer, int(k)}
-	if m.cells[at] == nil {
-		m.cells[at] = &cell{}
+	return m.factorsOf(at), len(m.cell(at).values)
+}
+
+// cell returns what is known of a layer under a kind of budget.
+func (m *modelErrors) cell(at [2]int) *cell {
+	x := m.cells[at]
+	if x == nil {
+		x = &cell{}
+		m.cells[at] = x
 	}
-	return m.factorsOf(at), len(m.cells[at].values)
+	return x
 }
 
 // factorsOf computes the factors of a cell anew if audits came in.
 func (m *modelErrors) factorsOf(at [2]int) factors {
-	x, pool := m.cells[at], &m.pools[at[1]]
+	x, pool := m.cell(at), &m.pools[at[1]]
 	// A layer with few audits follows the pool, though not each audit of it.
 	stale := len(x.values) < ownEnough && pool.total > x.pooled+x.pooled/16
 	if x.now == (factors{}) || x.seen != x.total || stale {
@@ -209,12 +216,8 @@ func (c *calibration) add(key modelKey, layer int, k kind, raw, stated, truth fl
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	m := c.modelLocked(key)
-	at := [2]int{layer, int(k)}
-	if m.cells[at] == nil {
-		m.cells[at] = &cell{}
-	}
 	r := truth / floored(raw)
-	m.cells[at].add(audited{r, stated, truth}, cellKept)
+	m.cell([2]int{layer, int(k)}).add(audited{r, stated, truth}, cellKept)
 	m.pools[k].add(r, poolKept)
 }
 

@@ -157,7 +157,7 @@ func (c *call) head(ctx context.Context, head int, res *headResult) error {
 	if sp.window[c.layer] > 0 {
 		return nil
 	}
-	res.ps = clonePartials(res.zone)
+	res.ps = attention.ClonePartials(res.zone)
 	return c.sealed(ctx, head, q, res)
 }
 
@@ -247,15 +247,6 @@ func storedError(segs []sparse.Segment, head int) float32 {
 		}
 	}
 	return sum / float32(max(1, len(segs)))
-}
-
-func clonePartials(ps []attention.Partial) []attention.Partial {
-	out := make([]attention.Partial, len(ps))
-	for i, p := range ps {
-		p.Out = append([]float32(nil), p.Out...)
-		out[i] = p
-	}
-	return out
 }
 
 func (c *call) account(total time.Duration) *kvtierv1.Account {

@@ -63,19 +63,6 @@ func (h *Haystack) dense(q []float32, peaks []int) *truth {
 	return out
 }
 
-// relativeError returns |got - want| / |want|.
-func relativeError(got []float32, want []float64) float64 {
-	var diff, norm float64
-	for i, w := range want {
-		e := float64(got[i]) - w
-		diff, norm = diff+e*e, norm+w*w
-	}
-	if norm == 0 {
-		return 0
-	}
-	return math.Sqrt(diff / norm)
-}
-
 func narrow(x []float64) []float32 {
 	out := make([]float32, len(x))
 	for i, v := range x {

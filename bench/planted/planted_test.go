@@ -11,6 +11,7 @@ import (
 	"testing"
 
 	"kvtier/attention"
+	"kvtier/bench/stats"
 	"kvtier/compress"
 	"kvtier/tiers"
 )
@@ -242,7 +243,7 @@ func TestMethods(t *testing.T) {
 			t.Fatal(err)
 		}
 		for r, tr := range qu.truth {
-			if e := relativeError(a.out[r], tr.out); e > 1e-3 {
+			if e := stats.RelativeError(a.out[r], tr.out); e > 1e-3 {
 				t.Errorf("%s of all tokens: an error of %g", name, e)
 			}
 			if e := math.Abs(float64(a.lse[r]) - tr.lse); e > 1e-3 {
@@ -324,14 +325,5 @@ func TestBadOptions(t *testing.T) {
 	}
 	if _, err := Run(context.Background(), options(), []float64{2}, true, nil); err == nil {
 		t.Error("a budget of 2 was taken")
-	}
-}
-
-func TestWilson(t *testing.T) {
-	if got := wilson(1, 10); math.Abs(got[0]-.7225) > 1e-3 || got[1] != 1 {
-		t.Errorf("10 of 10: %v", got)
-	}
-	if got := wilson(.5, 100); math.Abs(got[0]-.4038) > 1e-3 || math.Abs(got[1]-.5962) > 1e-3 {
-		t.Errorf("50 of 100: %v", got)
 	}
 }

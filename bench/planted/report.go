@@ -7,6 +7,7 @@ import (
 	"strings"
 
 	"kvtier/attention"
+	"kvtier/bench/stats"
 )
 
 // Report is what one context showed.
@@ -133,7 +134,7 @@ func summarise(m method, t Task, of []*outcome) Row {
 	}
 	if r.Right > 0 {
 		r.Retention = right / float64(r.Right)
-		r.RetentionCI = wilson(r.Retention, r.Right)
+		r.RetentionCI[0], r.RetentionCI[1] = stats.Wilson(r.Retention, r.Right)
 	}
 	if peaks > 0 {
 		r.PlantedRead = peaksRead / peaks
@@ -162,14 +163,6 @@ func meanHops(of []*outcome) []float64 {
 		}
 	}
 	return out
-}
-
-// wilson is the 95 % interval of a share p of n (Wilson 1927).
-func wilson(p float64, n int) [2]float64 {
-	const z = 1.959964
-	k := z * z / float64(n)
-	mid, half := p+k/2, z*math.Sqrt(p*(1-p)/float64(n)+k/4/float64(n))
-	return [2]float64{min(p, max(0, (mid-half)/(1+k))), max(p, min(1, (mid+half)/(1+k)))}
 }
 
 func mean(x []float64) (s float64) {

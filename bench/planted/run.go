@@ -6,6 +6,8 @@ import (
 	"slices"
 
 	"golang.org/x/sync/errgroup"
+
+	"kvtier/bench/stats"
 )
 
 // outcome is what one method made of one question.
@@ -146,7 +148,7 @@ func (s *sealed) take(o *outcome, a *answer, qu *question) {
 		}
 	}
 	for r, t := range qu.truth {
-		o.actual += relativeError(a.out[r], t.out) / float64(len(qu.truth))
+		o.actual += stats.RelativeError(a.out[r], t.out) / float64(len(qu.truth))
 	}
 }
 
@@ -171,7 +173,7 @@ func (s *sample) peaksOf(entry int) []int {
 
 // look measures row r of an answer.
 func (o *outcome) look(a *answer, r int, t *truth, peaks []int) {
-	o.errors = append(o.errors, relativeError(a.out[r], t.out))
+	o.errors = append(o.errors, stats.RelativeError(a.out[r], t.out))
 	e := float64(a.lse[r]) - t.lse
 	o.lse = append(o.lse, max(e, -e))
 	for i, p := range peaks {

@@ -11,6 +11,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"kvtier/bench/stats"
 	"kvtier/tiers"
 )
 
@@ -185,7 +186,7 @@ func measureLayer(ctx context.Context, file string, chosen []method, o Options) 
 // take adds one answer.
 func (t *tally) take(layer string, h *headContext, x *question, a *answer) {
 	for r := range x.rows {
-		e := relativeError(a.out[r], x.out[r])
+		e := stats.RelativeError(a.out[r], x.out[r])
 		t.errs = append(t.errs, e)
 		t.byLayer[layer] = append(t.byLayer[layer], e)
 		t.kl = append(t.kl, divergence(a.weight[r], x.weight[r]))
@@ -239,18 +240,6 @@ func (t *tally) result(method string, share float64) Result {
 	return r
 }
 
-func relativeError(got []float32, want []float64) float64 {
-	var diff, norm float64
-	for i, w := range want {
-		e := float64(got[i]) - w
-		diff, norm = diff+e*e, norm+w*w
-	}
-	if norm == 0 {
-		return 0
-	}
-	return math.Sqrt(diff / norm)
-}
-
 // divergence is KL(a || truth): finite also for answers that leave tokens out.
 func divergence(a, truth []float64) (kl float64) {
 	for t, w := range a {
@@ -275,17 +264,9 @@ func quantiles(x []float64) Quantiles {
 	return Quantiles{Mean: sum / float64(len(x)), P50: at(.5), P95: at(.95), P99: at(.99), Max: x[len(x)-1]}
 }
 
-// bounded adds Wilson's interval (1927) of the unread share.
+// bounded adds the interval of the unread share.
 func (s Strong) bounded() Strong {
-	if s.Tokens == 0 {
-		s.High = 1
-		return s
-	}
-	const z = 1.96
-	n, p := float64(s.Tokens), s.Share()
-	centre := (p + z*z/(2*n)) / (1 + z*z/n)
-	half := z * math.Sqrt(p*(1-p)/n+z*z/(4*n*n)) / (1 + z*z/n)
-	s.Low, s.High = max(0, centre-half), min(1, centre+half)
+	s.Low, s.High = stats.Wilson(s.Share(), s.Tokens)
 	return s
 }
 

@@ -69,7 +69,7 @@ func at4Bits(s sparse.Segment) sparse.Segment {
 }
 
 func viaSparse(ctx context.Context, h *headContext, x *question, b sparse.Budget, segs []sparse.Segment) (*answer, error) {
-	ps := clonePartials(x.zone)
+	ps := attention.ClonePartials(x.zone)
 	a := newAnswer(x)
 	logs := make([][]float64, x.rows)
 	for r := range logs {
@@ -137,7 +137,7 @@ func selecting(choose choice) func(context.Context, *headContext, *question, flo
 	return func(_ context.Context, h *headContext, x *question, share float64) (*answer, error) {
 		tokens := choose(h, x, share*float64(h.bodyK4V4))
 		d := h.d.Dim
-		ps, a := clonePartials(x.zone), newAnswer(x)
+		ps, a := attention.ClonePartials(x.zone), newAnswer(x)
 		a.ram = int64(share * float64(h.bodyK4V4)) // it was given, and has used, that much
 		a.disk = a.ram
 		logs := make([][]float64, x.rows)
@@ -162,13 +162,4 @@ func selecting(choose choice) func(context.Context, *headContext, *question, flo
 		h.finish(a, x, ps, logs)
 		return a, nil
 	}
-}
-
-func clonePartials(ps []attention.Partial) []attention.Partial {
-	out := make([]attention.Partial, len(ps))
-	for i, p := range ps {
-		p.Out = append([]float32(nil), p.Out...)
-		out[i] = p
-	}
-	return out
 }
