@@ -20,8 +20,8 @@ const (
 
 // Order is how n tokens are stored: index of the token at each place. The
 // first Body places are grouped: page after page, leaf after leaf. The outliers
-// follow; if there are any, the body is whole pages. Only the last page and
-// leaf of all may be short.
+// follow, their first leaf being drains; if there are any, the body is whole
+// pages. Only the last page and leaf of all may be short.
 type Order struct {
 	Tokens []int
 	Body   int
@@ -29,9 +29,12 @@ type Order struct {
 
 // Arrange groups keys [n][d] by balanced recursive bisection in the metric:
 // each half is split along its principal direction, refined by two-means and
-// cut at the median, down to pages and then leaves. The tokens least like
-// their leaf are outliers, which are grouped among themselves. seed makes it repeatable.
-func Arrange(keys []float32, d int, m *Metric, seed uint64) Order {
+// cut at the median, down to pages and then leaves. Outliers are grouped among
+// themselves: the tokens least like their leaf, and before them the drains, those of the smallest
+// values. A head that finds nothing to say attends to such tokens: their weights
+// are large, and every error of them counts (docs/decisions/0010-drains.md).
+// seed makes it repeatable.
+func Arrange(keys, values []float32, d int, m *Metric, seed uint64) Order {
 	n := len(keys) / d
 	x := m.Apply(centred(keys, d))
 	b := &bisector{x: x, d: d, rng: rand.New(rand.NewPCG(seed, 0x6b76)), proj: make([]float32, n)}
@@ -43,14 +46,22 @@ func Arrange(keys []float32, d int, m *Metric, seed uint64) Order {
 		b.split(all, LeafTokens)
 		return Order{Tokens: all, Body: n}
 	}
+	count := n - wholePages(n)
+	for t := range b.proj {
+		b.proj[t] = Norm2(values[t*d : (t+1)*d])
+	}
+	all, drains := b.setApart(all, min(LeafTokens, count))
 	b.split(all, LeafTokens)
-	body, out := b.setApart(all, n-wholePages(n))
+	for i := 0; i < len(all); i += LeafTokens {
+		b.fromMean(all[i:min(i+LeafTokens, len(all))])
+	}
+	body, out := b.setApart(all, count-len(drains))
 	b.split(body, PageTokens)
 	for i := 0; i < len(body); i += PageTokens {
 		b.split(body[i:min(i+PageTokens, len(body))], LeafTokens)
 	}
 	b.split(out, LeafTokens)
-	return Order{Tokens: append(body, out...), Body: len(body)}
+	return Order{Tokens: slices.Concat(body, drains, out), Body: len(body)}
 }
 
 // wholePages is how many of n tokens are grouped when outliers are set apart.
@@ -162,20 +173,19 @@ func (b *bisector) sort(tokens []int) {
 	})
 }
 
-// setApart takes the count tokens farthest from their leaf's mean out of
-// tokens, which are ordered by leaf. Both results are in token order.
-func (b *bisector) setApart(tokens []int, count int) (body, out []int) {
-	for i := 0; i < len(tokens); i += LeafTokens {
-		leaf := tokens[i:min(i+LeafTokens, len(tokens))]
-		mean := b.mean(leaf)
-		for _, t := range leaf {
-			delta := sub(b.row(t), mean)
-			b.proj[t] = -Dot(delta, delta)
-		}
+// fromMean places the tokens of a leaf by how near they are to its mean, the farthest first.
+func (b *bisector) fromMean(leaf []int) {
+	mean := b.mean(leaf)
+	for _, t := range leaf {
+		b.proj[t] = -Norm2(sub(b.row(t), mean))
 	}
-	far := slices.Clone(tokens)
-	b.sort(far)
-	out, body = far[:count:count], slices.Clone(far[count:])
+}
+
+// setApart takes the first count tokens by position along the current
+// direction out. Both results are in token order.
+func (b *bisector) setApart(tokens []int, count int) (body, out []int) {
+	b.sort(tokens)
+	out, body = slices.Clone(tokens[:count]), slices.Clone(tokens[count:])
 	slices.Sort(out)
 	slices.Sort(body)
 	return body, out

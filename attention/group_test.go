@@ -25,8 +25,9 @@ func TestArrange(t *testing.T) {
 			}
 		}
 		m := NewQuerySum(d).Metric()
-		o := Arrange(keys, d, m, 7)
-		if !slices.Equal(o.Tokens, Arrange(keys, d, m, 7).Tokens) {
+		values := randn(rng, n*d, 1)
+		o := Arrange(keys, values, d, m, 7)
+		if !slices.Equal(o.Tokens, Arrange(keys, values, d, m, 7).Tokens) {
 			t.Fatalf("n %d: not repeatable", n)
 		}
 		outliers := 0
@@ -36,12 +37,28 @@ func TestArrange(t *testing.T) {
 		if o.Body != n-outliers || len(o.Tokens) != n {
 			t.Fatalf("n %d: body %d of %d places", n, o.Body, len(o.Tokens))
 		}
+		drainsAreSmallest(t, o, values, d)
 		sorted := slices.Clone(o.Tokens)
 		slices.Sort(sorted)
 		for i, x := range sorted {
 			if i != x {
 				t.Fatalf("n %d: no permutation", n)
 			}
+		}
+	}
+}
+
+// The outliers' first leaf holds the tokens of the smallest values.
+func drainsAreSmallest(t *testing.T, o Order, values []float32, d int) {
+	t.Helper()
+	out := o.Tokens[o.Body:]
+	drains := out[:min(LeafTokens, len(out))]
+	norm := func(x int) float32 { return Norm2(values[x*d : (x+1)*d]) }
+	all := slices.Clone(o.Tokens)
+	slices.SortFunc(all, func(i, j int) int { return cmp.Compare(norm(i), norm(j)) })
+	for _, x := range drains {
+		if norm(x) > norm(all[len(drains)-1]) {
+			t.Fatalf("n %d: token %d is no drain", len(o.Tokens), x)
 		}
 	}
 }
@@ -59,8 +76,8 @@ func TestArrangeGroups(t *testing.T) {
 			axpy(keys[t*d:(t+1)*d], 1, centres[t%31*d:(t%31+1)*d])
 		}
 	}
-	o := Arrange(keys, d, NewQuerySum(d).Metric(), 1)
-	for _, x := range o.Tokens[o.Body:] {
+	o := Arrange(keys, randn(rng, n*d, 1), d, NewQuerySum(d).Metric(), 1)
+	for _, x := range o.Tokens[o.Body+LeafTokens:] {
 		if x%32 != 5 {
 			t.Errorf("token %d is no outlier", x)
 		}
@@ -329,7 +346,7 @@ func BenchmarkArrange(b *testing.B) {
 			s.Add(randn(rng, d*d, 1))
 			m := s.Metric()
 			for b.Loop() {
-				Arrange(keys, d, m, 1)
+				Arrange(keys, keys, d, m, 1)
 			}
 		})
 	}

@@ -46,6 +46,19 @@ func (m Means) put(u int, x []float32, spread func([]float32) float32) {
 	putBF16(meta[2:], bf16Up(float32(sum/float64(len(x)/d))))
 }
 
+// Deviations returns the rows x [n][d] less the means of their units of so many rows.
+func Deviations(x []float32, d, unit int) []float32 {
+	out := make([]float32, 0, len(x))
+	for ; len(x) > 0; x = x[min(unit*d, len(x)):] {
+		rows := x[:min(unit*d, len(x))]
+		mean := Mean(rows, d)
+		for i := 0; i < len(rows); i += d {
+			out = append(out, sub(rows[i:i+d], mean)...)
+		}
+	}
+	return out
+}
+
 // ParseMeans reads what PackMeans wrote; ok is false if b has another size.
 func ParseMeans(b []byte, d, units int) (m Means, ok bool) {
 	if len(b) != MeansBytes(units, d) {

@@ -46,6 +46,9 @@ func (p *Partial) Add(score float32, v []float32) {
 // AddMass takes in weight exp(score) without a value: a learned attention sink.
 func (p *Partial) AddMass(score float32) { p.Sum += float64(p.weight(score)) }
 
+// Shift moves the output by exp(score) v, without taking in any weight.
+func (p *Partial) Shift(score float32, v []float32) { axpy(p.Out, p.weight(score), v) }
+
 // weight returns exp(score - Max), after raising Max if score is above it.
 func (p *Partial) weight(score float32) float32 {
 	if score > p.Max {

@@ -25,7 +25,7 @@ const (
 	// pieceAlign is the alignment of pieces inside a part: a cache line.
 	pieceAlign = 64
 
-	formatVersion = 2
+	formatVersion = 3
 	headerMagic   = "KVTIERSG"
 )
 
@@ -51,6 +51,7 @@ type Plane uint8
 // The planes, in the order in which an image holds them: what is read first lies first.
 const (
 	PlanePages  Plane = iota // mean keys and mean values of pages
+	PlaneMap                 // how values deviate from their page's mean if keys do
 	PlaneOrder               // position of each stored token
 	PlaneSteps               // order of the bits of keys; lower ends and widths of their bins
 	PlaneK1                  // the bits of keys that scores depend on most, half a bit a channel
@@ -58,6 +59,7 @@ const (
 	PlaneK3                  // the next bits: with them 2 bits a channel
 	PlaneK4                  // the next bits: with them 5 bits a channel
 	PlaneV4                  // value scales and the high 4 bits of the value codes
+	PlaneDrains              // the last bits of the drains' key and value codes
 	PlaneSinks               // the sequence's first tokens, unquantised
 	PlaneWindow              // a sliding-window layer's last rows, unquantised
 	PlaneKX                  // lossless keys
@@ -70,8 +72,8 @@ const (
 // KeyPlanes are the planes of the key codes, in the order in which they are read.
 var KeyPlanes = [5]Plane{PlaneK1, PlaneK2, PlaneK3, PlaneK4, PlaneK8}
 
-var planeNames = [NumPlanes]string{"pages", "order", "steps", "k1", "k2",
-	"k3", "k4", "v4", "sinks", "window", "kx", "vx", "k8", "v8"}
+var planeNames = [NumPlanes]string{"pages", "map", "order", "steps", "k1", "k2",
+	"k3", "k4", "v4", "drains", "sinks", "window", "kx", "vx", "k8", "v8"}
 
 func (p Plane) String() string {
 	if p < NumPlanes {

@@ -36,7 +36,8 @@ func (u *run) estimatePage(p *page) {
 }
 
 // estimateLeaves lets the tokens whose keys were scanned, but whose values were
-// not read, stand by the mean value of their page. Mean values of leaves hardly
+// not read, stand by the mean value of their page and by what their keys say of
+// how they deviate from it. Mean values of leaves hardly
 // did better; taking out of the mean what was read magnifies its rounding, and
 // measured no better.
 func (u *run) estimateLeaves() {
@@ -58,13 +59,16 @@ func (u *run) estimateLeaves() {
 				}
 			}
 			e.ruled[r] = exp(e.ruled[r] - 2*e.mass[r])
-			e.noise[r] = min(1, exp(min(s.codes.noise[x.group][len(x.planes)-1][r], 4))-1) * e.ruled[r]
+			e.noise[r] = min(1, exp(min(u.noise(x, len(x.planes), r), 4))-1) * e.ruled[r]
 		}
 		if e.n > 0 {
 			e.value = make([]float32, u.d)
-			s.values.Row(e.value, at)
 			u.acc.Estimated += int64(e.n)
 			u.unread = append(u.unread, e)
+			if !s.view.IsDrain(x.i) { // their values are next to nothing
+				s.values.Row(e.value, at)
+				u.deviate(x, e.mass)
+			}
 		}
 	}
 }
@@ -81,6 +85,7 @@ func (u *run) finish() {
 			u.rot[r].Add(e.mass[r], e.value)
 		}
 	}
+	u.follow()
 	mergeRotated(u.q.Partials, u.rot, u.d)
 	for r := range u.rows {
 		u.acc.Error += u.rowError(&u.q.Partials[r], r) / float32(u.rows)

@@ -17,14 +17,15 @@ type codes struct {
 	q      []float32 // [rows][d], channels in stored order
 	steps  []compress.KeySteps
 	levels [compress.NumKeyPlanes][]uint8 // [groups of channels], pairs of bits known once a plane is read
-	// noise is the variance of what a group's scores lack once so many planes are
-	// read: [groups of tokens][planes - 1][rows].
-	noise [][compress.NumKeyPlanes][]float32
+	// coarse is the variance of what the unknown bits of known channels do to a
+	// group's scores once so many planes are read, missing that of unknown
+	// channels: [groups of tokens][planes - 1][rows].
+	coarse, missing [][compress.NumKeyPlanes][]float32
 }
 
 func newCodes(order compress.KeyOrder, q []float32, groups int) *codes {
 	c := &codes{order: order, q: make([]float32, len(q)), steps: make([]compress.KeySteps, groups),
-		noise: make([][compress.NumKeyPlanes][]float32, groups)}
+		coarse: make([][compress.NumKeyPlanes][]float32, groups), missing: make([][compress.NumKeyPlanes][]float32, groups)}
 	order.Permute(c.q, q)
 	level, at := make([]uint8, 4*len(order.Lines)/16), 0
 	for p, n := range compress.KeyPlaneLines(len(order.Channels)) {
@@ -44,7 +45,8 @@ func (c *codes) addGroup(g int, b []byte, exp int) (err error) {
 	}
 	for p, levels := range c.levels {
 		for at := 0; at < len(c.q); at += d {
-			c.noise[g][p] = append(c.noise[g][p], noise(c.q[at:at+d], c.steps[g].Step, levels))
+			coarse, missing := noise(c.q[at:at+d], c.steps[g].Step, levels)
+			c.coarse[g][p], c.missing[g][p] = append(c.coarse[g][p], coarse), append(c.missing[g][p], missing)
 		}
 	}
 	return nil
@@ -52,16 +54,26 @@ func (c *codes) addGroup(g int, b []byte, exp int) (err error) {
 
 // noise is the variance of what a score of q lacks by the bits that are not
 // known, channels erring independently.
-func noise(q, step []float32, levels []uint8) (sum float32) {
+func noise(q, step []float32, levels []uint8) (coarse, missing float32) {
 	for g, l := range levels {
 		var part float32
 		for j := 16 * g; j < 16*g+16; j++ {
 			x := q[j] * step[j] * 256
 			part += x * x
 		}
-		sum += part * compress.KeyNoise[l]
+		if l == 0 {
+			missing += part * compress.KeyNoise[l]
+		} else {
+			coarse += part * compress.KeyNoise[l]
+		}
 	}
-	return min(sum, mostNoise)
+	return min(coarse, mostNoise), min(missing, mostNoise)
+}
+
+// noise is the variance of what a leaf's scores for row r lack once so many planes are read.
+func (u *run) noise(x *leaf, planes, r int) float32 {
+	c := u.segs[x.seg].codes
+	return c.coarse[x.group][planes-1][r] + c.missing[x.group][planes-1][r]
 }
 
 // mostNoise keeps what is computed from noise finite, whatever bins were stored.
@@ -74,6 +86,7 @@ type leaf struct {
 	place, n int // first token, number of tokens
 	group    int // of steps
 	planes   [][]byte
+	most     int         // planes of keys that can be read: the last one of drains only
 	log      [][]float32 // [rows][n], log weights of its tokens
 	// square holds mean squares of the shares of the softmax that its tokens may
 	// have, as far as their keys are known: [rows][n].
@@ -84,7 +97,10 @@ type leaf struct {
 func (u *run) newLeaf(at, l int) leaf {
 	p := &u.pages[at]
 	v := u.segs[p.seg].view
-	x := leaf{page: at, seg: p.seg, i: l, place: l * tiers.LeafTokens, n: v.LeafTokens(l), group: v.StepGroup(l)}
+	x := leaf{page: at, seg: p.seg, i: l, place: l * tiers.LeafTokens, n: v.LeafTokens(l), group: v.StepGroup(l), most: 4}
+	if v.IsDrain(l) && v.DrainKeys().Len > 0 {
+		x.most = 5
+	}
 	all := make([]float32, 2*u.rows*x.n)
 	for ; len(all) > 0; all = all[2*x.n:] {
 		x.log, x.square = append(x.log, all[:x.n]), append(x.square, all[x.n:2*x.n])
@@ -105,14 +121,14 @@ func (u *run) scoreLeaf(x *leaf) {
 		s.keys.Row(buf[d:2*d], u.pages[x.page].i)
 		s.codes.order.Permute(mean, buf[d:2*d])
 	}
-	noise := s.codes.noise[x.group][len(x.planes)-1]
 	for r, log := range x.log {
 		q := s.codes.q[r*d : (r+1)*d]
 		rest := attention.Dot(q[known:], mean[known:])
-		raise := attention.Mass(1, 0, noise[r])
+		noise := u.noise(x, len(x.planes), r)
+		raise := attention.Mass(1, 0, noise)
 		for t := range log {
 			log[t] = raise + attention.Softcap(rest+attention.Dot(q[:known], keys[t*d:t*d+known]), u.q.Softcap)
-			x.square[r][t] = meanSquare(log[t]-u.total[r], noise[r])
+			x.square[r][t] = meanSquare(log[t]-u.total[r], noise)
 		}
 	}
 }

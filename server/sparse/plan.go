@@ -15,7 +15,7 @@ const scanPart = .4
 // scannedPages is how many pages are scanned when share of the body's 4-bit
 // bytes may be read.
 func scannedPages(share float32, b body) int {
-	left := max(0, float64(share)*b.full-b.always)
+	left := max(0, float64(share)*b.full-b.always-lines(attention.ValueMapBytes(b.d)))
 	return int(min(b.pages, max(1, scanPart*left/b.scanOfPage())))
 }
 

@@ -122,14 +122,17 @@ func decodeExact(packed []byte, n, d int, t compress.ElementType) ([]float32, er
 
 func codedRows(ctx context.Context, r Reader, s Segment, head int) (*DecodedRows, Account, error) {
 	h, v := s.Header, view(s, head)
-	keyPlanes := v.KeyPlanes(s.Low)
-	planes := append([]tiers.Plane{tiers.PlaneSteps, tiers.PlaneV4, tiers.PlaneOrder}, keyPlanes...)
+	wanted := append([]tiers.Plane{tiers.PlaneSteps, tiers.PlaneV4, tiers.PlaneOrder}, tiers.KeyPlanes[:4]...)
 	if s.Low {
-		planes = append(planes, tiers.PlaneV8)
+		wanted = append(wanted, tiers.PlaneK8, tiers.PlaneV8)
+	} else {
+		wanted = append(wanted, tiers.PlaneDrains)
 	}
-	reqs := make([]tiers.Request, len(planes))
-	for i, p := range planes {
-		reqs[i] = tiers.Request{Header: h, Head: head, Plane: p}
+	var reqs []tiers.Request
+	for _, p := range wanted {
+		if _, _, ok := h.Piece(head, p); ok { // small dimensions and segments lack the last ones
+			reqs = append(reqs, tiers.Request{Header: h, Head: head, Plane: p})
+		}
 	}
 	pins, moved, err := r.Pin(ctx, reqs)
 	if err != nil {
@@ -137,20 +140,17 @@ func codedRows(ctx context.Context, r Reader, s Segment, head int) (*DecodedRows
 	}
 	defer releaseAll(pins, 1)
 	var b [tiers.NumPlanes][]byte
-	for i, p := range planes {
-		b[p] = pins[i].Ranges[0]
+	for i, r := range reqs {
+		b[r.Plane] = pins[i].Ranges[0]
 	}
+	of := func(p tiers.Plane) []byte { return b[p] }
 	d := h.HeadDim
 	out := &DecodedRows{K: make([]float32, v.Stored()*d), V: make([]float32, v.Stored()*d), Rotated: true,
 		Positions: v.Positions(b[tiers.PlaneOrder])}
-	keys := make([][]byte, len(keyPlanes))
-	for i, p := range keyPlanes {
-		keys[i] = b[p]
-	}
-	if err := v.Keys(out.K, b[tiers.PlaneSteps], keys...); err != nil {
+	if err := v.Keys(out.K, of); err != nil {
 		return nil, Account{}, fmt.Errorf("segment %v: %w: %w", h.ID, tiers.ErrCorrupt, err)
 	}
-	v.Values(out.V, b[tiers.PlaneV4], b[tiers.PlaneV8])
+	v.Values(out.V, of)
 	for t := range v.Stored() {
 		out.Places = append(out.Places, t)
 	}

@@ -27,6 +27,7 @@ type run struct {
 	norm2  []float32           // [rows], |q|^2
 	total  []float32           // [rows], estimated log of the whole softmax sum
 	rot    []attention.Partial // [rows], in rotated space
+	values *attention.ValueMap // how values follow keys
 	unread []unread            // what was estimated, for the error
 
 	pages  []page
@@ -47,6 +48,9 @@ type segmentRun struct {
 	pins         []tiers.Pin
 	received     float32 // share of the attention that its read tokens received, summed over heads
 	codes        *codes  // once any of its pages is scanned
+	// deviation holds, [rows], by how much the keys of unread tokens deviate from
+	// their pages' means, weighted; channels in stored order.
+	deviation []attention.Partial
 }
 
 // page is 64 tokens under consideration.
@@ -94,6 +98,7 @@ func (u *run) answer() error {
 		{func() error { return u.refine(1) }, &u.acc.NsScan},
 		{func() error { return u.refine(2) }, &u.acc.NsScan},
 		{func() error { return u.refine(3) }, &u.acc.NsScan},
+		{func() error { return u.refine(4) }, &u.acc.NsScan},
 		{u.readValues, &u.acc.NsFetch},
 	} {
 		start := time.Now()
@@ -176,6 +181,9 @@ func (u *run) scorePages() error {
 		return nil
 	})
 	if err != nil {
+		return err
+	}
+	if err := u.readMap(); err != nil {
 		return err
 	}
 	u.acc.Pages, u.acc.PagesTotal = int64(len(u.pages)), int64(len(u.pages))
@@ -276,9 +284,9 @@ func (u *run) refine(plane int) error {
 	for i := range u.leaves {
 		x := &u.leaves[i]
 		if len(x.planes) < plane {
-			continue // what was not worth the plane before
+			continue // what was not worth the plane before, or has no more
 		}
-		for p := max(plane, len(x.planes)); p < 4; p++ {
+		for p := max(plane, len(x.planes)); p < x.most; p++ {
 			gain := u.keyGain(x, p)
 			items = append(items, item{gain, float32(bytes[p])})
 			if p == plane {
@@ -313,17 +321,25 @@ func (u *run) valueBytes() float32 { return float32(lines(compress.ValueRowBytes
 func (u *run) readKeys(plane int, chosen []int) error {
 	ranges := make([][]tiers.Range, len(u.segs))
 	bySeg := make([][]int, len(u.segs))
+	from := tiers.KeyPlanes[plane]
+	if from == tiers.PlaneK8 {
+		from = tiers.PlaneDrains
+	}
 	for _, i := range chosen {
 		x := &u.leaves[i]
 		bySeg[x.seg] = append(bySeg[x.seg], i)
-		ranges[x.seg] = append(ranges[x.seg], u.segs[x.seg].view.LeafKeys(plane, x.i))
+		at := u.segs[x.seg].view.LeafKeys(plane, x.i)
+		if from == tiers.PlaneDrains {
+			at = u.segs[x.seg].view.DrainKeys()
+		}
+		ranges[x.seg] = append(ranges[x.seg], at)
 	}
 	if plane == 0 {
 		for _, i := range chosen {
 			u.acc.Scanned += int64(u.leaves[i].n)
 		}
 	}
-	return u.each(tiers.KeyPlanes[plane], ranges, func(seg int, b [][]byte) error {
+	return u.each(from, ranges, func(seg int, b [][]byte) error {
 		for i, at := range bySeg[seg] {
 			u.leaves[at].planes = append(u.leaves[at].planes, b[i])
 			u.scoreLeaf(&u.leaves[at])

@@ -19,6 +19,7 @@ type memReader struct {
 	calls atomic.Int64
 	// fail makes the call of that number, from 1, fail.
 	fail int64
+	zero tiers.Plane // the plane before it reads as zeros; 0: none
 }
 
 var errPin = fmt.Errorf("pin refused: %w", tiers.ErrCorrupt)
@@ -42,6 +43,9 @@ func (m *memReader) Pin(ctx context.Context, reqs []tiers.Request) ([]tiers.Pin,
 			panic(fmt.Sprintf("no plane %v", r.Plane))
 		}
 		whole := m.parts[r.Header.ID][r.Plane.Part()][off : off+n]
+		if r.Plane+1 == m.zero {
+			whole = make([]byte, n)
+		}
 		ranges := r.Ranges
 		if len(ranges) == 0 {
 			ranges = []tiers.Range{{Off: 0, Len: n}}
@@ -68,6 +72,9 @@ func (m *memReader) Pin(ctx context.Context, reqs []tiers.Request) ([]tiers.Pin,
 	}
 	return pins, moved, nil
 }
+
+// without returns a reader in which a plane is all zero.
+func (m *memReader) without(p tiers.Plane) *memReader { return &memReader{parts: m.parts, zero: p + 1} }
 
 // add seals rows and stores them.
 func (m *memReader) add(r *seal.Rows, o seal.Options) Segment {

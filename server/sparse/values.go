@@ -50,6 +50,8 @@ func (u *run) affordable(rank []float32) []int {
 func (u *run) valueCost(tokens []int) (bytes float64) {
 	for seg, t := range u.bySegment(tokens) {
 		bytes += float64(tiers.LineBytes(u.valueRanges(seg, t)))
+		ranges, _ := u.drainRanges(seg, t)
+		bytes += float64(tiers.LineBytes(ranges))
 	}
 	return bytes
 }
@@ -85,13 +87,17 @@ func (u *run) fetch(chosen []int) error {
 		ranges[seg] = u.valueRanges(seg, t)
 	}
 	u.acc.Read += int64(len(chosen))
+	low, err := u.drainValues(bySeg)
+	if err != nil {
+		return err
+	}
 	v := make([]float32, u.d)
 	return u.each(tiers.PlaneV4, ranges, func(seg int, b [][]byte) error {
 		for i, c := range bySeg[seg] {
 			t := u.tokens[c]
 			x := &u.leaves[t.leaf]
 			x.read[t.t] = true
-			compress.UnpackValue(v, b[i], b[len(bySeg[seg])+i], nil, u.d)
+			compress.UnpackValue(v, b[i], b[len(bySeg[seg])+i], low[c], u.d)
 			for r := range u.rows {
 				u.rot[r].Add(x.log[r][t.t], v)
 				if u.tr.Token != nil {
@@ -102,4 +108,31 @@ func (u *run) fetch(chosen []int) error {
 		}
 		return nil
 	})
+}
+
+// drainValues reads the low codes of the chosen tokens that are drains.
+func (u *run) drainValues(bySeg [][]int) (low map[int][]byte, err error) {
+	ranges, drains := make([][]tiers.Range, len(bySeg)), make([][]int, len(bySeg))
+	for seg, tokens := range bySeg {
+		ranges[seg], drains[seg] = u.drainRanges(seg, tokens)
+	}
+	low = make(map[int][]byte)
+	err = u.each(tiers.PlaneDrains, ranges, func(seg int, b [][]byte) error {
+		for i, c := range drains[seg] {
+			low[c] = b[i]
+		}
+		return nil
+	})
+	return low, err
+}
+
+// drainRanges returns which of the tokens are drains, and where their low codes lie.
+func (u *run) drainRanges(seg int, tokens []int) (ranges []tiers.Range, drains []int) {
+	v := u.segs[seg].view
+	for _, c := range tokens {
+		if v.IsDrain(u.leaves[u.tokens[c].leaf].i) {
+			ranges, drains = append(ranges, v.DrainValue(u.place(u.tokens[c]))), append(drains, c)
+		}
+	}
+	return ranges, drains
 }

@@ -52,21 +52,28 @@ func (u *run) judge() {
 	}
 }
 
+// alike is how far the channels of which nothing is known correlate within a
+// leaf: its tokens are neighbours (docs/decisions/0011-values-follow-keys.md).
+const alike = .2
+
 // keyGain is the error that a plane of keys takes away once so many planes of
 // the leaf are read.
 func (u *run) keyGain(x *leaf, planes int) (gain float32) {
-	p, noise := &u.pages[x.page], &u.segs[x.seg].codes.noise[x.group]
+	p, c := &u.pages[x.page], u.segs[x.seg].codes
 	for r := range u.rows {
-		now, next := noise[planes-1][r], noise[planes][r]
-		var sum float32
+		now, next := u.noise(x, planes, r), u.noise(x, planes+1, r)
+		var sum, roots float32
 		for t, l := range x.log[r] {
-			if planes == len(x.planes) {
-				sum += x.square[r][t]
-			} else {
-				sum += meanSquare(l-u.total[r], now)
+			square := x.square[r][t]
+			if planes != len(x.planes) {
+				square = meanSquare(l-u.total[r], now)
 			}
+			sum += square
+			roots += float32(math.Sqrt(float64(square)))
 		}
-		gain += p.far[r] * sum * (1 - exp(next-now))
+		roots = min(roots, 1) // all shares together
+		missing := c.missing[x.group]
+		gain += p.far[r] * (sum*(1-exp(next-now)) + alike*max(0, roots*roots-sum)*(1-exp(missing[planes][r]-missing[planes-1][r])))
 	}
 	return gain
 }

@@ -74,12 +74,12 @@ func TestGoldenRead(t *testing.T) {
 	k, val := r.head(r.K, 0, 0, 300), r.head(r.V, 0, 0, 300)
 	order := v.Positions(of(tiers.PlaneOrder))
 	gk, gv := make([]float32, v.Stored()*v.D), make([]float32, v.Stored()*v.D)
-	if err := v.Keys(gk, of(tiers.PlaneSteps), keyPlanes(v, of, true)...); err != nil {
+	if err := v.Keys(gk, of); err != nil {
 		t.Fatal(err)
 	}
-	v.Values(gv, of(tiers.PlaneV4), of(tiers.PlaneV8))
+	v.Values(gv, of)
 	compress.Unrotate(gv, v.D)
-	within(t, gk, k, order, v.D, 8)
+	within(t, gk, k, order, order, v.D, 8)
 	valuesWithin(t, gv, val, order, v.D, 8)
 	summaries(t, v, k, order, of)
 	if !bytes.Equal(of(tiers.PlaneSinks), append(r.headBytes(r.K, 0, 0, 16), r.headBytes(r.V, 0, 0, 16)...)) {

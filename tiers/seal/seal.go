@@ -100,14 +100,17 @@ func (s *sealer) head(head int) {
 	compress.ToFloat32(k, kb, r.Type)
 	compress.ToFloat32(v, vb, r.Type)
 	m := s.opt.Metrics[head]
-	order := attention.Arrange(k, d, m, r.Start<<16|uint64(r.Layer)<<8|uint64(head))
+	order := attention.Arrange(k, v, d, m, r.Start<<16|uint64(r.Layer)<<8|uint64(head))
 	k, v = gather(k, order.Tokens, d), gather(v, order.Tokens, d)
 	*s.info = tiers.HeadInfo{Body: order.Body, Outliers: n - order.Body, Sinks: s.opt.Sinks,
 		KeyExp: compress.KeyExp(k), QueryNorm2: m.Norm2}
 	s.planes[tiers.PlaneOrder] = packOrder(order.Tokens, s.opt.Sinks)
-	low := s.opt.Low || s.opt.Profile == tiers.ProfileNeutral
-	s.keys(k, m, low)
-	s.values(v, low)
+	s.keys(k, m)
+	s.values(v)
+	s.drains()
+	if !s.opt.Low && s.opt.Profile != tiers.ProfileNeutral {
+		s.planes[tiers.PlaneK8], s.planes[tiers.PlaneV8] = nil, nil
+	}
 	compress.Rotate(v, d)
 	s.means(k, v, m)
 	if len(s.opt.Queries) > 0 {
@@ -133,7 +136,7 @@ func packOrder(tokens []int, sinks int) []byte {
 }
 
 // keys writes the order of the keys' bits, the steps of each group, and the planes.
-func (s *sealer) keys(k []float32, m *attention.Metric, low bool) {
+func (s *sealer) keys(k []float32, m *attention.Metric) {
 	d := s.rows.HeadDim
 	v := View{D: d, Info: *s.info}
 	order := compress.FitKeyOrder(v.importance(k, m))
@@ -148,9 +151,7 @@ func (s *sealer) keys(k []float32, m *attention.Metric, low bool) {
 	}
 	s.planes[tiers.PlaneSteps] = steps
 	for i, b := range compress.PackKeyPlanes(codes, len(k)/d, d, order.Lines) {
-		if p := tiers.KeyPlanes[i]; low || p != tiers.PlaneK8 {
-			s.planes[p] = b
-		}
+		s.planes[tiers.KeyPlanes[i]] = b
 	}
 }
 
@@ -174,8 +175,8 @@ func (v View) importance(k []float32, m *attention.Metric) []float32 {
 }
 
 // values writes pages of [tokens][3] scales and then [tokens][d/2] high codes,
-// so that a token costs two cache lines or three.
-func (s *sealer) values(v []float32, low bool) {
+// so that a token costs two cache lines or three; and rows of low codes.
+func (s *sealer) values(v []float32) {
 	d := s.rows.HeadDim
 	n := len(v) / d
 	scales, hi, lo := compress.PackValues(v, n, d)
@@ -186,20 +187,33 @@ func (s *sealer) values(v []float32, low bool) {
 		b = append(b, scales[p*compress.ValueScaleBytes:e*compress.ValueScaleBytes]...)
 		b = append(b, hi[p*row:e*row]...)
 	}
-	s.planes[tiers.PlaneV4] = b
-	if low {
-		s.planes[tiers.PlaneV8] = lo
-	}
+	s.planes[tiers.PlaneV4], s.planes[tiers.PlaneV8] = b, lo
 }
 
-// means writes the pages' mean keys and mean values, each in one run. v is rotated.
+// drains copies the drains' last bits to a plane of their own, which all profiles have.
+func (s *sealer) drains() {
+	v := View{D: s.rows.HeadDim, Info: *s.info}
+	if v.Drains() == 0 {
+		return
+	}
+	k := v.LeafKeys(len(tiers.KeyPlanes)-1, v.drainLeaf())
+	row := compress.ValueRowBytes(v.D)
+	b := append([]byte(nil), s.planes[tiers.PlaneK8][k.Off:k.Off+k.Len]...)
+	s.planes[tiers.PlaneDrains] = append(b, s.planes[tiers.PlaneV8][v.Info.Body*row:][:v.Drains()*row]...)
+}
+
+// means writes how values follow keys, and the pages' mean keys and mean
+// values, each in one run. v is rotated.
 func (s *sealer) means(k, v []float32, m *attention.Metric) {
 	d := s.rows.HeadDim
+	dk, dv := attention.Deviations(k, d, tiers.PageTokens), attention.Deviations(v, d, tiers.PageTokens)
+	body := s.info.Body * d
+	s.planes[tiers.PlaneMap] = attention.FitValueMap(dk[:body], dv[:body], d).Append(nil)
 	b := attention.PackMeans(nil, k, d, tiers.PageTokens, m.Spread)
 	s.planes[tiers.PlanePages] = attention.PackMeans(b, v, d, tiers.PageTokens, attention.Norm2)
 }
 
-// codecError is the mean relative error of attention over the 4-bit codes of
+// codecError is the mean relative error of attention over the balanced codes of
 // the stored tokens alone, against the same attention over the rows; v is rotated.
 func codecError(k, v, queries []float32, planes *[tiers.NumPlanes][]byte, info tiers.HeadInfo, d int) float32 {
 	rows := len(queries) / d
@@ -211,10 +225,16 @@ func codecError(k, v, queries []float32, planes *[tiers.NumPlanes][]byte, info t
 	scores := make([]float32, len(k)/d)
 	attention.Attend(exact, queries, k, v, d, 0, nil, scores)
 	kc, vc := make([]float32, len(k)), make([]float32, len(v))
-	if view.Keys(kc, planes[tiers.PlaneSteps], planes[tiers.PlaneK1], planes[tiers.PlaneK2], planes[tiers.PlaneK3], planes[tiers.PlaneK4]) != nil {
+	balanced := func(p tiers.Plane) []byte {
+		if tiers.LowPlanes.Has(p) {
+			return nil
+		}
+		return planes[p]
+	}
+	if view.Keys(kc, balanced) != nil {
 		return 1
 	}
-	view.Values(vc, planes[tiers.PlaneV4], nil)
+	view.Values(vc, balanced)
 	attention.Attend(coded, queries, kc, vc, d, 0, nil, scores)
 	var sum, seen float32
 	a, b := make([]float32, d), make([]float32, d)

@@ -122,19 +122,26 @@ func segment(t *testing.T, r *Rows, o Options) {
 		}
 		gk, gv := make([]float32, v.Stored()*d), make([]float32, v.Stored()*d)
 		for _, bits := range []int{4, 8} {
-			v8 := of(tiers.PlaneV8)
-			if bits == 4 {
-				v8 = nil
-			} else if !low {
+			if bits == 8 && !low {
 				continue
 			}
-			if err := v.Keys(gk, of(tiers.PlaneSteps), keyPlanes(v, of, bits == 8)...); err != nil {
+			have := of
+			if bits == 4 {
+				have = func(p tiers.Plane) []byte {
+					if tiers.LowPlanes.Has(p) {
+						return nil
+					}
+					return of(p)
+				}
+			}
+			if err := v.Keys(gk, have); err != nil {
 				t.Fatal(err)
 			}
-			v.Values(gv, of(tiers.PlaneV4), v8)
+			v.Values(gv, have)
 			compress.Unrotate(gv, d)
-			within(t, gk, k, order, d, map[int]int{4: 2, 8: 8}[bits]) // of a channel that counts little, 2 bits
+			within(t, gk, k, order, order, d, map[int]int{4: 2, 8: 8}[bits]) // of a channel that counts little, 2 bits
 			valuesWithin(t, gv, val, order, d, bits)
+			drainsWithin(t, v, gk, gv, k, val, order)
 		}
 		if o.Profile == tiers.ProfileExact {
 			exact(t, of(tiers.PlaneKX), r.headBytes(r.K, head, o.Sinks, n), v.Stored(), d, r.Type)
@@ -144,20 +151,23 @@ func segment(t *testing.T, r *Rows, o Options) {
 	}
 }
 
-// keyPlanes are the bytes of the planes of keys, with the last one if low.
-func keyPlanes(v View, of func(tiers.Plane) []byte, low bool) (out [][]byte) {
-	for _, p := range v.KeyPlanes(low) {
-		out = append(out, of(p))
+// drainsWithin checks that drains have 8 bits whatever planes there are.
+func drainsWithin(t *testing.T, v View, gk, gv, k, val []float32, order []int) {
+	t.Helper()
+	lo, hi := v.Info.Body, v.Info.Body+v.Drains()
+	if lo == hi {
+		return
 	}
-	return out
+	within(t, gk[lo*v.D:hi*v.D], k, order[lo:hi], order[lo:], v.D, 8)
+	valuesWithin(t, gv[lo*v.D:hi*v.D], val, order[lo:hi], v.D, 8)
 }
 
 // within: keys lie within half a bin of their channel's range.
-func within(t *testing.T, got, want []float32, order []int, d, bits int) {
+func within(t *testing.T, got, want []float32, order, span []int, d, bits int) {
 	t.Helper()
 	for j := range d {
-		lo, hi := want[order[0]*d+j], want[order[0]*d+j]
-		for _, pos := range order {
+		lo, hi := want[span[0]*d+j], want[span[0]*d+j]
+		for _, pos := range span {
 			lo, hi = min(lo, want[pos*d+j]), max(hi, want[pos*d+j])
 		}
 		// Steps are rounded up to binary16 after lower ends are rounded down.
@@ -365,8 +375,8 @@ func FuzzCheck(f *testing.F) {
 			}
 			v.Positions(of(tiers.PlaneOrder))
 			x := make([]float32, v.Stored()*v.D)
-			_ = v.Keys(x, of(tiers.PlaneSteps), keyPlanes(v, of, true)...)
-			v.Values(x, of(tiers.PlaneV4), of(tiers.PlaneV8))
+			_ = v.Keys(x, of)
+			v.Values(x, of)
 		}
 	})
 }

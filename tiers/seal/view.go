@@ -29,6 +29,25 @@ func (v View) Leaves() int { return (v.Stored() + tiers.LeafTokens - 1) / tiers.
 // which a mean says little.
 func (v View) Outliers(p int) bool { return p*tiers.PageTokens >= v.Info.Body }
 
+// Drains returns how many of the outliers, the first, are drains: tokens whose
+// last bits all profiles keep.
+func (v View) Drains() int { return min(v.Info.Outliers, tiers.LeafTokens) }
+
+// drainLeaf returns the leaf of drains, if there are any.
+func (v View) drainLeaf() int { return v.Info.Body / tiers.LeafTokens }
+
+// IsDrain says whether leaf l holds drains.
+func (v View) IsDrain(l int) bool { return v.Drains() > 0 && l == v.drainLeaf() }
+
+// DrainKeys returns where the drains' last bits of keys lie in PlaneDrains.
+func (v View) DrainKeys() tiers.Range { return tiers.Range{Len: compress.KeyPlaneBytes(v.D)[4]} }
+
+// DrainValue returns where the low codes of the drain at place t lie in PlaneDrains.
+func (v View) DrainValue(t int) tiers.Range {
+	row := compress.ValueRowBytes(v.D)
+	return tiers.Range{Off: v.DrainKeys().Len + (t-v.Info.Body)*row, Len: row}
+}
+
 // PageTokens returns the number of tokens of page p.
 func (v View) PageTokens(p int) int { return min(tiers.PageTokens, v.Stored()-p*tiers.PageTokens) }
 
@@ -47,16 +66,6 @@ func (v View) PageMeans(b []byte) (keys, values attention.Means) {
 	keys, _ = attention.ParseMeans(b[:half], v.D, v.Pages())
 	values, _ = attention.ParseMeans(b[half:], v.D, v.Pages())
 	return keys, values
-}
-
-// KeyPlanes returns the planes that keys have, the last one only if low: in
-// small dimensions there is nothing left for it.
-func (v View) KeyPlanes(low bool) []tiers.Plane {
-	last := len(tiers.KeyPlanes) - 1
-	if low && compress.KeyPlaneBytes(v.D)[last] > 0 {
-		return tiers.KeyPlanes[:]
-	}
-	return tiers.KeyPlanes[:last]
 }
 
 // LeafKeys returns where leaf l lies in the i-th of tiers.KeyPlanes.
@@ -123,6 +132,8 @@ func (v View) size(p tiers.Plane, t compress.ElementType, profile tiers.Profile)
 	switch p {
 	case tiers.PlanePages:
 		return exactly(2 * attention.MeansBytes(v.Pages(), v.D))
+	case tiers.PlaneMap:
+		return exactly(attention.ValueMapBytes(v.D))
 	case tiers.PlaneSteps:
 		return exactly(compress.KeyOrderBytes(v.D) + v.StepGroups()*compress.KeyStepsBytes(v.D))
 	case tiers.PlaneOrder:
@@ -133,6 +144,10 @@ func (v View) size(p tiers.Plane, t compress.ElementType, profile tiers.Profile)
 		return low(leaves * keys[4])
 	case tiers.PlaneV4:
 		return exactly(v.Stored() * (compress.ValueScaleBytes + row))
+	case tiers.PlaneDrains:
+		if v.Drains() > 0 {
+			return exactly(v.DrainKeys().Len + v.Drains()*row)
+		}
 	case tiers.PlaneV8:
 		return low(v.Stored() * row)
 	case tiers.PlaneSinks:
@@ -162,10 +177,10 @@ func (v View) Positions(order []byte) []int {
 	return out
 }
 
-// Keys reconstructs all stored keys to dst [Stored][D] from the first planes of
-// tiers.KeyPlanes: four of them, or all. The error is compress.ErrCorrupt.
-func (v View) Keys(dst []float32, steps []byte, planes ...[]byte) error {
-	d := v.D
+// Keys reconstructs all stored keys to dst [Stored][D] from all the planes of
+// keys that there are; of returns a plane's bytes, nil if it is not there. The error is compress.ErrCorrupt.
+func (v View) Keys(dst []float32, of func(tiers.Plane) []byte) error {
+	d, steps := v.D, of(tiers.PlaneSteps)
 	order, err := compress.ParseKeyOrder(steps, d)
 	if err != nil {
 		return err
@@ -180,30 +195,40 @@ func (v View) Keys(dst []float32, steps []byte, planes ...[]byte) error {
 			}
 			group = g
 		}
-		compress.UnpackKeys(leaf, d, order.Lines, s, v.leafOf(l, planes)...)
+		compress.UnpackKeys(leaf, d, order.Lines, s, v.leafOf(l, of)...)
 		order.Restore(dst[l*tiers.LeafTokens*d:], leaf[:v.LeafTokens(l)*d])
 	}
 	return nil
 }
 
-// leafOf cuts leaf l out of planes.
-func (v View) leafOf(l int, planes [][]byte) [][]byte {
-	out := make([][]byte, len(planes))
-	for i, b := range planes {
-		r := v.LeafKeys(i, l)
-		out[i] = b[r.Off : r.Off+r.Len]
+// leafOf cuts leaf l out of all the planes that hold it.
+func (v View) leafOf(l int, of func(tiers.Plane) []byte) (out [][]byte) {
+	cut := func(p tiers.Plane, r tiers.Range) {
+		if b := of(p); b != nil && r.Len > 0 {
+			out = append(out, b[r.Off:r.Off+r.Len])
+		}
+	}
+	for i, p := range tiers.KeyPlanes {
+		cut(p, v.LeafKeys(i, l))
+	}
+	if of(tiers.PlaneK8) == nil && v.IsDrain(l) {
+		cut(tiers.PlaneDrains, v.DrainKeys())
 	}
 	return out
 }
 
-// Values reconstructs all stored values, rotated, to dst [Stored][D]; v8 may be nil.
-func (v View) Values(dst []float32, v4, v8 []byte) {
+// Values reconstructs all stored values, rotated, to dst [Stored][D], as Keys does.
+func (v View) Values(dst []float32, of func(tiers.Plane) []byte) {
+	v4, v8, drains := of(tiers.PlaneV4), of(tiers.PlaneV8), of(tiers.PlaneDrains)
 	row := compress.ValueRowBytes(v.D)
 	for t := range v.Stored() {
 		s, c := v.ValueRanges(t)
 		var low []byte
 		if v8 != nil {
 			low = v8[t*row : (t+1)*row]
+		} else if drains != nil && v.IsDrain(t/tiers.LeafTokens) {
+			r := v.DrainValue(t)
+			low = drains[r.Off : r.Off+r.Len]
 		}
 		compress.UnpackValue(dst[t*v.D:(t+1)*v.D], v4[s.Off:s.Off+s.Len], v4[c.Off:c.Off+c.Len], low, v.D)
 	}

@@ -30,7 +30,7 @@ const (
 )
 
 // folderFormat is the version of the data folder as a whole.
-const folderFormat = 2
+const folderFormat = 3
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 

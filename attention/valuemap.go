@@ -1,0 +1,119 @@
+package attention
+
+import (
+	"math"
+
+	"gonum.org/v1/gonum/mat"
+)
+
+// MapRank is how many directions of keys a ValueMap looks at.
+const MapRank = 16
+
+// ValueMapBytes is the stored size of a map of dimension d.
+func ValueMapBytes(d int) int { return MeansBytes(2*MapRank, d) }
+
+// ValueMap predicts by how a token's key deviates from its page's mean how its
+// value does: keys and values are made of the same hidden states.
+type ValueMap struct {
+	in, out []float32 // [MapRank][d]
+	d       int
+}
+
+// mapFloor is the floor under the variance of keys, of the mean channel's.
+const mapFloor = .02
+
+// FitValueMap finds the map of rank MapRank that leaves least of dv [n][d],
+// given dk [n][d]: both are deviations from means.
+func FitValueMap(dk, dv []float32, d int) *ValueMap {
+	x, y := dense64(dk, d), dense64(dv, d)
+	var kk mat.SymDense
+	kk.SymOuterK(1, x.T())
+	ridge := mat.NewSymDense(d, nil)
+	ridge.CopySym(&kk)
+	floor := mapFloor*mat.Trace(&kk)/float64(d) + 1e-30
+	for i := range d {
+		ridge.SetSym(i, i, kk.At(i, i)+floor)
+	}
+	var kv mat.Dense
+	kv.Mul(x.T(), y)
+	m := &ValueMap{in: make([]float32, MapRank*d), out: make([]float32, MapRank*d), d: d}
+	var chol mat.Cholesky
+	var b mat.Dense // [d][d]: dv is about dk b
+	if !chol.Factorize(ridge) || chol.SolveTo(&b, &kv) != nil {
+		return m
+	}
+	// The directions of values in which predictions vary most: the main ones of b' kk b.
+	var half, spread mat.Dense
+	half.Mul(&kk, &b)
+	spread.Mul(b.T(), &half)
+	v := mainDirections(&spread, min(MapRank, d))
+	var in mat.Dense
+	in.Mul(&b, v)
+	for i := range min(MapRank, d) {
+		for j := range d {
+			a, b := in.At(j, i), v.At(j, i)
+			if !(math.Abs(a) < mostIn) || !(math.Abs(b) <= 2) {
+				clear(m.in) // nothing is said of values that are out of all proportion to keys
+				return m
+			}
+			m.in[i*d+j], m.out[i*d+j] = float32(a), float32(b)
+		}
+	}
+	return m
+}
+
+// mostIn bounds a map, so that what it says stays finite.
+const mostIn = 1e6
+
+// mainDirections returns about the first r eigenvectors [d][r] of the
+// symmetric matrix a, by subspace iteration.
+func mainDirections(a *mat.Dense, r int) *mat.Dense {
+	d, _ := a.Dims()
+	v := mat.DenseCopyOf(a.Slice(0, d, 0, r))
+	var next, q mat.Dense
+	for range 8 {
+		next.Mul(a, v)
+		var qr mat.QR
+		qr.Factorize(&next)
+		qr.QTo(&q)
+		v.Copy(q.Slice(0, d, 0, r))
+	}
+	return v
+}
+
+func dense64(x []float32, d int) *mat.Dense {
+	out := make([]float64, len(x))
+	for i, v := range x {
+		out[i] = float64(v)
+	}
+	return mat.NewDense(len(x)/d, d, out)
+}
+
+// Append appends the stored form: 2 MapRank rows, as means of one row each.
+func (m *ValueMap) Append(b []byte) []byte {
+	none := func([]float32) float32 { return 0 }
+	b = PackMeans(b, m.in, m.d, 1, none)[:len(b)+MeansBytes(MapRank, m.d)]
+	return PackMeans(b, m.out, m.d, 1, none)
+}
+
+// ParseValueMap reads what Append wrote; ok is false if b has another size.
+func ParseValueMap(b []byte, d int) (m *ValueMap, ok bool) {
+	if len(b) != ValueMapBytes(d) {
+		return nil, false
+	}
+	m = &ValueMap{in: make([]float32, MapRank*d), out: make([]float32, MapRank*d), d: d}
+	half := MeansBytes(MapRank, d)
+	in, out := parseMeans(b[:half], d, MapRank), parseMeans(b[half:], d, MapRank)
+	for i := range MapRank {
+		in.Row(m.in[i*d:], i)
+		out.Row(m.out[i*d:], i)
+	}
+	return m, true
+}
+
+// Add adds f times what the deviation dk [d] of a key says of its value to dst [d].
+func (m *ValueMap) Add(dst []float32, f float32, dk []float32) {
+	for i := 0; i < len(m.in); i += m.d {
+		axpy(dst, f*Dot(m.in[i:i+m.d], dk), m.out[i:i+m.d])
+	}
+}
