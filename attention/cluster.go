@@ -133,10 +133,10 @@ func (b *bisector) principal(tokens []int, mean []float32) []float32 {
 		off, sum := Dot(mean, w), float32(0)
 		for _, t := range tokens {
 			a := Dot(b.row(t), w) - off
-			axpy(next, a, b.row(t))
+			Axpy(next, a, b.row(t))
 			sum += a
 		}
-		axpy(next, -sum, mean)
+		Axpy(next, -sum, mean)
 		norm := float32(math.Sqrt(float64(Dot(next, next))))
 		if norm == 0 || math.IsInf(float64(norm), 0) {
 			break // all alike: any direction will do
@@ -151,7 +151,7 @@ func (b *bisector) principal(tokens []int, mean []float32) []float32 {
 func (b *bisector) mean(tokens []int) []float32 {
 	out := make([]float32, b.d)
 	for _, t := range tokens {
-		axpy(out, 1/float32(len(tokens)), b.row(t))
+		Axpy(out, 1/float32(len(tokens)), b.row(t))
 	}
 	return out
 }

@@ -73,7 +73,7 @@ func TestArrangeGroups(t *testing.T) {
 		if t%32 == 5 {
 			copy(keys[t*d:(t+1)*d], randn(rng, d, 9)) // like nothing else
 		} else {
-			axpy(keys[t*d:(t+1)*d], 1, centres[t%31*d:(t%31+1)*d])
+			Axpy(keys[t*d:(t+1)*d], 1, centres[t%31*d:(t%31+1)*d])
 		}
 	}
 	o := Arrange(keys, randn(rng, n*d, 1), d, NewQuerySum(d).Metric(), 1)

@@ -40,14 +40,14 @@ func (p *Partial) Add(score float32, v []float32) {
 		return
 	}
 	p.Sum += float64(w)
-	axpy(p.Out, w, v)
+	Axpy(p.Out, w, v)
 }
 
 // AddMass takes in weight exp(score) without a value: a learned attention sink.
 func (p *Partial) AddMass(score float32) { p.Sum += float64(p.weight(score)) }
 
 // Shift moves the output by exp(score) v, without taking in any weight.
-func (p *Partial) Shift(score float32, v []float32) { axpy(p.Out, p.weight(score), v) }
+func (p *Partial) Shift(score float32, v []float32) { Axpy(p.Out, p.weight(score), v) }
 
 // weight returns exp(score - Max), after raising Max if score is above it.
 func (p *Partial) weight(score float32) float32 {
@@ -79,7 +79,7 @@ func (p *Partial) Merge(o *Partial) {
 	}
 	f := exp32(o.Max - p.Max)
 	p.Sum += float64(f) * o.Sum
-	axpy(p.Out, f, o.Out)
+	Axpy(p.Out, f, o.Out)
 }
 
 // LSE returns the natural log of the summed weights; -Inf if there are none.
@@ -133,8 +133,8 @@ func Dot(a, b []float32) float32 {
 	return (s0 + s1) + (s2 + s3)
 }
 
-// axpy is y += a*x.
-func axpy(y []float32, a float32, x []float32) {
+// Axpy is y += a*x, of vectors of equal length.
+func Axpy(y []float32, a float32, x []float32) {
 	x = x[:len(y)]
 	i := 0
 	for ; i+4 <= len(y); i += 4 {

@@ -36,7 +36,7 @@ func attendRow(p *Partial, q, k, v []float32, d int, softcap float32, scores []f
 	for t, s := range scores {
 		if w := exp32(s - p.Max); w > 0 {
 			p.Sum += float64(w)
-			axpy(p.Out, w, v[t*d:(t+1)*d])
+			Axpy(p.Out, w, v[t*d:(t+1)*d])
 		}
 	}
 }

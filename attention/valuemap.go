@@ -114,6 +114,6 @@ func ParseValueMap(b []byte, d int) (m *ValueMap, ok bool) {
 // Add adds f times what the deviation dk [d] of a key says of its value to dst [d].
 func (m *ValueMap) Add(dst []float32, f float32, dk []float32) {
 	for i := 0; i < len(m.in); i += m.d {
-		axpy(dst, f*Dot(m.in[i:i+m.d], dk), m.out[i:i+m.d])
+		Axpy(dst, f*Dot(m.in[i:i+m.d], dk), m.out[i:i+m.d])
 	}
 }

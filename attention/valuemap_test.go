@@ -18,9 +18,9 @@ func TestValueMap(t *testing.T) {
 		told := make([]float32, n*d)
 		for t := range n {
 			for i := range rank {
-				axpy(told[t*d:(t+1)*d], Dot(in[i*d:(i+1)*d], dk[t*d:(t+1)*d]), out[i*d:(i+1)*d])
+				Axpy(told[t*d:(t+1)*d], Dot(in[i*d:(i+1)*d], dk[t*d:(t+1)*d]), out[i*d:(i+1)*d])
 			}
-			axpy(dv[t*d:(t+1)*d], 1, told[t*d:(t+1)*d])
+			Axpy(dv[t*d:(t+1)*d], 1, told[t*d:(t+1)*d])
 		}
 		m, ok := ParseValueMap(FitValueMap(dk, dv, d).Append(nil), d)
 		if !ok {

@@ -28,62 +28,56 @@ func (u *run) readMap() error {
 	})
 }
 
-// deviate adds up by how much the keys of a leaf's unread tokens, which weigh
-// mass, deviate from their page's mean.
-func (u *run) deviate(x *leaf, mass []float32) {
+// deviate adds up by how much the keys of a leaf's unread tokens deviate from
+// their page's mean.
+func (u *run) deviate(x *leaf) {
 	s, d := u.segs[x.seg], u.d
 	if s.deviation == nil {
-		s.deviation = attention.NewPartials(u.rows, d)
+		s.deviation = make([]float32, u.rows*d)
 	}
-	var buf [2 * compress.MaxHeadDim]float32
-	mean, row := buf[:d], buf[d:2*d]
-	s.keys.Row(row, u.pages[x.page].i)
-	s.codes.order.Permute(mean, row)
-	keys := make([]float32, tiers.LeafTokens*d)
-	known := compress.UnpackKeys(keys, d, s.codes.order.Lines, s.codes.steps[x.group], x.planes...)
+	known, mean := u.unpack(x)
+	sum := make([]float32, u.rows)
 	for t := range x.n {
 		if x.read[t] {
 			continue
 		}
-		k := keys[t*d : (t+1)*d]
+		k := u.keys[t*d : t*d+known]
 		for j, m := range mean[:known] {
 			k[j] -= m
 		}
-		clear(k[known:])
-		for r := range u.rows {
-			s.deviation[r].Add(x.log[r][t], k)
+		for r := range sum {
+			sum[r] += x.share[r][t]
+			attention.Axpy(s.deviation[r*d:r*d+known], x.share[r][t], k)
 		}
 	}
-	for r := range u.rows {
-		s.codes.lean(row, r, x.group, len(x.planes))
-		s.deviation[r].Shift(mass[r], row)
+	for r, mass := range sum {
+		s.codes.lean(s.deviation[r*d:(r+1)*d], mass, r, x.group, len(x.planes))
 	}
 }
 
-// lean writes by how much keys deviate on average, weighted as they are by row
-// r, in the bits that are not known (channels in stored order): of a normal
-// deviation e, the mean of e exp(q.e) is cov(e) q times that of exp(q.e).
-func (c *codes) lean(dst []float32, r, group, planes int) {
+// lean adds to dst by how much keys that weigh mass deviate on average, weighted
+// as they are by row r, in the bits that are not known (channels in stored
+// order): of a normal deviation e, the mean of e exp(q.e) is cov(e) q times that of exp(q.e).
+func (c *codes) lean(dst []float32, mass float32, r, group, planes int) {
 	q, levels := c.q[r*len(dst):], c.levels[planes-1]
 	for j, s := range c.steps[group].Step[:len(dst)] {
 		s *= 256
-		dst[j] = q[j] * s * s * compress.KeyNoise[levels[j/16]]
+		dst[j] += mass * q[j] * s * s * compress.KeyNoise[levels[j/16]]
 	}
 }
 
 // follow moves the answer by what the deviations of keys say of values.
 func (u *run) follow() {
-	buf := make([]float32, 3*u.d)
-	stored, dk, v := buf[:u.d], buf[u.d:2*u.d], buf[2*u.d:]
+	dk, v := u.row2[:u.d], u.row2[u.d:]
 	for _, s := range u.segs {
-		for r := range s.deviation {
-			if s.deviation[r].Sum > 0 {
-				s.deviation[r].Output(stored)
-				s.codes.order.Restore(dk, stored)
-				clear(v)
-				u.values.Add(v, 1, dk)
-				u.rot[r].Shift(s.deviation[r].LSE(), v)
+		for r := range u.rows {
+			if s.deviation == nil {
+				break
 			}
+			s.codes.order.Restore(dk, s.deviation[r*u.d:(r+1)*u.d])
+			clear(v)
+			u.values.Add(v, 1, dk)
+			u.rot[r].Shift(u.total[r], v)
 		}
 	}
 }

@@ -45,20 +45,23 @@ func (u *run) estimateLeaves() {
 		x := &u.leaves[i]
 		s, at := u.segs[x.seg], u.pages[x.page].i
 		e := unread{vspread: s.values.Spread(at), mass: make([]float32, u.rows), ruled: make([]float32, u.rows), noise: make([]float32, u.rows)}
-		for r, log := range x.log {
-			e.n = 0
-			e.mass[r], e.ruled[r] = -inf, -inf
-			for t, l := range log {
-				if x.read[t] {
-					continue
-				}
+		e.n = 0
+		for t := range x.n {
+			if !x.read[t] {
 				e.n++
-				e.mass[r], e.ruled[r] = logAdd(e.mass[r], l), logAdd(e.ruled[r], 2*l)
-				if u.tr.Token != nil {
-					u.tr.Token(r, s.index, x.place+t, l, Scanned)
+			}
+		}
+		for r, share := range x.share {
+			var sum, squares float32
+			for t, w := range share {
+				if !x.read[t] {
+					sum, squares = sum+w, squares+w*w
+					if u.tr.Token != nil {
+						u.tr.Token(r, s.index, x.place+t, x.log[r][t], Scanned)
+					}
 				}
 			}
-			e.ruled[r] = exp(e.ruled[r] - 2*e.mass[r])
+			e.mass[r], e.ruled[r] = u.total[r]+log(sum), squares/max(sum*sum, 1e-30)
 			e.noise[r] = min(1, exp(min(u.noise(x, len(x.planes), r), 4))-1) * e.ruled[r]
 		}
 		if e.n > 0 {
@@ -67,7 +70,7 @@ func (u *run) estimateLeaves() {
 			u.unread = append(u.unread, e)
 			if !s.view.IsDrain(x.i) { // their values are next to nothing
 				s.values.Row(e.value, at)
-				u.deviate(x, e.mass)
+				u.deviate(x)
 			}
 		}
 	}
@@ -151,14 +154,16 @@ const (
 // means misjudge masses: the pages that are not scanned are like them.
 func (u *run) calibrate(scanned []int) {
 	u.bias, u.massVar = make([]float32, u.rows), make([]float64, u.rows)
-	found := make([][]float32, len(u.pages)) // [rows], log mass by the scan
+	found := make([][]float32, len(u.pages)) // [rows], mass by the scan, as a share
 	for i := range u.leaves {
 		x := &u.leaves[i]
 		if found[x.page] == nil {
-			found[x.page] = slices.Repeat([]float32{-inf}, u.rows)
+			found[x.page] = make([]float32, u.rows)
 		}
-		for r, log := range x.log {
-			found[x.page][r] = logAdd(found[x.page][r], logSum(log))
+		for r, share := range x.share {
+			for _, w := range share {
+				found[x.page][r] += w
+			}
 		}
 	}
 	weak := make([]float32, len(scanned))
@@ -167,14 +172,14 @@ func (u *run) calibrate(scanned []int) {
 			weak[i] = -u.pages[at].mass[r]
 		}
 		half := attention.Top(weak, (len(weak)+1)/2)
-		estimated, sum := -inf, -inf
+		estimated, sum := -inf, float32(0)
 		for _, i := range half {
-			estimated, sum = logAdd(estimated, u.pages[scanned[i]].mass[r]), logAdd(sum, found[scanned[i]][r])
+			estimated, sum = logAdd(estimated, u.pages[scanned[i]].mass[r]-u.total[r]), sum+found[scanned[i]][r]
 		}
-		u.bias[r] = min(maxBias, max(-maxBias, sum-estimated))
+		u.bias[r] = min(maxBias, max(-maxBias, log(sum)-estimated))
 		var err2, mass2 float64
 		for _, i := range half {
-			was, is := exp(u.pages[scanned[i]].mass[r]+u.bias[r]-sum), exp(found[scanned[i]][r]-sum)
+			was, is := exp(u.pages[scanned[i]].mass[r]+u.bias[r]-u.total[r])/sum, found[scanned[i]][r]/sum
 			err2, mass2 = err2+float64((is-was)*(is-was)), mass2+float64(was*was)
 		}
 		u.massVar[r] = min(maxMassVar, err2/max(mass2, 1e-9))
@@ -200,5 +205,7 @@ func logSum(x []float32) float32 {
 	}
 	return hi + float32(math.Log(float64(sum)))
 }
+
+func log(x float32) float32 { return float32(math.Log(float64(x))) }
 
 func exp(x float32) float32 { return float32(math.Exp(float64(x))) }

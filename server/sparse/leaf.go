@@ -88,10 +88,12 @@ type leaf struct {
 	planes   [][]byte
 	most     int         // planes of keys that can be read: the last one of drains only
 	log      [][]float32 // [rows][n], log weights of its tokens
-	// square holds mean squares of the shares of the softmax that its tokens may
-	// have, as far as their keys are known: [rows][n].
-	square [][]float32
-	read   [tiers.LeafTokens]bool // tokens whose values were read
+	share    [][]float32 // [rows][n], the same as shares of the softmax
+	// What reading more takes away of the error, as far as is known: by the number
+	// of planes that are read then, and by token.
+	keyGain   [compress.NumKeyPlanes]float32
+	valueGain [tiers.LeafTokens]float32
+	read      [tiers.LeafTokens]bool // tokens whose values were read
 }
 
 func (u *run) newLeaf(at, l int) leaf {
@@ -101,10 +103,11 @@ func (u *run) newLeaf(at, l int) leaf {
 	if v.IsDrain(l) && v.DrainKeys().Len > 0 {
 		x.most = 5
 	}
-	all := make([]float32, 2*u.rows*x.n)
-	for ; len(all) > 0; all = all[2*x.n:] {
-		x.log, x.square = append(x.log, all[:x.n]), append(x.square, all[x.n:2*x.n])
+	all, rows := make([]float32, 2*u.rows*x.n), make([][]float32, 2*u.rows)
+	for i := range rows {
+		rows[i] = all[i*x.n : (i+1)*x.n]
 	}
+	x.log, x.share = rows[:u.rows], rows[u.rows:]
 	return x
 }
 
@@ -113,22 +116,24 @@ func (u *run) newLeaf(at, l int) leaf {
 // scatter raises a weight on average, as it does a mass (attention.Mass).
 func (u *run) scoreLeaf(x *leaf) {
 	s, d := u.segs[x.seg], u.d
-	var buf [2 * compress.MaxHeadDim]float32
-	keys := make([]float32, tiers.LeafTokens*d)
-	known := compress.UnpackKeys(keys, d, s.codes.order.Lines, s.codes.steps[x.group], x.planes...)
-	mean := buf[:d]
-	if known < d {
-		s.keys.Row(buf[d:2*d], u.pages[x.page].i)
-		s.codes.order.Permute(mean, buf[d:2*d])
-	}
+	known, mean := u.unpack(x)
 	for r, log := range x.log {
 		q := s.codes.q[r*d : (r+1)*d]
 		rest := attention.Dot(q[known:], mean[known:])
-		noise := u.noise(x, len(x.planes), r)
-		raise := attention.Mass(1, 0, noise)
+		raise := attention.Mass(1, 0, u.noise(x, len(x.planes), r))
 		for t := range log {
-			log[t] = raise + attention.Softcap(rest+attention.Dot(q[:known], keys[t*d:t*d+known]), u.q.Softcap)
-			x.square[r][t] = meanSquare(log[t]-u.total[r], noise)
+			log[t] = raise + attention.Softcap(rest+attention.Dot(q[:known], u.keys[t*d:t*d+known]), u.q.Softcap)
 		}
 	}
+}
+
+// unpack reconstructs the keys of a leaf in u.keys, [16][d], channels in stored
+// order; how many channels are known; and its page's mean key in that order.
+func (u *run) unpack(x *leaf) (known int, mean []float32) {
+	s, d := u.segs[x.seg], u.d
+	known = compress.UnpackKeys(u.keys, d, s.codes.order.Lines, s.codes.steps[x.group], x.planes...)
+	mean, row := u.row2[:d], u.row2[d:]
+	s.keys.Row(row, u.pages[x.page].i)
+	s.codes.order.Permute(mean, row)
+	return known, mean
 }

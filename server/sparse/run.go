@@ -30,6 +30,9 @@ type run struct {
 	values *attention.ValueMap // how values follow keys
 	unread []unread            // what was estimated, for the error
 
+	keys []float32 // [16][d], those of one leaf
+	row2 []float32 // [2][d], scratch
+
 	pages  []page
 	leaves []leaf // of the pages that are scanned
 	tokens []token
@@ -48,9 +51,9 @@ type segmentRun struct {
 	pins         []tiers.Pin
 	received     float32 // share of the attention that its read tokens received, summed over heads
 	codes        *codes  // once any of its pages is scanned
-	// deviation holds, [rows], by how much the keys of unread tokens deviate from
-	// their pages' means, weighted; channels in stored order.
-	deviation []attention.Partial
+	// deviation is by how much the keys of unread tokens deviate from their pages'
+	// means, each times its share: [rows][d], channels in stored order.
+	deviation []float32
 }
 
 // page is 64 tokens under consideration.
@@ -70,7 +73,8 @@ func newRun(ctx context.Context, r Reader, segments []Segment, part []int, q Que
 	d := segments[part[0]].Header.HeadDim
 	rows := len(q.Partials)
 	u := &run{ctx: ctx, r: r, tr: tr, q: q, d: d, rows: rows,
-		norm2: make([]float32, rows), total: make([]float32, rows), rot: attention.NewPartials(rows, d)}
+		norm2: make([]float32, rows), total: make([]float32, rows), rot: attention.NewPartials(rows, d),
+		keys: make([]float32, tiers.LeafTokens*d), row2: make([]float32, 2*d)}
 	for i := range rows {
 		u.norm2[i] = attention.Dot(u.row(i), u.row(i))
 	}
@@ -271,6 +275,10 @@ func (u *run) scan() error {
 			return err
 		}
 	}
+	u.normalise()
+	for i := range u.leaves {
+		u.weigh(&u.leaves[i])
+	}
 	u.calibrate(chosen)
 	return nil
 }
@@ -280,27 +288,26 @@ func (u *run) scan() error {
 func (u *run) refine(plane int) error {
 	bytes := compress.KeyPlaneBytes(u.d)
 	var items []item
-	worth := make([]float32, len(u.leaves))
+	var candidates []int
 	for i := range u.leaves {
 		x := &u.leaves[i]
 		if len(x.planes) < plane {
 			continue // what was not worth the plane before, or has no more
 		}
-		for p := max(plane, len(x.planes)); p < x.most; p++ {
-			gain := u.keyGain(x, p)
-			items = append(items, item{gain, float32(bytes[p])})
-			if p == plane {
-				worth[i] = gain / float32(bytes[p])
-			}
+		if len(x.planes) == plane && plane < x.most {
+			candidates = append(candidates, i)
+		}
+		for p := len(x.planes); p < x.most; p++ {
+			items = append(items, item{x.keyGain[p], float32(bytes[p])})
 		}
 		for t := range x.n {
-			items = append(items, item{u.valueGain(x, t), u.valueBytes()})
+			items = append(items, item{x.valueGain[t], u.valueBytes()})
 		}
 	}
 	least := threshold(items, u.left)
 	var chosen []int
-	for i, w := range worth {
-		if w >= least {
+	for _, i := range candidates {
+		if u.leaves[i].keyGain[plane]/float32(bytes[plane]) >= least {
 			chosen = append(chosen, i)
 		}
 	}
@@ -309,7 +316,13 @@ func (u *run) refine(plane int) error {
 	} else if plane == 3 {
 		u.acc.Refined = int64(len(chosen))
 	}
-	return u.readKeys(plane, chosen)
+	if err := u.readKeys(plane, chosen); err != nil {
+		return err
+	}
+	for _, i := range chosen {
+		u.weigh(&u.leaves[i])
+	}
+	return nil
 }
 
 // valueBytes is about what reading one value costs: its row, and a share of the

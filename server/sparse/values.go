@@ -17,7 +17,7 @@ func (u *run) readValues() error {
 		}
 		for t := range x.n {
 			u.tokens = append(u.tokens, token{i, t})
-			rank = append(rank, u.valueGain(x, t))
+			rank = append(rank, x.valueGain[t])
 		}
 	}
 	if err := u.fetch(u.affordable(rank)); err != nil {

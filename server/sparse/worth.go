@@ -2,9 +2,11 @@ package sparse
 
 import (
 	"math"
+	"sync"
 
 	"kvtier/attention"
 	"kvtier/compress"
+	"kvtier/tiers"
 )
 
 // What is read next is what takes most error away for its bytes. The error of
@@ -56,69 +58,131 @@ func (u *run) judge() {
 // leaf: its tokens are neighbours (docs/decisions/0011-values-follow-keys.md).
 const alike = .2
 
-// keyGain is the error that a plane of keys takes away once so many planes of
-// the leaf are read.
-func (u *run) keyGain(x *leaf, planes int) (gain float32) {
-	p, c := &u.pages[x.page], u.segs[x.seg].codes
+// normalise estimates the normaliser anew, from the tokens that are scanned and
+// the means of all other pages.
+func (u *run) normalise() {
+	scanned := make([]bool, len(u.pages))
+	for i := range u.leaves {
+		scanned[u.leaves[i].page] = true
+	}
 	for r := range u.rows {
-		now, next := u.noise(x, planes, r), u.noise(x, planes+1, r)
-		var sum, roots float32
-		for t, l := range x.log[r] {
-			square := x.square[r][t]
-			if planes != len(x.planes) {
-				square = meanSquare(l-u.total[r], now)
+		total := u.q.Partials[r].LSE()
+		for i, p := range u.pages {
+			if !scanned[i] {
+				total = logAdd(total, p.mass[r])
 			}
+		}
+		for i := range u.leaves {
+			total = logAdd(total, logSum(u.leaves[i].log[r]))
+		}
+		u.total[r] = total
+	}
+}
+
+// weigh computes what the tokens of a leaf weigh, and what reading more of them is worth.
+func (u *run) weigh(x *leaf) {
+	p, c := &u.pages[x.page], u.segs[x.seg].codes
+	planes := len(x.planes)
+	x.keyGain, x.valueGain = [compress.NumKeyPlanes]float32{}, [tiers.LeafTokens]float32{}
+	for r, log := range x.log {
+		missing := c.missing[x.group]
+		noise := u.noise(x, planes, r)
+		raise := attention.Mass(1, 0, noise)
+		squares := squaresFor(noise)
+		var sum, roots float32
+		for t, l := range log {
+			l -= u.total[r]
+			x.share[r][t] = exp(l)
+			square := squares.at(l - raise)
+			x.valueGain[t] += p.scatter[r] * square
 			sum += square
 			roots += float32(math.Sqrt(float64(square)))
 		}
-		roots = min(roots, 1) // all shares together
-		missing := c.missing[x.group]
-		gain += p.far[r] * (sum*(1-exp(next-now)) + alike*max(0, roots*roots-sum)*(1-exp(missing[planes][r]-missing[planes-1][r])))
+		for at := planes; at < x.most; at++ {
+			next := u.noise(x, at+1, r)
+			if at > planes {
+				sum, roots = 0, 0
+				for t := range log {
+					square := squares.at(log[t] - u.total[r] - raise)
+					sum += square
+					roots += float32(math.Sqrt(float64(square)))
+				}
+			}
+			roots = min(roots, 1) // all shares together
+			x.keyGain[at] += p.far[r] * (sum*(1-exp(next-noise)) + alike*max(0, roots*roots-sum)*(1-exp(missing[at][r]-missing[at-1][r])))
+			noise = next
+			raise, squares = attention.Mass(1, 0, noise), squaresFor(noise)
+		}
 	}
-	return gain
 }
 
-// valueGain is the error that reading a token's value takes away.
-func (u *run) valueGain(x *leaf, t int) (gain float32) {
-	p := &u.pages[x.page]
-	for r := range u.rows {
-		gain += p.scatter[r] * x.square[r][t]
+// meanSquare is the mean of the square of a token's share of the softmax, whose
+// log is normal with mean mu and variance noise, but no share is more than 1.
+func meanSquare(mu, noise float64) float64 {
+	if noise == 0 {
+		return math.Exp(min(0, 2*mu))
 	}
-	return gain
+	sd := math.Sqrt(2 * noise)
+	return math.Exp(2*mu+2*noise)*math.Erfc((mu+2*noise)/sd)/2 + math.Erfc(-mu/sd)/2
 }
 
-// meanSquare is the mean of the square of a token's share of the softmax, of
-// which log is the estimate as scoreLeaf makes it: the true log is normal with
-// the variance noise, and no share is more than 1.
-func meanSquare(log, noise float32) float32 {
-	const negligible = -14 // e^-28 of the error's square
-	mu := log - attention.Mass(1, 0, noise)
-	switch {
-	case noise < .1:
-		return min(1, exp(2*(mu+noise)))
-	case mu+2*noise < negligible && mu < -6*noise:
-		return exp(2 * (mu + noise))
+// Of meanSquare a table is used: muSteps for each unit of mu, deviationSteps for
+// each of the standard deviation. Between them it is linear, which is good to 4 %.
+const (
+	lowMu, highMu, muSteps        = -48, 8, 4
+	mostDeviation, deviationSteps = 12, 8
+)
+
+type squareRow [(highMu-lowMu)*muSteps + 1]float32
+
+var meanSquares = sync.OnceValue(func() (t *[mostDeviation*deviationSteps + 1]squareRow) {
+	t = new([mostDeviation*deviationSteps + 1]squareRow)
+	for i := range t {
+		sd := float64(i) / deviationSteps
+		for j := range t[i] {
+			t[i][j] = float32(meanSquare(lowMu+float64(j)/muSteps, sd*sd))
+		}
 	}
-	m, v := float64(mu), float64(noise)
-	sd := math.Sqrt(2 * v)
-	return float32(math.Exp(min(0, 2*m+2*v))*math.Erfc((m+2*v)/sd)/2 + math.Erfc(-m/sd)/2)
+	return t
+})
+
+// squares is the table at one variance.
+type squares struct {
+	below, above *squareRow
+	part         float32
+}
+
+func squaresFor(noise float32) squares {
+	at := min(float32(math.Sqrt(float64(noise)))*deviationSteps, mostDeviation*deviationSteps-1)
+	t, i := meanSquares(), int(at)
+	return squares{&t[i], &t[i+1], at - float32(i)}
+}
+
+func (s *squares) at(mu float32) float32 {
+	at := (mu - lowMu) * muSteps
+	if !(at > 0) {
+		return 0
+	}
+	at = min(at, (highMu-lowMu)*muSteps-1)
+	i := int(at)
+	f := at - float32(i)
+	a := s.below[i] + f*(s.below[i+1]-s.below[i])
+	b := s.above[i] + f*(s.above[i+1]-s.above[i])
+	return a + s.part*(b-a)
 }
 
 // item is something that can be read.
 type item struct{ gain, cost float32 }
 
-// bucketsPerOctave is how finely threshold tells worths apart.
-const bucketsPerOctave = 8
-
 // threshold returns the least gain for a byte at which reading all items that
-// are worth as much stays within so many bytes; +Inf if nothing does.
+// are worth as much stays within so many bytes; +Inf if nothing does. Worths are
+// told apart by their exponent and 3 bits of their mantissa.
 func threshold(items []item, bytes float64) float32 {
-	const octaves, least = 256, -128
-	var cost [octaves * bucketsPerOctave]float64
+	const shift = 20
+	var cost [1 << (31 - shift)]float64
 	for _, x := range items {
 		if x.gain > 0 {
-			b := int((math.Log2(float64(x.gain/x.cost)) - least) * bucketsPerOctave)
-			cost[min(max(b, 0), len(cost)-1)] += float64(x.cost)
+			cost[math.Float32bits(x.gain/x.cost)>>shift] += float64(x.cost)
 		}
 	}
 	b := len(cost)
@@ -128,5 +192,5 @@ func threshold(items []item, bytes float64) float32 {
 	if b == len(cost) {
 		return inf
 	}
-	return float32(math.Exp2(float64(b)/bucketsPerOctave + least))
+	return math.Float32frombits(uint32(b) << shift)
 }

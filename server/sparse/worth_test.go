@@ -1,0 +1,66 @@
+package sparse
+
+import (
+	"math"
+	"math/rand/v2"
+	"testing"
+)
+
+// The table is the function, and the function is the mean of what it says.
+func TestMeanSquare(t *testing.T) {
+	rng := rand.New(rand.NewPCG(51, 52))
+	for range 300 {
+		mu, noise := -20+26*rng.Float64(), 8*rng.Float64()*rng.Float64()
+		want := meanSquare(mu, noise)
+		row := squaresFor(float32(noise))
+		if got := float64(row.at(float32(mu))); math.Abs(got-want) > .06*want+1e-12 {
+			t.Errorf("mu %.2f, noise %.2f: %g by the table, %g", mu, noise, got, want)
+		}
+		if mu < -2*noise-6 { // nothing that samples would show
+			continue
+		}
+		const n = 20000
+		var sum, sum2 float64
+		for range n {
+			x := min(1, math.Exp(2*(mu+math.Sqrt(noise)*rng.NormFloat64())))
+			sum, sum2 = sum+x/n, sum2+x*x/n
+		}
+		if sd := math.Sqrt((sum2 - sum*sum) / n); math.Abs(sum-want) > 6*sd+1e-9 {
+			t.Errorf("mu %.2f, noise %.2f: %g, sampled %g +- %g", mu, noise, want, sum, sd)
+		}
+	}
+}
+
+// What is chosen by the threshold fits, and the next worth would not.
+func TestThreshold(t *testing.T) {
+	rng := rand.New(rand.NewPCG(53, 54))
+	for range 100 {
+		items := make([]item, 1+rng.IntN(500))
+		total := 0.
+		for i := range items {
+			items[i] = item{float32(math.Exp(20*rng.NormFloat64()) * float64(rng.IntN(5))), float32(1 + rng.IntN(400))}
+			if items[i].gain > 0 {
+				total += float64(items[i].cost)
+			}
+		}
+		bytes := rng.Float64() * total * 1.2
+		least := threshold(items, bytes)
+		chosen, next := 0., 0.
+		for _, x := range items {
+			if w := x.gain / x.cost; x.gain > 0 && w >= least {
+				chosen += float64(x.cost)
+			} else if x.gain > 0 && w >= least*.85 {
+				next += float64(x.cost)
+			}
+		}
+		if chosen > bytes {
+			t.Fatalf("%.0f bytes of items for %.0f", chosen, bytes)
+		}
+		if bytes >= total && chosen < total {
+			t.Fatalf("%.0f bytes of items, though all %.0f fit", chosen, total)
+		}
+		if bytes < total && least < inf && chosen+next < bytes && next > 0 {
+			t.Fatalf("%.0f and %.0f more of %.0f bytes", chosen, next, bytes)
+		}
+	}
+}
