@@ -14,6 +14,7 @@ import (
 	"kvtier/bench/stats"
 	"kvtier/compress"
 	"kvtier/tiers"
+	"kvtier/tiers/seal"
 )
 
 func options() Options {
@@ -132,13 +133,7 @@ func (s *sealed) spreads(t *testing.T, q []float32, i int) (leaf, all, noise flo
 	v, h, d := s.view(i), s.segments[i].Header, s.h.w.d
 	piece := func(p tiers.Plane) []byte { return s.tier.Piece(h, 0, p) }
 	k := make([]float32, v.Stored()*d)
-	balanced := func(p tiers.Plane) []byte {
-		if tiers.LowPlanes.Has(p) {
-			return nil
-		}
-		return piece(p)
-	}
-	if err := v.Keys(k, balanced); err != nil {
+	if err := v.Keys(k, seal.WithoutLow(piece)); err != nil {
 		t.Fatal(err)
 	}
 	var scores, errs []float64

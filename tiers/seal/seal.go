@@ -225,12 +225,7 @@ func codecError(k, v, queries []float32, planes *[tiers.NumPlanes][]byte, info t
 	scores := make([]float32, len(k)/d)
 	attention.Attend(exact, queries, k, v, d, 0, nil, scores)
 	kc, vc := make([]float32, len(k)), make([]float32, len(v))
-	balanced := func(p tiers.Plane) []byte {
-		if tiers.LowPlanes.Has(p) {
-			return nil
-		}
-		return planes[p]
-	}
+	balanced := WithoutLow(func(p tiers.Plane) []byte { return planes[p] })
 	if view.Keys(kc, balanced) != nil {
 		return 1
 	}

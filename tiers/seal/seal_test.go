@@ -127,12 +127,7 @@ func segment(t *testing.T, r *Rows, o Options) {
 			}
 			have := of
 			if bits == 4 {
-				have = func(p tiers.Plane) []byte {
-					if tiers.LowPlanes.Has(p) {
-						return nil
-					}
-					return of(p)
-				}
+				have = WithoutLow(of)
 			}
 			if err := v.Keys(gk, have); err != nil {
 				t.Fatal(err)

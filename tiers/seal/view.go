@@ -177,6 +177,16 @@ func (v View) Positions(order []byte) []int {
 	return out
 }
 
+// WithoutLow hides the low planes of a segment from Keys and Values.
+func WithoutLow(of func(tiers.Plane) []byte) func(tiers.Plane) []byte {
+	return func(p tiers.Plane) []byte {
+		if tiers.LowPlanes.Has(p) {
+			return nil
+		}
+		return of(p)
+	}
+}
+
 // Keys reconstructs all stored keys to dst [Stored][D] from all the planes of
 // keys that there are; of returns a plane's bytes, nil if it is not there. The error is compress.ErrCorrupt.
 func (v View) Keys(dst []float32, of func(tiers.Plane) []byte) error {
