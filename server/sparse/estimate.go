@@ -70,7 +70,9 @@ func (u *run) estimateLeaves() {
 			u.unread = append(u.unread, e)
 			if !s.view.IsDrain(x.i) { // their values are next to nothing
 				s.values.Row(e.value, at)
-				u.deviate(x)
+				if u.follows {
+					u.deviate(x)
+				}
 			}
 		}
 	}

@@ -12,10 +12,25 @@ import (
 // (docs/decisions/0004-budget-path.md). What is left goes where it is worth most.
 const scanPart = .4
 
+// mapPart is the most of a budget that the map of values may cost; below about
+// 4,000 tokens a small budget does better without it.
+const mapPart = .1
+
+// withMap says whether the map of values is read when share may be, and if so
+// counts it.
+func (b *body) withMap(share float32) bool {
+	bytes := lines(attention.ValueMapBytes(b.d))
+	if bytes > mapPart*float64(share)*b.full {
+		return false
+	}
+	b.always += bytes
+	return true
+}
+
 // scannedPages is how many pages are scanned when share of the body's 4-bit
 // bytes may be read.
 func scannedPages(share float32, b body) int {
-	left := max(0, float64(share)*b.full-b.always-lines(attention.ValueMapBytes(b.d)))
+	left := max(0, float64(share)*b.full-b.always)
 	return int(min(b.pages, max(1, scanPart*left/b.scanOfPage())))
 }
 

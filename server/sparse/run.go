@@ -23,12 +23,13 @@ type run struct {
 	left    float64 // bytes of the budget that are left, if all of them lie in RAM
 	acc     Account
 
-	segs   []*segmentRun
-	norm2  []float32           // [rows], |q|^2
-	total  []float32           // [rows], estimated log of the whole softmax sum
-	rot    []attention.Partial // [rows], in rotated space
-	values *attention.ValueMap // how values follow keys
-	unread []unread            // what was estimated, for the error
+	segs    []*segmentRun
+	norm2   []float32           // [rows], |q|^2
+	total   []float32           // [rows], estimated log of the whole softmax sum
+	rot     []attention.Partial // [rows], in rotated space
+	follows bool                // the map of values is read
+	values  *attention.ValueMap // how values follow keys
+	unread  []unread            // what was estimated, for the error
 
 	keys []float32 // [16][d], those of one leaf
 	row2 []float32 // [2][d], scratch
@@ -84,6 +85,7 @@ func newRun(ctx context.Context, r Reader, segments []Segment, part []int, q Que
 		u.segs = append(u.segs, &segmentRun{index: i, s: segments[i], view: v})
 		b.add(v)
 	}
+	u.follows = b.withMap(share)
 	u.scanned, u.left = scannedPages(share, b), float64(share)*b.full
 	return u
 }
@@ -187,8 +189,10 @@ func (u *run) scorePages() error {
 	if err != nil {
 		return err
 	}
-	if err := u.readMap(); err != nil {
-		return err
+	if u.follows {
+		if err := u.readMap(); err != nil {
+			return err
+		}
 	}
 	u.acc.Pages, u.acc.PagesTotal = int64(len(u.pages)), int64(len(u.pages))
 	for r := range u.rows {
