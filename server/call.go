@@ -26,7 +26,7 @@ type call struct {
 	trace  func(kvHead int) *sparse.Trace // or nil
 
 	acc       sparse.Account
-	codec     float32 // the stored rows' error, which audits do not see; in mode target only
+	codec     float32 // the stored rows' error, which audits do not see
 	stated    statement
 	missed    bool  // the target
 	exact     int64 // tokens of the exact zone, over positions and KV heads
@@ -97,6 +97,7 @@ func (c *call) sum() {
 	for h := range c.heads {
 		c.acc.Add(c.heads[h].acc)
 	}
+	c.codec = c.storedErrors(func(head int) float64 { return c.heads[head].sealedMass() })
 	c.stated = statement{}
 	if c.acc.Estimated > 0 {
 		c.stated = c.seq.srv.calibration.state(c.seq.key(), c.layer, c.kind(), c.acc.Error)
@@ -254,7 +255,7 @@ func (c *call) account(total time.Duration) *kvtierv1.Account {
 		TokensExact: uint64(c.exact), TokensScanned: uint64(c.acc.Scanned), TokensRead: uint64(c.acc.Read),
 		TokensEstimated: uint64(c.acc.Estimated), BytesRam: uint64(c.acc.Moved.RAM), BytesNvme: uint64(c.acc.Moved.NVMe),
 		BytesFull: uint64(c.acc.Full), BytesExactZone: uint64(c.zoneBytes),
-		EstimatedError: c.stated.estimate, CodecError: c.acc.Codec,
+		EstimatedError: c.stated.estimate, CodecError: c.codec,
 		NsScore: uint64(c.acc.NsScore), NsScan: uint64(c.acc.NsScan), NsFetch: uint64(c.acc.NsFetch),
 		NsExactZone: uint64(c.nsZone), NsTotal: uint64(total.Nanoseconds()), Mode: c.mode,
 		ErrorP95: c.stated.p95, CalibrationAudits: uint32(c.stated.audits), TargetMissed: c.missed,

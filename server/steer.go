@@ -180,7 +180,9 @@ func (c *call) storedErrors(mass func(head int) float64) float32 {
 // sealedMass is the share of attention that goes to sealed tokens, mean over rows.
 func (res *headResult) sealedMass() (mean float64) {
 	for i := range res.zone {
-		mean += 1 - math.Exp(float64(res.zone[i].LSE()-res.ps[i].LSE()))
+		if all := float64(res.ps[i].LSE()); !math.IsInf(all, -1) {
+			mean += 1 - math.Exp(float64(res.zone[i].LSE())-all)
+		}
 	}
 	return mean / float64(max(1, len(res.zone)))
 }
@@ -191,7 +193,6 @@ func (res *headResult) sealedMass() (mean float64) {
 func (c *call) widen(ctx context.Context, again bool) error {
 	for round := 1; ; round++ {
 		c.sum()
-		c.codec = c.storedErrors(func(head int) float64 { return c.heads[head].sealedMass() })
 		if math.Hypot(float64(c.stated.p95), float64(c.codec)) <= float64(c.budget.target) {
 			return nil
 		}

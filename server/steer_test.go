@@ -39,6 +39,27 @@ func target(e, atMost float32) *kvtierv1.Budget {
 	return &kvtierv1.Budget{Mode: kvtierv1.AttendMode_ATTEND_MODE_TARGET, TargetError: e, Share: atMost}
 }
 
+// What the codec takes is stated by what is stored and how much attention it gets.
+func TestCodecError(t *testing.T) {
+	stated := map[kvtierv1.Profile]float32{}
+	for _, profile := range []kvtierv1.Profile{kvtierv1.Profile_PROFILE_EXACT, kvtierv1.Profile_PROFILE_NEUTRAL, kvtierv1.Profile_PROFILE_BALANCED} {
+		srv := openServer(t, t.TempDir(), Options{ReadAllTokens: -1})
+		const n = 2048 + recentTokens
+		m := newModel(3, testSpec(), n)
+		s := openSequence(t, srv, &kvtierv1.OpenSequenceRequest{Spec: testSpec(), Profile: profile})
+		m.feed(t, s, 0, n)
+		waitSealed(t, s, 2048)
+		stated[profile] = m.ask(t, s, 0, n-1, exactBudget).account.CodecError
+		if e := m.ask(t, s, 0, 1000, exactBudget).account.CodecError; profile == kvtierv1.Profile_PROFILE_EXACT && e != 0 {
+			t.Errorf("profile exact: %v inside the segment", e)
+		}
+	}
+	e, n, b := stated[kvtierv1.Profile_PROFILE_EXACT], stated[kvtierv1.Profile_PROFILE_NEUTRAL], stated[kvtierv1.Profile_PROFILE_BALANCED]
+	if e != 0 || n <= 0 || n > b/8 || b > .5 {
+		t.Errorf("stated: exact %v, neutral %v, balanced %v", e, n, b)
+	}
+}
+
 // A target holds the stated 95th percentile under it, or the account says that it does not.
 func TestTargetIsMetOrMissed(t *testing.T) {
 	_, _, ask := targetRig(t, -1)

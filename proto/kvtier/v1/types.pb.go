@@ -664,8 +664,9 @@ type Account struct {
 	// Relative error of the output against reading everything stored, mean over the call's query
 	// positions and heads: what audits of such calls find in the middle case. 0 if everything was read.
 	EstimatedError float32 `protobuf:"fixed32,9,opt,name=estimated_error,json=estimatedError,proto3" json:"estimated_error,omitempty"`
-	// Error of the codec's 4 bits alone, measured when the segments were sealed. It adds to the other
-	// errors, which are against stored bytes, as the root of the sum of squares.
+	// Error of what is stored against what was appended, as far as attention went to sealed tokens:
+	// measured when the segments were sealed, 0 for lossless rows. It adds to the other errors, which
+	// are against stored bytes, as the root of the sum of squares.
 	CodecError float32 `protobuf:"fixed32,10,opt,name=codec_error,json=codecError,proto3" json:"codec_error,omitempty"`
 	// Nanoseconds by stage.
 	NsScore     uint64 `protobuf:"varint,11,opt,name=ns_score,json=nsScore,proto3" json:"ns_score,omitempty"`
