@@ -29,14 +29,14 @@ type Order struct {
 
 // Arrange groups keys [n][d] by balanced recursive bisection in the metric:
 // each half is split along its principal direction, refined by two-means and
-// cut at the median, down to pages and then leaves. Outliers are grouped among
-// themselves: the tokens least like their leaf, and before them the drains, those of the smallest
-// values. A head that finds nothing to say attends to such tokens: their weights
-// are large, and every error of them counts (docs/decisions/0010-drains.md).
-// seed makes it repeatable.
+// cut at the median, down to pages and then leaves. Outliers are set apart: first
+// the drains, the tokens of the smallest values, to which a head attends that
+// finds nothing to say, so that every error of them counts
+// (docs/decisions/0010-drains.md); then the tokens least like their leaf, which
+// are grouped among themselves. seed makes it repeatable.
 func Arrange(keys, values []float32, d int, m *Metric, seed uint64) Order {
 	n := len(keys) / d
-	x := m.Apply(centred(keys, d))
+	x := m.Apply(Deviations(keys, d, n)) // no grouping depends on the mean, but float32 products do
 	b := &bisector{x: x, d: d, rng: rand.New(rand.NewPCG(seed, 0x6b76)), proj: make([]float32, n)}
 	all := make([]int, n)
 	for i := range all {
@@ -67,17 +67,6 @@ func Arrange(keys, values []float32, d int, m *Metric, seed uint64) Order {
 // wholePages is how many of n tokens are grouped when outliers are set apart.
 func wholePages(n int) int {
 	return (n - n/outlierShare) / PageTokens * PageTokens
-}
-
-// centred returns keys minus their mean, which no grouping depends on but
-// float32 products do.
-func centred(keys []float32, d int) []float32 {
-	mean := Mean(keys, d)
-	x := make([]float32, len(keys))
-	for i := range keys {
-		x[i] = keys[i] - mean[i%d]
-	}
-	return x
 }
 
 // Mean returns the mean row [d] of x [n][d], n >= 1.

@@ -48,12 +48,12 @@ func (m Means) put(u int, x []float32, spread func([]float32) float32) {
 
 // Deviations returns the rows x [n][d] less the means of their units of so many rows.
 func Deviations(x []float32, d, unit int) []float32 {
-	out := make([]float32, 0, len(x))
-	for ; len(x) > 0; x = x[min(unit*d, len(x)):] {
-		rows := x[:min(unit*d, len(x))]
-		mean := Mean(rows, d)
-		for i := 0; i < len(rows); i += d {
-			out = append(out, sub(rows[i:i+d], mean)...)
+	out := make([]float32, len(x))
+	for lo := 0; lo < len(x); lo += unit * d {
+		hi := min(lo+unit*d, len(x))
+		mean := Mean(x[lo:hi], d)
+		for i := lo; i < hi; i++ {
+			out[i] = x[i] - mean[(i-lo)%d]
 		}
 	}
 	return out

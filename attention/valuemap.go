@@ -92,8 +92,7 @@ func dense64(x []float32, d int) *mat.Dense {
 // Append appends the stored form: 2 MapRank rows, as means of one row each.
 func (m *ValueMap) Append(b []byte) []byte {
 	none := func([]float32) float32 { return 0 }
-	b = PackMeans(b, m.in, m.d, 1, none)[:len(b)+MeansBytes(MapRank, m.d)]
-	return PackMeans(b, m.out, m.d, 1, none)
+	return PackMeans(PackMeans(b, m.in, m.d, 1, none), m.out, m.d, 1, none)
 }
 
 // ParseValueMap reads what Append wrote; ok is false if b has another size.
@@ -111,9 +110,9 @@ func ParseValueMap(b []byte, d int) (m *ValueMap, ok bool) {
 	return m, true
 }
 
-// Add adds f times what the deviation dk [d] of a key says of its value to dst [d].
-func (m *ValueMap) Add(dst []float32, f float32, dk []float32) {
+// Add adds what the deviation dk [d] of a key says of its value's to dst [d].
+func (m *ValueMap) Add(dst, dk []float32) {
 	for i := 0; i < len(m.in); i += m.d {
-		Axpy(dst, f*Dot(m.in[i:i+m.d], dk), m.out[i:i+m.d])
+		Axpy(dst, Dot(m.in[i:i+m.d], dk), m.out[i:i+m.d])
 	}
 }

@@ -29,9 +29,9 @@ func TestValueMap(t *testing.T) {
 		var miss, all float64
 		row := make([]float32, d)
 		for i := 0; i < n*d; i += d {
-			copy(row, told[i:i+d])
-			m.Add(row, -1, dk[i:i+d])
-			miss, all = miss+float64(Norm2(row)), all+float64(Norm2(told[i:i+d]))
+			clear(row)
+			m.Add(row, dk[i:i+d])
+			miss, all = miss+float64(Norm2(sub(told[i:i+d], row))), all+float64(Norm2(told[i:i+d]))
 		}
 		if e := math.Sqrt(miss / all); e > .1 {
 			t.Errorf("d %d: a map of rank %d is found with an error of %.3f", d, rank, e)
@@ -48,7 +48,7 @@ func TestValueMapOfExtremes(t *testing.T) {
 		dk, dv := randn(rng, n*d, scale[0]), randn(rng, n*d, scale[1])
 		m, _ := ParseValueMap(FitValueMap(dk, dv, d).Append(nil), d)
 		got := make([]float32, d)
-		m.Add(got, 1, randn(rng, d, 1))
+		m.Add(got, randn(rng, d, 1))
 		for _, x := range got {
 			if math.IsNaN(float64(x)) || math.IsInf(float64(x), 0) {
 				t.Fatalf("%s: %v", name, x)

@@ -233,19 +233,11 @@ func (c *call) rows(ctx context.Context, head int, segs []sparse.Segment, q []fl
 	return nil
 }
 
-// storedError is the error of what is stored of a head, against what was
-// appended: 4 more bits of keys and values have a sixteenth of the 4-bit
-// codec's, lossless rows none.
+// storedError is the error of what is stored of a head, mean over segments.
 func storedError(segs []sparse.Segment, head int) float32 {
 	var sum float32
 	for _, s := range segs {
-		switch {
-		case s.Header.Profile == tiers.ProfileExact:
-		case s.Low:
-			sum += s.Header.Heads[head].CodecError / 16
-		default:
-			sum += s.Header.Heads[head].CodecError
-		}
+		sum += s.StoredError(head)
 	}
 	return sum / float32(max(1, len(segs)))
 }

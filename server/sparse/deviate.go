@@ -70,14 +70,11 @@ func (c *codes) lean(dst []float32, mass float32, r, group, planes int) {
 func (u *run) follow() {
 	dk, v := u.row2[:u.d], u.row2[u.d:]
 	for _, s := range u.segs {
-		for r := range u.rows {
-			if s.deviation == nil {
-				break
-			}
-			s.codes.order.Restore(dk, s.deviation[r*u.d:(r+1)*u.d])
+		for i := 0; i < len(s.deviation); i += u.d {
+			s.codes.order.Restore(dk, s.deviation[i:i+u.d])
 			clear(v)
-			u.values.Add(v, 1, dk)
-			u.rot[r].Shift(u.total[r], v)
+			u.values.Add(v, dk)
+			u.rot[i/u.d].Shift(u.total[i/u.d], v)
 		}
 	}
 }

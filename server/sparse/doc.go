@@ -33,6 +33,20 @@ type Segment struct {
 // Cut says whether some of the segment's tokens do not exist for the query.
 func (s Segment) Cut() bool { return s.Limit < s.Header.Tokens }
 
+// StoredError is the error of what is stored of a head against what was
+// appended: the codec's, measured at sealing; a sixteenth of it if 4 more bits of
+// keys and values are there; none of lossless rows.
+func (s Segment) StoredError(head int) float32 {
+	switch e := s.Header.Heads[head].CodecError; {
+	case s.Header.Profile == tiers.ProfileExact:
+		return 0
+	case s.Low:
+		return e / 16
+	default:
+		return e
+	}
+}
+
 // Query is what one KV head's group asks.
 type Query struct {
 	Head    int
@@ -58,7 +72,7 @@ type Account struct {
 	Full                     int64 // bytes of all sealed tokens at 4 bits
 	// Error is the estimated relative error, mean over rows, without the codec's.
 	Error float32
-	// Codec is the codec's error measured at sealing, mean over segments.
+	// Codec is the stored error (Segment.StoredError), mean over segments.
 	Codec                        float32
 	NsScore, NsScan, NsFetch     int64
 	Pages, Leaves                int64 // scored
@@ -118,10 +132,10 @@ func Attend(ctx context.Context, r Reader, segments []Segment, q Query, b Budget
 		}
 	}
 	var acc Account
-	for i, s := range segments {
+	for _, s := range segments {
 		v := view(s, q.Head)
 		acc.Full += int64(v.BytesAt4Bits())
-		acc.codecSum += float64(segments[i].Header.Heads[q.Head].CodecError)
+		acc.codecSum += float64(s.StoredError(q.Head))
 		acc.codecNo++
 	}
 	for _, i := range whole {

@@ -99,9 +99,9 @@ type leaf struct {
 func (u *run) newLeaf(at, l int) leaf {
 	p := &u.pages[at]
 	v := u.segs[p.seg].view
-	x := leaf{page: at, seg: p.seg, i: l, place: l * tiers.LeafTokens, n: v.LeafTokens(l), group: v.StepGroup(l), most: 4}
+	x := leaf{page: at, seg: p.seg, i: l, place: l * tiers.LeafTokens, n: v.LeafTokens(l), group: v.StepGroup(l), most: compress.NumKeyPlanes - 1}
 	if v.IsDrain(l) && v.DrainKeys().Len > 0 {
-		x.most = 5
+		x.most++
 	}
 	all, rows := make([]float32, 2*u.rows*x.n), make([][]float32, 2*u.rows)
 	for i := range rows {

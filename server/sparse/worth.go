@@ -61,16 +61,10 @@ const alike = .2
 // normalise estimates the normaliser anew, from the tokens that are scanned and
 // the means of all other pages.
 func (u *run) normalise() {
-	scanned := make([]bool, len(u.pages))
-	for i := range u.leaves {
-		scanned[u.leaves[i].page] = true
-	}
 	for r := range u.rows {
 		total := u.q.Partials[r].LSE()
-		for i, p := range u.pages {
-			if !scanned[i] {
-				total = logAdd(total, p.mass[r])
-			}
+		for _, e := range u.unread { // so far they are pages
+			total = logAdd(total, e.mass[r])
 		}
 		for i := range u.leaves {
 			total = logAdd(total, logSum(u.leaves[i].log[r]))
@@ -82,36 +76,30 @@ func (u *run) normalise() {
 // weigh computes what the tokens of a leaf weigh, and what reading more of them is worth.
 func (u *run) weigh(x *leaf) {
 	p, c := &u.pages[x.page], u.segs[x.seg].codes
-	planes := len(x.planes)
+	planes, missing := len(x.planes), &c.missing[x.group]
 	x.keyGain, x.valueGain = [compress.NumKeyPlanes]float32{}, [tiers.LeafTokens]float32{}
 	for r, log := range x.log {
-		missing := c.missing[x.group]
-		noise := u.noise(x, planes, r)
-		raise := attention.Mass(1, 0, noise)
-		squares := squaresFor(noise)
-		var sum, roots float32
 		for t, l := range log {
-			l -= u.total[r]
-			x.share[r][t] = exp(l)
-			square := squares.at(l - raise)
-			x.valueGain[t] += p.scatter[r] * square
-			sum += square
-			roots += float32(math.Sqrt(float64(square)))
+			x.share[r][t] = exp(l - u.total[r])
 		}
-		for at := planes; at < x.most; at++ {
-			next := u.noise(x, at+1, r)
-			if at > planes {
-				sum, roots = 0, 0
-				for t := range log {
-					square := squares.at(log[t] - u.total[r] - raise)
-					sum += square
-					roots += float32(math.Sqrt(float64(square)))
+		for at := planes; at == planes || at < x.most; at++ { // if so many planes are read
+			noise := u.noise(x, at, r)
+			raise, squares := attention.Mass(1, 0, noise), squaresFor(noise)
+			var sum, roots float32
+			for t, l := range log {
+				square := squares.at(l - u.total[r] - raise)
+				if at == planes {
+					x.valueGain[t] += p.scatter[r] * square
 				}
+				sum += square
+				roots += float32(math.Sqrt(float64(square)))
+			}
+			if at == x.most {
+				break
 			}
 			roots = min(roots, 1) // all shares together
-			x.keyGain[at] += p.far[r] * (sum*(1-exp(next-noise)) + alike*max(0, roots*roots-sum)*(1-exp(missing[at][r]-missing[at-1][r])))
-			noise = next
-			raise, squares = attention.Mass(1, 0, noise), squaresFor(noise)
+			x.keyGain[at] += p.far[r] * (sum*(1-exp(u.noise(x, at+1, r)-noise)) +
+				alike*max(0, roots*roots-sum)*(1-exp(missing[at][r]-missing[at-1][r])))
 		}
 	}
 }

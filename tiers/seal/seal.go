@@ -162,9 +162,7 @@ func (v View) importance(k []float32, m *attention.Metric) []float32 {
 	out := make([]float32, d)
 	for g := range v.StepGroups() {
 		lo, hi := v.stepGroup(g)
-		mean := attention.Mean(k[lo*d:hi*d], d)
-		for i, x := range k[lo*d : hi*d] {
-			delta := x - mean[i%d]
+		for i, delta := range attention.Deviations(k[lo*d:hi*d], d, hi-lo) {
 			out[i%d] += delta * delta
 		}
 	}
@@ -206,9 +204,9 @@ func (s *sealer) drains() {
 // values, each in one run. v is rotated.
 func (s *sealer) means(k, v []float32, m *attention.Metric) {
 	d := s.rows.HeadDim
-	dk, dv := attention.Deviations(k, d, tiers.PageTokens), attention.Deviations(v, d, tiers.PageTokens)
 	body := s.info.Body * d
-	s.planes[tiers.PlaneMap] = attention.FitValueMap(dk[:body], dv[:body], d).Append(nil)
+	dk, dv := attention.Deviations(k[:body], d, tiers.PageTokens), attention.Deviations(v[:body], d, tiers.PageTokens)
+	s.planes[tiers.PlaneMap] = attention.FitValueMap(dk, dv, d).Append(nil)
 	b := attention.PackMeans(nil, k, d, tiers.PageTokens, m.Spread)
 	s.planes[tiers.PlanePages] = attention.PackMeans(b, v, d, tiers.PageTokens, attention.Norm2)
 }
