@@ -2,7 +2,6 @@ package sparse
 
 import (
 	"math"
-	"slices"
 
 	"kvtier/attention"
 	"kvtier/compress"
@@ -150,6 +149,8 @@ const errorScale = 2.5
 const (
 	maxBias    = 1
 	maxMassVar = 4
+	// leastLearned is the least share of the softmax from which anything is learned.
+	leastLearned = 1e-20
 )
 
 // calibrate learns from the weaker half of the pages that are scanned how far
@@ -178,11 +179,14 @@ func (u *run) calibrate(scanned []int) {
 		for _, i := range half {
 			estimated, sum = logAdd(estimated, u.pages[scanned[i]].mass[r]-u.total[r]), sum+found[scanned[i]][r]
 		}
+		if sum < leastLearned {
+			continue
+		}
 		u.bias[r] = min(maxBias, max(-maxBias, log(sum)-estimated))
 		var err2, mass2 float64
 		for _, i := range half {
-			was, is := exp(u.pages[scanned[i]].mass[r]+u.bias[r]-u.total[r])/sum, found[scanned[i]][r]/sum
-			err2, mass2 = err2+float64((is-was)*(is-was)), mass2+float64(was*was)
+			was, is := float64(exp(u.pages[scanned[i]].mass[r]+u.bias[r]-u.total[r])/sum), float64(found[scanned[i]][r]/sum)
+			err2, mass2 = err2+(is-was)*(is-was), mass2+was*was
 		}
 		u.massVar[r] = min(maxMassVar, err2/max(mass2, 1e-9))
 	}
@@ -197,15 +201,6 @@ func logAdd(a, b float32) float32 {
 		return a
 	}
 	return a + float32(math.Log1p(math.Exp(float64(b-a))))
-}
-
-// logSum returns the log of the sum of exp(x).
-func logSum(x []float32) float32 {
-	hi, sum := slices.Max(x), float32(0)
-	for _, v := range x {
-		sum += exp(v - hi)
-	}
-	return hi + float32(math.Log(float64(sum)))
 }
 
 func log(x float32) float32 { return float32(math.Log(float64(x))) }

@@ -305,6 +305,31 @@ func TestShares(t *testing.T) {
 	}
 }
 
+// Scores hundreds of nats apart, in rows that want different tokens, give
+// finite answers and finite errors.
+func TestFarApartScores(t *testing.T) {
+	rng := rand.New(rand.NewPCG(61, 62))
+	s := newSample(rng, 6144, 1, 64)
+	f := sealed(rng, s, seal.Options{Profile: tiers.ProfileBalanced}, compress.BF16, 2048, 4096, 6144)
+	for _, scale := range []float32{5, 20, 60, 200} {
+		for _, share := range []float32{.05, .1, .2} {
+			q := f.query(rng, 0, 6)
+			for i := range q.Q {
+				q.Q[i] *= scale * float32(1+i/s.d) / 6 // no two rows alike
+			}
+			got, acc := f.ask(t, q, Budget{Share: share})
+			if !(acc.Error >= 0 && acc.Error <= 1) {
+				t.Errorf("scale %v, share %v: estimated error %v", scale, share, acc.Error)
+			}
+			for r := range got {
+				if n := attention.Norm2(got[r]); !(n >= 0) || math.IsInf(float64(n), 0) {
+					t.Errorf("scale %v, share %v, row %d: an output of norm %v", scale, share, r, n)
+				}
+			}
+		}
+	}
+}
+
 // What was attended before is merged, several rows are independent, and a
 // softcap holds on every path.
 func TestMergesAndRows(t *testing.T) {

@@ -9,6 +9,7 @@ import (
 // readValues reads the values of the best tokens of refined leaves; all other
 // tokens are estimated.
 func (u *run) readValues() error {
+	u.normalise()
 	var rank []float32
 	for i := range u.leaves {
 		x := &u.leaves[i]

@@ -2,6 +2,7 @@ package sparse
 
 import (
 	"math"
+	"slices"
 	"sync"
 
 	"kvtier/attention"
@@ -59,29 +60,43 @@ func (u *run) judge() {
 const alike = .2
 
 // normalise estimates the normaliser anew, from the tokens that are scanned and
-// the means of all other pages.
+// the means of all other pages, and the shares of scanned tokens.
 func (u *run) normalise() {
 	for r := range u.rows {
-		total := u.q.Partials[r].LSE()
-		for _, e := range u.unread { // so far they are pages
-			total = logAdd(total, e.mass[r])
+		zone := u.q.Partials[r].LSE()
+		top := zone
+		for _, e := range u.unread { // pages, as long as values are not read
+			top = max(top, e.mass[r])
 		}
 		for i := range u.leaves {
-			total = logAdd(total, logSum(u.leaves[i].log[r]))
+			top = max(top, slices.Max(u.leaves[i].log[r]))
 		}
-		u.total[r] = total
+		sum := exp(zone - top)
+		for _, e := range u.unread {
+			sum += exp(e.mass[r] - top)
+		}
+		for i := range u.leaves {
+			x := &u.leaves[i]
+			for t, l := range x.log[r] {
+				x.share[r][t] = exp(l - top)
+				sum += x.share[r][t]
+			}
+		}
+		u.total[r] = top + log(sum)
+		for i := range u.leaves {
+			for t := range u.leaves[i].share[r] {
+				u.leaves[i].share[r][t] /= sum
+			}
+		}
 	}
 }
 
-// weigh computes what the tokens of a leaf weigh, and what reading more of them is worth.
+// weigh computes what reading more of a leaf's tokens is worth.
 func (u *run) weigh(x *leaf) {
 	p, c := &u.pages[x.page], u.segs[x.seg].codes
 	planes, missing := len(x.planes), &c.missing[x.group]
 	x.keyGain, x.valueGain = [compress.NumKeyPlanes]float32{}, [tiers.LeafTokens]float32{}
 	for r, log := range x.log {
-		for t, l := range log {
-			x.share[r][t] = exp(l - u.total[r])
-		}
 		for at := planes; at == planes || at < x.most; at++ { // if so many planes are read
 			noise := u.noise(x, at, r)
 			raise, squares := attention.Mass(1, 0, noise), squaresFor(noise)
