@@ -180,15 +180,15 @@ func (c *fastClient) handle(ctx context.Context, id string) uint64 {
 }
 
 // place puts data into the region, at an offset, or returns them for inline.
-func (c *fastClient) place(data []byte) (region uint32, offset uint64, inline []byte) {
+func (c *fastClient) place(data []byte) (region uint32, offset uint64, size uint32, inline []byte) {
 	if c.in == nil {
-		return 0, 0, data
+		return 0, 0, 0, data
 	}
 	copy(c.in.b[128:], data)
-	return c.in.id, 128, nil
+	return c.in.id, 128, uint32(len(data)), nil
 }
 
-func appendBody(handle, start uint64, layer, n uint32, typ, flags byte, m, ids, region uint32, offset uint64, inline []byte) []byte {
+func appendBody(handle, start uint64, layer, n uint32, typ, flags byte, m, ids, region uint32, offset uint64, size uint32, inline []byte) []byte {
 	le := binary.LittleEndian
 	b := le.AppendUint64(nil, handle)
 	b = le.AppendUint64(b, start)
@@ -199,6 +199,8 @@ func appendBody(handle, start uint64, layer, n uint32, typ, flags byte, m, ids, 
 	b = le.AppendUint32(b, ids)
 	b = le.AppendUint32(b, region)
 	b = le.AppendUint64(b[:40], offset)
+	b = le.AppendUint32(b, size)
+	b = le.AppendUint32(b, 0)
 	return append(b, inline...)
 }
 
@@ -212,7 +214,7 @@ func idBytes(ids []uint64) (b []byte) {
 func (c *fastClient) append(ctx context.Context, spec *kvtierv1.ModelSpec, r *kvtierv1.AppendRequest) (*kvtierv1.Ack, error) {
 	row := int(spec.KvHeads*spec.HeadDim) * compress.ElementType(r.Dtype).Size()
 	query := int(spec.QueryHeads*spec.HeadDim) * compress.ElementType(r.Dtype).Size()
-	region, offset, inline := c.place(slices.Concat(r.K, r.V, r.Queries, idBytes(r.TokenIds)))
+	region, offset, size, inline := c.place(slices.Concat(r.K, r.V, r.Queries, idBytes(r.TokenIds)))
 	var flags byte
 	if r.Convert {
 		flags |= 1
@@ -221,7 +223,7 @@ func (c *fastClient) append(ctx context.Context, spec *kvtierv1.ModelSpec, r *kv
 		flags |= 2
 	}
 	b, err := c.call(5, appendBody(c.handle(ctx, r.SequenceId), r.Start, r.Layer, uint32(len(r.K)/row), byte(r.Dtype), flags,
-		uint32(len(r.Queries)/query), uint32(len(r.TokenIds)), region, offset, inline))
+		uint32(len(r.Queries)/query), uint32(len(r.TokenIds)), region, offset, size, inline))
 	if err != nil {
 		return nil, err
 	}
@@ -257,7 +259,7 @@ func (c *fastClient) attendBody(ctx context.Context, spec *kvtierv1.ModelSpec, r
 		items = le.AppendUint32(items, uint32(len(it.Q)/row))
 		items = le.AppendUint32(items, flags)
 	}
-	region, offset, inline := c.place(data)
+	region, offset, size, inline := c.place(data)
 	var timeout uint32
 	if deadline, ok := ctx.Deadline(); ok {
 		timeout = uint32(max(1, time.Until(deadline).Milliseconds()))
@@ -273,10 +275,12 @@ func (c *fastClient) attendBody(ctx context.Context, spec *kvtierv1.ModelSpec, r
 	b = le.AppendUint64(b, offset)
 	if c.out != nil {
 		b = le.AppendUint32(b, c.out.id)
-		b = le.AppendUint32(b, 0)
+		b = le.AppendUint32(b, size)
 		b = le.AppendUint64(b, 64)
 	} else {
-		b = append(b, make([]byte, 16)...)
+		b = le.AppendUint32(b, 0)
+		b = le.AppendUint32(b, size)
+		b = le.AppendUint64(b, 0)
 	}
 	return append(append(b, items...), inline...)
 }

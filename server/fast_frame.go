@@ -13,7 +13,7 @@ import (
 // The fast path's numbers; docs/protocol.md specifies every byte.
 const (
 	frameMagic   = 0x31465654
-	frameVersion = 2
+	frameVersion = 3
 	frameHeader  = 24
 	maxBody      = 256 << 20
 
@@ -26,7 +26,7 @@ const (
 	opReply    = 0x80
 
 	ackBytes    = 32
-	appendHead  = 48
+	appendHead  = 56
 	attendHead  = 56
 	itemBytes   = 24
 	resultBytes = 168
@@ -99,11 +99,12 @@ func (c *cut) ids(n int) []uint64 {
 	return ids
 }
 
-// tensors returns the data of a request, want bytes, from a region or inline.
-func tensors(src source, region uint32, offset, want uint64, inline []byte) (cut, error) {
+// tensors returns the data of a request, want bytes, from a region, where the
+// worker says that it put size, or inline.
+func tensors(src source, region uint32, offset uint64, size uint32, want uint64, inline []byte) (cut, error) {
 	if region == 0 {
-		if offset != 0 {
-			return cut{}, badFrame("inline data with an offset of %d", offset)
+		if offset != 0 || size != 0 {
+			return cut{}, badFrame("inline data with an offset of %d in a region and %d bytes there", offset, size)
 		}
 		if want != uint64(len(inline)) {
 			return cut{}, invalid(ReasonShape, "%d bytes of data follow, but the request's shapes need %d", len(inline), want)
@@ -113,7 +114,10 @@ func tensors(src source, region uint32, offset, want uint64, inline []byte) (cut
 	if len(inline) != 0 {
 		return cut{}, badFrame("%d bytes follow a request whose data are in region %d", len(inline), region)
 	}
-	b, err := src.input(region, offset, want)
+	b, err := src.input(region, offset, uint64(size))
+	if err == nil && uint64(size) != want { // what else lies in the region is of other requests
+		err = invalid(ReasonShape, "%d bytes of data in the region, but the request's shapes need %d", size, want)
+	}
 	return cut{b}, err
 }
 
@@ -133,7 +137,7 @@ func parseAppend(body []byte, src source) (*sequence, *appendRequest, error) {
 	}
 	le := binary.LittleEndian
 	flags := body[25]
-	if flags&^(flagConvert|flagSparse) != 0 || body[26] != 0 || body[27] != 0 {
+	if flags&^(flagConvert|flagSparse) != 0 || body[26] != 0 || body[27] != 0 || le.Uint32(body[52:]) != 0 {
 		return nil, nil, badFrame("an APPEND with an unknown flag or a field that must be 0")
 	}
 	typ, err := elementType(body[24])
@@ -151,7 +155,7 @@ func parseAppend(body []byte, src source) (*sequence, *appendRequest, error) {
 	row := uint64(s.spec.kvHeads * s.spec.headDim * typ.Size())
 	query := uint64(s.spec.queryHeads * s.spec.headDim * typ.Size())
 	// Each factor is under 2^32 and 2^19: no overflow.
-	c, err := tensors(src, le.Uint32(body[36:]), le.Uint64(body[40:]), 2*n*row+m*query+8*ids, body[appendHead:])
+	c, err := tensors(src, le.Uint32(body[36:]), le.Uint64(body[40:]), le.Uint32(body[48:]), 2*n*row+m*query+8*ids, body[appendHead:])
 	if err != nil {
 		return nil, nil, err
 	}
@@ -184,8 +188,6 @@ func parseAttend(body []byte, src source) (*attendFrame, error) {
 	switch {
 	case count == 0:
 		return nil, invalid(ReasonShape, "an ATTEND needs at least one item")
-	case le.Uint32(body[44:]) != 0:
-		return nil, badFrame("an ATTEND with a field that must be 0")
 	case len(body) < attendHead+count*itemBytes:
 		return nil, badFrame("an ATTEND of %d bytes: %d items need %d", len(body), count, attendHead+count*itemBytes)
 	}
@@ -215,7 +217,7 @@ func parseAttend(body []byte, src source) (*attendFrame, error) {
 	} else if out+uint64(count)*(resultBytes+maxMessageText) > maxBody {
 		return nil, invalid(ReasonShape, "results of %d bytes do not fit a frame: name a region for them, or ask for fewer positions", out)
 	}
-	c, err := tensors(src, le.Uint32(body[28:]), le.Uint64(body[32:]), in, inline)
+	c, err := tensors(src, le.Uint32(body[28:]), le.Uint64(body[32:]), le.Uint32(body[44:]), in, inline)
 	if err != nil {
 		return nil, err
 	}

@@ -33,14 +33,16 @@ func (c *fastClient) ended(t testing.TB) {
 
 func TestFastHello(t *testing.T) {
 	c := dialFast(t, newRig(t, Options{}).socket)
-	for _, version := range []byte{2, 3, 255} {
+	for _, version := range []byte{frameVersion, frameVersion + 1, 255} {
 		b, err := c.call(1, []byte{version, 0, 0, 0})
 		if err != nil || !bytes.Equal(b, []byte{frameVersion, 0, 0, 0, 0, 0, 0, 16, 0, 0, 0, 0}) {
 			t.Fatalf("% x, %v", b, err)
 		}
 	}
-	_, err := c.call(1, make([]byte, 4))
-	wantError(t, err, codes.InvalidArgument, ReasonFrame)
+	for _, version := range []byte{0, 1, frameVersion - 1} {
+		_, err := c.call(1, []byte{version, 0, 0, 0})
+		wantError(t, err, codes.InvalidArgument, ReasonFrame)
+	}
 }
 
 // Headers that break the protocol are answered, and the connection ends.
@@ -73,7 +75,7 @@ func TestFastTruncatedFrames(t *testing.T) {
 	r := newRig(t, Options{})
 	w := newWorker(t, r, dialFast(t, r.socket), newModel(1, testSpec(), 10), 0)
 	c := w.p.(*fastClient)
-	full := appendBody(c.handles[w.id], 0, 0, 10, 2, 0, 0, 0, 0, 0, slices.Concat(w.rows(0, 0, 10).K, w.rows(0, 0, 10).V))
+	full := appendBody(c.handles[w.id], 0, 0, 10, 2, 0, 0, 0, 0, 0, 0, slices.Concat(w.rows(0, 0, 10).K, w.rows(0, 0, 10).V))
 	frame := append(header(5, 1, uint64(len(full))), full...)
 	for _, cut := range []int{1, 23, 24, 25, 60, len(frame) - 1} {
 		d := dialFast(t, r.socket)
@@ -132,7 +134,7 @@ func TestFastBadRequests(t *testing.T) {
 		b[at] = x
 		return b
 	}
-	good := appendBody(h, 0, 0, 10, 2, 0, 0, 0, 0, 0, data)
+	good := appendBody(h, 0, 0, 10, 2, 0, 0, 0, 0, 0, 0, data)
 	for name, x := range map[string]struct {
 		op     byte
 		body   []byte
@@ -144,23 +146,28 @@ func TestFastBadRequests(t *testing.T) {
 		"hello of 3 bytes":          {1, []byte{1, 0, 0}, codes.InvalidArgument, ReasonFrame},
 		"open nothing":              {4, nil, codes.NotFound, ReasonUnknown},
 		"open bytes":                {4, []byte{0xff, 0xfe, 0}, codes.NotFound, ReasonUnknown},
-		"short append":              {5, good[:47], codes.InvalidArgument, ReasonFrame},
+		"short append":              {5, good[:55], codes.InvalidArgument, ReasonFrame},
 		"append: dtype 0":           {5, changed(good, 24, 0), codes.InvalidArgument, ReasonArgument},
 		"append: dtype 4":           {5, changed(good, 24, 4), codes.InvalidArgument, ReasonArgument},
 		"append: flag 4":            {5, changed(good, 25, 4), codes.InvalidArgument, ReasonFrame},
 		"append: not zero":          {5, changed(good, 26, 1), codes.InvalidArgument, ReasonFrame},
+		"append: inline size":       {5, changed(good, 48, 64), codes.InvalidArgument, ReasonFrame},
+		"append: not zero either":   {5, changed(good, 52, 1), codes.InvalidArgument, ReasonFrame},
+		"append: region, fewer":     {5, appendBody(h, 0, 0, 10, 2, 0, 0, 0, 7, 0, 2559, nil), codes.InvalidArgument, ReasonShape},
+		"append: region, more":      {5, appendBody(h, 0, 0, 10, 2, 0, 0, 0, 7, 0, 2561, nil), codes.InvalidArgument, ReasonShape},
+		"append: region, none":      {5, appendBody(h, 0, 0, 10, 2, 0, 0, 0, 7, 0, 0, nil), codes.InvalidArgument, ReasonShape},
 		"append: inline offset":     {5, changed(good, 40, 64), codes.InvalidArgument, ReasonFrame},
 		"append: more tokens":       {5, changed(good, 20, 11), codes.InvalidArgument, ReasonShape},
 		"append: fewer tokens":      {5, changed(good, 20, 9), codes.InvalidArgument, ReasonShape},
-		"append: all tokens":        {5, appendBody(h, 0, 0, math.MaxUint32, 2, 0, math.MaxUint32, math.MaxUint32, 0, 0, data), codes.InvalidArgument, ReasonShape},
-		"append: ids":               {5, appendBody(h, 0, 0, 10, 2, 0, 0, 9, 0, 0, data), codes.InvalidArgument, ReasonShape},
-		"append: handle":            {5, appendBody(h+1000, 0, 0, 10, 2, 0, 0, 0, 0, 0, data), codes.NotFound, ReasonUnknown},
-		"append: region unknown":    {5, appendBody(h, 0, 0, 10, 2, 0, 0, 0, 99, 0, nil), codes.NotFound, ReasonUnknown},
-		"append: region and inline": {5, appendBody(h, 0, 0, 10, 2, 0, 0, 0, 7, 0, data), codes.InvalidArgument, ReasonFrame},
-		"append: region misaligned": {5, appendBody(h, 0, 0, 10, 2, 0, 0, 0, 7, 32, nil), codes.InvalidArgument, ReasonRegion},
-		"append: region too short":  {5, appendBody(h, 0, 0, 10, 2, 0, 0, 0, 7, 4032, nil), codes.InvalidArgument, ReasonRegion},
-		"append: region offset":     {5, appendBody(h, 0, 0, 10, 2, 0, 0, 0, 7, math.MaxUint64-63, nil), codes.InvalidArgument, ReasonRegion},
-		"append: region, all":       {5, appendBody(h, 0, 0, math.MaxUint32, 2, 0, 0, 0, 7, 0, nil), codes.InvalidArgument, ReasonRegion},
+		"append: all tokens":        {5, appendBody(h, 0, 0, math.MaxUint32, 2, 0, math.MaxUint32, math.MaxUint32, 0, 0, 0, data), codes.InvalidArgument, ReasonShape},
+		"append: ids":               {5, appendBody(h, 0, 0, 10, 2, 0, 0, 9, 0, 0, 0, data), codes.InvalidArgument, ReasonShape},
+		"append: handle":            {5, appendBody(h+1000, 0, 0, 10, 2, 0, 0, 0, 0, 0, 0, data), codes.NotFound, ReasonUnknown},
+		"append: region unknown":    {5, appendBody(h, 0, 0, 10, 2, 0, 0, 0, 99, 0, 2560, nil), codes.NotFound, ReasonUnknown},
+		"append: region and inline": {5, appendBody(h, 0, 0, 10, 2, 0, 0, 0, 7, 0, 2560, data), codes.InvalidArgument, ReasonFrame},
+		"append: region misaligned": {5, appendBody(h, 0, 0, 10, 2, 0, 0, 0, 7, 32, 2560, nil), codes.InvalidArgument, ReasonRegion},
+		"append: region too short":  {5, appendBody(h, 0, 0, 10, 2, 0, 0, 0, 7, 4032, 2560, nil), codes.InvalidArgument, ReasonRegion},
+		"append: region offset":     {5, appendBody(h, 0, 0, 10, 2, 0, 0, 0, 7, math.MaxUint64-63, 2560, nil), codes.InvalidArgument, ReasonRegion},
+		"append: region, all":       {5, appendBody(h, 0, 0, math.MaxUint32, 2, 0, 0, 0, 7, 0, math.MaxUint32, nil), codes.InvalidArgument, ReasonRegion},
 		"short attend":              {6, attend(nil, nil)[:55], codes.InvalidArgument, ReasonFrame},
 		"short items":               {6, attend(nil, nil)[:79], codes.InvalidArgument, ReasonFrame},
 		"attend: no items":          {6, attend(put(4, 1), q), codes.InvalidArgument, ReasonShape},
@@ -175,6 +182,8 @@ func TestFastBadRequests(t *testing.T) {
 		"attend: k missing":         {6, attend(put(76, 1), q), codes.InvalidArgument, ReasonShape},
 		"attend: all positions":     {6, attend(put(72, math.MaxUint32), q), codes.InvalidArgument, ReasonShape},
 		"attend: result too large":  {6, attend(put(72, 1<<20), q), codes.InvalidArgument, ReasonShape},
+		"attend: region, fewer":     {6, attend(both(put(28, 7), put(44, 511)), nil), codes.InvalidArgument, ReasonShape},
+		"attend: region, more":      {6, attend(both(put(28, 7), put(44, 516)), nil), codes.InvalidArgument, ReasonShape},
 		"attend: region unknown":    {6, attend(put(28, 99), nil), codes.NotFound, ReasonUnknown},
 		"attend: out unknown":       {6, attend(put(40, 99), q), codes.NotFound, ReasonUnknown},
 		"attend: out misaligned":    {6, attend(both(put(40, 8), put(48, 8)), q), codes.InvalidArgument, ReasonRegion},
@@ -337,7 +346,7 @@ func TestFastPipelining(t *testing.T) {
 	for i := range 100 {
 		for l := range 2 {
 			rows := w.rows(l, i, i+1)
-			frame(5, appendBody(h, uint64(i), uint32(l), 1, 2, 0, 0, 0, 0, 0, slices.Concat(rows.K, rows.V)))
+			frame(5, appendBody(h, uint64(i), uint32(l), 1, 2, 0, 0, 0, 0, 0, 0, slices.Concat(rows.K, rows.V)))
 		}
 	}
 	wrote := make(chan error, 1)
@@ -497,9 +506,9 @@ func FuzzParseFrame(f *testing.F) {
 
 func FuzzParseAppend(f *testing.F) {
 	x := newFuzzSource(f)
-	f.Add(appendBody(1, 5, 1, 2, 2, 1, 1, 2, 0, 0, make([]byte, 2*256+256+16)))
-	f.Add(appendBody(1, 0, 0, 3, 1, 0, 0, 0, 7, 64, nil))
-	f.Add(appendBody(1, 0, 0, math.MaxUint32, 1, 0, math.MaxUint32, math.MaxUint32, 7, math.MaxUint64-63, nil))
+	f.Add(appendBody(1, 5, 1, 2, 2, 1, 1, 2, 0, 0, 0, make([]byte, 2*256+256+16)))
+	f.Add(appendBody(1, 0, 0, 3, 1, 0, 0, 0, 7, 64, 1536, nil))
+	f.Add(appendBody(1, 0, 0, math.MaxUint32, 1, 0, math.MaxUint32, math.MaxUint32, 7, math.MaxUint64-63, math.MaxUint32, nil))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		s, r, err := parseAppend(b, x)
 		x.conn.lent = x.conn.lent[:0]
@@ -568,7 +577,7 @@ func FuzzConnection(f *testing.F) {
 	c := w.p.(*fastClient)
 	h := c.handles[w.id]
 	rows := w.rows(0, 0, 2)
-	body := appendBody(h, 0, 0, 2, 2, 0, 0, 0, 0, 0, slices.Concat(rows.K, rows.V))
+	body := appendBody(h, 0, 0, 2, 2, 0, 0, 0, 0, 0, 0, slices.Concat(rows.K, rows.V))
 	frame := func(op byte, body []byte) []byte { return append(header(op, 1, uint64(len(body))), body...) }
 	f.Add(frame(5, body))
 	f.Add(append(frame(4, []byte(w.id)), frame(1, []byte{frameVersion, 0, 0, 0})...))

@@ -32,7 +32,7 @@ from kvtier.types import Account, Ack, AttendItem, AttendMode, AttendResult, Bud
 __all__ = ["FastClient"]
 
 MAGIC = 0x31465654
-VERSION = 2
+VERSION = 3
 MAX_BODY = 268_435_456
 MAX_REGION = 1 << 30
 
@@ -41,10 +41,11 @@ REPLY = 0x80
 
 # Frame: magic, version, op, zero, request id, status, body length.
 FRAME = struct.Struct("<IBBHIIQ")
-# Append: handle, start, layer, n, dtype, flags, zero, m, number of ids, region, offset.
-APPEND = struct.Struct("<QQIIBBHIIIQ")
+# Append: handle, start, layer, n, dtype, flags, zero, m, number of ids, region, offset, bytes
+# there, zero.
+APPEND = struct.Struct("<QQIIBBHIIIQII")
 # Attend: layer, dtype, mode, items, share, target error, tokens, timeout in ms, region, offset,
-# results' region, zero, results' offset.
+# results' region, bytes of the data, results' offset.
 ATTEND = struct.Struct("<IBBHffQIIQIIQ")
 # Item: handle, start, n, flags.
 ITEM = struct.Struct("<QQII")
@@ -193,9 +194,9 @@ class FastClient:
         flags = (FLAG_CONVERT if convert else 0) | (FLAG_SPARSE if sparse_provenance else 0)
         with self._lock:
             handle = self._handle(sequence_id)
-            region, inline = self._place(parts)
+            region, size, inline = self._place(parts)
             head = APPEND.pack(
-                handle, start, layer, n, element, flags, 0, m, ids, region, 0
+                handle, start, layer, n, element, flags, 0, m, ids, region, 0, size, 0
             )  # fmt: skip
             body = self._call(OP_APPEND, head, inline, timeout)
             return Ack(*ACK.unpack_from(body))
@@ -257,13 +258,13 @@ class FastClient:
         seconds = self.timeout if timeout is None else timeout
         with self._lock:
             handles = [self._handle(item.sequence_id) for item in items]
-            region, inline = self._place(parts)
+            region, size, inline = self._place(parts)
             out_region = self._reserve_output(out_bytes)
             head = bytearray(ATTEND.size + ITEM.size * len(items))
             ATTEND.pack_into(
                 head, 0, layer, element, budget.mode, len(items), budget.share_of_bytes,
                 budget.target_error, budget.token_count, max(1, int(seconds * 1000)),
-                region, 0, out_region, 0, 0,
+                region, 0, out_region, size, 0,
             )  # fmt: skip
             for i, item in enumerate(items):
                 offset = ATTEND.size + ITEM.size * i
@@ -313,14 +314,14 @@ class FastClient:
 
     # -- memory ---------------------------------------------------------------------------------
 
-    def _place(self, parts: Sequence[NDArray[Any]]) -> tuple[int, bytes]:
+    def _place(self, parts: Sequence[NDArray[Any]]) -> tuple[int, int, bytes]:
         """Lay the arrays one after the other into the input region, or join them for inline.
 
-        Returns (region id, b"") or (0, the bytes). The data always begin at offset 0: the
+        Returns (region id, bytes there, b"") or (0, 0, the bytes). The data always begin at offset 0: the
         connection has one request under way at a time, so the region is free again.
         """
         if not self._use_regions:
-            return 0, b"".join(part.tobytes() for part in parts)
+            return 0, 0, b"".join(part.tobytes() for part in parts)
         total = sum(part.nbytes for part in parts)
         region = self._input = self._grown(self._input, total)
         target = region.bytes
@@ -330,7 +331,7 @@ class FastClient:
             end = at + part.nbytes
             target[at:end] = np.ascontiguousarray(part).reshape(-1).view(np.uint8)
             at = end
-        return region.region_id, b""
+        return region.region_id, total, b""
 
     def _reserve_output(self, size: int) -> int:
         if not self._use_regions:

@@ -322,7 +322,7 @@ class FastServer:
                 if not head:
                     return
                 magic, version, op, zero, request_id, status, length = struct.unpack("<4sBBHIIQ", head)
-                assert (magic, version, zero, status) == (b"TVF1", 2, 0, 0)
+                assert (magic, version, zero, status) == (b"TVF1", 3, 0, 0)
                 body = b""
                 while len(body) < length:
                     body += connection.recv(length - len(body))
@@ -336,7 +336,7 @@ class FastServer:
                 if self.answer is not None:
                     connection.sendall(self.answer)
                     return
-                frame = struct.pack("<4sBBHIIQ", b"TVF1", 2, op | 0x80, 0, request_id, code, len(reply))
+                frame = struct.pack("<4sBBHIIQ", b"TVF1", 3, op | 0x80, 0, request_id, code, len(reply))
                 # In two parts: a reply may arrive in pieces.
                 connection.sendall(frame[:10])
                 connection.sendall(frame[10:] + reply)
@@ -344,8 +344,8 @@ class FastServer:
     def _answer(self, op: int, body: bytes, descriptors: list[int], regions: dict[int, mmap.mmap]) -> bytes:
         store = self.store
         if op == 1:
-            assert struct.unpack("<I", body) == (2,)
-            return struct.pack("<IQ", 2, 268435456)
+            assert struct.unpack("<I", body) == (3,)
+            return struct.pack("<IQ", 3, 268435456)
         if op == 2:
             region, size = struct.unpack("<IQ", body)
             (descriptor,) = descriptors
@@ -373,16 +373,16 @@ class FastServer:
         raise Refusal(grpc.StatusCode.INVALID_ARGUMENT, "OP_UNKNOWN", f"op {op}")
 
     def _append(self, body: bytes, regions: dict[int, mmap.mmap]) -> bytes:
-        handle, start, layer, n, dtype, flags, zero, m, ids, region, offset = struct.unpack_from("<QQIIBBHIIIQ", body)
-        assert zero == 0 and flags in (0, 1, 2, 3) and offset % 64 == 0
-        data = bytes(regions[region][offset:]) if region else body[48:]
+        (handle, start, layer, n, dtype, flags, zero, m, ids, region, offset, size,
+         last) = struct.unpack_from("<QQIIBBHIIIQII", body)  # fmt: skip
+        assert zero == last == 0 and bool(size) == bool(region) and flags in (0, 1, 2, 3) and offset % 64 == 0
+        data = bytes(regions[region][offset : offset + size]) if region else body[56:]
         sequence = self.store.handles[handle]
         spec = self.store.spec(sequence)
         width = {1: 4, 2: 2, 3: 2}[dtype] * spec.head_dim
         kv, qs = n * spec.kv_heads * width, m * spec.query_heads * width
         k, v, q = data[:kv], data[kv : 2 * kv], data[2 * kv : 2 * kv + qs]
-        if not region:
-            assert len(data) == 2 * kv + qs + 8 * ids
+        assert len(data) == 2 * kv + qs + 8 * ids
         k, v = (rows_of(x, dtype, spec.kv_heads, spec.head_dim) for x in (k, v))
         self.store.append(sequence, layer, start, k, v)
         if m:
@@ -393,12 +393,12 @@ class FastServer:
         return struct.pack("<QQQQ", self.store.accepted(sequence), 1, 2, 3)
 
     def _attend(self, body: bytes, regions: dict[int, mmap.mmap]) -> bytes:
-        (layer, dtype, mode, count, share, target, tokens, timeout, region, offset, out_region, zero,
+        (layer, dtype, mode, count, share, target, tokens, timeout, region, offset, out_region, size,
          out_offset) = struct.unpack_from("<IBBHffQIIQIIQ", body)  # fmt: skip
-        assert zero == 0 and offset % 64 == 0 and out_offset % 64 == 0 and timeout > 0
+        assert bool(size) == bool(region) and offset % 64 == 0 and out_offset % 64 == 0 and timeout > 0
         self.store.budgets.append((mode, share, tokens, target))
         items = [struct.unpack_from("<QQII", body, 56 + 24 * i) for i in range(count)]
-        data = bytes(regions[region][offset:]) if region else body[56 + 24 * count :]
+        data = bytes(regions[region][offset : offset + size]) if region else body[56 + 24 * count :]
         at, records, messages, outputs = 0, [], [], []
         for handle, start, n, flags in items:
             sequence = self.store.handles[handle]

@@ -73,6 +73,9 @@ def test_errors_agree(start_daemon: Callable[..., Daemon]) -> None:
             (kvtier.InvalidArgumentError, lambda s: s.append(sequence, 9, 40, k[:1], v[:1])),
             (kvtier.InvalidArgumentError, lambda s: s.append(sequence, 0, 40, nan, nan)),
             (kvtier.InvalidArgumentError, lambda s: s.append(sequence, 0, 40, k[:1] + 1e-4, v[:1])),
+            # Too few heads: nothing else that lies in shared memory stands in for them.
+            (kvtier.InvalidArgumentError, lambda s: s.append(sequence, 0, 40, k[:1, :1], v[:1, :1])),
+            (kvtier.InvalidArgumentError, lambda s: s.attend(sequence, 0, 39, q[:, :5])),
         ):
             reasons = []
             for session in (fast, slow):

@@ -180,10 +180,10 @@ def test_handles_are_opened_once(fast_server: tuple[FastServer, str], store: Sto
         b"TVF1",
         struct.pack("<4sBBHIIQ", b"XXXX", 1, 0x85, 0, 3, 0, 0),
         struct.pack("<4sBBHIIQ", b"TVF1", 9, 0x85, 0, 3, 0, 0),
-        struct.pack("<4sBBHIIQ", b"TVF1", 2, 0x86, 0, 3, 0, 0),
-        struct.pack("<4sBBHIIQ", b"TVF1", 2, 0x85, 0, 999, 0, 0),
-        struct.pack("<4sBBHIIQ", b"TVF1", 2, 0x85, 0, 3, 0, 1 << 40),
-        struct.pack("<4sBBHIIQ", b"TVF1", 2, 0x85, 0, 3, 0, 32) + b"short",
+        struct.pack("<4sBBHIIQ", b"TVF1", 3, 0x86, 0, 3, 0, 0),
+        struct.pack("<4sBBHIIQ", b"TVF1", 3, 0x85, 0, 999, 0, 0),
+        struct.pack("<4sBBHIIQ", b"TVF1", 3, 0x85, 0, 3, 0, 1 << 40),
+        struct.pack("<4sBBHIIQ", b"TVF1", 3, 0x85, 0, 3, 0, 32) + b"short",
     ],
 )  # fmt: skip
 def test_broken_replies_close_the_connection(fast_server: tuple[FastServer, str], sequence: str, answer: bytes) -> None:
