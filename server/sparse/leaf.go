@@ -38,6 +38,9 @@ func newCodes(order compress.KeyOrder, q []float32, groups int) *codes {
 	return c
 }
 
+// knows says whether a group of tokens was added.
+func (c *codes) knows(g int) bool { return len(c.steps[g].Step) > 0 }
+
 func (c *codes) addGroup(g int, b []byte, exp int) (err error) {
 	d := len(c.order.Channels)
 	if c.steps[g], err = compress.ParseKeySteps(b, d, exp); err != nil {
