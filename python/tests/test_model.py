@@ -62,9 +62,11 @@ def test_equals_llama_cpp(name: str, load_model: Callable, llama: Callable, corp
     rows, target = np.arange(len(ids) - 1), np.array(ids[1:])
     loss, their_loss = -got[rows, target].mean(), -want[rows, target].mean()
     print(f"{name}: loss {loss:.4f}, llama.cpp {their_loss:.4f}")
-    assert abs(loss - their_loss) < 0.01
-    # llama.cpp rounds activations to 8-bit integers, so near ties may fall the other way: tokens must
-    # be equal wherever our choice is clear, and nearly everywhere in all.
+    # llama.cpp rounds activations to 8-bit integers, how much depends on the processor's code: .0105 was
+    # seen on Gemma with AVX2.
+    assert abs(loss - their_loss) < 0.02
+    # So near ties may fall the other way: tokens must be equal wherever our choice is clear, and
+    # nearly everywhere in all.
     same = got.argmax(-1) == want.argmax(-1)
     top = np.sort(got, -1)
     clear = top[:, -1] - top[:, -2] > 0.5
