@@ -1,0 +1,198 @@
+package kernels
+
+import (
+	"encoding/binary"
+	"math"
+)
+
+// The plain loops: what kernels compute.
+
+func plainDots(dst []float32, stride int, q, k []float32, rows, n, d int) {
+	for r := range rows {
+		for t := range n {
+			dst[r*stride+t] = dot(q[r*d:(r+1)*d], k[t*d:(t+1)*d])
+		}
+	}
+}
+
+func dot(a, b []float32) float32 {
+	var s0, s1, s2, s3 float32
+	b = b[:len(a)]
+	i := 0
+	for ; i+4 <= len(a); i += 4 {
+		s0 += a[i] * b[i]
+		s1 += a[i+1] * b[i+1]
+		s2 += a[i+2] * b[i+2]
+		s3 += a[i+3] * b[i+3]
+	}
+	for ; i < len(a); i++ {
+		s0 += a[i] * b[i]
+	}
+	return (s0 + s1) + (s2 + s3)
+}
+
+func plainDotsInt8(dst []float32, stride int, q []float32, k []byte, rows, n, d int) {
+	for r := range rows {
+		for t := range n {
+			dst[r*stride+t] = dotInt8(q[r*d:(r+1)*d], k[t*d:(t+1)*d])
+		}
+	}
+}
+
+func dotInt8(q []float32, c []byte) float32 {
+	var s0, s1 float32
+	q = q[:len(c)]
+	i := 0
+	for ; i+2 <= len(c); i += 2 {
+		s0 += q[i] * float32(int8(c[i]))
+		s1 += q[i+1] * float32(int8(c[i+1]))
+	}
+	for ; i < len(c); i++ {
+		s0 += q[i] * float32(int8(c[i]))
+	}
+	return s0 + s1
+}
+
+func plainAxpys(out, w []float32, stride int, v []float32, rows, n, d, cols int) {
+	for t := range n {
+		x := v[t*d:][:cols]
+		for r := range rows {
+			axpy(out[r*d:][:cols], w[r*stride+t], x)
+		}
+	}
+}
+
+func axpy(y []float32, a float32, x []float32) {
+	for i, v := range x[:len(y)] {
+		y[i] += a * v
+	}
+}
+
+func plainAxpysInt8(out, w []float32, stride int, v []byte, rows, n, d int) {
+	for t := range n {
+		for r := range rows {
+			a, y := w[r*stride+t], out[r*d:][:d]
+			for j, c := range v[t*d:][:d] {
+				y[j] += a * float32(int8(c))
+			}
+		}
+	}
+}
+
+func plainLargest(x []float32, most float32) float32 {
+	for _, s := range x {
+		if s > most {
+			most = s
+		}
+	}
+	return most
+}
+
+func plainWeights(x []float32, top float32) float32 {
+	var sum float64
+	for i, s := range x {
+		x[i] = 0
+		if s -= top; s >= leastExponent {
+			x[i] = float32(math.Exp(float64(min(s, 0))))
+			sum += float64(x[i])
+		}
+	}
+	return float32(sum)
+}
+
+func plainAddValues(out, w []float32, stride int, scale []float32, high, low [][]byte, rows, d int) {
+	half := d / 2
+	for t, b := range high {
+		step, offset := scale[2*t], scale[2*t+1]
+		for j, c := range b[:half] {
+			x, y := c<<4, c&0xf0
+			if low != nil {
+				x |= low[t][j] & 15
+				y |= low[t][j] >> 4
+			}
+			first, second := (float32(x)+offset)*step, (float32(y)+offset)*step
+			for r := range rows {
+				a := w[r*stride+t]
+				out[r*d+j] += a * first
+				out[r*d+half+j] += a * second
+			}
+		}
+	}
+}
+
+// codes unpacks a group's codes, [16 tokens][16 channels], from its lines, the
+// 4 channels of a quad at a time.
+func codes(lines []*[Line]byte) (out [LineTokens][LineTokens]uint8) {
+	const twoBits = 0x03030303 // of each byte
+	for level, line := range lines {
+		for t := range out {
+			w := binary.LittleEndian.Uint32(line[4*t:])
+			for r := range 4 {
+				quad := out[t][4*r:]
+				c := binary.LittleEndian.Uint32(quad) | w>>(2*r)&twoBits<<(6-2*level)
+				binary.LittleEndian.PutUint32(quad, c)
+			}
+		}
+	}
+	return out
+}
+
+// inOrder returns a group's words by channel.
+func inOrder(words []int16) (out [LineTokens]int32) {
+	for c, w := range words[:LineTokens] {
+		out[Place(c)] = int32(w)
+	}
+	return out
+}
+
+func plainScoreKeys(dst []float32, q KeyQuery, k Keys, rows int) {
+	for first := 0; first < rows; first += LineTokens {
+		plainScoreRows(dst, q, k, first, min(LineTokens, rows-first), rows)
+	}
+}
+
+// plainScoreRows scores for n rows of the query.
+func plainScoreRows(dst []float32, q KeyQuery, k Keys, first, n, rows int) {
+	var sums [LineTokens][LineTokens]int32 // [rows][tokens]
+	lines := k.Lines
+	for g, l := range k.Levels {
+		tokens := codes(lines[:l])
+		lines = lines[l:]
+		for r := range n {
+			words := inOrder(q.Words[(g*rows+first+r)*LineTokens:])
+			for t := range tokens {
+				x := &tokens[t]
+				var sum int32
+				for c, w := range words {
+					sum += w * int32(x[c])
+				}
+				sums[r][t] += sum
+			}
+		}
+	}
+	for r := range n {
+		scale, offset := q.Scale[2*(first+r)], q.Scale[2*(first+r)+1]
+		for t, s := range sums[r] {
+			dst[(first+r)*LineTokens+t] = float32(float32(s)*scale) + offset
+		}
+	}
+}
+
+func plainUnpackKeys(dst []float32, d int, k Keys, lo, step []float32) {
+	lines := k.Lines
+	for g, l := range k.Levels {
+		tokens := codes(lines[:l])
+		lines = lines[l:]
+		half := float32(uint(256)>>(2*l)) / 2
+		for t := range tokens {
+			for c, x := range tokens[t] {
+				bins := float32(x) + half
+				if l == 1 {
+					bins = 128 + float32((bins-128)*Shrink2)
+				}
+				j := g*LineTokens + c
+				dst[t*d+j] = lo[j] + float32(bins*step[j])
+			}
+		}
+	}
+}
