@@ -8,13 +8,13 @@ package kernels
 func dotsAVX2(dst *float32, stride int, q *float32, rows int, k *float32, n int, d int)
 
 //go:noescape
-func axpysAVX2(out *float32, w *float32, stride int, rows int, v *float32, n int, d int, cols int)
+func axpysAVX2(out *[]float32, w *float32, stride int, rows int, v *float32, n int, d int, cols int)
 
 //go:noescape
 func dotsInt8AVX2(dst *float32, stride int, q *float32, rows int, k *byte, n int, d int)
 
 //go:noescape
-func axpysInt8AVX2(out *float32, w *float32, stride int, rows int, v *byte, n int, d int, cols int)
+func axpysInt8AVX2(out *[]float32, w *float32, stride int, rows int, v *byte, n int, d int, cols int)
 
 //go:noescape
 func weightsAVX2(x *float32, n int, top float32) (sum float32)
@@ -23,7 +23,7 @@ func weightsAVX2(x *float32, n int, top float32) (sum float32)
 func largestAVX2(x *float32, n int, least float32) (most float32)
 
 //go:noescape
-func addValuesAVX2(out *float32, w *float32, stride int, rows int, scale *float32, high *[]byte, low *[]byte, n int, d int)
+func addValuesAVX2(out *[]float32, w *float32, stride int, rows int, scale *float32, high *[]byte, low *[]byte, n int, d int)
 
 //go:noescape
 func scoreKeysAVX2(dst *float32, q *int16, scale *float32, rows int, lines **[64]byte, levels *byte, groups int)

@@ -214,7 +214,7 @@ rows0:
 	VZEROUPPER
 	RET
 
-// func axpysAVX2(out *float32, w *float32, stride int, rows int, v *float32, n int, d int, cols int)
+// func axpysAVX2(out *[]float32, w *float32, stride int, rows int, v *float32, n int, d int, cols int)
 // Requires: AVX, FMA3
 TEXT ·axpysAVX2(SB), NOSPLIT, $0-64
 	MOVQ out+0(FP), AX
@@ -223,14 +223,13 @@ TEXT ·axpysAVX2(SB), NOSPLIT, $0-64
 	MOVQ rows+24(FP), BX
 	MOVQ d+48(FP), SI
 	LEAQ (DX)(DX*2), DI
-	LEAQ (SI)(SI*2), DI
 
 rows2:
 	CMPQ BX, $0x02
 	JL   rows1
 	MOVQ v+32(FP), R8
 	MOVQ cols+56(FP), R9
-	MOVQ AX, DI
+	XORQ DI, DI
 
 cols4x2:
 	CMPQ   R9, $0x20
@@ -266,23 +265,25 @@ cols4x2tokens:
 	ADDQ         $0x04, R10
 	DECQ         R12
 	JNZ          cols4x2tokens
-	VADDPS       (DI), Y0, Y0
-	VMOVUPS      Y0, (DI)
-	VADDPS       32(DI), Y1, Y1
-	VMOVUPS      Y1, 32(DI)
-	VADDPS       64(DI), Y2, Y2
-	VMOVUPS      Y2, 64(DI)
-	VADDPS       96(DI), Y3, Y3
-	VMOVUPS      Y3, 96(DI)
-	VADDPS       (DI)(SI*4), Y4, Y4
-	VMOVUPS      Y4, (DI)(SI*4)
-	VADDPS       32(DI)(SI*4), Y5, Y5
-	VMOVUPS      Y5, 32(DI)(SI*4)
-	VADDPS       64(DI)(SI*4), Y6, Y6
-	VMOVUPS      Y6, 64(DI)(SI*4)
-	VADDPS       96(DI)(SI*4), Y7, Y7
-	VMOVUPS      Y7, 96(DI)(SI*4)
-	ADDQ         $0x00000080, DI
+	MOVQ         (AX), R10
+	VADDPS       (R10)(DI*4), Y0, Y0
+	VMOVUPS      Y0, (R10)(DI*4)
+	VADDPS       32(R10)(DI*4), Y1, Y1
+	VMOVUPS      Y1, 32(R10)(DI*4)
+	VADDPS       64(R10)(DI*4), Y2, Y2
+	VMOVUPS      Y2, 64(R10)(DI*4)
+	VADDPS       96(R10)(DI*4), Y3, Y3
+	VMOVUPS      Y3, 96(R10)(DI*4)
+	MOVQ         24(AX), R10
+	VADDPS       (R10)(DI*4), Y4, Y4
+	VMOVUPS      Y4, (R10)(DI*4)
+	VADDPS       32(R10)(DI*4), Y5, Y5
+	VMOVUPS      Y5, 32(R10)(DI*4)
+	VADDPS       64(R10)(DI*4), Y6, Y6
+	VMOVUPS      Y6, 64(R10)(DI*4)
+	VADDPS       96(R10)(DI*4), Y7, Y7
+	VMOVUPS      Y7, 96(R10)(DI*4)
+	ADDQ         $0x20, DI
 	ADDQ         $0x00000080, R8
 	SUBQ         $0x20, R9
 	JMP          cols4x2
@@ -307,20 +308,21 @@ cols1x2tokens:
 	ADDQ         $0x04, R10
 	DECQ         R12
 	JNZ          cols1x2tokens
-	VADDPS       (DI), Y0, Y0
-	VMOVUPS      Y0, (DI)
-	VADDPS       (DI)(SI*4), Y1, Y1
-	VMOVUPS      Y1, (DI)(SI*4)
-	ADDQ         $0x00000020, DI
+	MOVQ         (AX), R10
+	VADDPS       (R10)(DI*4), Y0, Y0
+	VMOVUPS      Y0, (R10)(DI*4)
+	MOVQ         24(AX), R10
+	VADDPS       (R10)(DI*4), Y1, Y1
+	VMOVUPS      Y1, (R10)(DI*4)
+	ADDQ         $0x08, DI
 	ADDQ         $0x00000020, R8
 	SUBQ         $0x08, R9
 	JMP          cols1x2
 
 cols1x2end:
+	ADDQ $0x30, AX
 	LEAQ (CX)(DX*4), CX
-	LEAQ (AX)(SI*4), AX
 	LEAQ (CX)(DX*4), CX
-	LEAQ (AX)(SI*4), AX
 	SUBQ $0x02, BX
 	JMP  rows2
 
@@ -329,7 +331,7 @@ rows1:
 	JL   rows0
 	MOVQ v+32(FP), R8
 	MOVQ cols+56(FP), R9
-	MOVQ AX, DI
+	XORQ DI, DI
 
 cols4x1:
 	CMPQ   R9, $0x20
@@ -356,15 +358,16 @@ cols4x1tokens:
 	ADDQ         $0x04, R10
 	DECQ         R12
 	JNZ          cols4x1tokens
-	VADDPS       (DI), Y0, Y0
-	VMOVUPS      Y0, (DI)
-	VADDPS       32(DI), Y1, Y1
-	VMOVUPS      Y1, 32(DI)
-	VADDPS       64(DI), Y2, Y2
-	VMOVUPS      Y2, 64(DI)
-	VADDPS       96(DI), Y3, Y3
-	VMOVUPS      Y3, 96(DI)
-	ADDQ         $0x00000080, DI
+	MOVQ         (AX), R10
+	VADDPS       (R10)(DI*4), Y0, Y0
+	VMOVUPS      Y0, (R10)(DI*4)
+	VADDPS       32(R10)(DI*4), Y1, Y1
+	VMOVUPS      Y1, 32(R10)(DI*4)
+	VADDPS       64(R10)(DI*4), Y2, Y2
+	VMOVUPS      Y2, 64(R10)(DI*4)
+	VADDPS       96(R10)(DI*4), Y3, Y3
+	VMOVUPS      Y3, 96(R10)(DI*4)
+	ADDQ         $0x20, DI
 	ADDQ         $0x00000080, R8
 	SUBQ         $0x20, R9
 	JMP          cols4x1
@@ -386,16 +389,17 @@ cols1x1tokens:
 	ADDQ         $0x04, R10
 	DECQ         R12
 	JNZ          cols1x1tokens
-	VADDPS       (DI), Y0, Y0
-	VMOVUPS      Y0, (DI)
-	ADDQ         $0x00000020, DI
+	MOVQ         (AX), R10
+	VADDPS       (R10)(DI*4), Y0, Y0
+	VMOVUPS      Y0, (R10)(DI*4)
+	ADDQ         $0x08, DI
 	ADDQ         $0x00000020, R8
 	SUBQ         $0x08, R9
 	JMP          cols1x1
 
 cols1x1end:
+	ADDQ $0x18, AX
 	LEAQ (CX)(DX*4), CX
-	LEAQ (AX)(SI*4), AX
 	SUBQ $0x01, BX
 	JMP  rows1
 
@@ -623,7 +627,7 @@ rows0:
 	VZEROUPPER
 	RET
 
-// func axpysInt8AVX2(out *float32, w *float32, stride int, rows int, v *byte, n int, d int, cols int)
+// func axpysInt8AVX2(out *[]float32, w *float32, stride int, rows int, v *byte, n int, d int, cols int)
 // Requires: AVX, AVX2, FMA3
 TEXT ·axpysInt8AVX2(SB), NOSPLIT, $0-64
 	MOVQ out+0(FP), AX
@@ -632,14 +636,13 @@ TEXT ·axpysInt8AVX2(SB), NOSPLIT, $0-64
 	MOVQ rows+24(FP), BX
 	MOVQ d+48(FP), SI
 	LEAQ (DX)(DX*2), DI
-	LEAQ (SI)(SI*2), DI
 
 rows2:
 	CMPQ BX, $0x02
 	JL   rows1
 	MOVQ v+32(FP), R8
 	MOVQ cols+56(FP), R9
-	MOVQ AX, DI
+	XORQ DI, DI
 
 cols4x2:
 	CMPQ   R9, $0x20
@@ -679,23 +682,25 @@ cols4x2tokens:
 	ADDQ         $0x04, R10
 	DECQ         R12
 	JNZ          cols4x2tokens
-	VADDPS       (DI), Y0, Y0
-	VMOVUPS      Y0, (DI)
-	VADDPS       32(DI), Y1, Y1
-	VMOVUPS      Y1, 32(DI)
-	VADDPS       64(DI), Y2, Y2
-	VMOVUPS      Y2, 64(DI)
-	VADDPS       96(DI), Y3, Y3
-	VMOVUPS      Y3, 96(DI)
-	VADDPS       (DI)(SI*4), Y4, Y4
-	VMOVUPS      Y4, (DI)(SI*4)
-	VADDPS       32(DI)(SI*4), Y5, Y5
-	VMOVUPS      Y5, 32(DI)(SI*4)
-	VADDPS       64(DI)(SI*4), Y6, Y6
-	VMOVUPS      Y6, 64(DI)(SI*4)
-	VADDPS       96(DI)(SI*4), Y7, Y7
-	VMOVUPS      Y7, 96(DI)(SI*4)
-	ADDQ         $0x00000080, DI
+	MOVQ         (AX), R10
+	VADDPS       (R10)(DI*4), Y0, Y0
+	VMOVUPS      Y0, (R10)(DI*4)
+	VADDPS       32(R10)(DI*4), Y1, Y1
+	VMOVUPS      Y1, 32(R10)(DI*4)
+	VADDPS       64(R10)(DI*4), Y2, Y2
+	VMOVUPS      Y2, 64(R10)(DI*4)
+	VADDPS       96(R10)(DI*4), Y3, Y3
+	VMOVUPS      Y3, 96(R10)(DI*4)
+	MOVQ         24(AX), R10
+	VADDPS       (R10)(DI*4), Y4, Y4
+	VMOVUPS      Y4, (R10)(DI*4)
+	VADDPS       32(R10)(DI*4), Y5, Y5
+	VMOVUPS      Y5, 32(R10)(DI*4)
+	VADDPS       64(R10)(DI*4), Y6, Y6
+	VMOVUPS      Y6, 64(R10)(DI*4)
+	VADDPS       96(R10)(DI*4), Y7, Y7
+	VMOVUPS      Y7, 96(R10)(DI*4)
+	ADDQ         $0x20, DI
 	ADDQ         $0x00000020, R8
 	SUBQ         $0x20, R9
 	JMP          cols4x2
@@ -721,20 +726,21 @@ cols1x2tokens:
 	ADDQ         $0x04, R10
 	DECQ         R12
 	JNZ          cols1x2tokens
-	VADDPS       (DI), Y0, Y0
-	VMOVUPS      Y0, (DI)
-	VADDPS       (DI)(SI*4), Y1, Y1
-	VMOVUPS      Y1, (DI)(SI*4)
-	ADDQ         $0x00000020, DI
+	MOVQ         (AX), R10
+	VADDPS       (R10)(DI*4), Y0, Y0
+	VMOVUPS      Y0, (R10)(DI*4)
+	MOVQ         24(AX), R10
+	VADDPS       (R10)(DI*4), Y1, Y1
+	VMOVUPS      Y1, (R10)(DI*4)
+	ADDQ         $0x08, DI
 	ADDQ         $0x00000008, R8
 	SUBQ         $0x08, R9
 	JMP          cols1x2
 
 cols1x2end:
+	ADDQ $0x30, AX
 	LEAQ (CX)(DX*4), CX
-	LEAQ (AX)(SI*4), AX
 	LEAQ (CX)(DX*4), CX
-	LEAQ (AX)(SI*4), AX
 	SUBQ $0x02, BX
 	JMP  rows2
 
@@ -743,7 +749,7 @@ rows1:
 	JL   rows0
 	MOVQ v+32(FP), R8
 	MOVQ cols+56(FP), R9
-	MOVQ AX, DI
+	XORQ DI, DI
 
 cols4x1:
 	CMPQ   R9, $0x20
@@ -774,15 +780,16 @@ cols4x1tokens:
 	ADDQ         $0x04, R10
 	DECQ         R12
 	JNZ          cols4x1tokens
-	VADDPS       (DI), Y0, Y0
-	VMOVUPS      Y0, (DI)
-	VADDPS       32(DI), Y1, Y1
-	VMOVUPS      Y1, 32(DI)
-	VADDPS       64(DI), Y2, Y2
-	VMOVUPS      Y2, 64(DI)
-	VADDPS       96(DI), Y3, Y3
-	VMOVUPS      Y3, 96(DI)
-	ADDQ         $0x00000080, DI
+	MOVQ         (AX), R10
+	VADDPS       (R10)(DI*4), Y0, Y0
+	VMOVUPS      Y0, (R10)(DI*4)
+	VADDPS       32(R10)(DI*4), Y1, Y1
+	VMOVUPS      Y1, 32(R10)(DI*4)
+	VADDPS       64(R10)(DI*4), Y2, Y2
+	VMOVUPS      Y2, 64(R10)(DI*4)
+	VADDPS       96(R10)(DI*4), Y3, Y3
+	VMOVUPS      Y3, 96(R10)(DI*4)
+	ADDQ         $0x20, DI
 	ADDQ         $0x00000020, R8
 	SUBQ         $0x20, R9
 	JMP          cols4x1
@@ -805,16 +812,17 @@ cols1x1tokens:
 	ADDQ         $0x04, R10
 	DECQ         R12
 	JNZ          cols1x1tokens
-	VADDPS       (DI), Y0, Y0
-	VMOVUPS      Y0, (DI)
-	ADDQ         $0x00000020, DI
+	MOVQ         (AX), R10
+	VADDPS       (R10)(DI*4), Y0, Y0
+	VMOVUPS      Y0, (R10)(DI*4)
+	ADDQ         $0x08, DI
 	ADDQ         $0x00000008, R8
 	SUBQ         $0x08, R9
 	JMP          cols1x1
 
 cols1x1end:
+	ADDQ $0x18, AX
 	LEAQ (CX)(DX*4), CX
-	LEAQ (AX)(SI*4), AX
 	SUBQ $0x01, BX
 	JMP  rows1
 
@@ -1011,7 +1019,7 @@ loop:
 	VZEROUPPER
 	RET
 
-// func addValuesAVX2(out *float32, w *float32, stride int, rows int, scale *float32, high *[]byte, low *[]byte, n int, d int)
+// func addValuesAVX2(out *[]float32, w *float32, stride int, rows int, scale *float32, high *[]byte, low *[]byte, n int, d int)
 // Requires: AVX, AVX2, FMA3
 TEXT ·addValuesAVX2(SB), NOSPLIT, $0-72
 	MOVQ out+0(FP), AX
@@ -1087,26 +1095,26 @@ cols16x2bits4:
 	DECQ         R10
 	JNZ          cols16x2bits4
 	MOVQ         d+64(FP), DI
-	LEAQ         (DI)(DI*2), R8
-	LEAQ         (AX)(SI*4), R8
-	VADDPS       (R8), Y0, Y0
-	VMOVUPS      Y0, (R8)
-	VADDPS       32(R8), Y2, Y2
-	VMOVUPS      Y2, 32(R8)
-	VADDPS       (R8)(DI*4), Y4, Y4
-	VMOVUPS      Y4, (R8)(DI*4)
-	VADDPS       32(R8)(DI*4), Y6, Y6
-	VMOVUPS      Y6, 32(R8)(DI*4)
+	MOVQ         (AX), R8
+	VADDPS       (R8)(SI*4), Y0, Y0
+	VMOVUPS      Y0, (R8)(SI*4)
+	VADDPS       32(R8)(SI*4), Y2, Y2
+	VMOVUPS      Y2, 32(R8)(SI*4)
 	LEAQ         (R8)(DI*2), R8
-	VADDPS       (R8), Y1, Y1
-	VMOVUPS      Y1, (R8)
-	VADDPS       32(R8), Y3, Y3
-	VMOVUPS      Y3, 32(R8)
-	VADDPS       (R8)(DI*4), Y5, Y5
-	VMOVUPS      Y5, (R8)(DI*4)
-	VADDPS       32(R8)(DI*4), Y7, Y7
-	VMOVUPS      Y7, 32(R8)(DI*4)
+	VADDPS       (R8)(SI*4), Y1, Y1
+	VMOVUPS      Y1, (R8)(SI*4)
+	VADDPS       32(R8)(SI*4), Y3, Y3
+	VMOVUPS      Y3, 32(R8)(SI*4)
+	MOVQ         24(AX), R8
+	VADDPS       (R8)(SI*4), Y4, Y4
+	VMOVUPS      Y4, (R8)(SI*4)
+	VADDPS       32(R8)(SI*4), Y6, Y6
+	VMOVUPS      Y6, 32(R8)(SI*4)
 	LEAQ         (R8)(DI*2), R8
+	VADDPS       (R8)(SI*4), Y5, Y5
+	VMOVUPS      Y5, (R8)(SI*4)
+	VADDPS       32(R8)(SI*4), Y7, Y7
+	VMOVUPS      Y7, 32(R8)(SI*4)
 	JMP          cols16x2next
 
 cols16x2low:
@@ -1175,26 +1183,26 @@ cols16x2bits8:
 	DECQ         R11
 	JNZ          cols16x2bits8
 	MOVQ         d+64(FP), DI
-	LEAQ         (DI)(DI*2), R8
-	LEAQ         (AX)(SI*4), R8
-	VADDPS       (R8), Y0, Y0
-	VMOVUPS      Y0, (R8)
-	VADDPS       32(R8), Y2, Y2
-	VMOVUPS      Y2, 32(R8)
-	VADDPS       (R8)(DI*4), Y4, Y4
-	VMOVUPS      Y4, (R8)(DI*4)
-	VADDPS       32(R8)(DI*4), Y6, Y6
-	VMOVUPS      Y6, 32(R8)(DI*4)
+	MOVQ         (AX), R8
+	VADDPS       (R8)(SI*4), Y0, Y0
+	VMOVUPS      Y0, (R8)(SI*4)
+	VADDPS       32(R8)(SI*4), Y2, Y2
+	VMOVUPS      Y2, 32(R8)(SI*4)
 	LEAQ         (R8)(DI*2), R8
-	VADDPS       (R8), Y1, Y1
-	VMOVUPS      Y1, (R8)
-	VADDPS       32(R8), Y3, Y3
-	VMOVUPS      Y3, 32(R8)
-	VADDPS       (R8)(DI*4), Y5, Y5
-	VMOVUPS      Y5, (R8)(DI*4)
-	VADDPS       32(R8)(DI*4), Y7, Y7
-	VMOVUPS      Y7, 32(R8)(DI*4)
+	VADDPS       (R8)(SI*4), Y1, Y1
+	VMOVUPS      Y1, (R8)(SI*4)
+	VADDPS       32(R8)(SI*4), Y3, Y3
+	VMOVUPS      Y3, 32(R8)(SI*4)
+	MOVQ         24(AX), R8
+	VADDPS       (R8)(SI*4), Y4, Y4
+	VMOVUPS      Y4, (R8)(SI*4)
+	VADDPS       32(R8)(SI*4), Y6, Y6
+	VMOVUPS      Y6, 32(R8)(SI*4)
 	LEAQ         (R8)(DI*2), R8
+	VADDPS       (R8)(SI*4), Y5, Y5
+	VMOVUPS      Y5, (R8)(SI*4)
+	VADDPS       32(R8)(SI*4), Y7, Y7
+	VMOVUPS      Y7, 32(R8)(SI*4)
 
 cols16x2next:
 	ADDQ $0x10, SI
@@ -1245,18 +1253,18 @@ cols8x2bits4:
 	DECQ         R10
 	JNZ          cols8x2bits4
 	MOVQ         d+64(FP), DI
-	LEAQ         (DI)(DI*2), R8
-	LEAQ         (AX)(SI*4), R8
-	VADDPS       (R8), Y0, Y0
-	VMOVUPS      Y0, (R8)
-	VADDPS       (R8)(DI*4), Y2, Y2
-	VMOVUPS      Y2, (R8)(DI*4)
+	MOVQ         (AX), R8
+	VADDPS       (R8)(SI*4), Y0, Y0
+	VMOVUPS      Y0, (R8)(SI*4)
 	LEAQ         (R8)(DI*2), R8
-	VADDPS       (R8), Y1, Y1
-	VMOVUPS      Y1, (R8)
-	VADDPS       (R8)(DI*4), Y3, Y3
-	VMOVUPS      Y3, (R8)(DI*4)
+	VADDPS       (R8)(SI*4), Y1, Y1
+	VMOVUPS      Y1, (R8)(SI*4)
+	MOVQ         24(AX), R8
+	VADDPS       (R8)(SI*4), Y2, Y2
+	VMOVUPS      Y2, (R8)(SI*4)
 	LEAQ         (R8)(DI*2), R8
+	VADDPS       (R8)(SI*4), Y3, Y3
+	VMOVUPS      Y3, (R8)(SI*4)
 	JMP          cols8x2next
 
 cols8x2low:
@@ -1302,29 +1310,27 @@ cols8x2bits8:
 	DECQ         R11
 	JNZ          cols8x2bits8
 	MOVQ         d+64(FP), DI
-	LEAQ         (DI)(DI*2), R8
-	LEAQ         (AX)(SI*4), R8
-	VADDPS       (R8), Y0, Y0
-	VMOVUPS      Y0, (R8)
-	VADDPS       (R8)(DI*4), Y2, Y2
-	VMOVUPS      Y2, (R8)(DI*4)
+	MOVQ         (AX), R8
+	VADDPS       (R8)(SI*4), Y0, Y0
+	VMOVUPS      Y0, (R8)(SI*4)
 	LEAQ         (R8)(DI*2), R8
-	VADDPS       (R8), Y1, Y1
-	VMOVUPS      Y1, (R8)
-	VADDPS       (R8)(DI*4), Y3, Y3
-	VMOVUPS      Y3, (R8)(DI*4)
+	VADDPS       (R8)(SI*4), Y1, Y1
+	VMOVUPS      Y1, (R8)(SI*4)
+	MOVQ         24(AX), R8
+	VADDPS       (R8)(SI*4), Y2, Y2
+	VMOVUPS      Y2, (R8)(SI*4)
 	LEAQ         (R8)(DI*2), R8
+	VADDPS       (R8)(SI*4), Y3, Y3
+	VMOVUPS      Y3, (R8)(SI*4)
 
 cols8x2next:
 	ADDQ $0x08, SI
 	JMP  cols8x2
 
 cols8x2end:
-	MOVQ d+64(FP), SI
+	ADDQ $0x30, AX
 	LEAQ (CX)(DX*4), CX
-	LEAQ (AX)(SI*4), AX
 	LEAQ (CX)(DX*4), CX
-	LEAQ (AX)(SI*4), AX
 	SUBQ $0x02, BX
 	JMP  rows2
 
@@ -1386,18 +1392,16 @@ cols16x1bits4:
 	DECQ         R10
 	JNZ          cols16x1bits4
 	MOVQ         d+64(FP), DI
-	LEAQ         (DI)(DI*2), R8
-	LEAQ         (AX)(SI*4), R8
-	VADDPS       (R8), Y0, Y0
-	VMOVUPS      Y0, (R8)
-	VADDPS       32(R8), Y2, Y2
-	VMOVUPS      Y2, 32(R8)
+	MOVQ         (AX), R8
+	VADDPS       (R8)(SI*4), Y0, Y0
+	VMOVUPS      Y0, (R8)(SI*4)
+	VADDPS       32(R8)(SI*4), Y2, Y2
+	VMOVUPS      Y2, 32(R8)(SI*4)
 	LEAQ         (R8)(DI*2), R8
-	VADDPS       (R8), Y1, Y1
-	VMOVUPS      Y1, (R8)
-	VADDPS       32(R8), Y3, Y3
-	VMOVUPS      Y3, 32(R8)
-	LEAQ         (R8)(DI*2), R8
+	VADDPS       (R8)(SI*4), Y1, Y1
+	VMOVUPS      Y1, (R8)(SI*4)
+	VADDPS       32(R8)(SI*4), Y3, Y3
+	VMOVUPS      Y3, 32(R8)(SI*4)
 	JMP          cols16x1next
 
 cols16x1low:
@@ -1457,18 +1461,16 @@ cols16x1bits8:
 	DECQ         R11
 	JNZ          cols16x1bits8
 	MOVQ         d+64(FP), DI
-	LEAQ         (DI)(DI*2), R8
-	LEAQ         (AX)(SI*4), R8
-	VADDPS       (R8), Y0, Y0
-	VMOVUPS      Y0, (R8)
-	VADDPS       32(R8), Y2, Y2
-	VMOVUPS      Y2, 32(R8)
+	MOVQ         (AX), R8
+	VADDPS       (R8)(SI*4), Y0, Y0
+	VMOVUPS      Y0, (R8)(SI*4)
+	VADDPS       32(R8)(SI*4), Y2, Y2
+	VMOVUPS      Y2, 32(R8)(SI*4)
 	LEAQ         (R8)(DI*2), R8
-	VADDPS       (R8), Y1, Y1
-	VMOVUPS      Y1, (R8)
-	VADDPS       32(R8), Y3, Y3
-	VMOVUPS      Y3, 32(R8)
-	LEAQ         (R8)(DI*2), R8
+	VADDPS       (R8)(SI*4), Y1, Y1
+	VMOVUPS      Y1, (R8)(SI*4)
+	VADDPS       32(R8)(SI*4), Y3, Y3
+	VMOVUPS      Y3, 32(R8)(SI*4)
 
 cols16x1next:
 	ADDQ $0x10, SI
@@ -1514,14 +1516,12 @@ cols8x1bits4:
 	DECQ         R10
 	JNZ          cols8x1bits4
 	MOVQ         d+64(FP), DI
-	LEAQ         (DI)(DI*2), R8
-	LEAQ         (AX)(SI*4), R8
-	VADDPS       (R8), Y0, Y0
-	VMOVUPS      Y0, (R8)
+	MOVQ         (AX), R8
+	VADDPS       (R8)(SI*4), Y0, Y0
+	VMOVUPS      Y0, (R8)(SI*4)
 	LEAQ         (R8)(DI*2), R8
-	VADDPS       (R8), Y1, Y1
-	VMOVUPS      Y1, (R8)
-	LEAQ         (R8)(DI*2), R8
+	VADDPS       (R8)(SI*4), Y1, Y1
+	VMOVUPS      Y1, (R8)(SI*4)
 	JMP          cols8x1next
 
 cols8x1low:
@@ -1562,23 +1562,20 @@ cols8x1bits8:
 	DECQ         R11
 	JNZ          cols8x1bits8
 	MOVQ         d+64(FP), DI
-	LEAQ         (DI)(DI*2), R8
-	LEAQ         (AX)(SI*4), R8
-	VADDPS       (R8), Y0, Y0
-	VMOVUPS      Y0, (R8)
+	MOVQ         (AX), R8
+	VADDPS       (R8)(SI*4), Y0, Y0
+	VMOVUPS      Y0, (R8)(SI*4)
 	LEAQ         (R8)(DI*2), R8
-	VADDPS       (R8), Y1, Y1
-	VMOVUPS      Y1, (R8)
-	LEAQ         (R8)(DI*2), R8
+	VADDPS       (R8)(SI*4), Y1, Y1
+	VMOVUPS      Y1, (R8)(SI*4)
 
 cols8x1next:
 	ADDQ $0x08, SI
 	JMP  cols8x1
 
 cols8x1end:
-	MOVQ d+64(FP), SI
+	ADDQ $0x18, AX
 	LEAQ (CX)(DX*4), CX
-	LEAQ (AX)(SI*4), AX
 	SUBQ $0x01, BX
 	JMP  rows1
 

@@ -8,13 +8,13 @@ package kernels
 func dotsAVX512(dst *float32, stride int, q *float32, rows int, k *float32, n int, d int)
 
 //go:noescape
-func axpysAVX512(out *float32, w *float32, stride int, rows int, v *float32, n int, d int, cols int)
+func axpysAVX512(out *[]float32, w *float32, stride int, rows int, v *float32, n int, d int, cols int)
 
 //go:noescape
 func dotsInt8AVX512(dst *float32, stride int, q *float32, rows int, k *byte, n int, d int)
 
 //go:noescape
-func axpysInt8AVX512(out *float32, w *float32, stride int, rows int, v *byte, n int, d int, cols int)
+func axpysInt8AVX512(out *[]float32, w *float32, stride int, rows int, v *byte, n int, d int, cols int)
 
 //go:noescape
 func weightsAVX512(x *float32, n int, top float32) (sum float32)
@@ -23,7 +23,7 @@ func weightsAVX512(x *float32, n int, top float32) (sum float32)
 func largestAVX512(x *float32, n int, least float32) (most float32)
 
 //go:noescape
-func addValuesAVX512(out *float32, w *float32, stride int, rows int, scale *float32, high *[]byte, low *[]byte, n int, d int)
+func addValuesAVX512(out *[]float32, w *float32, stride int, rows int, scale *float32, high *[]byte, low *[]byte, n int, d int)
 
 //go:noescape
 func scoreKeysAVX512(dst *float32, q *int16, scale *float32, rows int, lines **[64]byte, levels *byte, groups int)

@@ -581,7 +581,7 @@ rows0:
 	VZEROUPPER
 	RET
 
-// func axpysAVX512(out *float32, w *float32, stride int, rows int, v *float32, n int, d int, cols int)
+// func axpysAVX512(out *[]float32, w *float32, stride int, rows int, v *float32, n int, d int, cols int)
 // Requires: AVX, AVX512DQ, AVX512F
 TEXT ·axpysAVX512(SB), NOSPLIT, $0-64
 	MOVQ out+0(FP), AX
@@ -590,17 +590,16 @@ TEXT ·axpysAVX512(SB), NOSPLIT, $0-64
 	MOVQ rows+24(FP), BX
 	MOVQ d+48(FP), SI
 	LEAQ (DX)(DX*2), DI
-	LEAQ (SI)(SI*2), R8
 
 rows4:
 	CMPQ BX, $0x04
 	JL   rows3
-	MOVQ v+32(FP), R10
-	MOVQ cols+56(FP), R11
-	MOVQ AX, R9
+	MOVQ v+32(FP), R9
+	MOVQ cols+56(FP), R10
+	XORQ R8, R8
 
 cols4x4:
-	CMPQ   R11, $0x40
+	CMPQ   R10, $0x40
 	JL     cols4x4end
 	VXORPS Z0, Z0, Z0
 	VXORPS Z1, Z1, Z1
@@ -618,124 +617,129 @@ cols4x4:
 	VXORPS Z13, Z13, Z13
 	VXORPS Z14, Z14, Z14
 	VXORPS Z15, Z15, Z15
-	MOVQ   n+40(FP), R14
-	MOVQ   CX, R12
-	MOVQ   R10, R13
+	MOVQ   n+40(FP), R13
+	MOVQ   CX, R11
+	MOVQ   R9, R12
 
 cols4x4tokens:
-	VMOVUPS      (R13), Z16
-	VMOVUPS      64(R13), Z17
-	VMOVUPS      128(R13), Z18
-	VMOVUPS      192(R13), Z19
-	VBROADCASTSS (R12), Z20
+	VMOVUPS      (R12), Z16
+	VMOVUPS      64(R12), Z17
+	VMOVUPS      128(R12), Z18
+	VMOVUPS      192(R12), Z19
+	VBROADCASTSS (R11), Z20
 	VFMADD231PS  Z16, Z20, Z0
 	VFMADD231PS  Z17, Z20, Z1
 	VFMADD231PS  Z18, Z20, Z2
 	VFMADD231PS  Z19, Z20, Z3
-	VBROADCASTSS (R12)(DX*4), Z20
+	VBROADCASTSS (R11)(DX*4), Z20
 	VFMADD231PS  Z16, Z20, Z4
 	VFMADD231PS  Z17, Z20, Z5
 	VFMADD231PS  Z18, Z20, Z6
 	VFMADD231PS  Z19, Z20, Z7
-	VBROADCASTSS (R12)(DX*8), Z20
+	VBROADCASTSS (R11)(DX*8), Z20
 	VFMADD231PS  Z16, Z20, Z8
 	VFMADD231PS  Z17, Z20, Z9
 	VFMADD231PS  Z18, Z20, Z10
 	VFMADD231PS  Z19, Z20, Z11
-	VBROADCASTSS (R12)(DI*4), Z20
+	VBROADCASTSS (R11)(DI*4), Z20
 	VFMADD231PS  Z16, Z20, Z12
 	VFMADD231PS  Z17, Z20, Z13
 	VFMADD231PS  Z18, Z20, Z14
 	VFMADD231PS  Z19, Z20, Z15
-	LEAQ         (R13)(SI*4), R13
-	ADDQ         $0x04, R12
-	DECQ         R14
+	LEAQ         (R12)(SI*4), R12
+	ADDQ         $0x04, R11
+	DECQ         R13
 	JNZ          cols4x4tokens
-	VADDPS       (R9), Z0, Z0
-	VMOVUPS      Z0, (R9)
-	VADDPS       64(R9), Z1, Z1
-	VMOVUPS      Z1, 64(R9)
-	VADDPS       128(R9), Z2, Z2
-	VMOVUPS      Z2, 128(R9)
-	VADDPS       192(R9), Z3, Z3
-	VMOVUPS      Z3, 192(R9)
-	VADDPS       (R9)(SI*4), Z4, Z4
-	VMOVUPS      Z4, (R9)(SI*4)
-	VADDPS       64(R9)(SI*4), Z5, Z5
-	VMOVUPS      Z5, 64(R9)(SI*4)
-	VADDPS       128(R9)(SI*4), Z6, Z6
-	VMOVUPS      Z6, 128(R9)(SI*4)
-	VADDPS       192(R9)(SI*4), Z7, Z7
-	VMOVUPS      Z7, 192(R9)(SI*4)
-	VADDPS       (R9)(SI*8), Z8, Z8
-	VMOVUPS      Z8, (R9)(SI*8)
-	VADDPS       64(R9)(SI*8), Z9, Z9
-	VMOVUPS      Z9, 64(R9)(SI*8)
-	VADDPS       128(R9)(SI*8), Z10, Z10
-	VMOVUPS      Z10, 128(R9)(SI*8)
-	VADDPS       192(R9)(SI*8), Z11, Z11
-	VMOVUPS      Z11, 192(R9)(SI*8)
-	VADDPS       (R9)(R8*4), Z12, Z12
-	VMOVUPS      Z12, (R9)(R8*4)
-	VADDPS       64(R9)(R8*4), Z13, Z13
-	VMOVUPS      Z13, 64(R9)(R8*4)
-	VADDPS       128(R9)(R8*4), Z14, Z14
-	VMOVUPS      Z14, 128(R9)(R8*4)
-	VADDPS       192(R9)(R8*4), Z15, Z15
-	VMOVUPS      Z15, 192(R9)(R8*4)
+	MOVQ         (AX), R11
+	VADDPS       (R11)(R8*4), Z0, Z0
+	VMOVUPS      Z0, (R11)(R8*4)
+	VADDPS       64(R11)(R8*4), Z1, Z1
+	VMOVUPS      Z1, 64(R11)(R8*4)
+	VADDPS       128(R11)(R8*4), Z2, Z2
+	VMOVUPS      Z2, 128(R11)(R8*4)
+	VADDPS       192(R11)(R8*4), Z3, Z3
+	VMOVUPS      Z3, 192(R11)(R8*4)
+	MOVQ         24(AX), R11
+	VADDPS       (R11)(R8*4), Z4, Z4
+	VMOVUPS      Z4, (R11)(R8*4)
+	VADDPS       64(R11)(R8*4), Z5, Z5
+	VMOVUPS      Z5, 64(R11)(R8*4)
+	VADDPS       128(R11)(R8*4), Z6, Z6
+	VMOVUPS      Z6, 128(R11)(R8*4)
+	VADDPS       192(R11)(R8*4), Z7, Z7
+	VMOVUPS      Z7, 192(R11)(R8*4)
+	MOVQ         48(AX), R11
+	VADDPS       (R11)(R8*4), Z8, Z8
+	VMOVUPS      Z8, (R11)(R8*4)
+	VADDPS       64(R11)(R8*4), Z9, Z9
+	VMOVUPS      Z9, 64(R11)(R8*4)
+	VADDPS       128(R11)(R8*4), Z10, Z10
+	VMOVUPS      Z10, 128(R11)(R8*4)
+	VADDPS       192(R11)(R8*4), Z11, Z11
+	VMOVUPS      Z11, 192(R11)(R8*4)
+	MOVQ         72(AX), R11
+	VADDPS       (R11)(R8*4), Z12, Z12
+	VMOVUPS      Z12, (R11)(R8*4)
+	VADDPS       64(R11)(R8*4), Z13, Z13
+	VMOVUPS      Z13, 64(R11)(R8*4)
+	VADDPS       128(R11)(R8*4), Z14, Z14
+	VMOVUPS      Z14, 128(R11)(R8*4)
+	VADDPS       192(R11)(R8*4), Z15, Z15
+	VMOVUPS      Z15, 192(R11)(R8*4)
+	ADDQ         $0x40, R8
 	ADDQ         $0x00000100, R9
-	ADDQ         $0x00000100, R10
-	SUBQ         $0x40, R11
+	SUBQ         $0x40, R10
 	JMP          cols4x4
 
 cols4x4end:
 cols1x4:
-	CMPQ   R11, $0x10
+	CMPQ   R10, $0x10
 	JL     cols1x4end
 	VXORPS Z0, Z0, Z0
 	VXORPS Z1, Z1, Z1
 	VXORPS Z2, Z2, Z2
 	VXORPS Z3, Z3, Z3
-	MOVQ   n+40(FP), R14
-	MOVQ   CX, R12
-	MOVQ   R10, R13
+	MOVQ   n+40(FP), R13
+	MOVQ   CX, R11
+	MOVQ   R9, R12
 
 cols1x4tokens:
-	VMOVUPS      (R13), Z4
-	VBROADCASTSS (R12), Z5
+	VMOVUPS      (R12), Z4
+	VBROADCASTSS (R11), Z5
 	VFMADD231PS  Z4, Z5, Z0
-	VBROADCASTSS (R12)(DX*4), Z5
+	VBROADCASTSS (R11)(DX*4), Z5
 	VFMADD231PS  Z4, Z5, Z1
-	VBROADCASTSS (R12)(DX*8), Z5
+	VBROADCASTSS (R11)(DX*8), Z5
 	VFMADD231PS  Z4, Z5, Z2
-	VBROADCASTSS (R12)(DI*4), Z5
+	VBROADCASTSS (R11)(DI*4), Z5
 	VFMADD231PS  Z4, Z5, Z3
-	LEAQ         (R13)(SI*4), R13
-	ADDQ         $0x04, R12
-	DECQ         R14
+	LEAQ         (R12)(SI*4), R12
+	ADDQ         $0x04, R11
+	DECQ         R13
 	JNZ          cols1x4tokens
-	VADDPS       (R9), Z0, Z0
-	VMOVUPS      Z0, (R9)
-	VADDPS       (R9)(SI*4), Z1, Z1
-	VMOVUPS      Z1, (R9)(SI*4)
-	VADDPS       (R9)(SI*8), Z2, Z2
-	VMOVUPS      Z2, (R9)(SI*8)
-	VADDPS       (R9)(R8*4), Z3, Z3
-	VMOVUPS      Z3, (R9)(R8*4)
+	MOVQ         (AX), R11
+	VADDPS       (R11)(R8*4), Z0, Z0
+	VMOVUPS      Z0, (R11)(R8*4)
+	MOVQ         24(AX), R11
+	VADDPS       (R11)(R8*4), Z1, Z1
+	VMOVUPS      Z1, (R11)(R8*4)
+	MOVQ         48(AX), R11
+	VADDPS       (R11)(R8*4), Z2, Z2
+	VMOVUPS      Z2, (R11)(R8*4)
+	MOVQ         72(AX), R11
+	VADDPS       (R11)(R8*4), Z3, Z3
+	VMOVUPS      Z3, (R11)(R8*4)
+	ADDQ         $0x10, R8
 	ADDQ         $0x00000040, R9
-	ADDQ         $0x00000040, R10
-	SUBQ         $0x10, R11
+	SUBQ         $0x10, R10
 	JMP          cols1x4
 
 cols1x4end:
+	ADDQ $0x60, AX
 	LEAQ (CX)(DX*4), CX
-	LEAQ (AX)(SI*4), AX
 	LEAQ (CX)(DX*4), CX
-	LEAQ (AX)(SI*4), AX
 	LEAQ (CX)(DX*4), CX
-	LEAQ (AX)(SI*4), AX
 	LEAQ (CX)(DX*4), CX
-	LEAQ (AX)(SI*4), AX
 	SUBQ $0x04, BX
 	JMP  rows4
 
@@ -744,7 +748,7 @@ rows3:
 	JL   rows2
 	MOVQ v+32(FP), R8
 	MOVQ cols+56(FP), R9
-	MOVQ AX, DI
+	XORQ DI, DI
 
 cols4x3:
 	CMPQ   R9, $0x40
@@ -789,31 +793,34 @@ cols4x3tokens:
 	ADDQ         $0x04, R10
 	DECQ         R12
 	JNZ          cols4x3tokens
-	VADDPS       (DI), Z0, Z0
-	VMOVUPS      Z0, (DI)
-	VADDPS       64(DI), Z1, Z1
-	VMOVUPS      Z1, 64(DI)
-	VADDPS       128(DI), Z2, Z2
-	VMOVUPS      Z2, 128(DI)
-	VADDPS       192(DI), Z3, Z3
-	VMOVUPS      Z3, 192(DI)
-	VADDPS       (DI)(SI*4), Z4, Z4
-	VMOVUPS      Z4, (DI)(SI*4)
-	VADDPS       64(DI)(SI*4), Z5, Z5
-	VMOVUPS      Z5, 64(DI)(SI*4)
-	VADDPS       128(DI)(SI*4), Z6, Z6
-	VMOVUPS      Z6, 128(DI)(SI*4)
-	VADDPS       192(DI)(SI*4), Z7, Z7
-	VMOVUPS      Z7, 192(DI)(SI*4)
-	VADDPS       (DI)(SI*8), Z8, Z8
-	VMOVUPS      Z8, (DI)(SI*8)
-	VADDPS       64(DI)(SI*8), Z9, Z9
-	VMOVUPS      Z9, 64(DI)(SI*8)
-	VADDPS       128(DI)(SI*8), Z10, Z10
-	VMOVUPS      Z10, 128(DI)(SI*8)
-	VADDPS       192(DI)(SI*8), Z11, Z11
-	VMOVUPS      Z11, 192(DI)(SI*8)
-	ADDQ         $0x00000100, DI
+	MOVQ         (AX), R10
+	VADDPS       (R10)(DI*4), Z0, Z0
+	VMOVUPS      Z0, (R10)(DI*4)
+	VADDPS       64(R10)(DI*4), Z1, Z1
+	VMOVUPS      Z1, 64(R10)(DI*4)
+	VADDPS       128(R10)(DI*4), Z2, Z2
+	VMOVUPS      Z2, 128(R10)(DI*4)
+	VADDPS       192(R10)(DI*4), Z3, Z3
+	VMOVUPS      Z3, 192(R10)(DI*4)
+	MOVQ         24(AX), R10
+	VADDPS       (R10)(DI*4), Z4, Z4
+	VMOVUPS      Z4, (R10)(DI*4)
+	VADDPS       64(R10)(DI*4), Z5, Z5
+	VMOVUPS      Z5, 64(R10)(DI*4)
+	VADDPS       128(R10)(DI*4), Z6, Z6
+	VMOVUPS      Z6, 128(R10)(DI*4)
+	VADDPS       192(R10)(DI*4), Z7, Z7
+	VMOVUPS      Z7, 192(R10)(DI*4)
+	MOVQ         48(AX), R10
+	VADDPS       (R10)(DI*4), Z8, Z8
+	VMOVUPS      Z8, (R10)(DI*4)
+	VADDPS       64(R10)(DI*4), Z9, Z9
+	VMOVUPS      Z9, 64(R10)(DI*4)
+	VADDPS       128(R10)(DI*4), Z10, Z10
+	VMOVUPS      Z10, 128(R10)(DI*4)
+	VADDPS       192(R10)(DI*4), Z11, Z11
+	VMOVUPS      Z11, 192(R10)(DI*4)
+	ADDQ         $0x40, DI
 	ADDQ         $0x00000100, R8
 	SUBQ         $0x40, R9
 	JMP          cols4x3
@@ -841,24 +848,25 @@ cols1x3tokens:
 	ADDQ         $0x04, R10
 	DECQ         R12
 	JNZ          cols1x3tokens
-	VADDPS       (DI), Z0, Z0
-	VMOVUPS      Z0, (DI)
-	VADDPS       (DI)(SI*4), Z1, Z1
-	VMOVUPS      Z1, (DI)(SI*4)
-	VADDPS       (DI)(SI*8), Z2, Z2
-	VMOVUPS      Z2, (DI)(SI*8)
-	ADDQ         $0x00000040, DI
+	MOVQ         (AX), R10
+	VADDPS       (R10)(DI*4), Z0, Z0
+	VMOVUPS      Z0, (R10)(DI*4)
+	MOVQ         24(AX), R10
+	VADDPS       (R10)(DI*4), Z1, Z1
+	VMOVUPS      Z1, (R10)(DI*4)
+	MOVQ         48(AX), R10
+	VADDPS       (R10)(DI*4), Z2, Z2
+	VMOVUPS      Z2, (R10)(DI*4)
+	ADDQ         $0x10, DI
 	ADDQ         $0x00000040, R8
 	SUBQ         $0x10, R9
 	JMP          cols1x3
 
 cols1x3end:
+	ADDQ $0x48, AX
 	LEAQ (CX)(DX*4), CX
-	LEAQ (AX)(SI*4), AX
 	LEAQ (CX)(DX*4), CX
-	LEAQ (AX)(SI*4), AX
 	LEAQ (CX)(DX*4), CX
-	LEAQ (AX)(SI*4), AX
 	SUBQ $0x03, BX
 	JMP  rows3
 
@@ -867,7 +875,7 @@ rows2:
 	JL   rows1
 	MOVQ v+32(FP), R8
 	MOVQ cols+56(FP), R9
-	MOVQ AX, DI
+	XORQ DI, DI
 
 cols4x2:
 	CMPQ   R9, $0x40
@@ -903,23 +911,25 @@ cols4x2tokens:
 	ADDQ         $0x04, R10
 	DECQ         R12
 	JNZ          cols4x2tokens
-	VADDPS       (DI), Z0, Z0
-	VMOVUPS      Z0, (DI)
-	VADDPS       64(DI), Z1, Z1
-	VMOVUPS      Z1, 64(DI)
-	VADDPS       128(DI), Z2, Z2
-	VMOVUPS      Z2, 128(DI)
-	VADDPS       192(DI), Z3, Z3
-	VMOVUPS      Z3, 192(DI)
-	VADDPS       (DI)(SI*4), Z4, Z4
-	VMOVUPS      Z4, (DI)(SI*4)
-	VADDPS       64(DI)(SI*4), Z5, Z5
-	VMOVUPS      Z5, 64(DI)(SI*4)
-	VADDPS       128(DI)(SI*4), Z6, Z6
-	VMOVUPS      Z6, 128(DI)(SI*4)
-	VADDPS       192(DI)(SI*4), Z7, Z7
-	VMOVUPS      Z7, 192(DI)(SI*4)
-	ADDQ         $0x00000100, DI
+	MOVQ         (AX), R10
+	VADDPS       (R10)(DI*4), Z0, Z0
+	VMOVUPS      Z0, (R10)(DI*4)
+	VADDPS       64(R10)(DI*4), Z1, Z1
+	VMOVUPS      Z1, 64(R10)(DI*4)
+	VADDPS       128(R10)(DI*4), Z2, Z2
+	VMOVUPS      Z2, 128(R10)(DI*4)
+	VADDPS       192(R10)(DI*4), Z3, Z3
+	VMOVUPS      Z3, 192(R10)(DI*4)
+	MOVQ         24(AX), R10
+	VADDPS       (R10)(DI*4), Z4, Z4
+	VMOVUPS      Z4, (R10)(DI*4)
+	VADDPS       64(R10)(DI*4), Z5, Z5
+	VMOVUPS      Z5, 64(R10)(DI*4)
+	VADDPS       128(R10)(DI*4), Z6, Z6
+	VMOVUPS      Z6, 128(R10)(DI*4)
+	VADDPS       192(R10)(DI*4), Z7, Z7
+	VMOVUPS      Z7, 192(R10)(DI*4)
+	ADDQ         $0x40, DI
 	ADDQ         $0x00000100, R8
 	SUBQ         $0x40, R9
 	JMP          cols4x2
@@ -944,20 +954,21 @@ cols1x2tokens:
 	ADDQ         $0x04, R10
 	DECQ         R12
 	JNZ          cols1x2tokens
-	VADDPS       (DI), Z0, Z0
-	VMOVUPS      Z0, (DI)
-	VADDPS       (DI)(SI*4), Z1, Z1
-	VMOVUPS      Z1, (DI)(SI*4)
-	ADDQ         $0x00000040, DI
+	MOVQ         (AX), R10
+	VADDPS       (R10)(DI*4), Z0, Z0
+	VMOVUPS      Z0, (R10)(DI*4)
+	MOVQ         24(AX), R10
+	VADDPS       (R10)(DI*4), Z1, Z1
+	VMOVUPS      Z1, (R10)(DI*4)
+	ADDQ         $0x10, DI
 	ADDQ         $0x00000040, R8
 	SUBQ         $0x10, R9
 	JMP          cols1x2
 
 cols1x2end:
+	ADDQ $0x30, AX
 	LEAQ (CX)(DX*4), CX
-	LEAQ (AX)(SI*4), AX
 	LEAQ (CX)(DX*4), CX
-	LEAQ (AX)(SI*4), AX
 	SUBQ $0x02, BX
 	JMP  rows2
 
@@ -966,7 +977,7 @@ rows1:
 	JL   rows0
 	MOVQ v+32(FP), R8
 	MOVQ cols+56(FP), R9
-	MOVQ AX, DI
+	XORQ DI, DI
 
 cols4x1:
 	CMPQ   R9, $0x40
@@ -993,15 +1004,16 @@ cols4x1tokens:
 	ADDQ         $0x04, R10
 	DECQ         R12
 	JNZ          cols4x1tokens
-	VADDPS       (DI), Z0, Z0
-	VMOVUPS      Z0, (DI)
-	VADDPS       64(DI), Z1, Z1
-	VMOVUPS      Z1, 64(DI)
-	VADDPS       128(DI), Z2, Z2
-	VMOVUPS      Z2, 128(DI)
-	VADDPS       192(DI), Z3, Z3
-	VMOVUPS      Z3, 192(DI)
-	ADDQ         $0x00000100, DI
+	MOVQ         (AX), R10
+	VADDPS       (R10)(DI*4), Z0, Z0
+	VMOVUPS      Z0, (R10)(DI*4)
+	VADDPS       64(R10)(DI*4), Z1, Z1
+	VMOVUPS      Z1, 64(R10)(DI*4)
+	VADDPS       128(R10)(DI*4), Z2, Z2
+	VMOVUPS      Z2, 128(R10)(DI*4)
+	VADDPS       192(R10)(DI*4), Z3, Z3
+	VMOVUPS      Z3, 192(R10)(DI*4)
+	ADDQ         $0x40, DI
 	ADDQ         $0x00000100, R8
 	SUBQ         $0x40, R9
 	JMP          cols4x1
@@ -1023,16 +1035,17 @@ cols1x1tokens:
 	ADDQ         $0x04, R10
 	DECQ         R12
 	JNZ          cols1x1tokens
-	VADDPS       (DI), Z0, Z0
-	VMOVUPS      Z0, (DI)
-	ADDQ         $0x00000040, DI
+	MOVQ         (AX), R10
+	VADDPS       (R10)(DI*4), Z0, Z0
+	VMOVUPS      Z0, (R10)(DI*4)
+	ADDQ         $0x10, DI
 	ADDQ         $0x00000040, R8
 	SUBQ         $0x10, R9
 	JMP          cols1x1
 
 cols1x1end:
+	ADDQ $0x18, AX
 	LEAQ (CX)(DX*4), CX
-	LEAQ (AX)(SI*4), AX
 	SUBQ $0x01, BX
 	JMP  rows1
 
@@ -1637,7 +1650,7 @@ rows0:
 	VZEROUPPER
 	RET
 
-// func axpysInt8AVX512(out *float32, w *float32, stride int, rows int, v *byte, n int, d int, cols int)
+// func axpysInt8AVX512(out *[]float32, w *float32, stride int, rows int, v *byte, n int, d int, cols int)
 // Requires: AVX, AVX512DQ, AVX512F
 TEXT ·axpysInt8AVX512(SB), NOSPLIT, $0-64
 	MOVQ out+0(FP), AX
@@ -1646,17 +1659,16 @@ TEXT ·axpysInt8AVX512(SB), NOSPLIT, $0-64
 	MOVQ rows+24(FP), BX
 	MOVQ d+48(FP), SI
 	LEAQ (DX)(DX*2), DI
-	LEAQ (SI)(SI*2), R8
 
 rows4:
 	CMPQ BX, $0x04
 	JL   rows3
-	MOVQ v+32(FP), R10
-	MOVQ cols+56(FP), R11
-	MOVQ AX, R9
+	MOVQ v+32(FP), R9
+	MOVQ cols+56(FP), R10
+	XORQ R8, R8
 
 cols4x4:
-	CMPQ   R11, $0x40
+	CMPQ   R10, $0x40
 	JL     cols4x4end
 	VXORPS Z0, Z0, Z0
 	VXORPS Z1, Z1, Z1
@@ -1674,129 +1686,134 @@ cols4x4:
 	VXORPS Z13, Z13, Z13
 	VXORPS Z14, Z14, Z14
 	VXORPS Z15, Z15, Z15
-	MOVQ   n+40(FP), R14
-	MOVQ   CX, R12
-	MOVQ   R10, R13
+	MOVQ   n+40(FP), R13
+	MOVQ   CX, R11
+	MOVQ   R9, R12
 
 cols4x4tokens:
-	VPMOVSXBD    (R13), Z16
+	VPMOVSXBD    (R12), Z16
 	VCVTDQ2PS    Z16, Z16
-	VPMOVSXBD    16(R13), Z17
+	VPMOVSXBD    16(R12), Z17
 	VCVTDQ2PS    Z17, Z17
-	VPMOVSXBD    32(R13), Z18
+	VPMOVSXBD    32(R12), Z18
 	VCVTDQ2PS    Z18, Z18
-	VPMOVSXBD    48(R13), Z19
+	VPMOVSXBD    48(R12), Z19
 	VCVTDQ2PS    Z19, Z19
-	VBROADCASTSS (R12), Z20
+	VBROADCASTSS (R11), Z20
 	VFMADD231PS  Z16, Z20, Z0
 	VFMADD231PS  Z17, Z20, Z1
 	VFMADD231PS  Z18, Z20, Z2
 	VFMADD231PS  Z19, Z20, Z3
-	VBROADCASTSS (R12)(DX*4), Z20
+	VBROADCASTSS (R11)(DX*4), Z20
 	VFMADD231PS  Z16, Z20, Z4
 	VFMADD231PS  Z17, Z20, Z5
 	VFMADD231PS  Z18, Z20, Z6
 	VFMADD231PS  Z19, Z20, Z7
-	VBROADCASTSS (R12)(DX*8), Z20
+	VBROADCASTSS (R11)(DX*8), Z20
 	VFMADD231PS  Z16, Z20, Z8
 	VFMADD231PS  Z17, Z20, Z9
 	VFMADD231PS  Z18, Z20, Z10
 	VFMADD231PS  Z19, Z20, Z11
-	VBROADCASTSS (R12)(DI*4), Z20
+	VBROADCASTSS (R11)(DI*4), Z20
 	VFMADD231PS  Z16, Z20, Z12
 	VFMADD231PS  Z17, Z20, Z13
 	VFMADD231PS  Z18, Z20, Z14
 	VFMADD231PS  Z19, Z20, Z15
-	LEAQ         (R13)(SI*1), R13
-	ADDQ         $0x04, R12
-	DECQ         R14
+	LEAQ         (R12)(SI*1), R12
+	ADDQ         $0x04, R11
+	DECQ         R13
 	JNZ          cols4x4tokens
-	VADDPS       (R9), Z0, Z0
-	VMOVUPS      Z0, (R9)
-	VADDPS       64(R9), Z1, Z1
-	VMOVUPS      Z1, 64(R9)
-	VADDPS       128(R9), Z2, Z2
-	VMOVUPS      Z2, 128(R9)
-	VADDPS       192(R9), Z3, Z3
-	VMOVUPS      Z3, 192(R9)
-	VADDPS       (R9)(SI*4), Z4, Z4
-	VMOVUPS      Z4, (R9)(SI*4)
-	VADDPS       64(R9)(SI*4), Z5, Z5
-	VMOVUPS      Z5, 64(R9)(SI*4)
-	VADDPS       128(R9)(SI*4), Z6, Z6
-	VMOVUPS      Z6, 128(R9)(SI*4)
-	VADDPS       192(R9)(SI*4), Z7, Z7
-	VMOVUPS      Z7, 192(R9)(SI*4)
-	VADDPS       (R9)(SI*8), Z8, Z8
-	VMOVUPS      Z8, (R9)(SI*8)
-	VADDPS       64(R9)(SI*8), Z9, Z9
-	VMOVUPS      Z9, 64(R9)(SI*8)
-	VADDPS       128(R9)(SI*8), Z10, Z10
-	VMOVUPS      Z10, 128(R9)(SI*8)
-	VADDPS       192(R9)(SI*8), Z11, Z11
-	VMOVUPS      Z11, 192(R9)(SI*8)
-	VADDPS       (R9)(R8*4), Z12, Z12
-	VMOVUPS      Z12, (R9)(R8*4)
-	VADDPS       64(R9)(R8*4), Z13, Z13
-	VMOVUPS      Z13, 64(R9)(R8*4)
-	VADDPS       128(R9)(R8*4), Z14, Z14
-	VMOVUPS      Z14, 128(R9)(R8*4)
-	VADDPS       192(R9)(R8*4), Z15, Z15
-	VMOVUPS      Z15, 192(R9)(R8*4)
-	ADDQ         $0x00000100, R9
-	ADDQ         $0x00000040, R10
-	SUBQ         $0x40, R11
+	MOVQ         (AX), R11
+	VADDPS       (R11)(R8*4), Z0, Z0
+	VMOVUPS      Z0, (R11)(R8*4)
+	VADDPS       64(R11)(R8*4), Z1, Z1
+	VMOVUPS      Z1, 64(R11)(R8*4)
+	VADDPS       128(R11)(R8*4), Z2, Z2
+	VMOVUPS      Z2, 128(R11)(R8*4)
+	VADDPS       192(R11)(R8*4), Z3, Z3
+	VMOVUPS      Z3, 192(R11)(R8*4)
+	MOVQ         24(AX), R11
+	VADDPS       (R11)(R8*4), Z4, Z4
+	VMOVUPS      Z4, (R11)(R8*4)
+	VADDPS       64(R11)(R8*4), Z5, Z5
+	VMOVUPS      Z5, 64(R11)(R8*4)
+	VADDPS       128(R11)(R8*4), Z6, Z6
+	VMOVUPS      Z6, 128(R11)(R8*4)
+	VADDPS       192(R11)(R8*4), Z7, Z7
+	VMOVUPS      Z7, 192(R11)(R8*4)
+	MOVQ         48(AX), R11
+	VADDPS       (R11)(R8*4), Z8, Z8
+	VMOVUPS      Z8, (R11)(R8*4)
+	VADDPS       64(R11)(R8*4), Z9, Z9
+	VMOVUPS      Z9, 64(R11)(R8*4)
+	VADDPS       128(R11)(R8*4), Z10, Z10
+	VMOVUPS      Z10, 128(R11)(R8*4)
+	VADDPS       192(R11)(R8*4), Z11, Z11
+	VMOVUPS      Z11, 192(R11)(R8*4)
+	MOVQ         72(AX), R11
+	VADDPS       (R11)(R8*4), Z12, Z12
+	VMOVUPS      Z12, (R11)(R8*4)
+	VADDPS       64(R11)(R8*4), Z13, Z13
+	VMOVUPS      Z13, 64(R11)(R8*4)
+	VADDPS       128(R11)(R8*4), Z14, Z14
+	VMOVUPS      Z14, 128(R11)(R8*4)
+	VADDPS       192(R11)(R8*4), Z15, Z15
+	VMOVUPS      Z15, 192(R11)(R8*4)
+	ADDQ         $0x40, R8
+	ADDQ         $0x00000040, R9
+	SUBQ         $0x40, R10
 	JMP          cols4x4
 
 cols4x4end:
 cols1x4:
-	CMPQ   R11, $0x10
+	CMPQ   R10, $0x10
 	JL     cols1x4end
 	VXORPS Z0, Z0, Z0
 	VXORPS Z1, Z1, Z1
 	VXORPS Z2, Z2, Z2
 	VXORPS Z3, Z3, Z3
-	MOVQ   n+40(FP), R14
-	MOVQ   CX, R12
-	MOVQ   R10, R13
+	MOVQ   n+40(FP), R13
+	MOVQ   CX, R11
+	MOVQ   R9, R12
 
 cols1x4tokens:
-	VPMOVSXBD    (R13), Z4
+	VPMOVSXBD    (R12), Z4
 	VCVTDQ2PS    Z4, Z4
-	VBROADCASTSS (R12), Z5
+	VBROADCASTSS (R11), Z5
 	VFMADD231PS  Z4, Z5, Z0
-	VBROADCASTSS (R12)(DX*4), Z5
+	VBROADCASTSS (R11)(DX*4), Z5
 	VFMADD231PS  Z4, Z5, Z1
-	VBROADCASTSS (R12)(DX*8), Z5
+	VBROADCASTSS (R11)(DX*8), Z5
 	VFMADD231PS  Z4, Z5, Z2
-	VBROADCASTSS (R12)(DI*4), Z5
+	VBROADCASTSS (R11)(DI*4), Z5
 	VFMADD231PS  Z4, Z5, Z3
-	LEAQ         (R13)(SI*1), R13
-	ADDQ         $0x04, R12
-	DECQ         R14
+	LEAQ         (R12)(SI*1), R12
+	ADDQ         $0x04, R11
+	DECQ         R13
 	JNZ          cols1x4tokens
-	VADDPS       (R9), Z0, Z0
-	VMOVUPS      Z0, (R9)
-	VADDPS       (R9)(SI*4), Z1, Z1
-	VMOVUPS      Z1, (R9)(SI*4)
-	VADDPS       (R9)(SI*8), Z2, Z2
-	VMOVUPS      Z2, (R9)(SI*8)
-	VADDPS       (R9)(R8*4), Z3, Z3
-	VMOVUPS      Z3, (R9)(R8*4)
-	ADDQ         $0x00000040, R9
-	ADDQ         $0x00000010, R10
-	SUBQ         $0x10, R11
+	MOVQ         (AX), R11
+	VADDPS       (R11)(R8*4), Z0, Z0
+	VMOVUPS      Z0, (R11)(R8*4)
+	MOVQ         24(AX), R11
+	VADDPS       (R11)(R8*4), Z1, Z1
+	VMOVUPS      Z1, (R11)(R8*4)
+	MOVQ         48(AX), R11
+	VADDPS       (R11)(R8*4), Z2, Z2
+	VMOVUPS      Z2, (R11)(R8*4)
+	MOVQ         72(AX), R11
+	VADDPS       (R11)(R8*4), Z3, Z3
+	VMOVUPS      Z3, (R11)(R8*4)
+	ADDQ         $0x10, R8
+	ADDQ         $0x00000010, R9
+	SUBQ         $0x10, R10
 	JMP          cols1x4
 
 cols1x4end:
+	ADDQ $0x60, AX
 	LEAQ (CX)(DX*4), CX
-	LEAQ (AX)(SI*4), AX
 	LEAQ (CX)(DX*4), CX
-	LEAQ (AX)(SI*4), AX
 	LEAQ (CX)(DX*4), CX
-	LEAQ (AX)(SI*4), AX
 	LEAQ (CX)(DX*4), CX
-	LEAQ (AX)(SI*4), AX
 	SUBQ $0x04, BX
 	JMP  rows4
 
@@ -1805,7 +1822,7 @@ rows3:
 	JL   rows2
 	MOVQ v+32(FP), R8
 	MOVQ cols+56(FP), R9
-	MOVQ AX, DI
+	XORQ DI, DI
 
 cols4x3:
 	CMPQ   R9, $0x40
@@ -1854,31 +1871,34 @@ cols4x3tokens:
 	ADDQ         $0x04, R10
 	DECQ         R12
 	JNZ          cols4x3tokens
-	VADDPS       (DI), Z0, Z0
-	VMOVUPS      Z0, (DI)
-	VADDPS       64(DI), Z1, Z1
-	VMOVUPS      Z1, 64(DI)
-	VADDPS       128(DI), Z2, Z2
-	VMOVUPS      Z2, 128(DI)
-	VADDPS       192(DI), Z3, Z3
-	VMOVUPS      Z3, 192(DI)
-	VADDPS       (DI)(SI*4), Z4, Z4
-	VMOVUPS      Z4, (DI)(SI*4)
-	VADDPS       64(DI)(SI*4), Z5, Z5
-	VMOVUPS      Z5, 64(DI)(SI*4)
-	VADDPS       128(DI)(SI*4), Z6, Z6
-	VMOVUPS      Z6, 128(DI)(SI*4)
-	VADDPS       192(DI)(SI*4), Z7, Z7
-	VMOVUPS      Z7, 192(DI)(SI*4)
-	VADDPS       (DI)(SI*8), Z8, Z8
-	VMOVUPS      Z8, (DI)(SI*8)
-	VADDPS       64(DI)(SI*8), Z9, Z9
-	VMOVUPS      Z9, 64(DI)(SI*8)
-	VADDPS       128(DI)(SI*8), Z10, Z10
-	VMOVUPS      Z10, 128(DI)(SI*8)
-	VADDPS       192(DI)(SI*8), Z11, Z11
-	VMOVUPS      Z11, 192(DI)(SI*8)
-	ADDQ         $0x00000100, DI
+	MOVQ         (AX), R10
+	VADDPS       (R10)(DI*4), Z0, Z0
+	VMOVUPS      Z0, (R10)(DI*4)
+	VADDPS       64(R10)(DI*4), Z1, Z1
+	VMOVUPS      Z1, 64(R10)(DI*4)
+	VADDPS       128(R10)(DI*4), Z2, Z2
+	VMOVUPS      Z2, 128(R10)(DI*4)
+	VADDPS       192(R10)(DI*4), Z3, Z3
+	VMOVUPS      Z3, 192(R10)(DI*4)
+	MOVQ         24(AX), R10
+	VADDPS       (R10)(DI*4), Z4, Z4
+	VMOVUPS      Z4, (R10)(DI*4)
+	VADDPS       64(R10)(DI*4), Z5, Z5
+	VMOVUPS      Z5, 64(R10)(DI*4)
+	VADDPS       128(R10)(DI*4), Z6, Z6
+	VMOVUPS      Z6, 128(R10)(DI*4)
+	VADDPS       192(R10)(DI*4), Z7, Z7
+	VMOVUPS      Z7, 192(R10)(DI*4)
+	MOVQ         48(AX), R10
+	VADDPS       (R10)(DI*4), Z8, Z8
+	VMOVUPS      Z8, (R10)(DI*4)
+	VADDPS       64(R10)(DI*4), Z9, Z9
+	VMOVUPS      Z9, 64(R10)(DI*4)
+	VADDPS       128(R10)(DI*4), Z10, Z10
+	VMOVUPS      Z10, 128(R10)(DI*4)
+	VADDPS       192(R10)(DI*4), Z11, Z11
+	VMOVUPS      Z11, 192(R10)(DI*4)
+	ADDQ         $0x40, DI
 	ADDQ         $0x00000040, R8
 	SUBQ         $0x40, R9
 	JMP          cols4x3
@@ -1907,24 +1927,25 @@ cols1x3tokens:
 	ADDQ         $0x04, R10
 	DECQ         R12
 	JNZ          cols1x3tokens
-	VADDPS       (DI), Z0, Z0
-	VMOVUPS      Z0, (DI)
-	VADDPS       (DI)(SI*4), Z1, Z1
-	VMOVUPS      Z1, (DI)(SI*4)
-	VADDPS       (DI)(SI*8), Z2, Z2
-	VMOVUPS      Z2, (DI)(SI*8)
-	ADDQ         $0x00000040, DI
+	MOVQ         (AX), R10
+	VADDPS       (R10)(DI*4), Z0, Z0
+	VMOVUPS      Z0, (R10)(DI*4)
+	MOVQ         24(AX), R10
+	VADDPS       (R10)(DI*4), Z1, Z1
+	VMOVUPS      Z1, (R10)(DI*4)
+	MOVQ         48(AX), R10
+	VADDPS       (R10)(DI*4), Z2, Z2
+	VMOVUPS      Z2, (R10)(DI*4)
+	ADDQ         $0x10, DI
 	ADDQ         $0x00000010, R8
 	SUBQ         $0x10, R9
 	JMP          cols1x3
 
 cols1x3end:
+	ADDQ $0x48, AX
 	LEAQ (CX)(DX*4), CX
-	LEAQ (AX)(SI*4), AX
 	LEAQ (CX)(DX*4), CX
-	LEAQ (AX)(SI*4), AX
 	LEAQ (CX)(DX*4), CX
-	LEAQ (AX)(SI*4), AX
 	SUBQ $0x03, BX
 	JMP  rows3
 
@@ -1933,7 +1954,7 @@ rows2:
 	JL   rows1
 	MOVQ v+32(FP), R8
 	MOVQ cols+56(FP), R9
-	MOVQ AX, DI
+	XORQ DI, DI
 
 cols4x2:
 	CMPQ   R9, $0x40
@@ -1973,23 +1994,25 @@ cols4x2tokens:
 	ADDQ         $0x04, R10
 	DECQ         R12
 	JNZ          cols4x2tokens
-	VADDPS       (DI), Z0, Z0
-	VMOVUPS      Z0, (DI)
-	VADDPS       64(DI), Z1, Z1
-	VMOVUPS      Z1, 64(DI)
-	VADDPS       128(DI), Z2, Z2
-	VMOVUPS      Z2, 128(DI)
-	VADDPS       192(DI), Z3, Z3
-	VMOVUPS      Z3, 192(DI)
-	VADDPS       (DI)(SI*4), Z4, Z4
-	VMOVUPS      Z4, (DI)(SI*4)
-	VADDPS       64(DI)(SI*4), Z5, Z5
-	VMOVUPS      Z5, 64(DI)(SI*4)
-	VADDPS       128(DI)(SI*4), Z6, Z6
-	VMOVUPS      Z6, 128(DI)(SI*4)
-	VADDPS       192(DI)(SI*4), Z7, Z7
-	VMOVUPS      Z7, 192(DI)(SI*4)
-	ADDQ         $0x00000100, DI
+	MOVQ         (AX), R10
+	VADDPS       (R10)(DI*4), Z0, Z0
+	VMOVUPS      Z0, (R10)(DI*4)
+	VADDPS       64(R10)(DI*4), Z1, Z1
+	VMOVUPS      Z1, 64(R10)(DI*4)
+	VADDPS       128(R10)(DI*4), Z2, Z2
+	VMOVUPS      Z2, 128(R10)(DI*4)
+	VADDPS       192(R10)(DI*4), Z3, Z3
+	VMOVUPS      Z3, 192(R10)(DI*4)
+	MOVQ         24(AX), R10
+	VADDPS       (R10)(DI*4), Z4, Z4
+	VMOVUPS      Z4, (R10)(DI*4)
+	VADDPS       64(R10)(DI*4), Z5, Z5
+	VMOVUPS      Z5, 64(R10)(DI*4)
+	VADDPS       128(R10)(DI*4), Z6, Z6
+	VMOVUPS      Z6, 128(R10)(DI*4)
+	VADDPS       192(R10)(DI*4), Z7, Z7
+	VMOVUPS      Z7, 192(R10)(DI*4)
+	ADDQ         $0x40, DI
 	ADDQ         $0x00000040, R8
 	SUBQ         $0x40, R9
 	JMP          cols4x2
@@ -2015,20 +2038,21 @@ cols1x2tokens:
 	ADDQ         $0x04, R10
 	DECQ         R12
 	JNZ          cols1x2tokens
-	VADDPS       (DI), Z0, Z0
-	VMOVUPS      Z0, (DI)
-	VADDPS       (DI)(SI*4), Z1, Z1
-	VMOVUPS      Z1, (DI)(SI*4)
-	ADDQ         $0x00000040, DI
+	MOVQ         (AX), R10
+	VADDPS       (R10)(DI*4), Z0, Z0
+	VMOVUPS      Z0, (R10)(DI*4)
+	MOVQ         24(AX), R10
+	VADDPS       (R10)(DI*4), Z1, Z1
+	VMOVUPS      Z1, (R10)(DI*4)
+	ADDQ         $0x10, DI
 	ADDQ         $0x00000010, R8
 	SUBQ         $0x10, R9
 	JMP          cols1x2
 
 cols1x2end:
+	ADDQ $0x30, AX
 	LEAQ (CX)(DX*4), CX
-	LEAQ (AX)(SI*4), AX
 	LEAQ (CX)(DX*4), CX
-	LEAQ (AX)(SI*4), AX
 	SUBQ $0x02, BX
 	JMP  rows2
 
@@ -2037,7 +2061,7 @@ rows1:
 	JL   rows0
 	MOVQ v+32(FP), R8
 	MOVQ cols+56(FP), R9
-	MOVQ AX, DI
+	XORQ DI, DI
 
 cols4x1:
 	CMPQ   R9, $0x40
@@ -2068,15 +2092,16 @@ cols4x1tokens:
 	ADDQ         $0x04, R10
 	DECQ         R12
 	JNZ          cols4x1tokens
-	VADDPS       (DI), Z0, Z0
-	VMOVUPS      Z0, (DI)
-	VADDPS       64(DI), Z1, Z1
-	VMOVUPS      Z1, 64(DI)
-	VADDPS       128(DI), Z2, Z2
-	VMOVUPS      Z2, 128(DI)
-	VADDPS       192(DI), Z3, Z3
-	VMOVUPS      Z3, 192(DI)
-	ADDQ         $0x00000100, DI
+	MOVQ         (AX), R10
+	VADDPS       (R10)(DI*4), Z0, Z0
+	VMOVUPS      Z0, (R10)(DI*4)
+	VADDPS       64(R10)(DI*4), Z1, Z1
+	VMOVUPS      Z1, 64(R10)(DI*4)
+	VADDPS       128(R10)(DI*4), Z2, Z2
+	VMOVUPS      Z2, 128(R10)(DI*4)
+	VADDPS       192(R10)(DI*4), Z3, Z3
+	VMOVUPS      Z3, 192(R10)(DI*4)
+	ADDQ         $0x40, DI
 	ADDQ         $0x00000040, R8
 	SUBQ         $0x40, R9
 	JMP          cols4x1
@@ -2099,16 +2124,17 @@ cols1x1tokens:
 	ADDQ         $0x04, R10
 	DECQ         R12
 	JNZ          cols1x1tokens
-	VADDPS       (DI), Z0, Z0
-	VMOVUPS      Z0, (DI)
-	ADDQ         $0x00000040, DI
+	MOVQ         (AX), R10
+	VADDPS       (R10)(DI*4), Z0, Z0
+	VMOVUPS      Z0, (R10)(DI*4)
+	ADDQ         $0x10, DI
 	ADDQ         $0x00000010, R8
 	SUBQ         $0x10, R9
 	JMP          cols1x1
 
 cols1x1end:
+	ADDQ $0x18, AX
 	LEAQ (CX)(DX*4), CX
-	LEAQ (AX)(SI*4), AX
 	SUBQ $0x01, BX
 	JMP  rows1
 
@@ -2405,7 +2431,7 @@ loop:
 	VZEROUPPER
 	RET
 
-// func addValuesAVX512(out *float32, w *float32, stride int, rows int, scale *float32, high *[]byte, low *[]byte, n int, d int)
+// func addValuesAVX512(out *[]float32, w *float32, stride int, rows int, scale *float32, high *[]byte, low *[]byte, n int, d int)
 // Requires: AVX, AVX2, AVX512DQ, AVX512F, FMA3
 TEXT ·addValuesAVX512(SB), NOSPLIT, $0-72
 	MOVQ out+0(FP), AX
@@ -2499,42 +2525,46 @@ cols32x4bits4:
 	DECQ         R11
 	JNZ          cols32x4bits4
 	MOVQ         d+64(FP), R8
-	LEAQ         (R8)(R8*2), R9
-	LEAQ         (AX)(DI*4), R10
-	VADDPS       (R10), Z0, Z0
-	VMOVUPS      Z0, (R10)
-	VADDPS       64(R10), Z2, Z2
-	VMOVUPS      Z2, 64(R10)
-	VADDPS       (R10)(R8*4), Z4, Z4
-	VMOVUPS      Z4, (R10)(R8*4)
-	VADDPS       64(R10)(R8*4), Z6, Z6
-	VMOVUPS      Z6, 64(R10)(R8*4)
-	VADDPS       (R10)(R8*8), Z8, Z8
-	VMOVUPS      Z8, (R10)(R8*8)
-	VADDPS       64(R10)(R8*8), Z10, Z10
-	VMOVUPS      Z10, 64(R10)(R8*8)
-	VADDPS       (R10)(R9*4), Z12, Z12
-	VMOVUPS      Z12, (R10)(R9*4)
-	VADDPS       64(R10)(R9*4), Z14, Z14
-	VMOVUPS      Z14, 64(R10)(R9*4)
-	LEAQ         (R10)(R8*2), R10
-	VADDPS       (R10), Z1, Z1
-	VMOVUPS      Z1, (R10)
-	VADDPS       64(R10), Z3, Z3
-	VMOVUPS      Z3, 64(R10)
-	VADDPS       (R10)(R8*4), Z5, Z5
-	VMOVUPS      Z5, (R10)(R8*4)
-	VADDPS       64(R10)(R8*4), Z7, Z7
-	VMOVUPS      Z7, 64(R10)(R8*4)
-	VADDPS       (R10)(R8*8), Z9, Z9
-	VMOVUPS      Z9, (R10)(R8*8)
-	VADDPS       64(R10)(R8*8), Z11, Z11
-	VMOVUPS      Z11, 64(R10)(R8*8)
-	VADDPS       (R10)(R9*4), Z13, Z13
-	VMOVUPS      Z13, (R10)(R9*4)
-	VADDPS       64(R10)(R9*4), Z15, Z15
-	VMOVUPS      Z15, 64(R10)(R9*4)
-	LEAQ         (R10)(R8*2), R10
+	MOVQ         (AX), R9
+	VADDPS       (R9)(DI*4), Z0, Z0
+	VMOVUPS      Z0, (R9)(DI*4)
+	VADDPS       64(R9)(DI*4), Z2, Z2
+	VMOVUPS      Z2, 64(R9)(DI*4)
+	LEAQ         (R9)(R8*2), R9
+	VADDPS       (R9)(DI*4), Z1, Z1
+	VMOVUPS      Z1, (R9)(DI*4)
+	VADDPS       64(R9)(DI*4), Z3, Z3
+	VMOVUPS      Z3, 64(R9)(DI*4)
+	MOVQ         24(AX), R9
+	VADDPS       (R9)(DI*4), Z4, Z4
+	VMOVUPS      Z4, (R9)(DI*4)
+	VADDPS       64(R9)(DI*4), Z6, Z6
+	VMOVUPS      Z6, 64(R9)(DI*4)
+	LEAQ         (R9)(R8*2), R9
+	VADDPS       (R9)(DI*4), Z5, Z5
+	VMOVUPS      Z5, (R9)(DI*4)
+	VADDPS       64(R9)(DI*4), Z7, Z7
+	VMOVUPS      Z7, 64(R9)(DI*4)
+	MOVQ         48(AX), R9
+	VADDPS       (R9)(DI*4), Z8, Z8
+	VMOVUPS      Z8, (R9)(DI*4)
+	VADDPS       64(R9)(DI*4), Z10, Z10
+	VMOVUPS      Z10, 64(R9)(DI*4)
+	LEAQ         (R9)(R8*2), R9
+	VADDPS       (R9)(DI*4), Z9, Z9
+	VMOVUPS      Z9, (R9)(DI*4)
+	VADDPS       64(R9)(DI*4), Z11, Z11
+	VMOVUPS      Z11, 64(R9)(DI*4)
+	MOVQ         72(AX), R9
+	VADDPS       (R9)(DI*4), Z12, Z12
+	VMOVUPS      Z12, (R9)(DI*4)
+	VADDPS       64(R9)(DI*4), Z14, Z14
+	VMOVUPS      Z14, 64(R9)(DI*4)
+	LEAQ         (R9)(R8*2), R9
+	VADDPS       (R9)(DI*4), Z13, Z13
+	VMOVUPS      Z13, (R9)(DI*4)
+	VADDPS       64(R9)(DI*4), Z15, Z15
+	VMOVUPS      Z15, 64(R9)(DI*4)
 	JMP          cols32x4next
 
 cols32x4low:
@@ -2621,42 +2651,46 @@ cols32x4bits8:
 	DECQ         R12
 	JNZ          cols32x4bits8
 	MOVQ         d+64(FP), R8
-	LEAQ         (R8)(R8*2), R9
-	LEAQ         (AX)(DI*4), R10
-	VADDPS       (R10), Z0, Z0
-	VMOVUPS      Z0, (R10)
-	VADDPS       64(R10), Z2, Z2
-	VMOVUPS      Z2, 64(R10)
-	VADDPS       (R10)(R8*4), Z4, Z4
-	VMOVUPS      Z4, (R10)(R8*4)
-	VADDPS       64(R10)(R8*4), Z6, Z6
-	VMOVUPS      Z6, 64(R10)(R8*4)
-	VADDPS       (R10)(R8*8), Z8, Z8
-	VMOVUPS      Z8, (R10)(R8*8)
-	VADDPS       64(R10)(R8*8), Z10, Z10
-	VMOVUPS      Z10, 64(R10)(R8*8)
-	VADDPS       (R10)(R9*4), Z12, Z12
-	VMOVUPS      Z12, (R10)(R9*4)
-	VADDPS       64(R10)(R9*4), Z14, Z14
-	VMOVUPS      Z14, 64(R10)(R9*4)
-	LEAQ         (R10)(R8*2), R10
-	VADDPS       (R10), Z1, Z1
-	VMOVUPS      Z1, (R10)
-	VADDPS       64(R10), Z3, Z3
-	VMOVUPS      Z3, 64(R10)
-	VADDPS       (R10)(R8*4), Z5, Z5
-	VMOVUPS      Z5, (R10)(R8*4)
-	VADDPS       64(R10)(R8*4), Z7, Z7
-	VMOVUPS      Z7, 64(R10)(R8*4)
-	VADDPS       (R10)(R8*8), Z9, Z9
-	VMOVUPS      Z9, (R10)(R8*8)
-	VADDPS       64(R10)(R8*8), Z11, Z11
-	VMOVUPS      Z11, 64(R10)(R8*8)
-	VADDPS       (R10)(R9*4), Z13, Z13
-	VMOVUPS      Z13, (R10)(R9*4)
-	VADDPS       64(R10)(R9*4), Z15, Z15
-	VMOVUPS      Z15, 64(R10)(R9*4)
-	LEAQ         (R10)(R8*2), R10
+	MOVQ         (AX), R9
+	VADDPS       (R9)(DI*4), Z0, Z0
+	VMOVUPS      Z0, (R9)(DI*4)
+	VADDPS       64(R9)(DI*4), Z2, Z2
+	VMOVUPS      Z2, 64(R9)(DI*4)
+	LEAQ         (R9)(R8*2), R9
+	VADDPS       (R9)(DI*4), Z1, Z1
+	VMOVUPS      Z1, (R9)(DI*4)
+	VADDPS       64(R9)(DI*4), Z3, Z3
+	VMOVUPS      Z3, 64(R9)(DI*4)
+	MOVQ         24(AX), R9
+	VADDPS       (R9)(DI*4), Z4, Z4
+	VMOVUPS      Z4, (R9)(DI*4)
+	VADDPS       64(R9)(DI*4), Z6, Z6
+	VMOVUPS      Z6, 64(R9)(DI*4)
+	LEAQ         (R9)(R8*2), R9
+	VADDPS       (R9)(DI*4), Z5, Z5
+	VMOVUPS      Z5, (R9)(DI*4)
+	VADDPS       64(R9)(DI*4), Z7, Z7
+	VMOVUPS      Z7, 64(R9)(DI*4)
+	MOVQ         48(AX), R9
+	VADDPS       (R9)(DI*4), Z8, Z8
+	VMOVUPS      Z8, (R9)(DI*4)
+	VADDPS       64(R9)(DI*4), Z10, Z10
+	VMOVUPS      Z10, 64(R9)(DI*4)
+	LEAQ         (R9)(R8*2), R9
+	VADDPS       (R9)(DI*4), Z9, Z9
+	VMOVUPS      Z9, (R9)(DI*4)
+	VADDPS       64(R9)(DI*4), Z11, Z11
+	VMOVUPS      Z11, 64(R9)(DI*4)
+	MOVQ         72(AX), R9
+	VADDPS       (R9)(DI*4), Z12, Z12
+	VMOVUPS      Z12, (R9)(DI*4)
+	VADDPS       64(R9)(DI*4), Z14, Z14
+	VMOVUPS      Z14, 64(R9)(DI*4)
+	LEAQ         (R9)(R8*2), R9
+	VADDPS       (R9)(DI*4), Z13, Z13
+	VMOVUPS      Z13, (R9)(DI*4)
+	VADDPS       64(R9)(DI*4), Z15, Z15
+	VMOVUPS      Z15, 64(R9)(DI*4)
 
 cols32x4next:
 	ADDQ $0x20, DI
@@ -2717,26 +2751,30 @@ cols16x4bits4:
 	DECQ         R11
 	JNZ          cols16x4bits4
 	MOVQ         d+64(FP), R8
-	LEAQ         (R8)(R8*2), R9
-	LEAQ         (AX)(DI*4), R10
-	VADDPS       (R10), Z0, Z0
-	VMOVUPS      Z0, (R10)
-	VADDPS       (R10)(R8*4), Z2, Z2
-	VMOVUPS      Z2, (R10)(R8*4)
-	VADDPS       (R10)(R8*8), Z4, Z4
-	VMOVUPS      Z4, (R10)(R8*8)
-	VADDPS       (R10)(R9*4), Z6, Z6
-	VMOVUPS      Z6, (R10)(R9*4)
-	LEAQ         (R10)(R8*2), R10
-	VADDPS       (R10), Z1, Z1
-	VMOVUPS      Z1, (R10)
-	VADDPS       (R10)(R8*4), Z3, Z3
-	VMOVUPS      Z3, (R10)(R8*4)
-	VADDPS       (R10)(R8*8), Z5, Z5
-	VMOVUPS      Z5, (R10)(R8*8)
-	VADDPS       (R10)(R9*4), Z7, Z7
-	VMOVUPS      Z7, (R10)(R9*4)
-	LEAQ         (R10)(R8*2), R10
+	MOVQ         (AX), R9
+	VADDPS       (R9)(DI*4), Z0, Z0
+	VMOVUPS      Z0, (R9)(DI*4)
+	LEAQ         (R9)(R8*2), R9
+	VADDPS       (R9)(DI*4), Z1, Z1
+	VMOVUPS      Z1, (R9)(DI*4)
+	MOVQ         24(AX), R9
+	VADDPS       (R9)(DI*4), Z2, Z2
+	VMOVUPS      Z2, (R9)(DI*4)
+	LEAQ         (R9)(R8*2), R9
+	VADDPS       (R9)(DI*4), Z3, Z3
+	VMOVUPS      Z3, (R9)(DI*4)
+	MOVQ         48(AX), R9
+	VADDPS       (R9)(DI*4), Z4, Z4
+	VMOVUPS      Z4, (R9)(DI*4)
+	LEAQ         (R9)(R8*2), R9
+	VADDPS       (R9)(DI*4), Z5, Z5
+	VMOVUPS      Z5, (R9)(DI*4)
+	MOVQ         72(AX), R9
+	VADDPS       (R9)(DI*4), Z6, Z6
+	VMOVUPS      Z6, (R9)(DI*4)
+	LEAQ         (R9)(R8*2), R9
+	VADDPS       (R9)(DI*4), Z7, Z7
+	VMOVUPS      Z7, (R9)(DI*4)
 	JMP          cols16x4next
 
 cols16x4low:
@@ -2792,26 +2830,30 @@ cols16x4bits8:
 	DECQ         R12
 	JNZ          cols16x4bits8
 	MOVQ         d+64(FP), R8
-	LEAQ         (R8)(R8*2), R9
-	LEAQ         (AX)(DI*4), R10
-	VADDPS       (R10), Z0, Z0
-	VMOVUPS      Z0, (R10)
-	VADDPS       (R10)(R8*4), Z2, Z2
-	VMOVUPS      Z2, (R10)(R8*4)
-	VADDPS       (R10)(R8*8), Z4, Z4
-	VMOVUPS      Z4, (R10)(R8*8)
-	VADDPS       (R10)(R9*4), Z6, Z6
-	VMOVUPS      Z6, (R10)(R9*4)
-	LEAQ         (R10)(R8*2), R10
-	VADDPS       (R10), Z1, Z1
-	VMOVUPS      Z1, (R10)
-	VADDPS       (R10)(R8*4), Z3, Z3
-	VMOVUPS      Z3, (R10)(R8*4)
-	VADDPS       (R10)(R8*8), Z5, Z5
-	VMOVUPS      Z5, (R10)(R8*8)
-	VADDPS       (R10)(R9*4), Z7, Z7
-	VMOVUPS      Z7, (R10)(R9*4)
-	LEAQ         (R10)(R8*2), R10
+	MOVQ         (AX), R9
+	VADDPS       (R9)(DI*4), Z0, Z0
+	VMOVUPS      Z0, (R9)(DI*4)
+	LEAQ         (R9)(R8*2), R9
+	VADDPS       (R9)(DI*4), Z1, Z1
+	VMOVUPS      Z1, (R9)(DI*4)
+	MOVQ         24(AX), R9
+	VADDPS       (R9)(DI*4), Z2, Z2
+	VMOVUPS      Z2, (R9)(DI*4)
+	LEAQ         (R9)(R8*2), R9
+	VADDPS       (R9)(DI*4), Z3, Z3
+	VMOVUPS      Z3, (R9)(DI*4)
+	MOVQ         48(AX), R9
+	VADDPS       (R9)(DI*4), Z4, Z4
+	VMOVUPS      Z4, (R9)(DI*4)
+	LEAQ         (R9)(R8*2), R9
+	VADDPS       (R9)(DI*4), Z5, Z5
+	VMOVUPS      Z5, (R9)(DI*4)
+	MOVQ         72(AX), R9
+	VADDPS       (R9)(DI*4), Z6, Z6
+	VMOVUPS      Z6, (R9)(DI*4)
+	LEAQ         (R9)(R8*2), R9
+	VADDPS       (R9)(DI*4), Z7, Z7
+	VMOVUPS      Z7, (R9)(DI*4)
 
 cols16x4next:
 	ADDQ $0x10, DI
@@ -2872,26 +2914,30 @@ cols8x4bits4:
 	DECQ         R11
 	JNZ          cols8x4bits4
 	MOVQ         d+64(FP), R8
-	LEAQ         (R8)(R8*2), R9
-	LEAQ         (AX)(DI*4), R10
-	VADDPS       (R10), Y0, Y0
-	VMOVUPS      Y0, (R10)
-	VADDPS       (R10)(R8*4), Y2, Y2
-	VMOVUPS      Y2, (R10)(R8*4)
-	VADDPS       (R10)(R8*8), Y4, Y4
-	VMOVUPS      Y4, (R10)(R8*8)
-	VADDPS       (R10)(R9*4), Y6, Y6
-	VMOVUPS      Y6, (R10)(R9*4)
-	LEAQ         (R10)(R8*2), R10
-	VADDPS       (R10), Y1, Y1
-	VMOVUPS      Y1, (R10)
-	VADDPS       (R10)(R8*4), Y3, Y3
-	VMOVUPS      Y3, (R10)(R8*4)
-	VADDPS       (R10)(R8*8), Y5, Y5
-	VMOVUPS      Y5, (R10)(R8*8)
-	VADDPS       (R10)(R9*4), Y7, Y7
-	VMOVUPS      Y7, (R10)(R9*4)
-	LEAQ         (R10)(R8*2), R10
+	MOVQ         (AX), R9
+	VADDPS       (R9)(DI*4), Y0, Y0
+	VMOVUPS      Y0, (R9)(DI*4)
+	LEAQ         (R9)(R8*2), R9
+	VADDPS       (R9)(DI*4), Y1, Y1
+	VMOVUPS      Y1, (R9)(DI*4)
+	MOVQ         24(AX), R9
+	VADDPS       (R9)(DI*4), Y2, Y2
+	VMOVUPS      Y2, (R9)(DI*4)
+	LEAQ         (R9)(R8*2), R9
+	VADDPS       (R9)(DI*4), Y3, Y3
+	VMOVUPS      Y3, (R9)(DI*4)
+	MOVQ         48(AX), R9
+	VADDPS       (R9)(DI*4), Y4, Y4
+	VMOVUPS      Y4, (R9)(DI*4)
+	LEAQ         (R9)(R8*2), R9
+	VADDPS       (R9)(DI*4), Y5, Y5
+	VMOVUPS      Y5, (R9)(DI*4)
+	MOVQ         72(AX), R9
+	VADDPS       (R9)(DI*4), Y6, Y6
+	VMOVUPS      Y6, (R9)(DI*4)
+	LEAQ         (R9)(R8*2), R9
+	VADDPS       (R9)(DI*4), Y7, Y7
+	VMOVUPS      Y7, (R9)(DI*4)
 	JMP          cols8x4next
 
 cols8x4low:
@@ -2947,41 +2993,41 @@ cols8x4bits8:
 	DECQ         R12
 	JNZ          cols8x4bits8
 	MOVQ         d+64(FP), R8
-	LEAQ         (R8)(R8*2), R9
-	LEAQ         (AX)(DI*4), R10
-	VADDPS       (R10), Y0, Y0
-	VMOVUPS      Y0, (R10)
-	VADDPS       (R10)(R8*4), Y2, Y2
-	VMOVUPS      Y2, (R10)(R8*4)
-	VADDPS       (R10)(R8*8), Y4, Y4
-	VMOVUPS      Y4, (R10)(R8*8)
-	VADDPS       (R10)(R9*4), Y6, Y6
-	VMOVUPS      Y6, (R10)(R9*4)
-	LEAQ         (R10)(R8*2), R10
-	VADDPS       (R10), Y1, Y1
-	VMOVUPS      Y1, (R10)
-	VADDPS       (R10)(R8*4), Y3, Y3
-	VMOVUPS      Y3, (R10)(R8*4)
-	VADDPS       (R10)(R8*8), Y5, Y5
-	VMOVUPS      Y5, (R10)(R8*8)
-	VADDPS       (R10)(R9*4), Y7, Y7
-	VMOVUPS      Y7, (R10)(R9*4)
-	LEAQ         (R10)(R8*2), R10
+	MOVQ         (AX), R9
+	VADDPS       (R9)(DI*4), Y0, Y0
+	VMOVUPS      Y0, (R9)(DI*4)
+	LEAQ         (R9)(R8*2), R9
+	VADDPS       (R9)(DI*4), Y1, Y1
+	VMOVUPS      Y1, (R9)(DI*4)
+	MOVQ         24(AX), R9
+	VADDPS       (R9)(DI*4), Y2, Y2
+	VMOVUPS      Y2, (R9)(DI*4)
+	LEAQ         (R9)(R8*2), R9
+	VADDPS       (R9)(DI*4), Y3, Y3
+	VMOVUPS      Y3, (R9)(DI*4)
+	MOVQ         48(AX), R9
+	VADDPS       (R9)(DI*4), Y4, Y4
+	VMOVUPS      Y4, (R9)(DI*4)
+	LEAQ         (R9)(R8*2), R9
+	VADDPS       (R9)(DI*4), Y5, Y5
+	VMOVUPS      Y5, (R9)(DI*4)
+	MOVQ         72(AX), R9
+	VADDPS       (R9)(DI*4), Y6, Y6
+	VMOVUPS      Y6, (R9)(DI*4)
+	LEAQ         (R9)(R8*2), R9
+	VADDPS       (R9)(DI*4), Y7, Y7
+	VMOVUPS      Y7, (R9)(DI*4)
 
 cols8x4next:
 	ADDQ $0x08, DI
 	JMP  cols8x4
 
 cols8x4end:
-	MOVQ d+64(FP), DI
+	ADDQ $0x60, AX
 	LEAQ (CX)(DX*4), CX
-	LEAQ (AX)(DI*4), AX
 	LEAQ (CX)(DX*4), CX
-	LEAQ (AX)(DI*4), AX
 	LEAQ (CX)(DX*4), CX
-	LEAQ (AX)(DI*4), AX
 	LEAQ (CX)(DX*4), CX
-	LEAQ (AX)(DI*4), AX
 	SUBQ $0x04, BX
 	JMP  rows4
 
@@ -3061,34 +3107,36 @@ cols32x3bits4:
 	DECQ         R10
 	JNZ          cols32x3bits4
 	MOVQ         d+64(FP), DI
-	LEAQ         (DI)(DI*2), R8
-	LEAQ         (AX)(SI*4), R8
-	VADDPS       (R8), Z0, Z0
-	VMOVUPS      Z0, (R8)
-	VADDPS       64(R8), Z2, Z2
-	VMOVUPS      Z2, 64(R8)
-	VADDPS       (R8)(DI*4), Z4, Z4
-	VMOVUPS      Z4, (R8)(DI*4)
-	VADDPS       64(R8)(DI*4), Z6, Z6
-	VMOVUPS      Z6, 64(R8)(DI*4)
-	VADDPS       (R8)(DI*8), Z8, Z8
-	VMOVUPS      Z8, (R8)(DI*8)
-	VADDPS       64(R8)(DI*8), Z10, Z10
-	VMOVUPS      Z10, 64(R8)(DI*8)
+	MOVQ         (AX), R8
+	VADDPS       (R8)(SI*4), Z0, Z0
+	VMOVUPS      Z0, (R8)(SI*4)
+	VADDPS       64(R8)(SI*4), Z2, Z2
+	VMOVUPS      Z2, 64(R8)(SI*4)
 	LEAQ         (R8)(DI*2), R8
-	VADDPS       (R8), Z1, Z1
-	VMOVUPS      Z1, (R8)
-	VADDPS       64(R8), Z3, Z3
-	VMOVUPS      Z3, 64(R8)
-	VADDPS       (R8)(DI*4), Z5, Z5
-	VMOVUPS      Z5, (R8)(DI*4)
-	VADDPS       64(R8)(DI*4), Z7, Z7
-	VMOVUPS      Z7, 64(R8)(DI*4)
-	VADDPS       (R8)(DI*8), Z9, Z9
-	VMOVUPS      Z9, (R8)(DI*8)
-	VADDPS       64(R8)(DI*8), Z11, Z11
-	VMOVUPS      Z11, 64(R8)(DI*8)
+	VADDPS       (R8)(SI*4), Z1, Z1
+	VMOVUPS      Z1, (R8)(SI*4)
+	VADDPS       64(R8)(SI*4), Z3, Z3
+	VMOVUPS      Z3, 64(R8)(SI*4)
+	MOVQ         24(AX), R8
+	VADDPS       (R8)(SI*4), Z4, Z4
+	VMOVUPS      Z4, (R8)(SI*4)
+	VADDPS       64(R8)(SI*4), Z6, Z6
+	VMOVUPS      Z6, 64(R8)(SI*4)
 	LEAQ         (R8)(DI*2), R8
+	VADDPS       (R8)(SI*4), Z5, Z5
+	VMOVUPS      Z5, (R8)(SI*4)
+	VADDPS       64(R8)(SI*4), Z7, Z7
+	VMOVUPS      Z7, 64(R8)(SI*4)
+	MOVQ         48(AX), R8
+	VADDPS       (R8)(SI*4), Z8, Z8
+	VMOVUPS      Z8, (R8)(SI*4)
+	VADDPS       64(R8)(SI*4), Z10, Z10
+	VMOVUPS      Z10, 64(R8)(SI*4)
+	LEAQ         (R8)(DI*2), R8
+	VADDPS       (R8)(SI*4), Z9, Z9
+	VMOVUPS      Z9, (R8)(SI*4)
+	VADDPS       64(R8)(SI*4), Z11, Z11
+	VMOVUPS      Z11, 64(R8)(SI*4)
 	JMP          cols32x3next
 
 cols32x3low:
@@ -3166,34 +3214,36 @@ cols32x3bits8:
 	DECQ         R11
 	JNZ          cols32x3bits8
 	MOVQ         d+64(FP), DI
-	LEAQ         (DI)(DI*2), R8
-	LEAQ         (AX)(SI*4), R8
-	VADDPS       (R8), Z0, Z0
-	VMOVUPS      Z0, (R8)
-	VADDPS       64(R8), Z2, Z2
-	VMOVUPS      Z2, 64(R8)
-	VADDPS       (R8)(DI*4), Z4, Z4
-	VMOVUPS      Z4, (R8)(DI*4)
-	VADDPS       64(R8)(DI*4), Z6, Z6
-	VMOVUPS      Z6, 64(R8)(DI*4)
-	VADDPS       (R8)(DI*8), Z8, Z8
-	VMOVUPS      Z8, (R8)(DI*8)
-	VADDPS       64(R8)(DI*8), Z10, Z10
-	VMOVUPS      Z10, 64(R8)(DI*8)
+	MOVQ         (AX), R8
+	VADDPS       (R8)(SI*4), Z0, Z0
+	VMOVUPS      Z0, (R8)(SI*4)
+	VADDPS       64(R8)(SI*4), Z2, Z2
+	VMOVUPS      Z2, 64(R8)(SI*4)
 	LEAQ         (R8)(DI*2), R8
-	VADDPS       (R8), Z1, Z1
-	VMOVUPS      Z1, (R8)
-	VADDPS       64(R8), Z3, Z3
-	VMOVUPS      Z3, 64(R8)
-	VADDPS       (R8)(DI*4), Z5, Z5
-	VMOVUPS      Z5, (R8)(DI*4)
-	VADDPS       64(R8)(DI*4), Z7, Z7
-	VMOVUPS      Z7, 64(R8)(DI*4)
-	VADDPS       (R8)(DI*8), Z9, Z9
-	VMOVUPS      Z9, (R8)(DI*8)
-	VADDPS       64(R8)(DI*8), Z11, Z11
-	VMOVUPS      Z11, 64(R8)(DI*8)
+	VADDPS       (R8)(SI*4), Z1, Z1
+	VMOVUPS      Z1, (R8)(SI*4)
+	VADDPS       64(R8)(SI*4), Z3, Z3
+	VMOVUPS      Z3, 64(R8)(SI*4)
+	MOVQ         24(AX), R8
+	VADDPS       (R8)(SI*4), Z4, Z4
+	VMOVUPS      Z4, (R8)(SI*4)
+	VADDPS       64(R8)(SI*4), Z6, Z6
+	VMOVUPS      Z6, 64(R8)(SI*4)
 	LEAQ         (R8)(DI*2), R8
+	VADDPS       (R8)(SI*4), Z5, Z5
+	VMOVUPS      Z5, (R8)(SI*4)
+	VADDPS       64(R8)(SI*4), Z7, Z7
+	VMOVUPS      Z7, 64(R8)(SI*4)
+	MOVQ         48(AX), R8
+	VADDPS       (R8)(SI*4), Z8, Z8
+	VMOVUPS      Z8, (R8)(SI*4)
+	VADDPS       64(R8)(SI*4), Z10, Z10
+	VMOVUPS      Z10, 64(R8)(SI*4)
+	LEAQ         (R8)(DI*2), R8
+	VADDPS       (R8)(SI*4), Z9, Z9
+	VMOVUPS      Z9, (R8)(SI*4)
+	VADDPS       64(R8)(SI*4), Z11, Z11
+	VMOVUPS      Z11, 64(R8)(SI*4)
 
 cols32x3next:
 	ADDQ $0x20, SI
@@ -3249,22 +3299,24 @@ cols16x3bits4:
 	DECQ         R10
 	JNZ          cols16x3bits4
 	MOVQ         d+64(FP), DI
-	LEAQ         (DI)(DI*2), R8
-	LEAQ         (AX)(SI*4), R8
-	VADDPS       (R8), Z0, Z0
-	VMOVUPS      Z0, (R8)
-	VADDPS       (R8)(DI*4), Z2, Z2
-	VMOVUPS      Z2, (R8)(DI*4)
-	VADDPS       (R8)(DI*8), Z4, Z4
-	VMOVUPS      Z4, (R8)(DI*8)
+	MOVQ         (AX), R8
+	VADDPS       (R8)(SI*4), Z0, Z0
+	VMOVUPS      Z0, (R8)(SI*4)
 	LEAQ         (R8)(DI*2), R8
-	VADDPS       (R8), Z1, Z1
-	VMOVUPS      Z1, (R8)
-	VADDPS       (R8)(DI*4), Z3, Z3
-	VMOVUPS      Z3, (R8)(DI*4)
-	VADDPS       (R8)(DI*8), Z5, Z5
-	VMOVUPS      Z5, (R8)(DI*8)
+	VADDPS       (R8)(SI*4), Z1, Z1
+	VMOVUPS      Z1, (R8)(SI*4)
+	MOVQ         24(AX), R8
+	VADDPS       (R8)(SI*4), Z2, Z2
+	VMOVUPS      Z2, (R8)(SI*4)
 	LEAQ         (R8)(DI*2), R8
+	VADDPS       (R8)(SI*4), Z3, Z3
+	VMOVUPS      Z3, (R8)(SI*4)
+	MOVQ         48(AX), R8
+	VADDPS       (R8)(SI*4), Z4, Z4
+	VMOVUPS      Z4, (R8)(SI*4)
+	LEAQ         (R8)(DI*2), R8
+	VADDPS       (R8)(SI*4), Z5, Z5
+	VMOVUPS      Z5, (R8)(SI*4)
 	JMP          cols16x3next
 
 cols16x3low:
@@ -3315,22 +3367,24 @@ cols16x3bits8:
 	DECQ         R11
 	JNZ          cols16x3bits8
 	MOVQ         d+64(FP), DI
-	LEAQ         (DI)(DI*2), R8
-	LEAQ         (AX)(SI*4), R8
-	VADDPS       (R8), Z0, Z0
-	VMOVUPS      Z0, (R8)
-	VADDPS       (R8)(DI*4), Z2, Z2
-	VMOVUPS      Z2, (R8)(DI*4)
-	VADDPS       (R8)(DI*8), Z4, Z4
-	VMOVUPS      Z4, (R8)(DI*8)
+	MOVQ         (AX), R8
+	VADDPS       (R8)(SI*4), Z0, Z0
+	VMOVUPS      Z0, (R8)(SI*4)
 	LEAQ         (R8)(DI*2), R8
-	VADDPS       (R8), Z1, Z1
-	VMOVUPS      Z1, (R8)
-	VADDPS       (R8)(DI*4), Z3, Z3
-	VMOVUPS      Z3, (R8)(DI*4)
-	VADDPS       (R8)(DI*8), Z5, Z5
-	VMOVUPS      Z5, (R8)(DI*8)
+	VADDPS       (R8)(SI*4), Z1, Z1
+	VMOVUPS      Z1, (R8)(SI*4)
+	MOVQ         24(AX), R8
+	VADDPS       (R8)(SI*4), Z2, Z2
+	VMOVUPS      Z2, (R8)(SI*4)
 	LEAQ         (R8)(DI*2), R8
+	VADDPS       (R8)(SI*4), Z3, Z3
+	VMOVUPS      Z3, (R8)(SI*4)
+	MOVQ         48(AX), R8
+	VADDPS       (R8)(SI*4), Z4, Z4
+	VMOVUPS      Z4, (R8)(SI*4)
+	LEAQ         (R8)(DI*2), R8
+	VADDPS       (R8)(SI*4), Z5, Z5
+	VMOVUPS      Z5, (R8)(SI*4)
 
 cols16x3next:
 	ADDQ $0x10, SI
@@ -3386,22 +3440,24 @@ cols8x3bits4:
 	DECQ         R10
 	JNZ          cols8x3bits4
 	MOVQ         d+64(FP), DI
-	LEAQ         (DI)(DI*2), R8
-	LEAQ         (AX)(SI*4), R8
-	VADDPS       (R8), Y0, Y0
-	VMOVUPS      Y0, (R8)
-	VADDPS       (R8)(DI*4), Y2, Y2
-	VMOVUPS      Y2, (R8)(DI*4)
-	VADDPS       (R8)(DI*8), Y4, Y4
-	VMOVUPS      Y4, (R8)(DI*8)
+	MOVQ         (AX), R8
+	VADDPS       (R8)(SI*4), Y0, Y0
+	VMOVUPS      Y0, (R8)(SI*4)
 	LEAQ         (R8)(DI*2), R8
-	VADDPS       (R8), Y1, Y1
-	VMOVUPS      Y1, (R8)
-	VADDPS       (R8)(DI*4), Y3, Y3
-	VMOVUPS      Y3, (R8)(DI*4)
-	VADDPS       (R8)(DI*8), Y5, Y5
-	VMOVUPS      Y5, (R8)(DI*8)
+	VADDPS       (R8)(SI*4), Y1, Y1
+	VMOVUPS      Y1, (R8)(SI*4)
+	MOVQ         24(AX), R8
+	VADDPS       (R8)(SI*4), Y2, Y2
+	VMOVUPS      Y2, (R8)(SI*4)
 	LEAQ         (R8)(DI*2), R8
+	VADDPS       (R8)(SI*4), Y3, Y3
+	VMOVUPS      Y3, (R8)(SI*4)
+	MOVQ         48(AX), R8
+	VADDPS       (R8)(SI*4), Y4, Y4
+	VMOVUPS      Y4, (R8)(SI*4)
+	LEAQ         (R8)(DI*2), R8
+	VADDPS       (R8)(SI*4), Y5, Y5
+	VMOVUPS      Y5, (R8)(SI*4)
 	JMP          cols8x3next
 
 cols8x3low:
@@ -3452,35 +3508,34 @@ cols8x3bits8:
 	DECQ         R11
 	JNZ          cols8x3bits8
 	MOVQ         d+64(FP), DI
-	LEAQ         (DI)(DI*2), R8
-	LEAQ         (AX)(SI*4), R8
-	VADDPS       (R8), Y0, Y0
-	VMOVUPS      Y0, (R8)
-	VADDPS       (R8)(DI*4), Y2, Y2
-	VMOVUPS      Y2, (R8)(DI*4)
-	VADDPS       (R8)(DI*8), Y4, Y4
-	VMOVUPS      Y4, (R8)(DI*8)
+	MOVQ         (AX), R8
+	VADDPS       (R8)(SI*4), Y0, Y0
+	VMOVUPS      Y0, (R8)(SI*4)
 	LEAQ         (R8)(DI*2), R8
-	VADDPS       (R8), Y1, Y1
-	VMOVUPS      Y1, (R8)
-	VADDPS       (R8)(DI*4), Y3, Y3
-	VMOVUPS      Y3, (R8)(DI*4)
-	VADDPS       (R8)(DI*8), Y5, Y5
-	VMOVUPS      Y5, (R8)(DI*8)
+	VADDPS       (R8)(SI*4), Y1, Y1
+	VMOVUPS      Y1, (R8)(SI*4)
+	MOVQ         24(AX), R8
+	VADDPS       (R8)(SI*4), Y2, Y2
+	VMOVUPS      Y2, (R8)(SI*4)
 	LEAQ         (R8)(DI*2), R8
+	VADDPS       (R8)(SI*4), Y3, Y3
+	VMOVUPS      Y3, (R8)(SI*4)
+	MOVQ         48(AX), R8
+	VADDPS       (R8)(SI*4), Y4, Y4
+	VMOVUPS      Y4, (R8)(SI*4)
+	LEAQ         (R8)(DI*2), R8
+	VADDPS       (R8)(SI*4), Y5, Y5
+	VMOVUPS      Y5, (R8)(SI*4)
 
 cols8x3next:
 	ADDQ $0x08, SI
 	JMP  cols8x3
 
 cols8x3end:
-	MOVQ d+64(FP), SI
+	ADDQ $0x48, AX
 	LEAQ (CX)(DX*4), CX
-	LEAQ (AX)(SI*4), AX
 	LEAQ (CX)(DX*4), CX
-	LEAQ (AX)(SI*4), AX
 	LEAQ (CX)(DX*4), CX
-	LEAQ (AX)(SI*4), AX
 	SUBQ $0x03, BX
 	JMP  rows3
 
@@ -3551,26 +3606,26 @@ cols32x2bits4:
 	DECQ         R10
 	JNZ          cols32x2bits4
 	MOVQ         d+64(FP), DI
-	LEAQ         (DI)(DI*2), R8
-	LEAQ         (AX)(SI*4), R8
-	VADDPS       (R8), Z0, Z0
-	VMOVUPS      Z0, (R8)
-	VADDPS       64(R8), Z2, Z2
-	VMOVUPS      Z2, 64(R8)
-	VADDPS       (R8)(DI*4), Z4, Z4
-	VMOVUPS      Z4, (R8)(DI*4)
-	VADDPS       64(R8)(DI*4), Z6, Z6
-	VMOVUPS      Z6, 64(R8)(DI*4)
+	MOVQ         (AX), R8
+	VADDPS       (R8)(SI*4), Z0, Z0
+	VMOVUPS      Z0, (R8)(SI*4)
+	VADDPS       64(R8)(SI*4), Z2, Z2
+	VMOVUPS      Z2, 64(R8)(SI*4)
 	LEAQ         (R8)(DI*2), R8
-	VADDPS       (R8), Z1, Z1
-	VMOVUPS      Z1, (R8)
-	VADDPS       64(R8), Z3, Z3
-	VMOVUPS      Z3, 64(R8)
-	VADDPS       (R8)(DI*4), Z5, Z5
-	VMOVUPS      Z5, (R8)(DI*4)
-	VADDPS       64(R8)(DI*4), Z7, Z7
-	VMOVUPS      Z7, 64(R8)(DI*4)
+	VADDPS       (R8)(SI*4), Z1, Z1
+	VMOVUPS      Z1, (R8)(SI*4)
+	VADDPS       64(R8)(SI*4), Z3, Z3
+	VMOVUPS      Z3, 64(R8)(SI*4)
+	MOVQ         24(AX), R8
+	VADDPS       (R8)(SI*4), Z4, Z4
+	VMOVUPS      Z4, (R8)(SI*4)
+	VADDPS       64(R8)(SI*4), Z6, Z6
+	VMOVUPS      Z6, 64(R8)(SI*4)
 	LEAQ         (R8)(DI*2), R8
+	VADDPS       (R8)(SI*4), Z5, Z5
+	VMOVUPS      Z5, (R8)(SI*4)
+	VADDPS       64(R8)(SI*4), Z7, Z7
+	VMOVUPS      Z7, 64(R8)(SI*4)
 	JMP          cols32x2next
 
 cols32x2low:
@@ -3639,26 +3694,26 @@ cols32x2bits8:
 	DECQ         R11
 	JNZ          cols32x2bits8
 	MOVQ         d+64(FP), DI
-	LEAQ         (DI)(DI*2), R8
-	LEAQ         (AX)(SI*4), R8
-	VADDPS       (R8), Z0, Z0
-	VMOVUPS      Z0, (R8)
-	VADDPS       64(R8), Z2, Z2
-	VMOVUPS      Z2, 64(R8)
-	VADDPS       (R8)(DI*4), Z4, Z4
-	VMOVUPS      Z4, (R8)(DI*4)
-	VADDPS       64(R8)(DI*4), Z6, Z6
-	VMOVUPS      Z6, 64(R8)(DI*4)
+	MOVQ         (AX), R8
+	VADDPS       (R8)(SI*4), Z0, Z0
+	VMOVUPS      Z0, (R8)(SI*4)
+	VADDPS       64(R8)(SI*4), Z2, Z2
+	VMOVUPS      Z2, 64(R8)(SI*4)
 	LEAQ         (R8)(DI*2), R8
-	VADDPS       (R8), Z1, Z1
-	VMOVUPS      Z1, (R8)
-	VADDPS       64(R8), Z3, Z3
-	VMOVUPS      Z3, 64(R8)
-	VADDPS       (R8)(DI*4), Z5, Z5
-	VMOVUPS      Z5, (R8)(DI*4)
-	VADDPS       64(R8)(DI*4), Z7, Z7
-	VMOVUPS      Z7, 64(R8)(DI*4)
+	VADDPS       (R8)(SI*4), Z1, Z1
+	VMOVUPS      Z1, (R8)(SI*4)
+	VADDPS       64(R8)(SI*4), Z3, Z3
+	VMOVUPS      Z3, 64(R8)(SI*4)
+	MOVQ         24(AX), R8
+	VADDPS       (R8)(SI*4), Z4, Z4
+	VMOVUPS      Z4, (R8)(SI*4)
+	VADDPS       64(R8)(SI*4), Z6, Z6
+	VMOVUPS      Z6, 64(R8)(SI*4)
 	LEAQ         (R8)(DI*2), R8
+	VADDPS       (R8)(SI*4), Z5, Z5
+	VMOVUPS      Z5, (R8)(SI*4)
+	VADDPS       64(R8)(SI*4), Z7, Z7
+	VMOVUPS      Z7, 64(R8)(SI*4)
 
 cols32x2next:
 	ADDQ $0x20, SI
@@ -3709,18 +3764,18 @@ cols16x2bits4:
 	DECQ         R10
 	JNZ          cols16x2bits4
 	MOVQ         d+64(FP), DI
-	LEAQ         (DI)(DI*2), R8
-	LEAQ         (AX)(SI*4), R8
-	VADDPS       (R8), Z0, Z0
-	VMOVUPS      Z0, (R8)
-	VADDPS       (R8)(DI*4), Z2, Z2
-	VMOVUPS      Z2, (R8)(DI*4)
+	MOVQ         (AX), R8
+	VADDPS       (R8)(SI*4), Z0, Z0
+	VMOVUPS      Z0, (R8)(SI*4)
 	LEAQ         (R8)(DI*2), R8
-	VADDPS       (R8), Z1, Z1
-	VMOVUPS      Z1, (R8)
-	VADDPS       (R8)(DI*4), Z3, Z3
-	VMOVUPS      Z3, (R8)(DI*4)
+	VADDPS       (R8)(SI*4), Z1, Z1
+	VMOVUPS      Z1, (R8)(SI*4)
+	MOVQ         24(AX), R8
+	VADDPS       (R8)(SI*4), Z2, Z2
+	VMOVUPS      Z2, (R8)(SI*4)
 	LEAQ         (R8)(DI*2), R8
+	VADDPS       (R8)(SI*4), Z3, Z3
+	VMOVUPS      Z3, (R8)(SI*4)
 	JMP          cols16x2next
 
 cols16x2low:
@@ -3766,18 +3821,18 @@ cols16x2bits8:
 	DECQ         R11
 	JNZ          cols16x2bits8
 	MOVQ         d+64(FP), DI
-	LEAQ         (DI)(DI*2), R8
-	LEAQ         (AX)(SI*4), R8
-	VADDPS       (R8), Z0, Z0
-	VMOVUPS      Z0, (R8)
-	VADDPS       (R8)(DI*4), Z2, Z2
-	VMOVUPS      Z2, (R8)(DI*4)
+	MOVQ         (AX), R8
+	VADDPS       (R8)(SI*4), Z0, Z0
+	VMOVUPS      Z0, (R8)(SI*4)
 	LEAQ         (R8)(DI*2), R8
-	VADDPS       (R8), Z1, Z1
-	VMOVUPS      Z1, (R8)
-	VADDPS       (R8)(DI*4), Z3, Z3
-	VMOVUPS      Z3, (R8)(DI*4)
+	VADDPS       (R8)(SI*4), Z1, Z1
+	VMOVUPS      Z1, (R8)(SI*4)
+	MOVQ         24(AX), R8
+	VADDPS       (R8)(SI*4), Z2, Z2
+	VMOVUPS      Z2, (R8)(SI*4)
 	LEAQ         (R8)(DI*2), R8
+	VADDPS       (R8)(SI*4), Z3, Z3
+	VMOVUPS      Z3, (R8)(SI*4)
 
 cols16x2next:
 	ADDQ $0x10, SI
@@ -3828,18 +3883,18 @@ cols8x2bits4:
 	DECQ         R10
 	JNZ          cols8x2bits4
 	MOVQ         d+64(FP), DI
-	LEAQ         (DI)(DI*2), R8
-	LEAQ         (AX)(SI*4), R8
-	VADDPS       (R8), Y0, Y0
-	VMOVUPS      Y0, (R8)
-	VADDPS       (R8)(DI*4), Y2, Y2
-	VMOVUPS      Y2, (R8)(DI*4)
+	MOVQ         (AX), R8
+	VADDPS       (R8)(SI*4), Y0, Y0
+	VMOVUPS      Y0, (R8)(SI*4)
 	LEAQ         (R8)(DI*2), R8
-	VADDPS       (R8), Y1, Y1
-	VMOVUPS      Y1, (R8)
-	VADDPS       (R8)(DI*4), Y3, Y3
-	VMOVUPS      Y3, (R8)(DI*4)
+	VADDPS       (R8)(SI*4), Y1, Y1
+	VMOVUPS      Y1, (R8)(SI*4)
+	MOVQ         24(AX), R8
+	VADDPS       (R8)(SI*4), Y2, Y2
+	VMOVUPS      Y2, (R8)(SI*4)
 	LEAQ         (R8)(DI*2), R8
+	VADDPS       (R8)(SI*4), Y3, Y3
+	VMOVUPS      Y3, (R8)(SI*4)
 	JMP          cols8x2next
 
 cols8x2low:
@@ -3885,29 +3940,27 @@ cols8x2bits8:
 	DECQ         R11
 	JNZ          cols8x2bits8
 	MOVQ         d+64(FP), DI
-	LEAQ         (DI)(DI*2), R8
-	LEAQ         (AX)(SI*4), R8
-	VADDPS       (R8), Y0, Y0
-	VMOVUPS      Y0, (R8)
-	VADDPS       (R8)(DI*4), Y2, Y2
-	VMOVUPS      Y2, (R8)(DI*4)
+	MOVQ         (AX), R8
+	VADDPS       (R8)(SI*4), Y0, Y0
+	VMOVUPS      Y0, (R8)(SI*4)
 	LEAQ         (R8)(DI*2), R8
-	VADDPS       (R8), Y1, Y1
-	VMOVUPS      Y1, (R8)
-	VADDPS       (R8)(DI*4), Y3, Y3
-	VMOVUPS      Y3, (R8)(DI*4)
+	VADDPS       (R8)(SI*4), Y1, Y1
+	VMOVUPS      Y1, (R8)(SI*4)
+	MOVQ         24(AX), R8
+	VADDPS       (R8)(SI*4), Y2, Y2
+	VMOVUPS      Y2, (R8)(SI*4)
 	LEAQ         (R8)(DI*2), R8
+	VADDPS       (R8)(SI*4), Y3, Y3
+	VMOVUPS      Y3, (R8)(SI*4)
 
 cols8x2next:
 	ADDQ $0x08, SI
 	JMP  cols8x2
 
 cols8x2end:
-	MOVQ d+64(FP), SI
+	ADDQ $0x30, AX
 	LEAQ (CX)(DX*4), CX
-	LEAQ (AX)(SI*4), AX
 	LEAQ (CX)(DX*4), CX
-	LEAQ (AX)(SI*4), AX
 	SUBQ $0x02, BX
 	JMP  rows2
 
@@ -3969,18 +4022,16 @@ cols32x1bits4:
 	DECQ         R10
 	JNZ          cols32x1bits4
 	MOVQ         d+64(FP), DI
-	LEAQ         (DI)(DI*2), R8
-	LEAQ         (AX)(SI*4), R8
-	VADDPS       (R8), Z0, Z0
-	VMOVUPS      Z0, (R8)
-	VADDPS       64(R8), Z2, Z2
-	VMOVUPS      Z2, 64(R8)
+	MOVQ         (AX), R8
+	VADDPS       (R8)(SI*4), Z0, Z0
+	VMOVUPS      Z0, (R8)(SI*4)
+	VADDPS       64(R8)(SI*4), Z2, Z2
+	VMOVUPS      Z2, 64(R8)(SI*4)
 	LEAQ         (R8)(DI*2), R8
-	VADDPS       (R8), Z1, Z1
-	VMOVUPS      Z1, (R8)
-	VADDPS       64(R8), Z3, Z3
-	VMOVUPS      Z3, 64(R8)
-	LEAQ         (R8)(DI*2), R8
+	VADDPS       (R8)(SI*4), Z1, Z1
+	VMOVUPS      Z1, (R8)(SI*4)
+	VADDPS       64(R8)(SI*4), Z3, Z3
+	VMOVUPS      Z3, 64(R8)(SI*4)
 	JMP          cols32x1next
 
 cols32x1low:
@@ -4040,18 +4091,16 @@ cols32x1bits8:
 	DECQ         R11
 	JNZ          cols32x1bits8
 	MOVQ         d+64(FP), DI
-	LEAQ         (DI)(DI*2), R8
-	LEAQ         (AX)(SI*4), R8
-	VADDPS       (R8), Z0, Z0
-	VMOVUPS      Z0, (R8)
-	VADDPS       64(R8), Z2, Z2
-	VMOVUPS      Z2, 64(R8)
+	MOVQ         (AX), R8
+	VADDPS       (R8)(SI*4), Z0, Z0
+	VMOVUPS      Z0, (R8)(SI*4)
+	VADDPS       64(R8)(SI*4), Z2, Z2
+	VMOVUPS      Z2, 64(R8)(SI*4)
 	LEAQ         (R8)(DI*2), R8
-	VADDPS       (R8), Z1, Z1
-	VMOVUPS      Z1, (R8)
-	VADDPS       64(R8), Z3, Z3
-	VMOVUPS      Z3, 64(R8)
-	LEAQ         (R8)(DI*2), R8
+	VADDPS       (R8)(SI*4), Z1, Z1
+	VMOVUPS      Z1, (R8)(SI*4)
+	VADDPS       64(R8)(SI*4), Z3, Z3
+	VMOVUPS      Z3, 64(R8)(SI*4)
 
 cols32x1next:
 	ADDQ $0x20, SI
@@ -4097,14 +4146,12 @@ cols16x1bits4:
 	DECQ         R10
 	JNZ          cols16x1bits4
 	MOVQ         d+64(FP), DI
-	LEAQ         (DI)(DI*2), R8
-	LEAQ         (AX)(SI*4), R8
-	VADDPS       (R8), Z0, Z0
-	VMOVUPS      Z0, (R8)
+	MOVQ         (AX), R8
+	VADDPS       (R8)(SI*4), Z0, Z0
+	VMOVUPS      Z0, (R8)(SI*4)
 	LEAQ         (R8)(DI*2), R8
-	VADDPS       (R8), Z1, Z1
-	VMOVUPS      Z1, (R8)
-	LEAQ         (R8)(DI*2), R8
+	VADDPS       (R8)(SI*4), Z1, Z1
+	VMOVUPS      Z1, (R8)(SI*4)
 	JMP          cols16x1next
 
 cols16x1low:
@@ -4145,14 +4192,12 @@ cols16x1bits8:
 	DECQ         R11
 	JNZ          cols16x1bits8
 	MOVQ         d+64(FP), DI
-	LEAQ         (DI)(DI*2), R8
-	LEAQ         (AX)(SI*4), R8
-	VADDPS       (R8), Z0, Z0
-	VMOVUPS      Z0, (R8)
+	MOVQ         (AX), R8
+	VADDPS       (R8)(SI*4), Z0, Z0
+	VMOVUPS      Z0, (R8)(SI*4)
 	LEAQ         (R8)(DI*2), R8
-	VADDPS       (R8), Z1, Z1
-	VMOVUPS      Z1, (R8)
-	LEAQ         (R8)(DI*2), R8
+	VADDPS       (R8)(SI*4), Z1, Z1
+	VMOVUPS      Z1, (R8)(SI*4)
 
 cols16x1next:
 	ADDQ $0x10, SI
@@ -4198,14 +4243,12 @@ cols8x1bits4:
 	DECQ         R10
 	JNZ          cols8x1bits4
 	MOVQ         d+64(FP), DI
-	LEAQ         (DI)(DI*2), R8
-	LEAQ         (AX)(SI*4), R8
-	VADDPS       (R8), Y0, Y0
-	VMOVUPS      Y0, (R8)
+	MOVQ         (AX), R8
+	VADDPS       (R8)(SI*4), Y0, Y0
+	VMOVUPS      Y0, (R8)(SI*4)
 	LEAQ         (R8)(DI*2), R8
-	VADDPS       (R8), Y1, Y1
-	VMOVUPS      Y1, (R8)
-	LEAQ         (R8)(DI*2), R8
+	VADDPS       (R8)(SI*4), Y1, Y1
+	VMOVUPS      Y1, (R8)(SI*4)
 	JMP          cols8x1next
 
 cols8x1low:
@@ -4246,23 +4289,20 @@ cols8x1bits8:
 	DECQ         R11
 	JNZ          cols8x1bits8
 	MOVQ         d+64(FP), DI
-	LEAQ         (DI)(DI*2), R8
-	LEAQ         (AX)(SI*4), R8
-	VADDPS       (R8), Y0, Y0
-	VMOVUPS      Y0, (R8)
+	MOVQ         (AX), R8
+	VADDPS       (R8)(SI*4), Y0, Y0
+	VMOVUPS      Y0, (R8)(SI*4)
 	LEAQ         (R8)(DI*2), R8
-	VADDPS       (R8), Y1, Y1
-	VMOVUPS      Y1, (R8)
-	LEAQ         (R8)(DI*2), R8
+	VADDPS       (R8)(SI*4), Y1, Y1
+	VMOVUPS      Y1, (R8)(SI*4)
 
 cols8x1next:
 	ADDQ $0x08, SI
 	JMP  cols8x1
 
 cols8x1end:
-	MOVQ d+64(FP), SI
+	ADDQ $0x18, AX
 	LEAQ (CX)(DX*4), CX
-	LEAQ (AX)(SI*4), AX
 	SUBQ $0x01, BX
 	JMP  rows1
 

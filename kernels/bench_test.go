@@ -11,7 +11,7 @@ import (
 func BenchmarkKernels(b *testing.B) {
 	const rows, n, d = 4, 64, 128
 	rng := rand.New(rand.NewPCG(3, 4))
-	q, k, c, dst, out := odd(rng, rows*d), odd(rng, n*d), oddBytes(rng, n*d), odd(rng, rows*n), make([]float32, rows*d)
+	q, k, c, dst, out := odd(rng, rows*d), odd(rng, n*d), oddBytes(rng, n*d), odd(rng, rows*n), rowsOf(make([]float32, rows*d), d)
 	high := make([][]byte, n)
 	for i := range high {
 		high[i] = c[i*d/2:][:d/2]

@@ -17,3 +17,11 @@ func mustHold(size, rows, stride, n int, what string) {
 
 // vectorDim says whether assembly handles rows of d elements.
 func vectorDim(d int) bool { return d%16 == 0 }
+
+// mustAdd checks that n rows of cols columns can be added to out by so many weights.
+func mustAdd(out [][]float32, weights, stride, n, cols int) {
+	mustHold(weights, len(out), stride, n, "w is too short")
+	for _, row := range out {
+		must(len(row) >= cols, "a row of out is too short")
+	}
+}

@@ -23,29 +23,25 @@ func DotsInt8(dst []float32, stride int, q []float32, k []byte, d int) {
 	}
 }
 
-// Axpys adds to each row of out [rows][d] the rows of v [n][d], weighted by its
-// row of w [rows][n]. Of all rows it touches the first cols elements only, a multiple of 16
-// if d is one.
-func Axpys(out, w []float32, stride int, v []float32, d, cols int) {
-	rows, n := checkAxpys(len(out), len(w), stride, len(v), d, cols)
-	if rows > 0 && n > 0 && cols > 0 {
-		axpys(out, w, stride, v, rows, n, d, cols)
+// Axpys adds to each row of out, at least [cols], the rows of v [n][d], weighted by its row
+// of w [rows][n]. Of all rows it touches the first cols elements only, a multiple of 16 if d is one.
+func Axpys(out [][]float32, w []float32, stride int, v []float32, d, cols int) {
+	must(d > 0 && cols >= 0 && cols <= d && (!vectorDim(d) || cols%16 == 0), "bad number of columns")
+	n := len(v) / d
+	mustAdd(out, len(w), stride, n, cols)
+	if len(out) > 0 && n > 0 && cols > 0 {
+		axpys(out, w, stride, v, n, d, cols)
 	}
 }
 
 // AxpysInt8 is Axpys of all columns for values that are signed bytes.
-func AxpysInt8(out, w []float32, stride int, v []byte, d int) {
-	rows, n := checkAxpys(len(out), len(w), stride, len(v), d, d)
-	if rows > 0 && n > 0 {
-		axpysInt8(out, w, stride, v, rows, n, d)
+func AxpysInt8(out [][]float32, w []float32, stride int, v []byte, d int) {
+	must(d > 0, "d is not positive")
+	n := len(v) / d
+	mustAdd(out, len(w), stride, n, d)
+	if len(out) > 0 && n > 0 {
+		axpysInt8(out, w, stride, v, n, d)
 	}
-}
-
-func checkAxpys(out, w, stride, v, d, cols int) (rows, n int) {
-	must(d > 0 && cols >= 0 && cols <= d && (!vectorDim(d) || cols%16 == 0), "bad number of columns")
-	rows, n = out/d, v/d
-	mustHold(w, rows, stride, n, "w is too short")
-	return rows, n
 }
 
 // Largest returns the largest of x and least; it ignores what is no number.

@@ -43,25 +43,25 @@ func dotsInt8(dst []float32, stride int, q []float32, k []byte, rows, n, d int) 
 	}
 }
 
-func axpys(out, w []float32, stride int, v []float32, rows, n, d, cols int) {
+func axpys(out [][]float32, w []float32, stride int, v []float32, n, d, cols int) {
 	switch variant(d) {
 	case AVX512:
-		axpysAVX512(&out[0], &w[0], stride, rows, &v[0], n, d, cols)
+		axpysAVX512(&out[0], &w[0], stride, len(out), &v[0], n, d, cols)
 	case AVX2:
-		axpysAVX2(&out[0], &w[0], stride, rows, &v[0], n, d, cols)
+		axpysAVX2(&out[0], &w[0], stride, len(out), &v[0], n, d, cols)
 	default:
-		plainAxpys(out, w, stride, v, rows, n, d, cols)
+		plainAxpys(out, w, stride, v, n, d, cols)
 	}
 }
 
-func axpysInt8(out, w []float32, stride int, v []byte, rows, n, d int) {
+func axpysInt8(out [][]float32, w []float32, stride int, v []byte, n, d int) {
 	switch variant(d) {
 	case AVX512:
-		axpysInt8AVX512(&out[0], &w[0], stride, rows, &v[0], n, d, d)
+		axpysInt8AVX512(&out[0], &w[0], stride, len(out), &v[0], n, d, d)
 	case AVX2:
-		axpysInt8AVX2(&out[0], &w[0], stride, rows, &v[0], n, d, d)
+		axpysInt8AVX2(&out[0], &w[0], stride, len(out), &v[0], n, d, d)
 	default:
-		plainAxpysInt8(out, w, stride, v, rows, n, d)
+		plainAxpysInt8(out, w, stride, v, n, d)
 	}
 }
 
@@ -86,18 +86,18 @@ func weights(x []float32, top float32) float32 {
 	return plainWeights(x, top)
 }
 
-func addValues(out, w []float32, stride int, scale []float32, high, low [][]byte, rows, d int) {
+func addValues(out [][]float32, w []float32, stride int, scale []float32, high, low [][]byte, d int) {
 	var first *[]byte
 	if low != nil {
 		first = &low[0]
 	}
 	switch variant(d) {
 	case AVX512:
-		addValuesAVX512(&out[0], &w[0], stride, rows, &scale[0], &high[0], first, len(high), d)
+		addValuesAVX512(&out[0], &w[0], stride, len(out), &scale[0], &high[0], first, len(high), d)
 	case AVX2:
-		addValuesAVX2(&out[0], &w[0], stride, rows, &scale[0], &high[0], first, len(high), d)
+		addValuesAVX2(&out[0], &w[0], stride, len(out), &scale[0], &high[0], first, len(high), d)
 	default:
-		plainAddValues(out, w, stride, scale, high, low, rows, d)
+		plainAddValues(out, w, stride, scale, high, low, d)
 	}
 }
 

@@ -12,20 +12,20 @@ func dotsInt8(dst []float32, stride int, q []float32, k []byte, rows, n, d int) 
 	plainDotsInt8(dst, stride, q, k, rows, n, d)
 }
 
-func axpys(out, w []float32, stride int, v []float32, rows, n, d, cols int) {
-	plainAxpys(out, w, stride, v, rows, n, d, cols)
+func axpys(out [][]float32, w []float32, stride int, v []float32, n, d, cols int) {
+	plainAxpys(out, w, stride, v, n, d, cols)
 }
 
-func axpysInt8(out, w []float32, stride int, v []byte, rows, n, d int) {
-	plainAxpysInt8(out, w, stride, v, rows, n, d)
+func axpysInt8(out [][]float32, w []float32, stride int, v []byte, n, d int) {
+	plainAxpysInt8(out, w, stride, v, n, d)
 }
 
 func largest(x []float32, least float32) float32 { return plainLargest(x, least) }
 
 func weights(x []float32, top float32) float32 { return plainWeights(x, top) }
 
-func addValues(out, w []float32, stride int, scale []float32, high, low [][]byte, rows, d int) {
-	plainAddValues(out, w, stride, scale, high, low, rows, d)
+func addValues(out [][]float32, w []float32, stride int, scale []float32, high, low [][]byte, d int) {
+	plainAddValues(out, w, stride, scale, high, low, d)
 }
 
 func scoreKeys(dst []float32, q KeyQuery, k Keys, rows int) { plainScoreKeys(dst, q, k, rows) }

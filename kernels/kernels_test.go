@@ -57,6 +57,14 @@ func oddBytes(rng *rand.Rand, n int) []byte {
 	return slices.Clip(x)
 }
 
+// rowsOf cuts a table into its rows.
+func rowsOf(x []float32, d int) (out [][]float32) {
+	for ; len(x) >= d; x = x[d:] {
+		out = append(out, x[:d:d])
+	}
+	return out
+}
+
 // near checks that got is want up to rounding of terms of the size scale; NaN
 // and Inf are where they should be.
 func near(t *testing.T, what string, got, want []float32, scale float64) {
@@ -102,11 +110,11 @@ func TestAxpys(t *testing.T) {
 			if d%16 == 0 {
 				cols = 16 * rng.IntN(d/16+1)
 			}
-			Axpys(got, w, stride, v, d, cols)
-			plain(func() { Axpys(want, w, stride, v, d, cols) })
+			Axpys(rowsOf(got, d), w, stride, v, d, cols)
+			plain(func() { Axpys(rowsOf(want, d), w, stride, v, d, cols) })
 			near(t, what, got, want, math.Sqrt(float64(n))*10)
-			AxpysInt8(got, w, stride, c, d)
-			plain(func() { AxpysInt8(want, w, stride, c, d) })
+			AxpysInt8(rowsOf(got, d), w, stride, c, d)
+			plain(func() { AxpysInt8(rowsOf(want, d), w, stride, c, d) })
 			near(t, what+", int8", got, want, math.Sqrt(float64(n))*1000)
 		})
 	})
@@ -181,8 +189,8 @@ func TestAddValues(t *testing.T) {
 			for name, low := range map[string][][]byte{"4 bits": nil, "8 bits": low} {
 				got := odd(rng, rows*d)
 				want := slices.Clone(got)
-				AddValues(got, w, stride, scale, high, low, d)
-				plain(func() { AddValues(want, w, stride, scale, high, low, d) })
+				AddValues(rowsOf(got, d), w, stride, scale, high, low, d)
+				plain(func() { AddValues(rowsOf(want, d), w, stride, scale, high, low, d) })
 				near(t, fmt.Sprintf("%d rows, %d tokens, d %d, %s", rows, n, d, name), got, want, math.Sqrt(float64(n))*1000)
 			}
 		})
@@ -275,8 +283,8 @@ func TestNotFinite(t *testing.T) {
 			plain(func() { Dots(want, n, q, k, d) })
 			near(t, "dots", got, want, d)
 			out, expect := make([]float32, rows*d), make([]float32, rows*d)
-			Axpys(out, w, n, k, d, d)
-			plain(func() { Axpys(expect, w, n, k, d, d) })
+			Axpys(rowsOf(out, d), w, n, k, d, d)
+			plain(func() { Axpys(rowsOf(expect, d), w, n, k, d, d) })
 			near(t, "axpys", out, expect, n)
 		}
 	})
@@ -294,16 +302,18 @@ func TestShortSlicesPanic(t *testing.T) {
 		"dots: huge stride":    func() { Dots(f(99), math.MaxInt, f(64), f(64), 16) },
 		"dots: d":              func() { Dots(f(99), 4, f(32), f(64), 0) },
 		"dots int8: dst":       func() { DotsInt8(f(7), 4, f(32), b(64), 16) },
-		"axpys: w":             func() { Axpys(f(32), f(7), 4, f(64), 16, 16) },
-		"axpys: cols":          func() { Axpys(f(32), f(8), 4, f(64), 16, 32) },
-		"axpys: part of 16":    func() { Axpys(f(32), f(8), 4, f(64), 16, 8) },
-		"axpys int8: w":        func() { AxpysInt8(f(32), f(7), 4, b(64), 16) },
-		"values: w":            func() { AddValues(f(32), f(1), 1, f(2), [][]byte{b(8)}, nil, 16) },
-		"values: scale":        func() { AddValues(f(16), f(1), 1, f(1), [][]byte{b(8)}, nil, 16) },
-		"values: codes":        func() { AddValues(f(16), f(1), 1, f(2), [][]byte{b(7)}, nil, 16) },
-		"values: low":          func() { AddValues(f(16), f(1), 1, f(2), [][]byte{b(8)}, [][]byte{b(7)}, 16) },
-		"values: fewer low":    func() { AddValues(f(16), f(1), 1, f(2), [][]byte{b(8)}, [][]byte{}, 16) },
-		"values: odd d":        func() { AddValues(f(15), f(1), 1, f(2), [][]byte{b(8)}, nil, 15) },
+		"axpys: w":             func() { Axpys(rowsOf(f(32), 16), f(7), 4, f(64), 16, 16) },
+		"axpys: cols":          func() { Axpys(rowsOf(f(32), 16), f(8), 4, f(64), 16, 32) },
+		"axpys: part of 16":    func() { Axpys(rowsOf(f(32), 16), f(8), 4, f(64), 16, 8) },
+		"axpys: row":           func() { Axpys([][]float32{f(16), f(15)}, f(8), 4, f(64), 16, 16) },
+		"values: row":          func() { AddValues([][]float32{f(15)}, f(1), 1, f(2), [][]byte{b(8)}, nil, 16) },
+		"axpys int8: w":        func() { AxpysInt8(rowsOf(f(32), 16), f(7), 4, b(64), 16) },
+		"values: w":            func() { AddValues(rowsOf(f(32), 16), f(1), 1, f(2), [][]byte{b(8)}, nil, 16) },
+		"values: scale":        func() { AddValues(rowsOf(f(16), 16), f(1), 1, f(1), [][]byte{b(8)}, nil, 16) },
+		"values: codes":        func() { AddValues(rowsOf(f(16), 16), f(1), 1, f(2), [][]byte{b(7)}, nil, 16) },
+		"values: low":          func() { AddValues(rowsOf(f(16), 16), f(1), 1, f(2), [][]byte{b(8)}, [][]byte{b(7)}, 16) },
+		"values: fewer low":    func() { AddValues(rowsOf(f(16), 16), f(1), 1, f(2), [][]byte{b(8)}, [][]byte{}, 16) },
+		"values: odd d":        func() { AddValues(rowsOf(f(15), 15), f(1), 1, f(2), [][]byte{b(8)}, nil, 15) },
 		"scores: dst":          func() { ScoreKeys(f(15), query(32, 1), k) },
 		"scores: words":        func() { ScoreKeys(f(16), query(31, 1), k) },
 		"scores: groups":       func() { ScoreKeys(f(16), query(999, 1), leaf(rand.New(rand.NewPCG(1, 1)), 17)) },
@@ -338,7 +348,7 @@ func TestNothing(t *testing.T) {
 		Dots(nil, 0, nil, make([]float32, 32), 16)
 		Dots(nil, 0, make([]float32, 32), nil, 16)
 		Axpys(nil, nil, 0, nil, 16, 16)
-		AddValues(make([]float32, 16), nil, 0, nil, nil, nil, 16)
+		AddValues([][]float32{make([]float32, 16)}, nil, 0, nil, nil, nil, 16)
 		ScoreKeys(nil, KeyQuery{}, Keys{})
 		UnpackKeys(make([]float32, 256), 16, Keys{}, nil, nil)
 		if Largest(nil, 3) != 3 || Weights(nil, 3) != 0 {
@@ -354,7 +364,7 @@ func TestNothing(t *testing.T) {
 func TestNoAllocations(t *testing.T) {
 	const rows, n, d = 4, 64, 128
 	rng := rand.New(rand.NewPCG(3, 4))
-	q, k, c, dst, out := odd(rng, rows*d), odd(rng, n*d), oddBytes(rng, n*d), odd(rng, rows*n), odd(rng, rows*d)
+	q, k, c, dst, out := odd(rng, rows*d), odd(rng, n*d), oddBytes(rng, n*d), odd(rng, rows*n), rowsOf(odd(rng, rows*d), d)
 	high := make([][]byte, n)
 	for i := range high {
 		high[i] = c[i*d/2:][:d/2]
@@ -422,7 +432,7 @@ func FuzzKernels(f *testing.F) {
 			top := Largest(got, float32(math.Inf(-1)))
 			weights := slices.Clone(got)
 			Weights(weights, top)
-			Axpys(out, weights, tokens, k, d, d)
+			Axpys(rowsOf(out, d), weights, tokens, k, d, d)
 			checkScores(t, query, leafOf)
 			checkUnpack(t, rng, leafOf, d)
 		})

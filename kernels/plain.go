@@ -53,11 +53,11 @@ func dotInt8(q []float32, c []byte) float32 {
 	return s0 + s1
 }
 
-func plainAxpys(out, w []float32, stride int, v []float32, rows, n, d, cols int) {
+func plainAxpys(out [][]float32, w []float32, stride int, v []float32, n, d, cols int) {
 	for t := range n {
 		x := v[t*d:][:cols]
-		for r := range rows {
-			axpy(out[r*d:][:cols], w[r*stride+t], x)
+		for r, y := range out {
+			axpy(y[:cols], w[r*stride+t], x)
 		}
 	}
 }
@@ -68,10 +68,10 @@ func axpy(y []float32, a float32, x []float32) {
 	}
 }
 
-func plainAxpysInt8(out, w []float32, stride int, v []byte, rows, n, d int) {
+func plainAxpysInt8(out [][]float32, w []float32, stride int, v []byte, n, d int) {
 	for t := range n {
-		for r := range rows {
-			a, y := w[r*stride+t], out[r*d:][:d]
+		for r, y := range out {
+			a := w[r*stride+t]
 			for j, c := range v[t*d:][:d] {
 				y[j] += a * float32(int8(c))
 			}
@@ -100,7 +100,7 @@ func plainWeights(x []float32, top float32) float32 {
 	return float32(sum)
 }
 
-func plainAddValues(out, w []float32, stride int, scale []float32, high, low [][]byte, rows, d int) {
+func plainAddValues(out [][]float32, w []float32, stride int, scale []float32, high, low [][]byte, d int) {
 	half := d / 2
 	for t, b := range high {
 		step, offset := scale[2*t], scale[2*t+1]
@@ -111,10 +111,10 @@ func plainAddValues(out, w []float32, stride int, scale []float32, high, low [][
 				y |= low[t][j] >> 4
 			}
 			first, second := (float32(x)+offset)*step, (float32(y)+offset)*step
-			for r := range rows {
+			for r, to := range out {
 				a := w[r*stride+t]
-				out[r*d+j] += a * first
-				out[r*d+half+j] += a * second
+				to[j] += a * first
+				to[half+j] += a * second
 			}
 		}
 	}

@@ -110,12 +110,12 @@ func (v isa) transposedSum(a []reg.VecVirtual) reg.VecVirtual {
 
 // axpys: sums of a tile of columns stay in registers over all tokens.
 func (v isa) axpys(e element) {
-	v.function("axpys"+e.suffix, "out *float32, w *float32, stride int, rows int, v *"+e.goType+", n int, d int, cols int")
+	v.function("axpys"+e.suffix, "out *[]float32, w *float32, stride int, rows int, v *"+e.goType+", n int, d int, cols int")
 	out, w, stride, rows, d := param("out"), param("w"), param("stride"), param("rows"), param("d")
-	stride3, d3 := triple(stride), triple(d)
+	stride3 := triple(stride)
 	rowBlocks(v.rows, rows, func(r int) {
-		to, from, left := GP64(), param("v"), param("cols")
-		MOVQ(out, to)
+		col, from, left := GP64(), param("v"), param("cols")
+		XORQ(col, col)
 		for _, tile := range []int{4, 1} {
 			label := fmt.Sprintf("cols%dx%d", tile, r)
 			columns := uint64(tile * v.lanes)
@@ -124,24 +124,43 @@ func (v isa) axpys(e element) {
 			JL(LabelRef(label + "end"))
 			acc := v.axpyTile(e, label, w, stride, stride3, from, d, r, tile)
 			for i := range r {
+				row := rowOf(out, i)
 				for j := range tile {
-					at := strided(to, d, d3, 4, i)
-					at.Disp += 4 * v.lanes * j
-					VADDPS(at, acc[i*tile+j], acc[i*tile+j])
-					VMOVUPS(acc[i*tile+j], at)
+					v.addTo(Mem{Base: row, Index: col, Scale: 4, Disp: 4 * v.lanes * j}, acc[i*tile+j])
 				}
 			}
-			ADDQ(U32(4*columns), to)
+			ADDQ(Imm(columns), col)
 			ADDQ(U32(uint64(e.size)*columns), from)
 			SUBQ(Imm(columns), left)
 			JMP(LabelRef(label))
 			Label(label + "end")
 		}
-		for range r {
-			LEAQ(Mem{Base: w, Index: stride, Scale: 4}, w)
-			LEAQ(Mem{Base: out, Index: d, Scale: 4}, out)
-		}
+		nextRows(out, w, stride, r)
 	})
+}
+
+// sliceSize is that of a slice's header, of which the pointer comes first.
+const sliceSize = 24
+
+// rowOf returns the pointer of the i-th slice from out.
+func rowOf(out reg.Register, i int) reg.GPVirtual {
+	row := GP64()
+	MOVQ(Mem{Base: out, Disp: sliceSize * i}, row)
+	return row
+}
+
+// nextRows moves on by r rows of output and of weights.
+func nextRows(out, w, stride reg.GPVirtual, r int) {
+	ADDQ(Imm(uint64(sliceSize*r)), out)
+	for range r {
+		LEAQ(Mem{Base: w, Index: stride, Scale: 4}, w)
+	}
+}
+
+// addTo adds x to what lies at m.
+func (v isa) addTo(m Mem, x reg.VecVirtual) {
+	VADDPS(m, x, x)
+	VMOVUPS(x, m)
 }
 
 func (v isa) axpyTile(e element, label string, w, stride, stride3, from, d reg.GPVirtual, r, tile int) []reg.VecVirtual {

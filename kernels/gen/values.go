@@ -11,7 +11,7 @@ import (
 // addValues: bytes of codes are widened to lanes, so that a load of as many
 // bytes as a vector has lanes yields two vectors, of the low and of the high channels.
 func (v isa) addValues() {
-	v.function("addValues", "out *float32, w *float32, stride int, rows int, scale *float32, high *[]byte, low *[]byte, n int, d int")
+	v.function("addValues", "out *[]float32, w *float32, stride int, rows int, scale *float32, high *[]byte, low *[]byte, n int, d int")
 	out, w, stride, rows := param("out"), param("w"), param("stride"), param("rows")
 	stride3 := triple(stride)
 	rowBlocks(v.rows, rows, func(r int) {
@@ -39,11 +39,7 @@ func (v isa) addValues() {
 			JMP(LabelRef(label))
 			Label(label + "end")
 		}
-		d := param("d")
-		for range r {
-			LEAQ(Mem{Base: w, Index: stride, Scale: 4}, w)
-			LEAQ(Mem{Base: out, Index: d, Scale: 4}, out)
-		}
+		nextRows(out, w, stride, r)
 	})
 }
 
@@ -88,7 +84,7 @@ func (t *valueTile) sum(label string, w, stride, stride3, col reg.GPVirtual, r i
 				t.or(y, x[2*c+i])
 			}
 		}
-		ADDQ(Imm(24), low)
+		ADDQ(Imm(sliceSize), low)
 	}
 	for _, y := range x {
 		VCVTDQ2PS(y, y)
@@ -103,7 +99,7 @@ func (t *valueTile) sum(label string, w, stride, stride3, col reg.GPVirtual, r i
 		}
 	}
 	ADDQ(Imm(8), scale)
-	ADDQ(Imm(24), high) // the next slice
+	ADDQ(Imm(sliceSize), high)
 	ADDQ(Imm(4), ww)
 	DECQ(n)
 	JNZ(LabelRef(label))
@@ -133,19 +129,15 @@ func (t *valueTile) split(m Mem, shift uint64) []reg.VecVirtual {
 // add adds the sums to the output.
 func (t *valueTile) add(out, col reg.GPVirtual, r int) {
 	d := param("d")
-	d3 := triple(d)
-	to := GP64()
-	LEAQ(Mem{Base: out, Index: col, Scale: 4}, to)
-	for half := range 2 {
-		for i := range r {
+	for i := range r {
+		to := rowOf(out, i)
+		for half := range 2 {
 			for c := range t.count {
-				acc := t.acc[(i*t.count+c)*2+half]
-				at := strided(to, d, d3, 4, i)
-				at.Disp += 4 * t.lanes * c
-				VADDPS(at, acc, acc)
-				VMOVUPS(acc, at)
+				t.addTo(Mem{Base: to, Index: col, Scale: 4, Disp: 4 * t.lanes * c}, t.acc[(i*t.count+c)*2+half])
+			}
+			if half == 0 {
+				LEAQ(Mem{Base: to, Index: d, Scale: 2}, to) // d/2 floats
 			}
 		}
-		LEAQ(Mem{Base: to, Index: d, Scale: 2}, to) // d/2 floats
 	}
 }
