@@ -69,7 +69,7 @@ func TestMergeAnySplit(t *testing.T) {
 		for a := 0; a < n; {
 			b := min(n, a+1+rng.IntN(50))
 			i := rng.IntN(len(parts))
-			Attend(parts[i:i+1], q, k[a*d:b*d], v[a*d:b*d], d, softcap, nil, make([]float32, b-a))
+			Attend(parts[i:i+1], q, k[a*d:b*d], v[a*d:b*d], d, softcap, nil)
 			a = b
 		}
 		sum := NewPartials(1, d)[0]
@@ -128,7 +128,7 @@ func TestPartialExtremes(t *testing.T) {
 	p = NewPartials(1, d)[0]
 	q, k := make([]float32, d), make([]float32, 2*d)
 	q[0], k[0], k[d] = 1, -inf, -inf
-	Attend([]Partial{p}, q, k, append(ones, ones...), d, 0, nil, make([]float32, 2))
+	Attend([]Partial{p}, q, k, append(ones, ones...), d, 0, nil)
 	if p.Sum != 0 {
 		t.Errorf("masked rows: %+v", p)
 	}
@@ -140,7 +140,7 @@ func TestAttendVisible(t *testing.T) {
 	q, k, v := randn(rng, rows*d, .3), randn(rng, n*d, 1), randn(rng, n*d, 1)
 	visible := []int{0, 1, 7, 20, 99}
 	ps := NewPartials(rows, d)
-	Attend(ps, q, k, v, d, 0, visible, make([]float32, n))
+	Attend(ps, q, k, v, d, 0, visible)
 	if ps[0].Sum != 0 {
 		t.Error("row 0 sees nothing")
 	}
@@ -167,9 +167,9 @@ func TestRelativeError(t *testing.T) {
 func TestAllocations(t *testing.T) {
 	const d, n = 64, 128
 	rng := rand.New(rand.NewPCG(5, 6))
-	ps, q, k, v, scores := NewPartials(2, d), randn(rng, 2*d, 1), randn(rng, n*d, 1), randn(rng, n*d, 1), make([]float32, n)
+	ps, q, k, v := NewPartials(2, d), randn(rng, 2*d, 1), randn(rng, n*d, 1), randn(rng, n*d, 1)
 	if a := testing.AllocsPerRun(10, func() {
-		Attend(ps, q, k, v, d, 0, nil, scores)
+		Attend(ps, q, k, v, d, 0, nil)
 		ps[0].Merge(&ps[1])
 	}); a != 0 {
 		t.Errorf("%v allocations", a)
@@ -179,8 +179,8 @@ func TestAllocations(t *testing.T) {
 func BenchmarkAttend(b *testing.B) {
 	const d, n = 64, 2048
 	rng := rand.New(rand.NewPCG(5, 6))
-	ps, q, k, v, scores := NewPartials(3, d), randn(rng, 3*d, 1), randn(rng, n*d, 1), randn(rng, n*d, 1), make([]float32, n)
+	ps, q, k, v := NewPartials(3, d), randn(rng, 3*d, 1), randn(rng, n*d, 1), randn(rng, n*d, 1)
 	for b.Loop() {
-		Attend(ps, q, k, v, d, 0, nil, scores)
+		Attend(ps, q, k, v, d, 0, nil)
 	}
 }

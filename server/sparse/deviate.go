@@ -3,6 +3,7 @@ package sparse
 import (
 	"kvtier/attention"
 	"kvtier/compress"
+	"kvtier/kernels"
 	"kvtier/tiers"
 )
 
@@ -36,20 +37,20 @@ func (u *run) deviate(x *leaf) {
 		s.deviation = make([]float32, u.rows*d)
 	}
 	known, mean := u.unpack(x)
-	sum := make([]float32, u.rows)
-	for t := range x.n {
-		if x.read[t] {
-			continue
+	sum, rows := make([]float32, u.rows), make([][]float32, u.rows)
+	for r, share := range x.share {
+		w := u.scores[r*tiers.LeafTokens:][:tiers.LeafTokens]
+		clear(w) // padding, and what was read, counts for nothing
+		for t := range x.n {
+			if !x.read[t] {
+				w[t] = share[t]
+				sum[r] += share[t]
+			}
 		}
-		k := u.keys[t*d : t*d+known]
-		for j, m := range mean[:known] {
-			k[j] -= m
-		}
-		for r := range sum {
-			sum[r] += x.share[r][t]
-			attention.Axpy(s.deviation[r*d:r*d+known], x.share[r][t], k)
-		}
+		rows[r] = s.deviation[r*d : (r+1)*d]
+		attention.Axpy(rows[r][:known], -sum[r], mean[:known])
 	}
+	kernels.Axpys(rows, u.scores, tiers.LeafTokens, u.keys, d, known)
 	for r, mass := range sum {
 		s.codes.lean(s.deviation[r*d:(r+1)*d], mass, r, x.group, len(x.planes))
 	}

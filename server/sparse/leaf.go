@@ -6,6 +6,7 @@ import (
 
 	"kvtier/attention"
 	"kvtier/compress"
+	"kvtier/kernels"
 	"kvtier/tiers"
 )
 
@@ -13,10 +14,15 @@ var inf = float32(math.Inf(1))
 
 // codes is how the keys of a segment's head are coded, and what that means for a query.
 type codes struct {
-	order  compress.KeyOrder
-	q      []float32 // [rows][d], channels in stored order
-	steps  []compress.KeySteps
-	levels [compress.NumKeyPlanes][]uint8 // [groups of channels], pairs of bits known once a plane is read
+	order compress.KeyOrder
+	q     []float32 // [rows][d], channels in stored order
+	steps []compress.KeySteps
+	// What is known of a leaf once so many planes - 1 are read.
+	layouts [compress.NumKeyPlanes]compress.KeyLayout
+	levels  [compress.NumKeyPlanes][]uint8   // [groups of channels], pairs of bits
+	hidden  [compress.NumKeyPlanes][]float32 // [rows][d], the query, channels in their own order, in those that are not known; nil if there are none
+	// folded is the query in the bins of a group of tokens: [groups of tokens][planes - 1], made when they are needed.
+	folded [][compress.NumKeyPlanes]kernels.KeyQuery
 	// coarse is the variance of what the unknown bits of known channels do to a
 	// group's scores once so many planes are read, missing that of unknown
 	// channels: [groups of tokens][planes - 1][rows].
@@ -25,17 +31,40 @@ type codes struct {
 
 func newCodes(order compress.KeyOrder, q []float32, groups int) *codes {
 	c := &codes{order: order, q: make([]float32, len(q)), steps: make([]compress.KeySteps, groups),
+		folded: make([][compress.NumKeyPlanes]kernels.KeyQuery, groups),
 		coarse: make([][compress.NumKeyPlanes][]float32, groups), missing: make([][compress.NumKeyPlanes][]float32, groups)}
 	order.Permute(c.q, q)
-	level, at := make([]uint8, 4*len(order.Lines)/16), 0
-	for p, n := range compress.KeyPlaneLines(len(order.Channels)) {
-		for range n {
-			level[order.Lines[at]]++
-			at++
-		}
-		c.levels[p] = slices.Clone(level)
+	d := len(order.Channels)
+	for p := range c.layouts {
+		c.layouts[p] = compress.NewKeyLayout(d, order.Lines, p+1)
+		c.levels[p] = make([]uint8, d/16)
+		copy(c.levels[p], c.layouts[p].Levels())
+		c.hidden[p] = c.hide(c.layouts[p].Known())
 	}
 	return c
+}
+
+// hide returns the query in all channels but the first in stored order; nil if there are no others.
+func (c *codes) hide(known int) []float32 {
+	d := len(c.order.Channels)
+	if known == d {
+		return nil
+	}
+	rest, out := slices.Clone(c.q), make([]float32, len(c.q))
+	for at := 0; at < len(rest); at += d {
+		clear(rest[at : at+known])
+	}
+	c.order.Restore(out, rest)
+	return out
+}
+
+// query returns the query in the bins of a group of tokens of which so many planes are read.
+func (c *codes) query(group, planes int) kernels.KeyQuery {
+	q := &c.folded[group][planes-1]
+	if q.Scale == nil {
+		*q = c.layouts[planes-1].Fold(c.q, c.steps[group])
+	}
+	return *q
 }
 
 func (c *codes) addGroup(g int, b []byte, exp int) (err error) {
@@ -115,25 +144,42 @@ func (u *run) newLeaf(at, l int) leaf {
 // which nothing is known yet stand at the page's mean. What the unknown bits
 // scatter raises a weight on average, as it does a mass (attention.Mass).
 func (u *run) scoreLeaf(x *leaf) {
-	s, d := u.segs[x.seg], u.d
-	known, mean := u.unpack(x)
+	c, planes := u.segs[x.seg].codes, len(x.planes)
+	c.layouts[planes-1].Score(u.scores, c.query(x.group, planes), x.planes)
+	rest := u.unknown(x)
 	for r, log := range x.log {
-		q := s.codes.q[r*d : (r+1)*d]
-		rest := attention.Dot(q[known:], mean[known:])
-		raise := attention.Mass(1, 0, u.noise(x, len(x.planes), r))
-		for t := range log {
-			log[t] = raise + attention.Softcap(rest+attention.Dot(q[:known], u.keys[t*d:t*d+known]), u.q.Softcap)
+		raise := attention.Mass(1, 0, u.noise(x, planes, r))
+		for t, score := range u.scores[r*tiers.LeafTokens:][:len(log)] {
+			log[t] = raise + attention.Softcap(rest[r]+score, u.q.Softcap)
 		}
 	}
 }
+
+// unknown returns what the page's mean key adds to scores [rows] in the channels of which nothing is known.
+func (u *run) unknown(x *leaf) []float32 {
+	s, planes := u.segs[x.seg], len(x.planes)
+	if at := (restOf{x.page, planes}); u.restOf != at { // a page's leaves come together
+		u.restOf = at
+		if hidden := s.codes.hidden[planes-1]; hidden != nil {
+			s.keys.Scores(u.rest, hidden, u.pages[x.page].i, 1)
+		} else {
+			clear(u.rest)
+		}
+	}
+	return u.rest
+}
+
+// restOf says of which page, and of how many planes, run.rest is.
+type restOf struct{ page, planes int }
 
 // unpack reconstructs the keys of a leaf in u.keys, [16][d], channels in stored
 // order; how many channels are known; and its page's mean key in that order.
 func (u *run) unpack(x *leaf) (known int, mean []float32) {
 	s, d := u.segs[x.seg], u.d
-	known = compress.UnpackKeys(u.keys, d, s.codes.order.Lines, s.codes.steps[x.group], x.planes...)
+	layout := &s.codes.layouts[len(x.planes)-1]
+	layout.Unpack(u.keys, s.codes.steps[x.group], x.planes)
 	mean, row := u.row2[:d], u.row2[d:]
 	s.keys.Row(row, u.pages[x.page].i)
 	s.codes.order.Permute(mean, row)
-	return known, mean
+	return layout.Known(), mean
 }

@@ -31,8 +31,11 @@ type run struct {
 	values  *attention.ValueMap // how values follow keys
 	unread  []unread            // what was estimated, for the error
 
-	keys []float32 // [16][d], those of one leaf
-	row2 []float32 // [2][d], scratch
+	keys   []float32 // [16][d], those of one leaf
+	scores []float32 // [rows][16], those of one leaf
+	row2   []float32 // [2][d], scratch
+	rest   []float32 // [rows], see unknown
+	restOf restOf
 
 	pages  []page
 	leaves []leaf // of the pages that are scanned
@@ -75,7 +78,8 @@ func newRun(ctx context.Context, r Reader, segments []Segment, part []int, q Que
 	rows := len(q.Partials)
 	u := &run{ctx: ctx, r: r, tr: tr, q: q, d: d, rows: rows,
 		norm2: make([]float32, rows), total: make([]float32, rows), rot: attention.NewPartials(rows, d),
-		keys: make([]float32, tiers.LeafTokens*d), row2: make([]float32, 2*d)}
+		keys: make([]float32, tiers.LeafTokens*d), scores: make([]float32, rows*tiers.LeafTokens),
+		row2: make([]float32, 2*d), rest: make([]float32, rows)}
 	for i := range rows {
 		u.norm2[i] = attention.Dot(u.row(i), u.row(i))
 	}
@@ -181,9 +185,7 @@ func (u *run) scorePages() error {
 	err := u.each(tiers.PlanePages, ranges, func(seg int, b [][]byte) error {
 		s := u.segs[seg]
 		s.keys, s.values = s.view.PageMeans(b[0])
-		for i := range s.view.Pages() {
-			u.pages = append(u.pages, u.scorePage(seg, i))
-		}
+		u.scoreMeans(seg)
 		return nil
 	})
 	if err != nil {
@@ -205,20 +207,25 @@ func (u *run) scorePages() error {
 	return nil
 }
 
-func (u *run) scorePage(seg, i int) page {
+// scoreMeans adds a segment's pages to those under consideration.
+func (u *run) scoreMeans(seg int) {
 	s := u.segs[seg]
-	x := make([]float32, 4*u.rows)
+	pages := s.view.Pages()
+	scores, x := make([]float32, u.rows*pages), make([]float32, 4*u.rows*pages)
 	next := func() (row []float32) {
 		row, x = x[:u.rows], x[u.rows:]
 		return row
 	}
-	p := page{seg: seg, i: i, n: s.view.PageTokens(i), mass: next(), rank: next(), scatter: next(), far: next()}
-	for r := range u.rows {
-		score, spread := attention.Softcap(s.keys.Score(i, u.row(r)), u.q.Softcap), s.keys.Spread(i)*u.norm2[r]
-		p.mass[r] = attention.Mass(p.n, score, spread)
-		p.rank[r] = attention.Presence(p.n, score, spread)
+	s.keys.Scores(scores, u.q.Q, 0, pages)
+	for i := range pages {
+		p := page{seg: seg, i: i, n: s.view.PageTokens(i), mass: next(), rank: next(), scatter: next(), far: next()}
+		for r := range u.rows {
+			score, spread := attention.Softcap(scores[r*pages+i], u.q.Softcap), s.keys.Spread(i)*u.norm2[r]
+			p.mass[r] = attention.Mass(p.n, score, spread)
+			p.rank[r] = attention.Presence(p.n, score, spread)
+		}
+		u.pages = append(u.pages, p)
 	}
-	return p
 }
 
 // share ranks a log weight given by row: its share of the softmax, summed over

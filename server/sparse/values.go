@@ -2,7 +2,6 @@ package sparse
 
 import (
 	"kvtier/attention"
-	"kvtier/compress"
 	"kvtier/tiers"
 )
 
@@ -92,23 +91,25 @@ func (u *run) fetch(chosen []int) error {
 	if err != nil {
 		return err
 	}
-	v := make([]float32, u.d)
-	return u.each(tiers.PlaneV4, ranges, func(seg int, b [][]byte) error {
+	values := newSum(u.rot, u.d)
+	err = u.each(tiers.PlaneV4, ranges, func(seg int, b [][]byte) error {
 		for i, c := range bySeg[seg] {
 			t := u.tokens[c]
 			x := &u.leaves[t.leaf]
 			x.read[t.t] = true
-			compress.UnpackValue(v, b[i], b[len(bySeg[seg])+i], low[c], u.d)
+			scores := values.add(b[i], b[len(bySeg[seg])+i], low[c])
 			for r := range u.rows {
-				u.rot[r].Add(x.log[r][t.t], v)
+				scores.set(r, x.log[r][t.t])
+				u.segs[seg].received += x.share[r][t.t]
 				if u.tr.Token != nil {
 					u.tr.Token(r, u.segs[seg].index, u.place(t), x.log[r][t.t], Read)
 				}
 			}
-			u.segs[seg].received += u.share(func(r int) float32 { return x.log[r][t.t] })
 		}
 		return nil
 	})
+	values.flush()
+	return err
 }
 
 // drainValues reads the low codes of the chosen tokens that are drains.

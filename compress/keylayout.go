@@ -1,0 +1,121 @@
+package compress
+
+import (
+	"math"
+
+	"kvtier/kernels"
+)
+
+// KeyLayout is where the lines of a leaf's first planes lie, by group of
+// channels. It is made once for a head's KeyOrder and a number of planes.
+type KeyLayout struct {
+	d, planes, groups int
+	levels            [MaxHeadDim / groupDims]uint8
+	lines             [levels * MaxHeadDim / groupDims]linePlace // by group, in it by level
+}
+
+type linePlace struct {
+	plane uint8
+	at    uint16 // offset in the plane
+}
+
+// NewKeyLayout lays out the first planes. lines is KeyOrder.Lines, d the head dimension.
+func NewKeyLayout(d int, lines []uint8, planes int) (l KeyLayout) {
+	l.d, l.planes = d, planes
+	eachLine(d, lines, planes, func(_, _, group, _ int) {
+		l.levels[group]++
+		l.groups = max(l.groups, group+1)
+	})
+	first := 0
+	var next [MaxHeadDim / groupDims]int
+	for g := range l.groups {
+		next[g] = first
+		first += int(l.levels[g])
+	}
+	eachLine(d, lines, planes, func(p, at, group, _ int) {
+		l.lines[next[group]] = linePlace{uint8(p), uint16(at)}
+		next[group]++
+	})
+	return l
+}
+
+// Known returns how many channels are known, the first in stored order: a multiple of 16.
+func (l *KeyLayout) Known() int { return l.groups * groupDims }
+
+// Levels returns how many pairs of bits are known of each known group's channels.
+func (l *KeyLayout) Levels() []uint8 { return l.levels[:l.groups] }
+
+// lineBuffer holds pointers to all lines of a leaf.
+type lineBuffer [levels * MaxHeadDim / groupDims]*[lineBytes]byte
+
+// keys finds the lines in planes.
+func (l *KeyLayout) keys(buf *lineBuffer, planes [][]byte) kernels.Keys {
+	n := 0
+	for _, level := range l.Levels() {
+		for range level {
+			p := l.lines[n]
+			buf[n] = (*[lineBytes]byte)(planes[p.plane][p.at:])
+			n++
+		}
+	}
+	return kernels.Keys{Lines: buf[:n], Levels: l.Levels()}
+}
+
+// Unpack reconstructs what the planes say of a leaf's keys: dst is [16][d],
+// channels in stored order, of which the first Known are written. There are as
+// many planes as the layout was made for, each of at least KeyPlaneBytes. A key is read as the midpoint of the bin that is known:
+// lo + (c + 1/2) w; of a 2-bit bin, as Shrink2 of the way from the range's
+// centre to it. The rows of padding tokens are the midpoints of code 0.
+func (l *KeyLayout) Unpack(dst []float32, s KeySteps, planes [][]byte) {
+	var buf lineBuffer
+	kernels.UnpackKeys(dst, l.d, l.keys(&buf, planes[:l.planes]), s.Lo, s.Step)
+}
+
+// Score writes the products of query rows and a leaf's keys, as far as these
+// are known, to dst [rows][16]. q is what Fold made of the rows and the leaf's steps.
+func (l *KeyLayout) Score(dst []float32, q kernels.KeyQuery, planes [][]byte) {
+	var buf lineBuffer
+	kernels.ScoreKeys(dst, q, l.keys(&buf, planes[:l.planes]))
+}
+
+// Fold prepares query rows q [rows][d], channels in stored order, for Score:
+// the bins of keys with steps s are multiplied into them. The products of
+// queries and steps are rounded to 16 bits, which the offset makes up for where
+// codes are in the middle of their range: a score then errs by about .00002 of
+// what the channel that matters most can change it by.
+func (l *KeyLayout) Fold(q []float32, s KeySteps) kernels.KeyQuery {
+	rows, known := len(q)/l.d, l.Known()
+	out := kernels.KeyQuery{Words: make([]int16, rows*known), Scale: make([]float32, 2*rows)}
+	var products [MaxHeadDim]float64
+	for r := range rows {
+		var offset, most float64
+		for j, x := range q[r*l.d:][:known] {
+			bins := &binPlaces[l.levels[j/groupDims]]
+			lo, step := float64(s.Lo[j]), float64(s.Step[j])
+			products[j] = float64(x) * step * bins.scale
+			offset += float64(x) * (lo + step*bins.offset)
+			most = max(most, math.Abs(products[j]))
+		}
+		unit := float32(most / math.MaxInt16)
+		if unit > 0 && finite(unit) { // else there are no keys, or no numbers
+			for j, x := range products[:known] {
+				word := int16(min(max(math.RoundToEven(x/float64(unit)), -math.MaxInt16), math.MaxInt16))
+				out.Words[((j/groupDims)*rows+r)*groupDims+kernels.Place(j%groupDims)] = word
+				offset += (x - float64(unit)*float64(word)) * binPlaces[l.levels[j/groupDims]].middle
+			}
+		}
+		out.Scale[2*r], out.Scale[2*r+1] = unit, float32(offset)
+	}
+	return out
+}
+
+// binPlaces says what codes mean of which so many levels are known: code c is
+// at c times scale plus offset, in units of 8-bit bins; middle is the middle of all codes.
+var binPlaces = func() (p [levels + 1]struct{ offset, scale, middle float64 }) {
+	for level := 1; level <= levels; level++ {
+		half := float64(uint(256)>>(2*level)) / 2
+		p[level].offset, p[level].scale, p[level].middle = half, 1, 128-half
+	}
+	p[1].offset, p[1].scale = 128+(p[1].offset-128)*Shrink2, Shrink2
+	return p
+}()
