@@ -51,19 +51,35 @@ func (u *run) deviate(x *leaf) {
 		attention.Axpy(rows[r][:known], -sum[r], mean[:known])
 	}
 	kernels.Axpys(rows, u.scores, tiers.LeafTokens, u.keys, d, known)
-	for r, mass := range sum {
-		s.codes.lean(s.deviation[r*d:(r+1)*d], mass, r, x.group, len(x.planes))
+	s.codes.lean(sum, x.group, len(x.planes))
+}
+
+// lean notes that keys weigh mass [rows] of a group of tokens of which so many planes are read.
+func (c *codes) lean(mass []float32, group, planes int) {
+	sum := &c.leaning[group][planes-1]
+	if *sum == nil {
+		*sum = make([]float32, len(mass))
+	}
+	for r, m := range mass {
+		(*sum)[r] += m
 	}
 }
 
-// lean adds to dst by how much keys that weigh mass deviate on average, weighted
-// as they are by row r, in the bits that are not known (channels in stored
+// addLean adds to deviation [rows][d] by how much keys deviate on average, weighted
+// as they are by their row, in the bits that are not known (channels in stored
 // order): of a normal deviation e, the mean of e exp(q.e) is cov(e) q times that of exp(q.e).
-func (c *codes) lean(dst []float32, mass float32, r, group, planes int) {
-	q, levels := c.q[r*len(dst):], c.levels[planes-1]
-	for j, s := range c.steps[group].Step[:len(dst)] {
-		s *= 256
-		dst[j] += mass * q[j] * s * s * compress.KeyNoise[levels[j/16]]
+func (c *codes) addLean(deviation []float32) {
+	d := len(c.order.Channels)
+	for group, byPlanes := range c.leaning {
+		for p, mass := range byPlanes {
+			for r, m := range mass {
+				q, dst := c.q[r*d:(r+1)*d], deviation[r*d:(r+1)*d]
+				for j, s := range c.steps[group].Step {
+					s *= 256
+					dst[j] += m * q[j] * s * s * compress.KeyNoise[c.levels[p][j/16]]
+				}
+			}
+		}
 	}
 }
 
@@ -71,6 +87,9 @@ func (c *codes) lean(dst []float32, mass float32, r, group, planes int) {
 func (u *run) follow() {
 	dk, v := u.row2[:u.d], u.row2[u.d:]
 	for _, s := range u.segs {
+		if s.deviation != nil {
+			s.codes.addLean(s.deviation)
+		}
 		for i := 0; i < len(s.deviation); i += u.d {
 			s.codes.order.Restore(dk, s.deviation[i:i+u.d])
 			clear(v)

@@ -23,6 +23,8 @@ type codes struct {
 	hidden  [compress.NumKeyPlanes][]float32 // [rows][d], the query, channels in their own order, in those that are not known; nil if there are none
 	// folded is the query in the bins of a group of tokens: [groups of tokens][planes - 1], made when they are needed.
 	folded [][compress.NumKeyPlanes]kernels.KeyQuery
+	// leaning is the mass [rows] of unread tokens: [groups of tokens][planes - 1].
+	leaning [][compress.NumKeyPlanes][]float32
 	// coarse is the variance of what the unknown bits of known channels do to a
 	// group's scores once so many planes are read, missing that of unknown
 	// channels: [groups of tokens][planes - 1][rows].
@@ -31,7 +33,7 @@ type codes struct {
 
 func newCodes(order compress.KeyOrder, q []float32, groups int) *codes {
 	c := &codes{order: order, q: make([]float32, len(q)), steps: make([]compress.KeySteps, groups),
-		folded: make([][compress.NumKeyPlanes]kernels.KeyQuery, groups),
+		folded: make([][compress.NumKeyPlanes]kernels.KeyQuery, groups), leaning: make([][compress.NumKeyPlanes][]float32, groups),
 		coarse: make([][compress.NumKeyPlanes][]float32, groups), missing: make([][compress.NumKeyPlanes][]float32, groups)}
 	order.Permute(c.q, q)
 	d := len(order.Channels)
@@ -132,6 +134,7 @@ func (u *run) newLeaf(at, l int) leaf {
 	if v.IsDrain(l) && v.DrainKeys().Len > 0 {
 		x.most++
 	}
+	x.planes = make([][]byte, 0, compress.NumKeyPlanes)
 	all, rows := make([]float32, 2*u.rows*x.n), make([][]float32, 2*u.rows)
 	for i := range rows {
 		rows[i] = all[i*x.n : (i+1)*x.n]

@@ -252,6 +252,7 @@ func (u *run) scan() error {
 		}
 	}
 	chosen := attention.Top(rank, u.scanned)
+	u.leaves = make([]leaf, 0, len(chosen)*tiers.PageTokens/tiers.LeafTokens)
 	for i, at := 0, 0; i < len(u.pages); i++ {
 		p := &u.pages[i]
 		if at == len(chosen) || chosen[at] != i {

@@ -2,11 +2,11 @@ package sparse
 
 import (
 	"math"
-	"slices"
 	"sync"
 
 	"kvtier/attention"
 	"kvtier/compress"
+	"kvtier/kernels"
 	"kvtier/tiers"
 )
 
@@ -31,27 +31,45 @@ func (u *run) judge() {
 			outs[r].Add(lse, value)
 		}
 	}
-	for i := range u.pages {
-		p := &u.pages[i]
-		u.segs[p.seg].values.Row(value, p.i)
-		for r := range u.rows {
-			outs[r].Add(p.mass[r], value)
-		}
-	}
-	out := make([]float32, u.d)
-	for r := range u.rows {
-		outs[r].Output(out)
-		norm2 := max(attention.Norm2(out), 1e-30)
-		for i := range u.pages {
-			p := &u.pages[i]
-			s := u.segs[p.seg]
-			s.values.Row(value, p.i)
-			p.scatter[r] = s.values.Spread(p.i) / norm2
-			for j, v := range out {
-				value[j] -= v
+	table, sums := make([]float32, u.rows*len(u.pages)), attention.AppendSums(nil, outs)
+	u.eachSegment(func(s *segmentRun, pages []page) {
+		n := len(pages)
+		for i, p := range pages {
+			for r, mass := range p.mass {
+				table[r*n+i] = mass
 			}
-			p.far[r] = p.scatter[r] + attention.Norm2(value)/norm2
 		}
+		attention.Weigh(outs, table, n, n)
+		s.values.AddTo(sums, table[:u.rows*n])
+	})
+	out, norm2 := make([]float32, u.rows*u.d), make([]float32, u.rows)
+	for r := range u.rows {
+		outs[r].Output(out[r*u.d : (r+1)*u.d])
+		norm2[r] = attention.Norm2(out[r*u.d : (r+1)*u.d])
+	}
+	u.eachSegment(func(s *segmentRun, pages []page) {
+		n := len(pages)
+		s.values.Scores(table, out, 0, n)
+		for i := range pages {
+			p := &pages[i]
+			s.values.Row(value, p.i)
+			square, spread := attention.Norm2(value), s.values.Spread(p.i)
+			for r := range u.rows {
+				distance2 := max(0, square-2*table[r*n+i]+norm2[r])
+				p.scatter[r] = spread / max(norm2[r], 1e-30)
+				p.far[r] = p.scatter[r] + distance2/max(norm2[r], 1e-30)
+			}
+		}
+	})
+}
+
+// eachSegment goes through the segments and their pages.
+func (u *run) eachSegment(use func(s *segmentRun, pages []page)) {
+	at := 0
+	for _, s := range u.segs {
+		n := s.view.Pages()
+		use(s, u.pages[at:at+n])
+		at += n
 	}
 }
 
@@ -69,7 +87,7 @@ func (u *run) normalise() {
 			top = max(top, e.mass[r])
 		}
 		for i := range u.leaves {
-			top = max(top, slices.Max(u.leaves[i].log[r]))
+			top = kernels.Largest(u.leaves[i].log[r], top)
 		}
 		sum := exp(zone - top)
 		for _, e := range u.unread {
@@ -77,15 +95,15 @@ func (u *run) normalise() {
 		}
 		for i := range u.leaves {
 			x := &u.leaves[i]
-			for t, l := range x.log[r] {
-				x.share[r][t] = exp(l - top)
-				sum += x.share[r][t]
-			}
+			copy(x.share[r], x.log[r])
+			sum += kernels.Weights(x.share[r], top)
 		}
 		u.total[r] = top + log(sum)
+		f := 1 / sum
 		for i := range u.leaves {
-			for t := range u.leaves[i].share[r] {
-				u.leaves[i].share[r][t] /= sum
+			share := u.leaves[i].share[r]
+			for t := range share {
+				share[t] *= f
 			}
 		}
 	}
