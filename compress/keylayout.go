@@ -89,24 +89,37 @@ func (l *KeyLayout) Fold(q []float32, s KeySteps) kernels.KeyQuery {
 	var products [MaxHeadDim]float64
 	for r := range rows {
 		var offset, most float64
-		for j, x := range q[r*l.d:][:known] {
-			bins := &binPlaces[l.levels[j/groupDims]]
-			lo, step := float64(s.Lo[j]), float64(s.Step[j])
-			products[j] = float64(x) * step * bins.scale
-			offset += float64(x) * (lo + step*bins.offset)
-			most = max(most, math.Abs(products[j]))
+		row := q[r*l.d:][:known]
+		for g, level := range l.Levels() {
+			bins := &binPlaces[level]
+			for j := g * groupDims; j < (g+1)*groupDims; j++ {
+				x, lo, step := float64(row[j]), float64(s.Lo[j]), float64(s.Step[j])
+				products[j] = x * step * bins.scale
+				offset += x * (lo + step*bins.offset)
+				most = max(most, math.Abs(products[j]))
+			}
 		}
 		unit := float32(most / math.MaxInt16)
 		if unit > 0 && finite(unit) { // else there are no keys, or no numbers
-			for j, x := range products[:known] {
-				word := int16(min(max(math.RoundToEven(x/float64(unit)), -math.MaxInt16), math.MaxInt16))
-				out.Words[((j/groupDims)*rows+r)*groupDims+kernels.Place(j%groupDims)] = word
-				offset += (x - float64(unit)*float64(word)) * binPlaces[l.levels[j/groupDims]].middle
+			for g, level := range l.Levels() {
+				words := out.Words[(g*rows+r)*groupDims:][:groupDims]
+				offset += roundWords(words, products[g*groupDims:], float64(unit)) * binPlaces[level].middle
 			}
 		}
 		out.Scale[2*r], out.Scale[2*r+1] = unit, float32(offset)
 	}
 	return out
+}
+
+// roundWords writes a group's words, x in units, and returns the sum of what rounding took.
+func roundWords(words []int16, x []float64, unit float64) (rest float64) {
+	inverse := 1 / unit
+	for c, x := range x[:groupDims] {
+		word := math.RoundToEven(min(max(x*inverse, -math.MaxInt16), math.MaxInt16))
+		words[kernels.Place(c)] = int16(word)
+		rest += x - unit*word
+	}
+	return rest
 }
 
 // binPlaces says what codes mean of which so many levels are known: code c is

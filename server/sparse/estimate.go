@@ -50,6 +50,7 @@ func (u *run) estimateLeaves() {
 				e.n++
 			}
 		}
+		grades := u.grades(x, len(x.planes))
 		for r, share := range x.share {
 			var sum, squares float32
 			for t, w := range share {
@@ -61,7 +62,7 @@ func (u *run) estimateLeaves() {
 				}
 			}
 			e.mass[r], e.ruled[r] = u.total[r]+log(sum), squares/max(sum*sum, 1e-30)
-			e.noise[r] = min(1, exp(min(u.noise(x, len(x.planes), r), 4))-1) * e.ruled[r]
+			e.noise[r] = min(1, exp(min(grades[r].noise, 4))-1) * e.ruled[r]
 		}
 		if e.n > 0 {
 			e.value = make([]float32, u.d)

@@ -17,24 +17,22 @@ type codes struct {
 	order compress.KeyOrder
 	q     []float32 // [rows][d], channels in stored order
 	steps []compress.KeySteps
-	// What is known of a leaf once so many planes - 1 are read.
+	// What is known of a leaf's keys: [planes that are read - 1].
 	layouts [compress.NumKeyPlanes]compress.KeyLayout
-	levels  [compress.NumKeyPlanes][]uint8   // [groups of channels], pairs of bits
-	hidden  [compress.NumKeyPlanes][]float32 // [rows][d], the query, channels in their own order, in those that are not known; nil if there are none
-	// folded is the query in the bins of a group of tokens: [groups of tokens][planes - 1], made when they are needed.
-	folded [][compress.NumKeyPlanes]kernels.KeyQuery
-	// leaning is the mass [rows] of unread tokens: [groups of tokens][planes - 1].
+	levels  [compress.NumKeyPlanes][]uint8 // [groups of channels], pairs of bits
+	// hidden is the query [rows][d], channels in their own order, in those of which nothing is known; nil if there are none.
+	hidden [compress.NumKeyPlanes][]float32
+	// By group of tokens, and by planes that are read - 1: what the missing bits mean, by row; the
+	// query in the bins of keys, made when it is needed; the mass of unread tokens, by row.
+	grades  [][compress.NumKeyPlanes][]grade
+	folded  [][compress.NumKeyPlanes]kernels.KeyQuery
 	leaning [][compress.NumKeyPlanes][]float32
-	// coarse is the variance of what the unknown bits of known channels do to a
-	// group's scores once so many planes are read, missing that of unknown
-	// channels: [groups of tokens][planes - 1][rows].
-	coarse, missing [][compress.NumKeyPlanes][]float32
 }
 
 func newCodes(order compress.KeyOrder, q []float32, groups int) *codes {
 	c := &codes{order: order, q: make([]float32, len(q)), steps: make([]compress.KeySteps, groups),
 		folded: make([][compress.NumKeyPlanes]kernels.KeyQuery, groups), leaning: make([][compress.NumKeyPlanes][]float32, groups),
-		coarse: make([][compress.NumKeyPlanes][]float32, groups), missing: make([][compress.NumKeyPlanes][]float32, groups)}
+		grades: make([][compress.NumKeyPlanes][]grade, groups)}
 	order.Permute(c.q, q)
 	d := len(order.Channels)
 	for p := range c.layouts {
@@ -74,13 +72,40 @@ func (c *codes) addGroup(g int, b []byte, exp int) (err error) {
 	if c.steps[g], err = compress.ParseKeySteps(b, d, exp); err != nil {
 		return err
 	}
-	for p, levels := range c.levels {
-		for at := 0; at < len(c.q); at += d {
-			coarse, missing := noise(c.q[at:at+d], c.steps[g].Step, levels)
-			c.coarse[g][p], c.missing[g][p] = append(c.coarse[g][p], coarse), append(c.missing[g][p], missing)
+	c.grade(g)
+	return nil
+}
+
+// grade is what the bits that are not known mean for a row's scores of a group of tokens.
+type grade struct {
+	noise   float32 // the variance of what scores lack
+	missing float32 // the part of it that channels make of which nothing is known
+	raise   float32 // by how much noise raises a weight on average, log
+	squares squares
+	// What the next plane takes away, as a share: of the error of tokens that err
+	// each on its own, and of those that err alike.
+	own, common float32
+}
+
+func (c *codes) grade(g int) {
+	d := len(c.order.Channels)
+	rows := len(c.q) / d
+	all := make([]grade, rows*compress.NumKeyPlanes)
+	for p := range c.levels {
+		c.grades[g][p], all = all[:rows], all[rows:]
+	}
+	for r := range rows {
+		for p := compress.NumKeyPlanes - 1; p >= 0; p-- {
+			x := &c.grades[g][p][r]
+			coarse, missing := noise(c.q[r*d:(r+1)*d], c.steps[g].Step, c.levels[p])
+			x.noise, x.missing = coarse+missing, missing
+			x.raise, x.squares = attention.Mass(1, 0, x.noise), squaresFor(x.noise)
+			if p+1 < compress.NumKeyPlanes {
+				next := c.grades[g][p+1][r]
+				x.own, x.common = 1-exp(next.noise-x.noise), 1-exp(next.missing-x.missing)
+			}
 		}
 	}
-	return nil
 }
 
 // noise is the variance of what a score of q lacks by the bits that are not
@@ -101,10 +126,9 @@ func noise(q, step []float32, levels []uint8) (coarse, missing float32) {
 	return min(coarse, mostNoise), min(missing, mostNoise)
 }
 
-// noise is the variance of what a leaf's scores for row r lack once so many planes are read.
-func (u *run) noise(x *leaf, planes, r int) float32 {
-	c := u.segs[x.seg].codes
-	return c.coarse[x.group][planes-1][r] + c.missing[x.group][planes-1][r]
+// grades returns, by row, what it means for a leaf's scores that so many planes are read.
+func (u *run) grades(x *leaf, planes int) []grade {
+	return u.segs[x.seg].codes.grades[x.group][planes-1]
 }
 
 // mostNoise keeps what is computed from noise finite, whatever bins were stored.
@@ -149,9 +173,9 @@ func (u *run) newLeaf(at, l int) leaf {
 func (u *run) scoreLeaf(x *leaf) {
 	c, planes := u.segs[x.seg].codes, len(x.planes)
 	c.layouts[planes-1].Score(u.scores, c.query(x.group, planes), x.planes)
-	rest := u.unknown(x)
+	rest, grades := u.unknown(x), u.grades(x, planes)
 	for r, log := range x.log {
-		raise := attention.Mass(1, 0, u.noise(x, planes, r))
+		raise := grades[r].raise
 		for t, score := range u.scores[r*tiers.LeafTokens:][:len(log)] {
 			log[t] = raise + attention.Softcap(rest[r]+score, u.q.Softcap)
 		}

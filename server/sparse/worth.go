@@ -111,31 +111,30 @@ func (u *run) normalise() {
 
 // weigh computes what reading more of a leaf's tokens is worth.
 func (u *run) weigh(x *leaf) {
-	p, c := &u.pages[x.page], u.segs[x.seg].codes
-	planes, missing := len(x.planes), &c.missing[x.group]
+	p, planes := &u.pages[x.page], len(x.planes)
 	x.keyGain, x.valueGain = [compress.NumKeyPlanes]float32{}, [tiers.LeafTokens]float32{}
-	for r, log := range x.log {
-		for at := planes; at == planes || at < x.most; at++ { // if so many planes are read
-			noise := u.noise(x, at, r)
-			raise, squares := attention.Mass(1, 0, noise), squaresFor(noise)
+	for at := planes; at == planes || at < x.most; at++ { // if so many planes are read
+		grades := u.grades(x, at)
+		for r, log := range x.log {
+			g := &grades[r]
 			var sum, roots float32
 			for t, l := range log {
-				square := squares.at(l - u.total[r] - raise)
+				square := g.squares.at(l - u.total[r] - g.raise)
 				if at == planes {
 					x.valueGain[t] += p.scatter[r] * square
 				}
 				sum += square
-				roots += float32(math.Sqrt(float64(square)))
+				roots += sqrt(square)
 			}
-			if at == x.most {
-				break
+			if at < x.most {
+				roots = min(roots, 1) // all shares together
+				x.keyGain[at] += p.far[r] * (sum*g.own + alike*max(0, roots*roots-sum)*g.common)
 			}
-			roots = min(roots, 1) // all shares together
-			x.keyGain[at] += p.far[r] * (sum*(1-exp(u.noise(x, at+1, r)-noise)) +
-				alike*max(0, roots*roots-sum)*(1-exp(missing[at][r]-missing[at-1][r])))
 		}
 	}
 }
+
+func sqrt(x float32) float32 { return float32(math.Sqrt(float64(x))) }
 
 // meanSquare is the mean of the square of a token's share of the softmax, whose
 // log is normal with mean mu and variance noise, but no share is more than 1.

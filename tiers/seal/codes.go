@@ -10,6 +10,7 @@ import (
 type Codes struct {
 	View
 	planes [tiers.NumPlanes][]byte
+	sizes  [compress.NumKeyPlanes]int // of a leaf in each plane of keys
 	order  compress.KeyOrder
 	// layouts of leaves of the body and of outliers, and of drains, which may have a plane more.
 	layout, drains compress.KeyLayout
@@ -19,6 +20,7 @@ type Codes struct {
 // error is compress.ErrCorrupt.
 func (v View) Codes(of func(tiers.Plane) []byte) (*Codes, error) {
 	c := v.codes(of)
+	c.sizes = compress.KeyPlaneBytes(v.D)
 	order, err := compress.ParseKeyOrder(c.planes[tiers.PlaneSteps], v.D)
 	if err != nil {
 		return nil, err
@@ -64,13 +66,10 @@ func (c *Codes) Layout(l int) *compress.KeyLayout {
 // Leaf returns the planes of leaf l's keys, to be read by Layout(l).
 func (c *Codes) Leaf(l int) (out [compress.NumKeyPlanes][]byte) {
 	for i, p := range tiers.KeyPlanes {
-		r := c.LeafKeys(i, l)
-		b := c.planes[p]
-		if p == tiers.PlaneK8 && b == nil && c.IsDrain(l) {
-			b, r = c.planes[tiers.PlaneDrains], c.DrainKeys()
-		}
-		if b != nil {
-			out[i] = b[r.Off : r.Off+r.Len]
+		if b, n := c.planes[p], c.sizes[i]; b != nil {
+			out[i] = b[l*n : (l+1)*n]
+		} else if p == tiers.PlaneK8 && c.IsDrain(l) {
+			out[i] = c.planes[tiers.PlaneDrains][:n]
 		}
 	}
 	return out
