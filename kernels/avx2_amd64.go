@@ -30,3 +30,6 @@ func scoreKeysAVX2(dst *float32, q *int16, scale *float32, rows int, lines **[64
 
 //go:noescape
 func unpackKeysAVX2(dst *float32, d int, lines **[64]byte, levels *byte, groups int, lo *float32, step *float32)
+
+//go:noescape
+func sweepAVX2(b *byte, n int) (sum uint64)

@@ -3429,3 +3429,33 @@ part1known:
 	JNZ          group
 	VZEROUPPER
 	RET
+
+// func sweepAVX2(b *byte, n int) (sum uint64)
+// Requires: AVX, AVX2
+TEXT ·sweepAVX2(SB), NOSPLIT, $0-24
+	MOVQ   b+0(FP), AX
+	MOVQ   n+8(FP), CX
+	VXORPS Y0, Y0, Y0
+	VXORPS Y1, Y1, Y1
+	VXORPS Y2, Y2, Y2
+	VXORPS Y3, Y3, Y3
+
+loop:
+	VPADDQ       (AX), Y0, Y0
+	VPADDQ       32(AX), Y1, Y1
+	VPADDQ       64(AX), Y2, Y2
+	VPADDQ       96(AX), Y3, Y3
+	ADDQ         $0x00000080, AX
+	SUBQ         $0x00000080, CX
+	JNZ          loop
+	VPADDQ       Y1, Y0, Y0
+	VPADDQ       Y2, Y0, Y0
+	VPADDQ       Y3, Y0, Y0
+	VEXTRACTF128 $0x01, Y0, X1
+	VPADDQ       X1, X0, X0
+	VPSHUFD      $0xee, X0, X1
+	VPADDQ       X1, X0, X0
+	VMOVQ        X0, AX
+	MOVQ         AX, sum+16(FP)
+	VZEROUPPER
+	RET

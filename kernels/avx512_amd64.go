@@ -30,3 +30,6 @@ func scoreKeysAVX512(dst *float32, q *int16, scale *float32, rows int, lines **[
 
 //go:noescape
 func unpackKeysAVX512(dst *float32, d int, lines **[64]byte, levels *byte, groups int, lo *float32, step *float32)
+
+//go:noescape
+func sweepAVX512(b *byte, n int) (sum uint64)

@@ -5169,3 +5169,35 @@ part0known:
 	JNZ           group
 	VZEROUPPER
 	RET
+
+// func sweepAVX512(b *byte, n int) (sum uint64)
+// Requires: AVX, AVX2, AVX512DQ, AVX512F, AVX512VL
+TEXT ·sweepAVX512(SB), NOSPLIT, $0-24
+	MOVQ   b+0(FP), AX
+	MOVQ   n+8(FP), CX
+	VXORPS Z0, Z0, Z0
+	VXORPS Z1, Z1, Z1
+	VXORPS Z2, Z2, Z2
+	VXORPS Z3, Z3, Z3
+
+loop:
+	VPADDQ        (AX), Z0, Z0
+	VPADDQ        64(AX), Z1, Z1
+	VPADDQ        128(AX), Z2, Z2
+	VPADDQ        192(AX), Z3, Z3
+	ADDQ          $0x00000100, AX
+	SUBQ          $0x00000100, CX
+	JNZ           loop
+	VPADDQ        Z1, Z0, Z0
+	VPADDQ        Z2, Z0, Z0
+	VPADDQ        Z3, Z0, Z0
+	VEXTRACTF64X4 $0x01, Z0, Y1
+	VPADDQ        Y1, Y0, Y0
+	VEXTRACTF32X4 $0x01, Y0, X1
+	VPADDQ        X1, X0, X0
+	VPSHUFD       $0xee, X0, X1
+	VPADDQ        X1, X0, X0
+	VMOVQ         X0, AX
+	MOVQ          AX, sum+16(FP)
+	VZEROUPPER
+	RET

@@ -122,3 +122,13 @@ func unpackKeys(dst []float32, d int, k Keys, lo, step []float32) {
 		plainUnpackKeys(dst, d, k, lo, step)
 	}
 }
+
+func sweep(b []byte) uint64 {
+	switch Variant(active.Load()) {
+	case AVX512:
+		return sweepAVX512(&b[0], len(b))
+	case AVX2:
+		return sweepAVX2(&b[0], len(b))
+	}
+	return plainSweep(b)
+}

@@ -33,3 +33,5 @@ func scoreKeys(dst []float32, q KeyQuery, k Keys, rows int) { plainScoreKeys(dst
 func unpackKeys(dst []float32, d int, k Keys, lo, step []float32) {
 	plainUnpackKeys(dst, d, k, lo, step)
 }
+
+func sweep(b []byte) uint64 { return plainSweep(b) }

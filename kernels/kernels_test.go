@@ -251,6 +251,19 @@ func checkUnpack(t *testing.T, rng *rand.Rand, k Keys, d int) {
 	}
 }
 
+func TestSweep(t *testing.T) {
+	others(t, func(t *testing.T) {
+		for _, n := range []int{0, 1, 255, 256, 511, 1024, 4096 + 17} {
+			b := oddBytes(rand.New(rand.NewPCG(1, uint64(n))), n)
+			got, want := Sweep(b), uint64(0)
+			plain(func() { want = Sweep(b) })
+			if got != want {
+				t.Errorf("%d bytes: %x, not %x", n, got, want)
+			}
+		}
+	})
+}
+
 // The largest sums that there can be: 256 channels of code 255.
 func TestScoresDoNotOverflow(t *testing.T) {
 	k := Keys{Levels: slices.Repeat([]uint8{4}, mostGroups)}

@@ -196,3 +196,10 @@ func plainUnpackKeys(dst []float32, d int, k Keys, lo, step []float32) {
 		}
 	}
 }
+
+func plainSweep(b []byte) (sum uint64) {
+	for ; len(b) >= 8; b = b[8:] {
+		sum += binary.LittleEndian.Uint64(b)
+	}
+	return sum
+}

@@ -20,7 +20,7 @@ func newVersion(a *app) *cobra.Command {
 			version, platform := buildinfo.Version(), runtime.GOOS+"/"+runtime.GOARCH
 			loops, err := kernels.Active()
 			if err != nil {
-				return err
+				return failf(exitUsage, "%v", err)
 			}
 			if a.format == "json" {
 				return a.printValue(map[string]string{"version": version, "go": runtime.Version(), "platform": platform, "kernels": loops.String()})

@@ -44,6 +44,7 @@ func main() {
 	v.addValues()
 	v.scoreKeys()
 	v.unpackKeys()
+	v.sweep()
 	Generate()
 }
 

@@ -1,0 +1,31 @@
+package main
+
+import (
+	. "github.com/mmcloughlin/avo/build"
+	. "github.com/mmcloughlin/avo/operand"
+)
+
+// sweep: four loads at a time, each into a sum of its own, so that nothing but memory limits it.
+func (v isa) sweep() {
+	const loads = 4
+	v.function("sweep", "b *byte, n int) (sum uint64")
+	at, n := param("b"), param("n")
+	acc := v.zeros(loads)
+	Label("loop")
+	for i, a := range acc {
+		VPADDQ(Mem{Base: at, Disp: 4 * v.lanes * i}, a, a)
+	}
+	ADDQ(U32(uint64(4*v.lanes*loads)), at)
+	SUBQ(U32(uint64(4*v.lanes*loads)), n)
+	JNZ(LabelRef("loop"))
+	for _, a := range acc[1:] {
+		VPADDQ(a, acc[0], acc[0])
+	}
+	sum, t := v.narrow(acc[0], VPADDQ), XMM()
+	VPSHUFD(Imm(0xee), sum, t)
+	VPADDQ(t, sum, sum)
+	r := GP64()
+	VMOVQ(sum, r)
+	Store(r, Return("sum"))
+	end()
+}

@@ -1,0 +1,12 @@
+package kernels
+
+// Sweep reads all of b and returns the sum of its little-endian 64-bit words;
+// bytes behind the last whole 256 are not read. It is what the other kernels' speed is compared
+// with: nothing reads memory faster.
+func Sweep(b []byte) uint64 {
+	b = b[:len(b)&^255]
+	if len(b) == 0 {
+		return 0
+	}
+	return sweep(b)
+}
