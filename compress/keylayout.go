@@ -9,73 +9,51 @@ import (
 // KeyLayout is where the lines of a leaf's first planes lie, by group of
 // channels. It is made once for a head's KeyOrder and a number of planes.
 type KeyLayout struct {
-	d, planes, groups int
-	levels            [MaxHeadDim / groupDims]uint8
-	lines             [levels * MaxHeadDim / groupDims]linePlace // by group, in it by level
-}
-
-type linePlace struct {
-	plane uint8
-	at    uint16 // offset in the plane
+	d     int
+	lines kernels.Layout
 }
 
 // NewKeyLayout lays out the first planes. lines is KeyOrder.Lines, d the head dimension.
-func NewKeyLayout(d int, lines []uint8, planes int) (l KeyLayout) {
-	l.d, l.planes = d, planes
+func NewKeyLayout(d int, lines []uint8, planes int) KeyLayout {
+	const most = MaxHeadDim / groupDims
+	var known [most]uint8
+	groups := 0
 	eachLine(d, lines, planes, func(_, _, group, _ int) {
-		l.levels[group]++
-		l.groups = max(l.groups, group+1)
+		known[group]++
+		groups = max(groups, group+1)
 	})
-	first := 0
-	var next [MaxHeadDim / groupDims]int
-	for g := range l.groups {
-		next[g] = first
-		first += int(l.levels[g])
+	var next [most + 1]int // where the group's next line comes
+	for g, n := range known {
+		next[g+1] = next[g] + int(n)
 	}
+	var places [levels * most]kernels.LinePlace
+	n := next[most]
 	eachLine(d, lines, planes, func(p, at, group, _ int) {
-		l.lines[next[group]] = linePlace{uint8(p), uint16(at)}
+		places[next[group]] = kernels.LinePlace{Plane: uint16(p), At: uint16(at)}
 		next[group]++
 	})
-	return l
+	return KeyLayout{d: d, lines: kernels.NewLayout(known[:groups], places[:n])}
 }
 
 // Known returns how many channels are known, the first in stored order: a multiple of 16.
-func (l *KeyLayout) Known() int { return l.groups * groupDims }
+func (l *KeyLayout) Known() int { return len(l.Levels()) * groupDims }
 
 // Levels returns how many pairs of bits are known of each known group's channels.
-func (l *KeyLayout) Levels() []uint8 { return l.levels[:l.groups] }
-
-// lineBuffer holds pointers to all lines of a leaf.
-type lineBuffer [levels * MaxHeadDim / groupDims]*[lineBytes]byte
-
-// keys finds the lines in planes.
-func (l *KeyLayout) keys(buf *lineBuffer, planes [][]byte) kernels.Keys {
-	n := 0
-	for _, level := range l.Levels() {
-		for range level {
-			p := l.lines[n]
-			buf[n] = (*[lineBytes]byte)(planes[p.plane][p.at:])
-			n++
-		}
-	}
-	return kernels.Keys{Lines: buf[:n], Levels: l.Levels()}
-}
+func (l *KeyLayout) Levels() []uint8 { return l.lines.Levels() }
 
 // Unpack reconstructs what the planes say of a leaf's keys: dst is [16][d],
-// channels in stored order, of which the first Known are written. There are as
+// channels in stored order, of which the first Known are written. There are at least as
 // many planes as the layout was made for, each of at least KeyPlaneBytes. A key is read as the midpoint of the bin that is known:
 // lo + (c + 1/2) w; of a 2-bit bin, as Shrink2 of the way from the range's
 // centre to it. The rows of padding tokens are the midpoints of code 0.
 func (l *KeyLayout) Unpack(dst []float32, s KeySteps, planes [][]byte) {
-	var buf lineBuffer
-	kernels.UnpackKeys(dst, l.d, l.keys(&buf, planes[:l.planes]), s.Lo, s.Step)
+	kernels.UnpackKeys(dst, l.d, &l.lines, planes, s.Lo, s.Step)
 }
 
 // Score writes the products of query rows and a leaf's keys, as far as these
-// are known, to dst [rows][16]. q is what Fold made of the rows and the leaf's steps.
-func (l *KeyLayout) Score(dst []float32, q kernels.KeyQuery, planes [][]byte) {
-	var buf lineBuffer
-	kernels.ScoreKeys(dst, q, l.keys(&buf, planes[:l.planes]))
+// are known, to dst [rows][16], a row beginning every stride scores. q is what Fold made of the rows and the leaf's steps.
+func (l *KeyLayout) Score(dst []float32, stride int, q kernels.KeyQuery, planes [][]byte) {
+	kernels.ScoreKeys(dst, stride, q, &l.lines, planes)
 }
 
 // Fold prepares query rows q [rows][d], channels in stored order, for Score:

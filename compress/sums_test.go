@@ -35,7 +35,7 @@ func checkScore(t *testing.T, what string, q []float32, d int, order KeyOrder, s
 	l := NewKeyLayout(d, order.Lines, len(planes))
 	keys, scores := make([]float32, 16*d), make([]float32, len(q)/d*16)
 	known := UnpackKeys(keys, d, order.Lines, s, planes...)
-	l.Score(scores, l.Fold(q, s), planes)
+	l.Score(scores, 16, l.Fold(q, s), planes)
 	for r := 0; r < len(q)/d; r++ {
 		var most float64 // what one channel can change a score by
 		for j, x := range q[r*d:][:known] {
@@ -63,13 +63,13 @@ func TestFoldNotFinite(t *testing.T) {
 	for _, bad := range []float32{float32(math.NaN()), float32(math.Inf(1))} {
 		q, scores := make([]float32, d), make([]float32, 16)
 		q[3] = bad
-		l.Score(scores, l.Fold(q, s), planes[:])
+		l.Score(scores, 16, l.Fold(q, s), planes[:])
 		if finite(scores[0]) {
 			t.Errorf("query %v: score %v", bad, scores[0])
 		}
 	}
 	scores := make([]float32, 16)
-	if l.Score(scores, l.Fold(make([]float32, d), s), planes[:]); scores[0] != 0 {
+	if l.Score(scores, 16, l.Fold(make([]float32, d), s), planes[:]); scores[0] != 0 {
 		t.Errorf("query 0: score %v", scores[0])
 	}
 }

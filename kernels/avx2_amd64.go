@@ -26,10 +26,10 @@ func largestAVX2(x *float32, n int, least float32) (most float32)
 func addValuesAVX2(out *[]float32, w *float32, stride int, rows int, scale *float32, high *[]byte, low *[]byte, n int, d int)
 
 //go:noescape
-func scoreKeysAVX2(dst *float32, q *int16, scale *float32, rows int, lines **[64]byte, levels *byte, groups int)
+func scoreKeysAVX2(dst *float32, stride int, q *int16, scale *float32, rows int, planes *[]byte, lines *uint16, levels *byte, groups int)
 
 //go:noescape
-func unpackKeysAVX2(dst *float32, d int, lines **[64]byte, levels *byte, groups int, lo *float32, step *float32)
+func unpackKeysAVX2(dst *float32, d int, planes *[]byte, lines *uint16, levels *byte, groups int, lo *float32, step *float32)
 
 //go:noescape
 func sweepAVX2(b *byte, n int) (sum uint64)

@@ -3,6 +3,7 @@ package kernels
 import (
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"testing"
 )
 
@@ -17,16 +18,15 @@ func BenchmarkKernels(b *testing.B) {
 		high[i] = c[i*d/2:][:d/2]
 	}
 	scale, steps, query := odd(rng, 2*n), odd(rng, d), KeyQuery{make([]int16, rows*d), odd(rng, 2*rows)}
-	leaves := func(levels int) (keys Keys) {
-		for range d / LineTokens {
-			keys.Levels = append(keys.Levels, uint8(levels))
-			for range levels {
-				keys.Lines = append(keys.Lines, (*[Line]byte)(oddBytes(rng, Line)))
-			}
+	planes := [][]byte{oddBytes(rng, d/LineTokens*4*Line)}
+	layout := func(levels int) (l Layout) {
+		var lines []LinePlace
+		for i := range d / LineTokens * levels {
+			lines = append(lines, LinePlace{0, uint16(i * Line)})
 		}
-		return keys
+		return NewLayout(slices.Repeat([]uint8{uint8(levels)}, d/LineTokens), lines)
 	}
-	bits2, bits8 := leaves(1), leaves(4)
+	bits2, bits8 := layout(1), layout(4)
 	for _, x := range []struct {
 		name string
 		run  func()
@@ -38,17 +38,17 @@ func BenchmarkKernels(b *testing.B) {
 		{"values", func() { AddValues(out, dst, n, scale, high, nil, d) }},
 		{"score 2 bits", func() {
 			for range n / LineTokens {
-				ScoreKeys(dst, query, bits2)
+				ScoreKeys(dst, n, query, &bits2, planes)
 			}
 		}},
 		{"score 8 bits", func() {
 			for range n / LineTokens {
-				ScoreKeys(dst, query, bits8)
+				ScoreKeys(dst, n, query, &bits8, planes)
 			}
 		}},
 		{"unpack 8 bits", func() {
 			for range n / LineTokens {
-				UnpackKeys(k, d, bits8, steps, steps)
+				UnpackKeys(k, d, &bits8, planes, steps, steps)
 			}
 		}},
 	} {

@@ -101,25 +101,25 @@ func addValues(out [][]float32, w []float32, stride int, scale []float32, high, 
 	}
 }
 
-func scoreKeys(dst []float32, q KeyQuery, k Keys, rows int) {
+func scoreKeys(dst []float32, stride int, q KeyQuery, l *Layout, planes [][]byte, rows int) {
 	switch Variant(active.Load()) {
 	case AVX512:
-		scoreKeysAVX512(&dst[0], &q.Words[0], &q.Scale[0], rows, &k.Lines[0], &k.Levels[0], len(k.Levels))
+		scoreKeysAVX512(&dst[0], stride, &q.Words[0], &q.Scale[0], rows, &planes[0], &l.lines[0].Plane, &l.levels[0], l.groups)
 	case AVX2:
-		scoreKeysAVX2(&dst[0], &q.Words[0], &q.Scale[0], rows, &k.Lines[0], &k.Levels[0], len(k.Levels))
+		scoreKeysAVX2(&dst[0], stride, &q.Words[0], &q.Scale[0], rows, &planes[0], &l.lines[0].Plane, &l.levels[0], l.groups)
 	default:
-		plainScoreKeys(dst, q, k, rows)
+		plainScoreKeys(dst, stride, q, l, planes, rows)
 	}
 }
 
-func unpackKeys(dst []float32, d int, k Keys, lo, step []float32) {
+func unpackKeys(dst []float32, d int, l *Layout, planes [][]byte, lo, step []float32) {
 	switch Variant(active.Load()) {
 	case AVX512:
-		unpackKeysAVX512(&dst[0], d, &k.Lines[0], &k.Levels[0], len(k.Levels), &lo[0], &step[0])
+		unpackKeysAVX512(&dst[0], d, &planes[0], &l.lines[0].Plane, &l.levels[0], l.groups, &lo[0], &step[0])
 	case AVX2:
-		unpackKeysAVX2(&dst[0], d, &k.Lines[0], &k.Levels[0], len(k.Levels), &lo[0], &step[0])
+		unpackKeysAVX2(&dst[0], d, &planes[0], &l.lines[0].Plane, &l.levels[0], l.groups, &lo[0], &step[0])
 	default:
-		plainUnpackKeys(dst, d, k, lo, step)
+		plainUnpackKeys(dst, d, l, planes, lo, step)
 	}
 }
 

@@ -28,10 +28,12 @@ func addValues(out [][]float32, w []float32, stride int, scale []float32, high, 
 	plainAddValues(out, w, stride, scale, high, low, d)
 }
 
-func scoreKeys(dst []float32, q KeyQuery, k Keys, rows int) { plainScoreKeys(dst, q, k, rows) }
+func scoreKeys(dst []float32, stride int, q KeyQuery, l *Layout, planes [][]byte, rows int) {
+	plainScoreKeys(dst, stride, q, l, planes, rows)
+}
 
-func unpackKeys(dst []float32, d int, k Keys, lo, step []float32) {
-	plainUnpackKeys(dst, d, k, lo, step)
+func unpackKeys(dst []float32, d int, l *Layout, planes [][]byte, lo, step []float32) {
+	plainUnpackKeys(dst, d, l, planes, lo, step)
 }
 
 func sweep(b []byte) uint64 { return plainSweep(b) }

@@ -197,17 +197,24 @@ func TestAddValues(t *testing.T) {
 	})
 }
 
-// leaf makes random lines for some groups.
-func leaf(rng *rand.Rand, groups int) (k Keys) {
+// leaf makes random lines for some groups, over a few planes and in no order.
+func leaf(rng *rand.Rand, groups int) (l Layout, planes [][]byte) {
+	var levels []uint8
+	var lines []LinePlace
+	planes = make([][]byte, 1+rng.IntN(mostPlanes))
 	for range groups {
-		l := 1 + rng.IntN(4)
-		k.Levels = append(k.Levels, uint8(l))
-		for range l {
-			line := oddBytes(rng, Line)
-			k.Lines = append(k.Lines, (*[Line]byte)(line))
+		n := 1 + rng.IntN(4)
+		levels = append(levels, uint8(n))
+		for range n {
+			p := rng.IntN(len(planes))
+			lines = append(lines, LinePlace{uint16(p), uint16(len(planes[p]))})
+			planes[p] = append(planes[p], oddBytes(rng, Line+rng.IntN(3))...)
 		}
 	}
-	return k
+	for p := range planes {
+		planes[p] = slices.Clip(planes[p])
+	}
+	return NewLayout(levels, lines), planes
 }
 
 func TestKeys(t *testing.T) {
@@ -215,67 +222,53 @@ func TestKeys(t *testing.T) {
 		for groups := 1; groups <= mostGroups; groups++ {
 			for _, rows := range []int{1, 2, 3, 4, 5, 7, 8, 16, 17} {
 				rng := rand.New(rand.NewPCG(uint64(groups), uint64(rows)))
-				k := leaf(rng, groups)
+				l, planes := leaf(rng, groups)
 				q := KeyQuery{Words: make([]int16, groups*rows*LineTokens), Scale: odd(rng, 2*rows)}
 				for i := range q.Words {
 					q.Words[i] = int16(rng.IntN(65535) - 32767)
 				}
-				checkScores(t, q, k)
+				checkScores(t, rng, q, l, planes)
 				d := groups*LineTokens + 16*rng.IntN(2)
-				checkUnpack(t, rng, k, d)
+				checkUnpack(t, rng, l, planes, d)
 			}
 		}
 	})
 }
 
 // checkScores and checkUnpack want the same bits as the Go loop's.
-func checkScores(t *testing.T, q KeyQuery, k Keys) {
+func checkScores(t *testing.T, rng *rand.Rand, q KeyQuery, l Layout, planes [][]byte) {
 	t.Helper()
-	got, want := make([]float32, len(q.Scale)/2*LineTokens), make([]float32, len(q.Scale)/2*LineTokens)
-	ScoreKeys(got, q, k)
-	plain(func() { ScoreKeys(want, q, k) })
+	rows, stride := len(q.Scale)/2, LineTokens+rng.IntN(5)
+	got := odd(rng, (rows-1)*stride+LineTokens)
+	want := slices.Clone(got)
+	ScoreKeys(got, stride, q, &l, planes)
+	plain(func() { ScoreKeys(want, stride, q, &l, planes) })
 	if !slices.Equal(got, want) {
-		t.Fatalf("%d rows, levels %v:\n%v, not\n%v", len(q.Scale)/2, k.Levels, got, want)
+		t.Fatalf("%d rows, levels %v:\n%v, not\n%v", rows, l.Levels(), got, want)
 	}
 }
 
-func checkUnpack(t *testing.T, rng *rand.Rand, k Keys, d int) {
+func checkUnpack(t *testing.T, rng *rand.Rand, l Layout, planes [][]byte, d int) {
 	t.Helper()
 	lo, step := odd(rng, d), odd(rng, d)
 	got := odd(rng, LineTokens*d)
 	want := slices.Clone(got) // channels that are not known are left alone
-	UnpackKeys(got, d, k, lo, step)
-	plain(func() { UnpackKeys(want, d, k, lo, step) })
+	UnpackKeys(got, d, &l, planes, lo, step)
+	plain(func() { UnpackKeys(want, d, &l, planes, lo, step) })
 	if !slices.Equal(got, want) {
-		t.Fatalf("levels %v, d %d: unpacked keys differ", k.Levels, d)
+		t.Fatalf("levels %v, d %d: unpacked keys differ", l.Levels(), d)
 	}
-}
-
-func TestSweep(t *testing.T) {
-	others(t, func(t *testing.T) {
-		for _, n := range []int{0, 1, 255, 256, 511, 1024, 4096 + 17} {
-			b := oddBytes(rand.New(rand.NewPCG(1, uint64(n))), n)
-			got, want := Sweep(b), uint64(0)
-			plain(func() { want = Sweep(b) })
-			if got != want {
-				t.Errorf("%d bytes: %x, not %x", n, got, want)
-			}
-		}
-	})
 }
 
 // The largest sums that there can be: 256 channels of code 255.
 func TestScoresDoNotOverflow(t *testing.T) {
-	k := Keys{Levels: slices.Repeat([]uint8{4}, mostGroups)}
-	ones := [Line]byte(slices.Repeat([]byte{0xff}, Line))
-	for range 4 * mostGroups {
-		k.Lines = append(k.Lines, &ones)
-	}
+	l := NewLayout(slices.Repeat([]uint8{4}, mostGroups), make([]LinePlace, mostLines))
+	ones := [][]byte{slices.Repeat([]byte{0xff}, Line)}
 	q := KeyQuery{Words: slices.Repeat([]int16{math.MaxInt16}, mostGroups*LineTokens), Scale: []float32{1, 0}}
 	for _, v := range Variants() {
 		undo := Use(v)
 		got := make([]float32, LineTokens)
-		ScoreKeys(got, q, k)
+		ScoreKeys(got, LineTokens, q, &l, ones)
 		undo()
 		if want := float32(mostGroups * LineTokens * 255 * math.MaxInt16); got[0] != want || got[15] != want {
 			t.Errorf("%v: %v, not %v", v, got, want)
@@ -306,38 +299,43 @@ func TestNotFinite(t *testing.T) {
 func TestShortSlicesPanic(t *testing.T) {
 	f := func(n int) []float32 { return make([]float32, n) }
 	b := func(n int) []byte { return make([]byte, n) }
-	k := leaf(rand.New(rand.NewPCG(1, 1)), 2)
+	two, one := []LinePlace{{0, 0}, {0, 64}}, []LinePlace{{0, 0}}
+	l := NewLayout([]uint8{1, 1}, two)
+	planes := [][]byte{b(128)}
 	query := func(words, rows int) KeyQuery { return KeyQuery{make([]int16, words), f(2 * rows)} }
 	for name, call := range map[string]func(){
-		"dots: dst":            func() { Dots(f(7), 4, f(32), f(64), 16) },
-		"dots: stride":         func() { Dots(f(99), 3, f(32), f(64), 16) },
-		"dots: negative":       func() { Dots(f(99), -3, f(32), f(64), 16) },
-		"dots: huge stride":    func() { Dots(f(99), math.MaxInt, f(64), f(64), 16) },
-		"dots: d":              func() { Dots(f(99), 4, f(32), f(64), 0) },
-		"dots int8: dst":       func() { DotsInt8(f(7), 4, f(32), b(64), 16) },
-		"axpys: w":             func() { Axpys(rowsOf(f(32), 16), f(7), 4, f(64), 16, 16) },
-		"axpys: cols":          func() { Axpys(rowsOf(f(32), 16), f(8), 4, f(64), 16, 32) },
-		"axpys: part of 16":    func() { Axpys(rowsOf(f(32), 16), f(8), 4, f(64), 16, 8) },
-		"axpys: row":           func() { Axpys([][]float32{f(16), f(15)}, f(8), 4, f(64), 16, 16) },
-		"values: row":          func() { AddValues([][]float32{f(15)}, f(1), 1, f(2), [][]byte{b(8)}, nil, 16) },
-		"axpys int8: w":        func() { AxpysInt8(rowsOf(f(32), 16), f(7), 4, b(64), 16) },
-		"values: w":            func() { AddValues(rowsOf(f(32), 16), f(1), 1, f(2), [][]byte{b(8)}, nil, 16) },
-		"values: scale":        func() { AddValues(rowsOf(f(16), 16), f(1), 1, f(1), [][]byte{b(8)}, nil, 16) },
-		"values: codes":        func() { AddValues(rowsOf(f(16), 16), f(1), 1, f(2), [][]byte{b(7)}, nil, 16) },
-		"values: low":          func() { AddValues(rowsOf(f(16), 16), f(1), 1, f(2), [][]byte{b(8)}, [][]byte{b(7)}, 16) },
-		"values: fewer low":    func() { AddValues(rowsOf(f(16), 16), f(1), 1, f(2), [][]byte{b(8)}, [][]byte{}, 16) },
-		"values: odd d":        func() { AddValues(rowsOf(f(15), 15), f(1), 1, f(2), [][]byte{b(8)}, nil, 15) },
-		"scores: dst":          func() { ScoreKeys(f(15), query(32, 1), k) },
-		"scores: words":        func() { ScoreKeys(f(16), query(31, 1), k) },
-		"scores: groups":       func() { ScoreKeys(f(16), query(999, 1), leaf(rand.New(rand.NewPCG(1, 1)), 17)) },
-		"scores: lines":        func() { ScoreKeys(f(16), query(32, 1), Keys{k.Lines[:1], k.Levels}) },
-		"scores: no level":     func() { ScoreKeys(f(16), query(32, 1), Keys{k.Lines, []uint8{0, 1}}) },
-		"scores: no line":      func() { ScoreKeys(f(16), query(32, 1), Keys{make([]*[Line]byte, 2), []uint8{1, 1}}) },
-		"unpack: dst":          func() { UnpackKeys(f(511), 32, k, f(32), f(32)) },
-		"unpack: steps":        func() { UnpackKeys(f(512), 32, k, f(31), f(32)) },
-		"unpack: more than d":  func() { UnpackKeys(f(512), 16, k, f(32), f(32)) },
-		"unpack: five levels":  func() { UnpackKeys(f(512), 32, Keys{k.Lines, []uint8{5}}, f(32), f(32)) },
-		"unpack: lines at all": func() { UnpackKeys(f(512), 32, Keys{nil, []uint8{1}}, f(32), f(32)) },
+		"dots: dst":           func() { Dots(f(7), 4, f(32), f(64), 16) },
+		"dots: stride":        func() { Dots(f(99), 3, f(32), f(64), 16) },
+		"dots: negative":      func() { Dots(f(99), -3, f(32), f(64), 16) },
+		"dots: huge stride":   func() { Dots(f(99), math.MaxInt, f(64), f(64), 16) },
+		"dots: d":             func() { Dots(f(99), 4, f(32), f(64), 0) },
+		"dots int8: dst":      func() { DotsInt8(f(7), 4, f(32), b(64), 16) },
+		"axpys: w":            func() { Axpys(rowsOf(f(32), 16), f(7), 4, f(64), 16, 16) },
+		"axpys: cols":         func() { Axpys(rowsOf(f(32), 16), f(8), 4, f(64), 16, 32) },
+		"axpys: part of 16":   func() { Axpys(rowsOf(f(32), 16), f(8), 4, f(64), 16, 8) },
+		"axpys: row":          func() { Axpys([][]float32{f(16), f(15)}, f(8), 4, f(64), 16, 16) },
+		"values: row":         func() { AddValues([][]float32{f(15)}, f(1), 1, f(2), [][]byte{b(8)}, nil, 16) },
+		"axpys int8: w":       func() { AxpysInt8(rowsOf(f(32), 16), f(7), 4, b(64), 16) },
+		"values: w":           func() { AddValues(rowsOf(f(32), 16), f(1), 1, f(2), [][]byte{b(8)}, nil, 16) },
+		"values: scale":       func() { AddValues(rowsOf(f(16), 16), f(1), 1, f(1), [][]byte{b(8)}, nil, 16) },
+		"values: codes":       func() { AddValues(rowsOf(f(16), 16), f(1), 1, f(2), [][]byte{b(7)}, nil, 16) },
+		"values: low":         func() { AddValues(rowsOf(f(16), 16), f(1), 1, f(2), [][]byte{b(8)}, [][]byte{b(7)}, 16) },
+		"values: fewer low":   func() { AddValues(rowsOf(f(16), 16), f(1), 1, f(2), [][]byte{b(8)}, [][]byte{}, 16) },
+		"values: odd d":       func() { AddValues(rowsOf(f(15), 15), f(1), 1, f(2), [][]byte{b(8)}, nil, 15) },
+		"layout: groups":      func() { NewLayout(make([]uint8, 17), nil) },
+		"layout: no lines":    func() { NewLayout([]uint8{0, 1}, one) },
+		"layout: five lines":  func() { NewLayout([]uint8{5}, make([]LinePlace, 5)) },
+		"layout: lines":       func() { NewLayout([]uint8{1, 1}, one) },
+		"layout: planes":      func() { NewLayout([]uint8{1}, []LinePlace{{8, 0}}) },
+		"scores: dst":         func() { ScoreKeys(f(15), 16, query(32, 1), &l, planes) },
+		"scores: stride":      func() { ScoreKeys(f(99), 15, query(64, 2), &l, planes) },
+		"scores: words":       func() { ScoreKeys(f(16), 16, query(31, 1), &l, planes) },
+		"scores: no planes":   func() { ScoreKeys(f(16), 16, query(32, 1), &l, nil) },
+		"scores: short plane": func() { ScoreKeys(f(16), 16, query(32, 1), &l, [][]byte{b(127)}) },
+		"unpack: dst":         func() { UnpackKeys(f(511), 32, &l, planes, f(32), f(32)) },
+		"unpack: steps":       func() { UnpackKeys(f(512), 32, &l, planes, f(31), f(32)) },
+		"unpack: more than d": func() { UnpackKeys(f(512), 16, &l, planes, f(32), f(32)) },
+		"unpack: short plane": func() { UnpackKeys(f(512), 32, &l, [][]byte{b(127)}, f(32), f(32)) },
 	} {
 		for _, v := range Variants() {
 			undo := Use(v)
@@ -362,13 +360,13 @@ func TestNothing(t *testing.T) {
 		Dots(nil, 0, make([]float32, 32), nil, 16)
 		Axpys(nil, nil, 0, nil, 16, 16)
 		AddValues([][]float32{make([]float32, 16)}, nil, 0, nil, nil, nil, 16)
-		ScoreKeys(nil, KeyQuery{}, Keys{})
-		UnpackKeys(make([]float32, 256), 16, Keys{}, nil, nil)
+		ScoreKeys(nil, 0, KeyQuery{}, &Layout{}, nil)
+		UnpackKeys(make([]float32, 256), 16, &Layout{}, nil, nil, nil)
 		if Largest(nil, 3) != 3 || Weights(nil, 3) != 0 {
 			t.Errorf("%v: of nothing", v)
 		}
 		dst := make([]float32, LineTokens)
-		if ScoreKeys(dst, KeyQuery{Scale: []float32{1, 5}}, Keys{}); dst[15] != 5 {
+		if ScoreKeys(dst, LineTokens, KeyQuery{Scale: []float32{1, 5}}, &Layout{}, nil); dst[15] != 5 {
 			t.Errorf("%v: no groups: %v", v, dst)
 		}
 	}
@@ -382,7 +380,7 @@ func TestNoAllocations(t *testing.T) {
 	for i := range high {
 		high[i] = c[i*d/2:][:d/2]
 	}
-	keys := leaf(rng, d/16)
+	l, planes := leaf(rng, d/16)
 	query := KeyQuery{make([]int16, rows*d), odd(rng, 2*rows)}
 	for _, v := range Variants() {
 		defer Use(v)()
@@ -394,8 +392,8 @@ func TestNoAllocations(t *testing.T) {
 			Axpys(out, dst, n, k, d, d)
 			AxpysInt8(out, dst, n, c, d)
 			AddValues(out, dst, n, k, high, nil, d)
-			ScoreKeys(dst, query, keys)
-			UnpackKeys(k, d, keys, q, q)
+			ScoreKeys(dst, n, query, &l, planes)
+			UnpackKeys(k, d, &l, planes, q, q)
 		}); a != 0 {
 			t.Errorf("%v: %v allocations", v, a)
 		}
@@ -429,7 +427,7 @@ func FuzzKernels(f *testing.F) {
 		plain(func() { Dots(want, tokens, q, k, d) })
 		sizes := make([]float32, r*tokens) // sums of magnitudes bound what rounding does
 		plain(func() { Dots(sizes, tokens, magnitudes(q), magnitudes(k), d) })
-		leafOf := leaf(rng, g)
+		l, planes := leaf(rng, g)
 		query := KeyQuery{make([]int16, r*d), odd(rng, 2*r)}
 		for i := range query.Words {
 			query.Words[i] = int16(rng.IntN(65535) - 32767)
@@ -446,8 +444,8 @@ func FuzzKernels(f *testing.F) {
 			weights := slices.Clone(got)
 			Weights(weights, top)
 			Axpys(rowsOf(out, d), weights, tokens, k, d, d)
-			checkScores(t, query, leafOf)
-			checkUnpack(t, rng, leafOf, d)
+			checkScores(t, rng, query, l, planes)
+			checkUnpack(t, rng, l, planes, d)
 		})
 	})
 }

@@ -12,22 +12,61 @@ const (
 	Shrink2 = .89
 )
 
-// Keys is a leaf's lines that are known. A code has 8 bits; those that no line
-// holds are 0.
-type Keys struct {
-	// Lines of the first group, from the codes' top bits down, then those of the next one and so on.
-	Lines []*[Line]byte
-	// Levels is how many lines each group has, 1 to 4.
-	Levels []uint8
+const (
+	// mostGroups bounds sums of products to 32 bits.
+	mostGroups = 16
+	mostLevels = 4
+	mostLines  = mostLevels * mostGroups
+	mostPlanes = 8
+)
+
+// LinePlace is where a line lies in a leaf: offset At of plane Plane.
+type LinePlace struct{ Plane, At uint16 }
+
+// Layout says where a leaf's lines lie that are known. A code has 8 bits; those
+// that no line holds are 0.
+type Layout struct {
+	groups int
+	levels [mostGroups]uint8
+	lines  [mostLines]LinePlace
+	planes int
+	need   [mostPlanes]int // the least size of each plane
 }
 
-func (k Keys) check() {
+// NewLayout lays out groups of channels, at most 16, of which levels says how many lines each has, 1 to 4.
+// lines are those of the first group, from the codes' top bits down, then those of the next one and so on.
+func NewLayout(levels []uint8, lines []LinePlace) (l Layout) {
+	must(len(levels) <= mostGroups, "more than 16 groups")
 	sum := 0
-	for _, l := range k.Levels {
-		must(l >= 1 && l <= 4, "a group has no lines or too many")
-		sum += int(l)
+	for _, n := range levels {
+		must(n >= 1 && n <= mostLevels, "a group has no lines or too many")
+		sum += int(n)
 	}
-	must(sum <= len(k.Lines), "lines are missing")
+	must(sum == len(lines), "lines and levels differ")
+	l.groups = copy(l.levels[:], levels)
+	copy(l.lines[:], lines)
+	for _, x := range lines {
+		must(x.Plane < mostPlanes, "more than 8 planes")
+		l.planes = max(l.planes, int(x.Plane)+1)
+		l.need[x.Plane] = max(l.need[x.Plane], int(x.At)+Line)
+	}
+	return l
+}
+
+// Levels returns how many lines each group has.
+func (l *Layout) Levels() []uint8 { return l.levels[:l.groups] }
+
+// mustFit checks that the planes hold all lines.
+func (l *Layout) mustFit(planes [][]byte) {
+	must(len(planes) >= l.planes, "planes are missing")
+	for p, n := range l.need[:l.planes] {
+		must(len(planes[p]) >= n, "a plane is too short")
+	}
+}
+
+// line returns the i-th line.
+func (l *Layout) line(planes [][]byte, i int) *[Line]byte {
+	return (*[Line]byte)(planes[l.lines[i].Plane][l.lines[i].At:])
 }
 
 // KeyQuery is what query rows ask of codes, in integers: row r's score of a
@@ -43,36 +82,36 @@ type KeyQuery struct {
 // the second and the third change places. It is its own inverse.
 func Place(c int) int { return c&^3 | c&1<<1 | c>>1&1 }
 
-// mostGroups bounds sums of products to 32 bits.
-const mostGroups = 16
-
-// ScoreKeys writes the scores of a leaf's 16 tokens to dst [rows][16].
-func ScoreKeys(dst []float32, q KeyQuery, k Keys) {
-	rows, groups := len(q.Scale)/2, len(k.Levels)
-	must(groups <= mostGroups && len(q.Words) >= groups*rows*LineTokens, "the query is too short")
-	must(len(dst) >= rows*LineTokens, "dst is too short")
-	k.check()
+// ScoreKeys writes the scores of a leaf's 16 tokens, of which planes holds the lines, to
+// dst [rows][16], a row beginning every stride scores.
+func ScoreKeys(dst []float32, stride int, q KeyQuery, l *Layout, planes [][]byte) {
+	rows := len(q.Scale) / 2
+	must(len(q.Words) >= l.groups*rows*LineTokens, "the query is too short")
+	mustHold(len(dst), rows, stride, LineTokens, "dst is too short")
+	l.mustFit(planes)
 	switch {
 	case rows == 0:
-	case groups == 0:
-		for i := range dst[:rows*LineTokens] {
-			dst[i] = q.Scale[i/LineTokens*2+1]
+	case l.groups == 0:
+		for r := range rows {
+			for t := range LineTokens {
+				dst[r*stride+t] = q.Scale[2*r+1]
+			}
 		}
 	default:
-		scoreKeys(dst, q, k, rows)
+		scoreKeys(dst, stride, q, l, planes, rows)
 	}
 }
 
 // UnpackKeys writes what a leaf's lines say of its keys to dst [16][d], of each
-// key the channels that Levels has. A code c of at most 4, 6 or 8 bits is read as the
+// key the channels of the layout's groups. A code c of at most 4, 6 or 8 bits is read as the
 // midpoint of the bin that they stand for, lo + (c + half a bin) step; of 2 bits, as .89 of
 // the way from the range's centre, 128 steps above lo, to it. Products are rounded before they are added.
-func UnpackKeys(dst []float32, d int, k Keys, lo, step []float32) {
-	channels := len(k.Levels) * LineTokens
+func UnpackKeys(dst []float32, d int, l *Layout, planes [][]byte, lo, step []float32) {
+	channels := l.groups * LineTokens
 	must(channels <= d && len(lo) >= channels && len(step) >= channels, "more groups than channels")
 	must(len(dst) >= (LineTokens-1)*d+channels, "dst is too short")
-	k.check()
+	l.mustFit(planes)
 	if channels > 0 {
-		unpackKeys(dst, d, k, lo, step)
+		unpackKeys(dst, d, l, planes, lo, step)
 	}
 }

@@ -121,10 +121,11 @@ func plainAddValues(out [][]float32, w []float32, stride int, scale []float32, h
 }
 
 // codes unpacks a group's codes, [16 tokens][16 channels], from its lines, the
-// 4 channels of a quad at a time.
-func codes(lines []*[Line]byte) (out [LineTokens][LineTokens]uint8) {
+// first of which is the at-th; the 4 channels of a quad at a time.
+func codes(l *Layout, planes [][]byte, at, levels int) (out [LineTokens][LineTokens]uint8) {
 	const twoBits = 0x03030303 // of each byte
-	for level, line := range lines {
+	for level := range levels {
+		line := l.line(planes, at+level)
 		for t := range out {
 			w := binary.LittleEndian.Uint32(line[4*t:])
 			for r := range 4 {
@@ -145,19 +146,19 @@ func inOrder(words []int16) (out [LineTokens]int32) {
 	return out
 }
 
-func plainScoreKeys(dst []float32, q KeyQuery, k Keys, rows int) {
+func plainScoreKeys(dst []float32, stride int, q KeyQuery, l *Layout, planes [][]byte, rows int) {
 	for first := 0; first < rows; first += LineTokens {
-		plainScoreRows(dst, q, k, first, min(LineTokens, rows-first), rows)
+		plainScoreRows(dst, stride, q, l, planes, first, min(LineTokens, rows-first), rows)
 	}
 }
 
 // plainScoreRows scores for n rows of the query.
-func plainScoreRows(dst []float32, q KeyQuery, k Keys, first, n, rows int) {
+func plainScoreRows(dst []float32, stride int, q KeyQuery, l *Layout, planes [][]byte, first, n, rows int) {
 	var sums [LineTokens][LineTokens]int32 // [rows][tokens]
-	lines := k.Lines
-	for g, l := range k.Levels {
-		tokens := codes(lines[:l])
-		lines = lines[l:]
+	at := 0
+	for g, level := range l.Levels() {
+		tokens := codes(l, planes, at, int(level))
+		at += int(level)
 		for r := range n {
 			words := inOrder(q.Words[(g*rows+first+r)*LineTokens:])
 			for t := range tokens {
@@ -173,21 +174,21 @@ func plainScoreRows(dst []float32, q KeyQuery, k Keys, first, n, rows int) {
 	for r := range n {
 		scale, offset := q.Scale[2*(first+r)], q.Scale[2*(first+r)+1]
 		for t, s := range sums[r] {
-			dst[(first+r)*LineTokens+t] = float32(float32(s)*scale) + offset
+			dst[(first+r)*stride+t] = float32(float32(s)*scale) + offset
 		}
 	}
 }
 
-func plainUnpackKeys(dst []float32, d int, k Keys, lo, step []float32) {
-	lines := k.Lines
-	for g, l := range k.Levels {
-		tokens := codes(lines[:l])
-		lines = lines[l:]
-		half := float32(uint(256)>>(2*l)) / 2
+func plainUnpackKeys(dst []float32, d int, l *Layout, planes [][]byte, lo, step []float32) {
+	at := 0
+	for g, level := range l.Levels() {
+		tokens := codes(l, planes, at, int(level))
+		at += int(level)
+		half := float32(uint(256)>>(2*level)) / 2
 		for t := range tokens {
 			for c, x := range tokens[t] {
 				bins := float32(x) + half
-				if l == 1 {
+				if level == 1 {
 					bins = 128 + float32((bins-128)*Shrink2)
 				}
 				j := g*LineTokens + c

@@ -2,6 +2,7 @@ package speed
 
 import (
 	"math/rand/v2"
+	"slices"
 	"unsafe"
 
 	"kvtier/attention"
@@ -23,15 +24,14 @@ type scratch struct {
 	d, rows  int
 	q        []float32 // [rows][d]
 	scores   []float32 // [rows][block]
-	leaf     []float32 // [rows][16]
 	unpacked []float32 // [16][d]
 	ps       []attention.Partial
 	sums     [][]float32
 	scale    []float32 // [block][2]
 	high     [block][]byte
 	query    kernels.KeyQuery
-	lines    [64]*[kernels.Line]byte
-	levels   [16]uint8
+	layouts  [3]kernels.Layout // by lines of a group
+	planes   [1][]byte
 }
 
 func newScratch(o Options) *scratch {
@@ -44,7 +44,7 @@ func newScratch(o Options) *scratch {
 		return x
 	}
 	s := &scratch{d: o.HeadDim, rows: o.Rows, q: random(o.Rows * o.HeadDim), scores: random(o.Rows * block),
-		leaf: make([]float32, o.Rows*kernels.LineTokens), unpacked: make([]float32, kernels.LineTokens*o.HeadDim), ps: attention.NewPartials(o.Rows, o.HeadDim), scale: random(2 * block)}
+		unpacked: make([]float32, kernels.LineTokens*o.HeadDim), ps: attention.NewPartials(o.Rows, o.HeadDim), scale: random(2 * block)}
 	s.sums = attention.AppendSums(nil, s.ps)
 	s.query = kernels.KeyQuery{Words: make([]int16, o.Rows*o.HeadDim), Scale: make([]float32, 2*o.Rows)}
 	for i := range s.query.Words {
@@ -52,6 +52,14 @@ func newScratch(o Options) *scratch {
 	}
 	for r := range o.Rows {
 		s.query.Scale[2*r] = 1e-9
+	}
+	groups := o.HeadDim / kernels.LineTokens
+	for n := 1; n < len(s.layouts); n++ {
+		var lines []kernels.LinePlace
+		for i := range groups * n {
+			lines = append(lines, kernels.LinePlace{At: uint16(i * kernels.Line)})
+		}
+		s.layouts[n] = kernels.NewLayout(slices.Repeat([]uint8{uint8(n)}, groups), lines)
 	}
 	return s
 }
@@ -93,29 +101,22 @@ func values(b []byte, s *scratch) {
 func means(b []byte, s *scratch) { kernels.DotsInt8(s.scores, block, s.q, b, s.d) }
 
 // keys goes through leaves of which each group has so many lines.
-func (s *scratch) keys(b []byte, levels int, use func(s *scratch, leaf int, k kernels.Keys)) {
-	groups := s.d / kernels.LineTokens
-	for g := range groups {
-		s.levels[g] = uint8(levels)
-	}
+func (s *scratch) keys(b []byte, levels int, use func(s *scratch, leaf int, l *kernels.Layout)) {
+	size := len(b) / (block / kernels.LineTokens)
 	for leaf := range block / kernels.LineTokens {
-		n := levels * groups
-		for i := range n {
-			s.lines[i] = (*[kernels.Line]byte)(b[(leaf*n+i)*kernels.Line:])
-		}
-		use(s, leaf, kernels.Keys{Lines: s.lines[:n], Levels: s.levels[:groups]})
+		s.planes[0] = b[leaf*size : (leaf+1)*size]
+		use(s, leaf, &s.layouts[levels])
 	}
 }
 
 // score writes a leaf's scores where they stand in the page's.
-func score(s *scratch, leaf int, k kernels.Keys) {
-	kernels.ScoreKeys(s.leaf, s.query, k)
-	for r := range s.rows {
-		copy(s.scores[r*block+leaf*kernels.LineTokens:], s.leaf[r*kernels.LineTokens:][:kernels.LineTokens])
-	}
+func score(s *scratch, leaf int, l *kernels.Layout) {
+	kernels.ScoreKeys(s.scores[leaf*kernels.LineTokens:], block, s.query, l, s.planes[:])
 }
 
-func unpack(s *scratch, _ int, k kernels.Keys) { kernels.UnpackKeys(s.unpacked, s.d, k, s.q, s.q) }
+func unpack(s *scratch, _ int, l *kernels.Layout) {
+	kernels.UnpackKeys(s.unpacked, s.d, l, s.planes[:], s.q, s.q)
+}
 
 // floats views bytes as floats; b is aligned.
 func floats(b []byte) []float32 { return unsafe.Slice((*float32)(unsafe.Pointer(&b[0])), len(b)/4) }

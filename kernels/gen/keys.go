@@ -8,16 +8,16 @@ import (
 	"github.com/mmcloughlin/avo/reg"
 )
 
-// planes unpacks groups of channels: it walks along pointers to lines and the
-// numbers of lines of the groups.
+// planes unpacks groups of channels: it walks along the places of lines, each
+// two words, plane and offset, and along the numbers of lines of the groups.
 type planes struct {
 	isa
-	lines, levels, level reg.GPVirtual
-	masks                []Op // 2 bits of each byte, from the top
+	planes, lines, levels, level reg.GPVirtual
+	masks                        []Op // 2 bits of each byte, from the top
 }
 
 func (v isa) newPlanes() *planes {
-	p := &planes{isa: v, lines: param("lines"), levels: param("levels"), level: GP64()}
+	p := &planes{isa: v, planes: param("planes"), lines: param("lines"), levels: param("levels"), level: GP64()}
 	for l := range 4 {
 		p.masks = append(p.masks, v.repeated(0xc0c0c0c0>>(2*l)))
 	}
@@ -42,14 +42,17 @@ func (p *planes) group(label string, part int) []reg.VecVirtual {
 	for r := range codes {
 		codes[r] = p.vec()
 	}
-	at := GP64()
+	plane, at := GP64(), GP64()
 	MOVBQZX(Mem{Base: p.levels}, p.level)
 	for l := range 4 {
 		if l > 0 {
 			CMPQ(p.level, Imm(uint64(l)))
 			JE(LabelRef(label + "known"))
 		}
-		MOVQ(Mem{Base: p.lines, Disp: 8 * l}, at)
+		MOVWQZX(Mem{Base: p.lines, Disp: 4 * l}, plane)
+		MOVWQZX(Mem{Base: p.lines, Disp: 4*l + 2}, at)
+		LEAQ(Mem{Base: plane, Index: plane, Scale: 2}, plane) // a slice is three words
+		ADDQ(Mem{Base: p.planes, Index: plane, Scale: 8}, at)
 		line := p.vec()
 		VMOVUPS(Mem{Base: at, Disp: 4 * p.lanes * part}, line)
 		for r := range codes {
@@ -89,14 +92,14 @@ func (p *planes) takeBits(codes, line reg.VecVirtual, level, r int) {
 
 // next goes on to the next group.
 func (p *planes) next() {
-	LEAQ(Mem{Base: p.lines, Index: p.level, Scale: 8}, p.lines)
+	LEAQ(Mem{Base: p.lines, Index: p.level, Scale: 4}, p.lines)
 	INCQ(p.levels)
 }
 
 // scoreKeys: codes are split into words of even and of odd channels, whose
 // products with the query's words are added in 32 bits.
 func (v isa) scoreKeys() {
-	v.function("scoreKeys", "dst *float32, q *int16, scale *float32, rows int, lines **[64]byte, levels *byte, groups int")
+	v.function("scoreKeys", "dst *float32, stride int, q *int16, scale *float32, rows int, planes *[]byte, lines *uint16, levels *byte, groups int")
 	dst, q, scale, rows := param("dst"), param("q"), param("scale"), param("rows")
 	pitch := GP64() // from group to group of the query
 	MOVQ(rows, pitch)
@@ -104,24 +107,37 @@ func (v isa) scoreKeys() {
 	even := v.repeated(0x00ff00ff)
 	rowBlocks(4, rows, func(r int) {
 		for part := range 16 / v.lanes {
-			v.scorePart(q, pitch, even, r, part, func(i int, score reg.VecVirtual) {
-				f := v.vec()
-				VCVTDQ2PS(score, f)
-				x := v.vec()
-				VBROADCASTSS(Mem{Base: scale, Disp: 8 * i}, x)
-				VMULPS(x, f, f)
-				VBROADCASTSS(Mem{Base: scale, Disp: 8*i + 4}, x)
-				VADDPS(x, f, f)
-				VMOVUPS(f, Mem{Base: dst, Disp: 64*i + 32*part})
+			v.scorePart(q, pitch, even, r, part, func(acc []reg.VecVirtual) {
+				stride := param("stride")
+				stride3 := triple(stride)
+				for i, a := range acc {
+					v.placeScores(a, scale, i)
+					to := strided(dst, stride, stride3, 4, i)
+					to.Disp += 32 * part
+					VMOVUPS(a, to)
+				}
 			})
 		}
+		stride := param("stride")
+		for range r {
+			LEAQ(Mem{Base: dst, Index: stride, Scale: 4}, dst)
+		}
 		ADDQ(Imm(uint64(8*r)), scale)
-		ADDQ(U32(uint64(64*r)), dst)
 		ADDQ(U32(uint64(32*r)), q)
 	})
 }
 
-func (v isa) scorePart(q, pitch reg.GPVirtual, even Op, r, part int, use func(i int, score reg.VecVirtual)) {
+// placeScores turns sums of products into scores of the i-th row from scale.
+func (v isa) placeScores(x reg.VecVirtual, scale reg.GPVirtual, i int) {
+	y := v.vec()
+	VCVTDQ2PS(x, x)
+	VBROADCASTSS(Mem{Base: scale, Disp: 8 * i}, y)
+	VMULPS(y, x, x)
+	VBROADCASTSS(Mem{Base: scale, Disp: 8*i + 4}, y)
+	VADDPS(y, x, x)
+}
+
+func (v isa) scorePart(q, pitch reg.GPVirtual, even Op, r, part int, use func(acc []reg.VecVirtual)) {
 	label := fmt.Sprintf("part%dx%d", part, r)
 	acc := v.zeros(r)
 	p, left, at := v.newPlanes(), param("groups"), GP64()
@@ -141,9 +157,7 @@ func (v isa) scorePart(q, pitch reg.GPVirtual, even Op, r, part int, use func(i 
 	ADDQ(pitch, at)
 	DECQ(left)
 	JNZ(LabelRef(label))
-	for i, a := range acc {
-		use(i, a)
-	}
+	use(acc)
 }
 
 // addWords adds to acc the products of two words of each lane with those at m.
@@ -170,7 +184,7 @@ func (v isa) unpackKeys() {
 		}
 		DATA(16*l+12, F32(0))
 	}
-	v.function("unpackKeys", "dst *float32, d int, lines **[64]byte, levels *byte, groups int, lo *float32, step *float32")
+	v.function("unpackKeys", "dst *float32, d int, planes *[]byte, lines *uint16, levels *byte, groups int, lo *float32, step *float32")
 	dst, d, lo, step, left := param("dst"), param("d"), param("lo"), param("step"), param("groups")
 	d3 := triple(d)
 	p := v.newPlanes()

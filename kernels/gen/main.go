@@ -138,12 +138,12 @@ func (v isa) scalar(x reg.VecVirtual, add func(...Op)) reg.VecVirtual {
 // constants that were emitted, by value.
 var constants = map[string]Mem{}
 
-// constant returns a memory operand of a whole vector that repeats x.
+// constant returns a memory operand that repeats x, for vectors of up to 16 lanes.
 func (v isa) constant(x Constant) Mem {
 	name := "c" + strings.NewReplacer("$", "", "(", "", ")", "", ".", "p", "-", "m", "+", "").Replace(x.Asm())
 	if _, ok := constants[name]; !ok {
 		constants[name] = GLOBL(name+v.suffix, RODATA|NOPTR)
-		for i := range v.lanes {
+		for i := range 16 {
 			DATA(4*i, x)
 		}
 	}

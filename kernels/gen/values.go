@@ -72,24 +72,16 @@ func (t *valueTile) sum(label string, w, stride, stride3, col reg.GPVirtual, r i
 	step, offset := t.vec(), t.vec()
 	VBROADCASTSS(Mem{Base: scale}, step)
 	VBROADCASTSS(Mem{Base: scale, Disp: 4}, offset)
-	x := make([]reg.VecVirtual, 0, 2*t.count)
 	MOVQ(Mem{Base: high}, row)
-	for c := range t.count {
-		x = append(x, t.split(Mem{Base: row, Index: col, Scale: 1, Disp: c * t.lanes}, 4)...)
+	var x []reg.VecVirtual
+	if low == nil && t.lanes == 16 {
+		x = t.lookUp(row, col, step, offset)
+	} else {
+		x = t.unpack(row, col, low)
+		t.place(x, step, offset)
 	}
 	if low != nil {
-		MOVQ(Mem{Base: low}, row)
-		for c := range t.count {
-			for i, y := range t.split(Mem{Base: row, Index: col, Scale: 1, Disp: c * t.lanes}, 0) {
-				t.or(y, x[2*c+i])
-			}
-		}
 		ADDQ(Imm(sliceSize), low)
-	}
-	for _, y := range x {
-		VCVTDQ2PS(y, y)
-		VADDPS(offset, y, y)
-		VMULPS(step, y, y)
 	}
 	for i := range r {
 		weight := t.vec()
@@ -103,6 +95,60 @@ func (t *valueTile) sum(label string, w, stride, stride3, col reg.GPVirtual, r i
 	ADDQ(Imm(4), ww)
 	DECQ(n)
 	JNZ(LabelRef(label))
+}
+
+// lookUp returns the values of nibbles, of which there are only 16: a table in a register.
+func (t *valueTile) lookUp(row, col reg.GPVirtual, step, offset reg.VecVirtual) (x []reg.VecVirtual) {
+	table := t.vec()
+	VADDPS(t.sixteens(), offset, table)
+	VMULPS(step, table, table)
+	for c := range t.count {
+		lo, hi := t.vec(), t.vec()
+		VPMOVZXBD(Mem{Base: row, Index: col, Scale: 1, Disp: c * t.lanes}, lo)
+		VPSRLD(Imm(4), lo, hi)
+		VPERMPS(table, lo, lo) // of an index the low 4 bits count
+		VPERMPS(table, hi, hi)
+		x = append(x, lo, hi)
+	}
+	return x
+}
+
+// sixteens returns an operand of 0, 16, 32 and so on.
+func (t *valueTile) sixteens() Mem {
+	const name = "sixteens"
+	if _, ok := constants[name]; !ok {
+		constants[name] = GLOBL(name+t.suffix, RODATA|NOPTR)
+		for i := range t.lanes {
+			DATA(4*i, F32(16*i))
+		}
+	}
+	return constants[name]
+}
+
+// unpack returns codes of 8 bits as integers.
+func (t *valueTile) unpack(row, col reg.GPVirtual, low reg.Register) (x []reg.VecVirtual) {
+	for c := range t.count {
+		x = append(x, t.split(Mem{Base: row, Index: col, Scale: 1, Disp: c * t.lanes}, 4)...)
+	}
+	if low == nil {
+		return x
+	}
+	MOVQ(Mem{Base: low}, row)
+	for c := range t.count {
+		for i, y := range t.split(Mem{Base: row, Index: col, Scale: 1, Disp: c * t.lanes}, 0) {
+			t.or(y, x[2*c+i])
+		}
+	}
+	return x
+}
+
+// place makes values of codes.
+func (t *valueTile) place(x []reg.VecVirtual, step, offset reg.VecVirtual) {
+	for _, y := range x {
+		VCVTDQ2PS(y, y)
+		VADDPS(offset, y, y)
+		VMULPS(step, y, y)
+	}
 }
 
 // split widens bytes and returns their low and their high nibbles, each at bit

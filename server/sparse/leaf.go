@@ -172,7 +172,7 @@ func (u *run) newLeaf(at, l int) leaf {
 // scatter raises a weight on average, as it does a mass (attention.Mass).
 func (u *run) scoreLeaf(x *leaf) {
 	c, planes := u.segs[x.seg].codes, len(x.planes)
-	c.layouts[planes-1].Score(u.scores, c.query(x.group, planes), x.planes)
+	c.layouts[planes-1].Score(u.scores, tiers.LeafTokens, c.query(x.group, planes), x.planes)
 	rest, grades := u.unknown(x), u.grades(x, planes)
 	for r, log := range x.log {
 		raise := grades[r].raise

@@ -35,7 +35,7 @@ func readAll(ctx context.Context, r Reader, index int, s Segment, q Query, tr *T
 	return acc, err
 }
 
-// attendCodes attends to codes as they lie, and returns how many tokens there were.
+// attendCodes attends to codes as they lie, page by page, and returns how many tokens there were.
 func attendCodes(b *pinned, index int, s Segment, q Query, tr *Trace) (n int64, err error) {
 	v := view(s, q.Head)
 	codes, err := v.Codes(b.of)
@@ -43,65 +43,108 @@ func attendCodes(b *pinned, index int, s Segment, q Query, tr *Trace) (n int64, 
 		return 0, corrupt(s, err)
 	}
 	ps := attention.NewPartials(len(q.Partials), v.D)
-	values, scorer := newSum(ps, v.D), newScorer(codes, q.Q)
-	order := b.of(tiers.PlaneOrder)
-	for l := range v.Leaves() {
-		scores, err := scorer.leaf(l)
+	out, order := attention.AppendSums(nil, ps), b.of(tiers.PlaneOrder)
+	scorer := newScorer(codes, q)
+	var batch compress.ValueBatch
+	for p := range v.Pages() {
+		scores, err := scorer.page(p)
 		if err != nil {
 			return 0, corrupt(s, err)
 		}
-		for t := range v.LeafTokens(l) {
-			place := l*tiers.LeafTokens + t
-			if v.Position(order, place) >= s.Limit {
+		first, tokens := p*tiers.PageTokens, v.PageTokens(p)
+		for t := range tokens {
+			if v.Position(order, first+t) >= s.Limit {
+				scorer.hide(t)
 				continue
 			}
-			to := values.add(codes.Value(place))
-			for row := range ps {
-				score := attention.Softcap(scores[row*tiers.LeafTokens+t], q.Softcap)
-				to.set(row, score)
-				if tr.Token != nil {
-					tr.Token(row, index, place, score, Read)
+			n++
+			if tr.Token != nil {
+				for row := range ps {
+					tr.Token(row, index, first+t, scores[row*tiers.PageTokens+t], Read)
 				}
 			}
-			n++
 		}
+		attention.Weigh(ps, scores, tiers.PageTokens, tokens)
+		addValues(out, scores, codes, &batch, first, tokens)
 	}
-	values.flush()
 	mergeRotated(q.Partials, ps, v.D)
 	return n, nil
 }
 
-// scorer scores leaves in their order.
-type scorer struct {
-	*seal.Codes
-	q      []float32 // [rows][d], channels in stored order
-	scores []float32 // [rows][16]
-	group  int       // of tokens; -1: none yet
-	steps  compress.KeySteps
-	layout *compress.KeyLayout
-	query  kernels.KeyQuery // in the bins of the group, by the layout
+// addValues adds a page's values, weighted by w [rows][tiers.PageTokens], to out.
+func addValues(out [][]float32, w []float32, codes *seal.Codes, batch *compress.ValueBatch, first, tokens int) {
+	from := 0
+	flush := func(t int) {
+		batch.AddTo(out, w[from:], tiers.PageTokens, codes.D)
+		batch.Reset()
+		from = t
+	}
+	for t := range tokens {
+		scale, high, low := codes.Value(first + t)
+		if !batch.Append(scale, high, low) { // drains have low codes, and others may have none
+			flush(t)
+			batch.Append(scale, high, low)
+		}
+	}
+	flush(tokens)
 }
 
-func newScorer(c *seal.Codes, q []float32) *scorer {
-	s := &scorer{Codes: c, q: make([]float32, len(q)), scores: make([]float32, len(q)/c.D*tiers.LeafTokens), group: -1}
-	c.Order().Permute(s.q, q)
+// scorer scores pages in their order.
+type scorer struct {
+	*seal.Codes
+	q       []float32 // [rows][d], channels in stored order
+	softcap float32
+	scores  []float32 // [rows][tiers.PageTokens]
+	group   int       // of tokens; -1: none yet
+	steps   compress.KeySteps
+	layout  *compress.KeyLayout
+	query   kernels.KeyQuery // in the bins of the group, by the layout
+}
+
+func newScorer(c *seal.Codes, q Query) *scorer {
+	s := &scorer{Codes: c, q: make([]float32, len(q.Q)), softcap: q.Softcap,
+		scores: make([]float32, len(q.Partials)*tiers.PageTokens), group: -1}
+	c.Order().Permute(s.q, q.Q)
 	return s
 }
 
-// leaf returns the scores [rows][16] of leaf l, until the next call.
-func (s *scorer) leaf(l int) (scores []float32, err error) {
-	group, layout := s.StepGroup(l), s.Layout(l)
-	if group != s.group {
-		if s.steps, err = s.Steps(group); err != nil {
+// page returns the scores [rows][tiers.PageTokens] of page p, until the next call.
+func (s *scorer) page(p int) (scores []float32, err error) {
+	first, end := s.LeavesOf(p)
+	for l := first; l < end; l++ {
+		if err := s.prepare(s.StepGroup(l), s.Layout(l)); err != nil {
 			return nil, err
 		}
+		planes := s.Leaf(l)
+		s.layout.Score(s.scores[(l-first)*tiers.LeafTokens:], tiers.PageTokens, s.query, planes[:])
 	}
-	if group != s.group || layout != s.layout {
-		s.group, s.layout, s.query = group, layout, layout.Fold(s.q, s.steps)
+	if s.softcap != 0 {
+		for i, x := range s.scores {
+			s.scores[i] = attention.Softcap(x, s.softcap)
+		}
 	}
-	planes := s.Leaf(l)
-	layout.Score(s.scores, s.query, planes[:])
 	return s.scores, nil
+}
+
+// prepare brings the query into the bins of a group of tokens.
+func (s *scorer) prepare(group int, layout *compress.KeyLayout) (err error) {
+	if group == s.group && layout == s.layout {
+		return nil
+	}
+	if group != s.group {
+		if s.steps, err = s.Steps(group); err != nil {
+			return err
+		}
+	}
+	s.group, s.layout, s.query = group, layout, layout.Fold(s.q, s.steps)
+	return nil
+}
+
+// hide takes token t of the page out.
+func (s *scorer) hide(t int) {
+	for ; t < len(s.scores); t += tiers.PageTokens {
+		s.scores[t] = -inf
+	}
 }
 
 // readExact attends to a segment's lossless rows.
