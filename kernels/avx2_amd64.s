@@ -5,7 +5,7 @@
 #include "textflag.h"
 
 // func dotsAVX2(dst *float32, stride int, q *float32, rows int, k *float32, n int, d int)
-// Requires: AVX, FMA3
+// Requires: AVX, FMA3, MMX+
 TEXT ·dotsAVX2(SB), NOSPLIT, $0-56
 	MOVQ dst+0(FP), AX
 	MOVQ stride+8(FP), CX
@@ -38,9 +38,13 @@ tokens4x2:
 
 tokens4x2dims:
 	VMOVUPS      (R9), Y8
+	PREFETCHT1   8192(R9)
 	VMOVUPS      (R9)(SI*4), Y9
+	PREFETCHT1   8192(R9)(SI*4)
 	VMOVUPS      (R9)(SI*8), Y10
+	PREFETCHT1   8192(R9)(SI*8)
 	VMOVUPS      (R9)(DI*4), Y11
+	PREFETCHT1   8192(R9)(DI*4)
 	VMOVUPS      (R11), Y12
 	VFMADD231PS  Y8, Y12, Y0
 	VFMADD231PS  Y9, Y12, Y1
@@ -95,6 +99,7 @@ tokens1x2:
 
 tokens1x2dims:
 	VMOVUPS      (R9), Y2
+	PREFETCHT1   8192(R9)
 	VMOVUPS      (R11), Y3
 	VFMADD231PS  Y2, Y3, Y0
 	VMOVUPS      (R11)(SI*4), Y3
@@ -148,9 +153,13 @@ tokens4x1:
 
 tokens4x1dims:
 	VMOVUPS      (R9), Y4
+	PREFETCHT1   8192(R9)
 	VMOVUPS      (R9)(SI*4), Y5
+	PREFETCHT1   8192(R9)(SI*4)
 	VMOVUPS      (R9)(SI*8), Y6
+	PREFETCHT1   8192(R9)(SI*8)
 	VMOVUPS      (R9)(DI*4), Y7
+	PREFETCHT1   8192(R9)(DI*4)
 	VMOVUPS      (R11), Y8
 	VFMADD231PS  Y4, Y8, Y0
 	VFMADD231PS  Y5, Y8, Y1
@@ -187,6 +196,7 @@ tokens1x1:
 
 tokens1x1dims:
 	VMOVUPS      (R9), Y1
+	PREFETCHT1   8192(R9)
 	VMOVUPS      (R11), Y2
 	VFMADD231PS  Y1, Y2, Y0
 	ADDQ         $0x20, R11
@@ -215,7 +225,7 @@ rows0:
 	RET
 
 // func axpysAVX2(out *[]float32, w *float32, stride int, rows int, v *float32, n int, d int, cols int)
-// Requires: AVX, FMA3
+// Requires: AVX, FMA3, MMX+
 TEXT ·axpysAVX2(SB), NOSPLIT, $0-64
 	MOVQ out+0(FP), AX
 	MOVQ w+8(FP), CX
@@ -248,9 +258,13 @@ cols4x2:
 
 cols4x2tokens:
 	VMOVUPS      (R11), Y8
+	PREFETCHT1   8192(R11)
 	VMOVUPS      32(R11), Y9
+	PREFETCHT1   8224(R11)
 	VMOVUPS      64(R11), Y10
+	PREFETCHT1   8256(R11)
 	VMOVUPS      96(R11), Y11
+	PREFETCHT1   8288(R11)
 	VBROADCASTSS (R10), Y12
 	VFMADD231PS  Y8, Y12, Y0
 	VFMADD231PS  Y9, Y12, Y1
@@ -300,6 +314,7 @@ cols1x2:
 
 cols1x2tokens:
 	VMOVUPS      (R11), Y2
+	PREFETCHT1   8192(R11)
 	VBROADCASTSS (R10), Y3
 	VFMADD231PS  Y2, Y3, Y0
 	VBROADCASTSS (R10)(DX*4), Y3
@@ -346,9 +361,13 @@ cols4x1:
 
 cols4x1tokens:
 	VMOVUPS      (R11), Y4
+	PREFETCHT1   8192(R11)
 	VMOVUPS      32(R11), Y5
+	PREFETCHT1   8224(R11)
 	VMOVUPS      64(R11), Y6
+	PREFETCHT1   8256(R11)
 	VMOVUPS      96(R11), Y7
+	PREFETCHT1   8288(R11)
 	VBROADCASTSS (R10), Y8
 	VFMADD231PS  Y4, Y8, Y0
 	VFMADD231PS  Y5, Y8, Y1
@@ -383,6 +402,7 @@ cols1x1:
 
 cols1x1tokens:
 	VMOVUPS      (R11), Y1
+	PREFETCHT1   8192(R11)
 	VBROADCASTSS (R10), Y2
 	VFMADD231PS  Y1, Y2, Y0
 	LEAQ         (R11)(SI*4), R11
@@ -408,7 +428,7 @@ rows0:
 	RET
 
 // func dotsInt8AVX2(dst *float32, stride int, q *float32, rows int, k *byte, n int, d int)
-// Requires: AVX, AVX2, FMA3
+// Requires: AVX, AVX2, FMA3, MMX+
 TEXT ·dotsInt8AVX2(SB), NOSPLIT, $0-56
 	MOVQ dst+0(FP), AX
 	MOVQ stride+8(FP), CX
@@ -442,12 +462,16 @@ tokens4x2:
 tokens4x2dims:
 	VPMOVSXBD    (R9), Y8
 	VCVTDQ2PS    Y8, Y8
+	PREFETCHT1   8192(R9)
 	VPMOVSXBD    (R9)(SI*1), Y9
 	VCVTDQ2PS    Y9, Y9
+	PREFETCHT1   8192(R9)(SI*1)
 	VPMOVSXBD    (R9)(SI*2), Y10
 	VCVTDQ2PS    Y10, Y10
+	PREFETCHT1   8192(R9)(SI*2)
 	VPMOVSXBD    (R9)(DI*1), Y11
 	VCVTDQ2PS    Y11, Y11
+	PREFETCHT1   8192(R9)(DI*1)
 	VMOVUPS      (R11), Y12
 	VFMADD231PS  Y8, Y12, Y0
 	VFMADD231PS  Y9, Y12, Y1
@@ -503,6 +527,7 @@ tokens1x2:
 tokens1x2dims:
 	VPMOVSXBD    (R9), Y2
 	VCVTDQ2PS    Y2, Y2
+	PREFETCHT1   8192(R9)
 	VMOVUPS      (R11), Y3
 	VFMADD231PS  Y2, Y3, Y0
 	VMOVUPS      (R11)(SI*4), Y3
@@ -557,12 +582,16 @@ tokens4x1:
 tokens4x1dims:
 	VPMOVSXBD    (R9), Y4
 	VCVTDQ2PS    Y4, Y4
+	PREFETCHT1   8192(R9)
 	VPMOVSXBD    (R9)(SI*1), Y5
 	VCVTDQ2PS    Y5, Y5
+	PREFETCHT1   8192(R9)(SI*1)
 	VPMOVSXBD    (R9)(SI*2), Y6
 	VCVTDQ2PS    Y6, Y6
+	PREFETCHT1   8192(R9)(SI*2)
 	VPMOVSXBD    (R9)(DI*1), Y7
 	VCVTDQ2PS    Y7, Y7
+	PREFETCHT1   8192(R9)(DI*1)
 	VMOVUPS      (R11), Y8
 	VFMADD231PS  Y4, Y8, Y0
 	VFMADD231PS  Y5, Y8, Y1
@@ -600,6 +629,7 @@ tokens1x1:
 tokens1x1dims:
 	VPMOVSXBD    (R9), Y1
 	VCVTDQ2PS    Y1, Y1
+	PREFETCHT1   8192(R9)
 	VMOVUPS      (R11), Y2
 	VFMADD231PS  Y1, Y2, Y0
 	ADDQ         $0x20, R11
@@ -628,7 +658,7 @@ rows0:
 	RET
 
 // func axpysInt8AVX2(out *[]float32, w *float32, stride int, rows int, v *byte, n int, d int, cols int)
-// Requires: AVX, AVX2, FMA3
+// Requires: AVX, AVX2, FMA3, MMX+
 TEXT ·axpysInt8AVX2(SB), NOSPLIT, $0-64
 	MOVQ out+0(FP), AX
 	MOVQ w+8(FP), CX
@@ -662,12 +692,16 @@ cols4x2:
 cols4x2tokens:
 	VPMOVSXBD    (R11), Y8
 	VCVTDQ2PS    Y8, Y8
+	PREFETCHT1   8192(R11)
 	VPMOVSXBD    8(R11), Y9
 	VCVTDQ2PS    Y9, Y9
+	PREFETCHT1   8200(R11)
 	VPMOVSXBD    16(R11), Y10
 	VCVTDQ2PS    Y10, Y10
+	PREFETCHT1   8208(R11)
 	VPMOVSXBD    24(R11), Y11
 	VCVTDQ2PS    Y11, Y11
+	PREFETCHT1   8216(R11)
 	VBROADCASTSS (R10), Y12
 	VFMADD231PS  Y8, Y12, Y0
 	VFMADD231PS  Y9, Y12, Y1
@@ -718,6 +752,7 @@ cols1x2:
 cols1x2tokens:
 	VPMOVSXBD    (R11), Y2
 	VCVTDQ2PS    Y2, Y2
+	PREFETCHT1   8192(R11)
 	VBROADCASTSS (R10), Y3
 	VFMADD231PS  Y2, Y3, Y0
 	VBROADCASTSS (R10)(DX*4), Y3
@@ -765,12 +800,16 @@ cols4x1:
 cols4x1tokens:
 	VPMOVSXBD    (R11), Y4
 	VCVTDQ2PS    Y4, Y4
+	PREFETCHT1   8192(R11)
 	VPMOVSXBD    8(R11), Y5
 	VCVTDQ2PS    Y5, Y5
+	PREFETCHT1   8200(R11)
 	VPMOVSXBD    16(R11), Y6
 	VCVTDQ2PS    Y6, Y6
+	PREFETCHT1   8208(R11)
 	VPMOVSXBD    24(R11), Y7
 	VCVTDQ2PS    Y7, Y7
+	PREFETCHT1   8216(R11)
 	VBROADCASTSS (R10), Y8
 	VFMADD231PS  Y4, Y8, Y0
 	VFMADD231PS  Y5, Y8, Y1
@@ -806,6 +845,7 @@ cols1x1:
 cols1x1tokens:
 	VPMOVSXBD    (R11), Y1
 	VCVTDQ2PS    Y1, Y1
+	PREFETCHT1   8192(R11)
 	VBROADCASTSS (R10), Y2
 	VFMADD231PS  Y1, Y2, Y0
 	LEAQ         (R11)(SI*1), R11
@@ -3738,7 +3778,7 @@ part1known:
 	RET
 
 // func sweepAVX2(b *byte, n int) (sum uint64)
-// Requires: AVX, AVX2
+// Requires: AVX, AVX2, MMX+
 TEXT ·sweepAVX2(SB), NOSPLIT, $0-24
 	MOVQ   b+0(FP), AX
 	MOVQ   n+8(FP), CX
@@ -3749,8 +3789,10 @@ TEXT ·sweepAVX2(SB), NOSPLIT, $0-24
 
 loop:
 	VPADDQ       (AX), Y0, Y0
+	PREFETCHT1   8192(AX)
 	VPADDQ       32(AX), Y1, Y1
 	VPADDQ       64(AX), Y2, Y2
+	PREFETCHT1   8256(AX)
 	VPADDQ       96(AX), Y3, Y3
 	ADDQ         $0x00000080, AX
 	SUBQ         $0x00000080, CX
@@ -3765,4 +3807,17 @@ loop:
 	VMOVQ        X0, AX
 	MOVQ         AX, sum+16(FP)
 	VZEROUPPER
+	RET
+
+// func prefetchAVX2(b *byte, n int)
+// Requires: MMX+
+TEXT ·prefetchAVX2(SB), NOSPLIT, $0-16
+	MOVQ b+0(FP), AX
+	MOVQ n+8(FP), CX
+
+loop:
+	PREFETCHT1 (AX)
+	ADDQ       $0x40, AX
+	SUBQ       $0x40, CX
+	JG         loop
 	RET

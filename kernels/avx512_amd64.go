@@ -33,3 +33,6 @@ func unpackKeysAVX512(dst *float32, d int, planes *[]byte, lines *uint16, levels
 
 //go:noescape
 func sweepAVX512(b *byte, n int) (sum uint64)
+
+//go:noescape
+func prefetchAVX512(b *byte, n int)

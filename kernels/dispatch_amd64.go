@@ -132,3 +132,12 @@ func sweep(b []byte) uint64 {
 	}
 	return plainSweep(b)
 }
+
+func prefetch(b []byte) {
+	switch Variant(active.Load()) {
+	case AVX512:
+		prefetchAVX512(&b[0], len(b))
+	case AVX2:
+		prefetchAVX2(&b[0], len(b))
+	}
+}

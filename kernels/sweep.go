@@ -10,3 +10,11 @@ func Sweep(b []byte) uint64 {
 	}
 	return sweep(b)
 }
+
+// Prefetch has the processor fetch b into its second-level cache while it does
+// something else. Rows of Dots and Axpys are fetched ahead without it.
+func Prefetch(b []byte) {
+	if len(b) > 0 {
+		prefetch(b)
+	}
+}

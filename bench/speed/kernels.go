@@ -16,7 +16,7 @@ const block = 64
 type kernel struct {
 	name         string
 	unit, tokens int
-	run          func(b []byte, s *scratch)
+	run          func(b, next []byte, s *scratch) // next is the unit that comes next
 }
 
 // scratch is what a thread needs beside the memory.
@@ -71,37 +71,40 @@ func kernelsOf(o Options) []kernel {
 		{"attention, float32", 2 * block * 4 * d, block, dense},
 		{"attention, 4-bit planes", block * d, block, coded},
 		{"values, 4 bits", block * d / 2, block, values},
-		{"keys, 4 bits", block * d / 2, block, func(b []byte, s *scratch) { s.keys(b, 2, score) }},
-		{"keys, 2 bits", block * d / 4, block, func(b []byte, s *scratch) { s.keys(b, 1, score) }},
-		{"keys, 4 bits, unpacked", block * d / 2, block, func(b []byte, s *scratch) { s.keys(b, 2, unpack) }},
+		{"keys, 4 bits", block * d / 2, block, func(b, next []byte, s *scratch) { s.keys(b, next, 2, score) }},
+		{"keys, 2 bits", block * d / 4, block, func(b, next []byte, s *scratch) { s.keys(b, next, 1, score) }},
+		{"keys, 4 bits, unpacked", block * d / 2, block, func(b, next []byte, s *scratch) { s.keys(b, next, 2, unpack) }},
 		{"page means, int8", block * d, block, means},
 	}
 }
 
 // dense is attention over a page's keys [block][d] and values behind them.
-func dense(b []byte, s *scratch) {
+func dense(b, _ []byte, s *scratch) {
 	k, v := floats(b[:len(b)/2]), floats(b[len(b)/2:])
 	attention.Attend(s.ps, s.q, k, v, s.d, 0, nil)
 }
 
 // coded is attention over a page's keys, 4 leaves of lines, and 4-bit values behind them.
-func coded(b []byte, s *scratch) {
-	s.keys(b[:len(b)/2], 2, score)
+func coded(b, next []byte, s *scratch) {
+	half := len(next) / 2
+	s.keys(b[:len(b)/2], next[:half], 2, score)
 	attention.Weigh(s.ps, s.scores, block, block)
-	values(b[len(b)/2:], s)
+	values(b[len(b)/2:], next[half:], s)
 }
 
-func values(b []byte, s *scratch) {
+func values(b, next []byte, s *scratch) {
+	kernels.Prefetch(next)
 	for t := range s.high {
 		s.high[t] = b[t*s.d/2:][:s.d/2]
 	}
 	kernels.AddValues(s.sums, s.scores, block, s.scale, s.high[:], nil, s.d)
 }
 
-func means(b []byte, s *scratch) { kernels.DotsInt8(s.scores, block, s.q, b, s.d) }
+func means(b, _ []byte, s *scratch) { kernels.DotsInt8(s.scores, block, s.q, b, s.d) }
 
 // keys goes through leaves of which each group has so many lines.
-func (s *scratch) keys(b []byte, levels int, use func(s *scratch, leaf int, l *kernels.Layout)) {
+func (s *scratch) keys(b, next []byte, levels int, use func(s *scratch, leaf int, l *kernels.Layout)) {
+	kernels.Prefetch(next)
 	size := len(b) / (block / kernels.LineTokens)
 	for leaf := range block / kernels.LineTokens {
 		s.planes[0] = b[leaf*size : (leaf+1)*size]

@@ -45,6 +45,7 @@ func main() {
 	v.scoreKeys()
 	v.unpackKeys()
 	v.sweep()
+	v.prefetch()
 	Generate()
 }
 

@@ -13,7 +13,12 @@ func (v isa) sweep() {
 	acc := v.zeros(loads)
 	Label("loop")
 	for i, a := range acc {
-		VPADDQ(Mem{Base: at, Disp: 4 * v.lanes * i}, a, a)
+		m := Mem{Base: at, Disp: 4 * v.lanes * i}
+		VPADDQ(m, a, a)
+		if m.Disp%64 == 0 {
+			m.Disp += ahead
+			PREFETCHT1(m)
+		}
 	}
 	ADDQ(U32(uint64(4*v.lanes*loads)), at)
 	SUBQ(U32(uint64(4*v.lanes*loads)), n)
@@ -28,4 +33,15 @@ func (v isa) sweep() {
 	VMOVQ(sum, r)
 	Store(r, Return("sum"))
 	end()
+}
+
+func (v isa) prefetch() {
+	v.function("prefetch", "b *byte, n int")
+	at, n := param("b"), param("n")
+	Label("loop")
+	PREFETCHT1(Mem{Base: at})
+	ADDQ(Imm(64), at)
+	SUBQ(Imm(64), n)
+	JG(LabelRef("loop"))
+	RET()
 }

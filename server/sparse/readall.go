@@ -47,6 +47,7 @@ func attendCodes(b *pinned, index int, s Segment, q Query, tr *Trace) (n int64, 
 	scorer := newScorer(codes, q)
 	var batch compress.ValueBatch
 	for p := range v.Pages() {
+		codes.Prefetch(p + 1)
 		scores, err := scorer.page(p)
 		if err != nil {
 			return 0, corrupt(s, err)

@@ -7,6 +7,7 @@ import (
 
 	"kvtier/attention"
 	"kvtier/compress"
+	"kvtier/kernels"
 	"kvtier/tiers"
 	"kvtier/tiers/seal"
 )
@@ -341,6 +342,9 @@ func (u *run) refine(plane int) error {
 // line that holds its scale.
 func (u *run) valueBytes() float32 { return float32(lines(compress.ValueRowBytes(u.d))) + 32 }
 
+// aheadLeaves is how many leaves before their use keys are fetched into the cache.
+const aheadLeaves = 8
+
 // readKeys reads a plane of the chosen leaves, which are in order of place, and
 // scores their tokens anew.
 func (u *run) readKeys(plane int, chosen []int) error {
@@ -366,6 +370,7 @@ func (u *run) readKeys(plane int, chosen []int) error {
 	}
 	return u.each(from, ranges, func(seg int, b [][]byte) error {
 		for i, at := range bySeg[seg] {
+			kernels.Prefetch(b[min(i+aheadLeaves, len(b)-1)])
 			u.leaves[at].planes = append(u.leaves[at].planes, b[i])
 			u.scoreLeaf(&u.leaves[at])
 		}

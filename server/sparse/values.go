@@ -2,6 +2,7 @@ package sparse
 
 import (
 	"kvtier/attention"
+	"kvtier/kernels"
 	"kvtier/tiers"
 )
 
@@ -79,6 +80,9 @@ func (u *run) valueRanges(seg int, tokens []int) []tiers.Range {
 // place returns where a token is stored.
 func (u *run) place(t token) int { return u.leaves[t.leaf].place + t.t }
 
+// aheadValues is how many tokens before their use values are fetched into the cache.
+const aheadValues = 16
+
 // fetch reads the values of the chosen tokens and adds them to the partials.
 func (u *run) fetch(chosen []int) error {
 	bySeg := u.bySegment(chosen)
@@ -93,11 +97,13 @@ func (u *run) fetch(chosen []int) error {
 	}
 	values := newSum(u.rot, u.d)
 	err = u.each(tiers.PlaneV4, ranges, func(seg int, b [][]byte) error {
+		n := len(bySeg[seg])
 		for i, c := range bySeg[seg] {
+			kernels.Prefetch(b[n+min(i+aheadValues, n-1)])
 			t := u.tokens[c]
 			x := &u.leaves[t.leaf]
 			x.read[t.t] = true
-			scores := values.add(b[i], b[len(bySeg[seg])+i], low[c])
+			scores := values.add(b[i], b[n+i], low[c])
 			for r := range u.rows {
 				scores.set(r, x.log[r][t.t])
 				u.segs[seg].received += x.share[r][t.t]

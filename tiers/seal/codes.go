@@ -2,6 +2,7 @@ package seal
 
 import (
 	"kvtier/compress"
+	"kvtier/kernels"
 	"kvtier/tiers"
 )
 
@@ -73,6 +74,24 @@ func (c *Codes) Leaf(l int) (out [compress.NumKeyPlanes][]byte) {
 		}
 	}
 	return out
+}
+
+// Prefetch has the processor fetch page p's keys and values, if there is such a page.
+func (c *Codes) Prefetch(p int) {
+	if p >= c.Pages() {
+		return
+	}
+	first, end := c.LeavesOf(p)
+	for i, plane := range tiers.KeyPlanes {
+		if b, n := c.planes[plane], c.sizes[i]; b != nil {
+			kernels.Prefetch(b[first*n : end*n])
+		}
+	}
+	row, at, tokens := compress.ValueRowBytes(c.D), p*tiers.PageTokens, c.PageTokens(p)
+	kernels.Prefetch(c.planes[tiers.PlaneV4][at*(row+compress.ValueScaleBytes):][:tokens*(row+compress.ValueScaleBytes)])
+	if b := c.planes[tiers.PlaneV8]; b != nil {
+		kernels.Prefetch(b[at*row : (at+tokens)*row])
+	}
 }
 
 // Value returns the scale and the codes of the value at place t; low is nil if it is not there.
