@@ -54,8 +54,10 @@ func Deviations(x []float32, d, unit int) []float32 {
 	for lo := 0; lo < len(x); lo += unit * d {
 		hi := min(lo+unit*d, len(x))
 		mean := Mean(x[lo:hi], d)
-		for i := lo; i < hi; i++ {
-			out[i] = x[i] - mean[(i-lo)%d]
+		for at := lo; at < hi; at += d {
+			for j, v := range x[at : at+d] {
+				out[at+j] = v - mean[j]
+			}
 		}
 	}
 	return out

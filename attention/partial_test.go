@@ -3,7 +3,10 @@ package attention
 import (
 	"math"
 	"math/rand/v2"
+	"reflect"
 	"testing"
+
+	"kvtier/kernels"
 )
 
 func randn(rng *rand.Rand, n int, scale float64) []float32 {
@@ -148,6 +151,40 @@ func TestAttendVisible(t *testing.T) {
 		m := min(visible[r], n)
 		want, lse := dense(q[r*d:(r+1)*d], k[:m*d], v[:m*d], d, 0)
 		near(t, &ps[r], want, lse)
+	}
+}
+
+// All variants of kernels agree with each other and with attention in order,
+// which has the same bits in all of them.
+func TestVariantsAgree(t *testing.T) {
+	for _, d := range []int{16, 24, 64, 80, 128, 256} {
+		for _, rows := range []int{1, 4, 5, 19} {
+			const n = 150
+			rng := rand.New(rand.NewPCG(uint64(d), uint64(rows)))
+			q, k, v := randn(rng, rows*d, 1/math.Sqrt(float64(d))), randn(rng, n*d, 1), randn(rng, n*d, 1)
+			var first []Partial
+			for _, variant := range kernels.Variants() {
+				undo := kernels.Use(variant)
+				ps, same := NewPartials(rows, d), NewPartials(rows, d)
+				Attend(ps, q, k, v, d, 0, nil)
+				AttendInOrder(same, q, k, v, d)
+				undo()
+				if first == nil {
+					first = same
+				}
+				if !reflect.DeepEqual(first, same) {
+					t.Errorf("d %d, %v: attention in order has other bits", d, variant)
+				}
+				for r := range ps {
+					a, b := make([]float32, d), make([]float32, d)
+					ps[r].Output(a)
+					same[r].Output(b)
+					if e := RelativeError(a, b); e > 1e-6 || math.Abs(float64(ps[r].LSE()-same[r].LSE())) > 1e-5 {
+						t.Errorf("d %d, %v, row %d: off by %v", d, variant, r, e)
+					}
+				}
+			}
+		}
 	}
 }
 

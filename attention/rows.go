@@ -81,22 +81,25 @@ func mask(scores []float32, n int) {
 	}
 }
 
-// AttendPlain is Attend of all tokens by plain loops, one row after the other. Its result has the same
-// bits whatever kernels the processor has, so that what is stored may depend on
-// it. scores is scratch of at least n.
-func AttendPlain(ps []Partial, q, k, v []float32, d int, scores []float32) {
+// AttendInOrder is Attend of all tokens, without a cap, one row and one token after the other: the
+// result has the same bits whatever kernels there are, so that what is stored may depend on it.
+func AttendInOrder(ps []Partial, q, k, v []float32, d int) {
 	n := len(k) / d
+	scores, tokens := make([]float32, n), make([]int, n)
 	for r := range ps {
-		attendRow(&ps[r], q[r*d:(r+1)*d], k, v, d, scores[:n])
+		for t := range tokens {
+			tokens[t] = t
+		}
+		kernels.GatherDots(scores, k, tokens, q[r*d:(r+1)*d])
+		attendRow(&ps[r], v, scores, tokens)
 	}
 }
 
-// attendRow does one row: scores first, so that the partial is rescaled once.
-func attendRow(p *Partial, q, k, v []float32, d int, scores []float32) {
+// attendRow uses tokens as scratch.
+func attendRow(p *Partial, v, scores []float32, tokens []int) {
 	hi := p.Max
-	for t := range scores {
-		scores[t] = Dot(q, k[t*d:(t+1)*d])
-		hi = max(hi, scores[t])
+	for _, s := range scores {
+		hi = max(hi, s)
 	}
 	if hi > p.Max {
 		p.rescale(hi)
@@ -104,12 +107,15 @@ func attendRow(p *Partial, q, k, v []float32, d int, scores []float32) {
 	if math.IsInf(float64(p.Max), -1) {
 		return // every token is masked
 	}
+	n := 0
 	for t, s := range scores {
 		if w := exp32(s - p.Max); w > 0 {
 			p.Sum += float64(w)
-			Axpy(p.Out, w, v[t*d:(t+1)*d])
+			scores[n], tokens[n] = w, t
+			n++
 		}
 	}
+	kernels.GatherAxpy(p.Out, scores[:n], v, tokens[:n])
 }
 
 // RelativeError returns |a - b| / |b|; 0 if both are zero.

@@ -32,6 +32,12 @@ func scoreKeysAVX512(dst *float32, stride int, q *int16, scale *float32, rows in
 func unpackKeysAVX512(dst *float32, d int, planes *[]byte, lines *uint16, levels *byte, groups int, lo *float32, step *float32)
 
 //go:noescape
+func gatherDotsAVX512(dst *float32, x *float32, tokens *int, n int, d int, w *float32)
+
+//go:noescape
+func gatherAxpyAVX512(out *float32, w *float32, x *float32, tokens *int, n int, d int)
+
+//go:noescape
 func sweepAVX512(b *byte, n int) (sum uint64)
 
 //go:noescape

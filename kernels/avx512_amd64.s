@@ -5295,6 +5295,209 @@ part0known:
 	VZEROUPPER
 	RET
 
+// func gatherDotsAVX512(dst *float32, x *float32, tokens *int, n int, d int, w *float32)
+// Requires: AVX
+TEXT ·gatherDotsAVX512(SB), NOSPLIT, $0-48
+	MOVQ dst+0(FP), AX
+	MOVQ tokens+16(FP), CX
+	MOVQ n+24(FP), DX
+
+rows8:
+	CMPQ   DX, $0x08
+	JL     rows8end
+	MOVQ   (CX), BX
+	INCQ   BX
+	IMULQ  d+32(FP), BX
+	SHLQ   $0x02, BX
+	ADDQ   x+8(FP), BX
+	VXORPS X0, X0, X0
+	MOVQ   8(CX), SI
+	INCQ   SI
+	IMULQ  d+32(FP), SI
+	SHLQ   $0x02, SI
+	ADDQ   x+8(FP), SI
+	VXORPS X1, X1, X1
+	MOVQ   16(CX), DI
+	INCQ   DI
+	IMULQ  d+32(FP), DI
+	SHLQ   $0x02, DI
+	ADDQ   x+8(FP), DI
+	VXORPS X2, X2, X2
+	MOVQ   24(CX), R8
+	INCQ   R8
+	IMULQ  d+32(FP), R8
+	SHLQ   $0x02, R8
+	ADDQ   x+8(FP), R8
+	VXORPS X3, X3, X3
+	MOVQ   32(CX), R9
+	INCQ   R9
+	IMULQ  d+32(FP), R9
+	SHLQ   $0x02, R9
+	ADDQ   x+8(FP), R9
+	VXORPS X4, X4, X4
+	MOVQ   40(CX), R10
+	INCQ   R10
+	IMULQ  d+32(FP), R10
+	SHLQ   $0x02, R10
+	ADDQ   x+8(FP), R10
+	VXORPS X5, X5, X5
+	MOVQ   48(CX), R11
+	INCQ   R11
+	IMULQ  d+32(FP), R11
+	SHLQ   $0x02, R11
+	ADDQ   x+8(FP), R11
+	VXORPS X6, X6, X6
+	MOVQ   56(CX), R12
+	INCQ   R12
+	IMULQ  d+32(FP), R12
+	SHLQ   $0x02, R12
+	ADDQ   x+8(FP), R12
+	VXORPS X7, X7, X7
+	MOVQ   d+32(FP), R13
+	MOVQ   w+40(FP), R14
+	LEAQ   (R14)(R13*4), R14
+	NEGQ   R13
+
+rows8dims:
+	VMOVUPS (R14)(R13*4), X8
+	VMULPS  (BX)(R13*4), X8, X9
+	VADDPS  X9, X0, X0
+	VMULPS  (SI)(R13*4), X8, X9
+	VADDPS  X9, X1, X1
+	VMULPS  (DI)(R13*4), X8, X9
+	VADDPS  X9, X2, X2
+	VMULPS  (R8)(R13*4), X8, X9
+	VADDPS  X9, X3, X3
+	VMULPS  (R9)(R13*4), X8, X9
+	VADDPS  X9, X4, X4
+	VMULPS  (R10)(R13*4), X8, X9
+	VADDPS  X9, X5, X5
+	VMULPS  (R11)(R13*4), X8, X9
+	VADDPS  X9, X6, X6
+	VMULPS  (R12)(R13*4), X8, X8
+	VADDPS  X8, X7, X7
+	ADDQ    $0x04, R13
+	JNZ     rows8dims
+	VHADDPS X1, X0, X0
+	VHADDPS X3, X2, X2
+	VHADDPS X2, X0, X0
+	VMOVUPS X0, (AX)
+	VHADDPS X5, X4, X4
+	VHADDPS X7, X6, X6
+	VHADDPS X6, X4, X4
+	VMOVUPS X4, 16(AX)
+	ADDQ    $0x20, AX
+	ADDQ    $0x40, CX
+	SUBQ    $0x08, DX
+	JMP     rows8
+
+rows8end:
+rows1:
+	CMPQ   DX, $0x01
+	JL     rows1end
+	MOVQ   (CX), BX
+	INCQ   BX
+	IMULQ  d+32(FP), BX
+	SHLQ   $0x02, BX
+	ADDQ   x+8(FP), BX
+	VXORPS X0, X0, X0
+	MOVQ   d+32(FP), SI
+	MOVQ   w+40(FP), DI
+	LEAQ   (DI)(SI*4), DI
+	NEGQ   SI
+
+rows1dims:
+	VMOVUPS (DI)(SI*4), X1
+	VMULPS  (BX)(SI*4), X1, X1
+	VADDPS  X1, X0, X0
+	ADDQ    $0x04, SI
+	JNZ     rows1dims
+	VHADDPS X0, X0, X0
+	VHADDPS X0, X0, X0
+	VMOVSS  X0, (AX)
+	ADDQ    $0x04, AX
+	ADDQ    $0x08, CX
+	SUBQ    $0x01, DX
+	JMP     rows1
+
+rows1end:
+	VZEROUPPER
+	RET
+
+// func gatherAxpyAVX512(out *float32, w *float32, x *float32, tokens *int, n int, d int)
+// Requires: AVX, AVX512F
+TEXT ·gatherAxpyAVX512(SB), NOSPLIT, $0-48
+	MOVQ out+0(FP), AX
+	MOVQ x+16(FP), CX
+	MOVQ d+40(FP), DX
+	MOVQ d+40(FP), BX
+	SHLQ $0x02, BX
+
+cols4:
+	CMPQ    DX, $0x40
+	JL      cols4end
+	VMOVUPS (AX), Z0
+	VMOVUPS 64(AX), Z1
+	VMOVUPS 128(AX), Z2
+	VMOVUPS 192(AX), Z3
+	MOVQ    w+8(FP), SI
+	MOVQ    tokens+24(FP), DI
+	MOVQ    n+32(FP), R8
+
+cols4tokens:
+	MOVQ         (DI), R9
+	IMULQ        BX, R9
+	VBROADCASTSS (SI), Z4
+	VMULPS       (CX)(R9*1), Z4, Z5
+	VADDPS       Z5, Z0, Z0
+	VMULPS       64(CX)(R9*1), Z4, Z5
+	VADDPS       Z5, Z1, Z1
+	VMULPS       128(CX)(R9*1), Z4, Z5
+	VADDPS       Z5, Z2, Z2
+	VMULPS       192(CX)(R9*1), Z4, Z4
+	VADDPS       Z4, Z3, Z3
+	ADDQ         $0x04, SI
+	ADDQ         $0x08, DI
+	DECQ         R8
+	JNZ          cols4tokens
+	VMOVUPS      Z0, (AX)
+	VMOVUPS      Z1, 64(AX)
+	VMOVUPS      Z2, 128(AX)
+	VMOVUPS      Z3, 192(AX)
+	ADDQ         $0x00000100, AX
+	ADDQ         $0x00000100, CX
+	SUBQ         $0x40, DX
+	JMP          cols4
+
+cols4end:
+cols1:
+	CMPQ    DX, $0x10
+	JL      cols1end
+	VMOVUPS (AX), Z0
+	MOVQ    w+8(FP), SI
+	MOVQ    tokens+24(FP), DI
+	MOVQ    n+32(FP), R8
+
+cols1tokens:
+	MOVQ         (DI), R9
+	IMULQ        BX, R9
+	VBROADCASTSS (SI), Z1
+	VMULPS       (CX)(R9*1), Z1, Z1
+	VADDPS       Z1, Z0, Z0
+	ADDQ         $0x04, SI
+	ADDQ         $0x08, DI
+	DECQ         R8
+	JNZ          cols1tokens
+	VMOVUPS      Z0, (AX)
+	ADDQ         $0x00000040, AX
+	ADDQ         $0x00000040, CX
+	SUBQ         $0x10, DX
+	JMP          cols1
+
+cols1end:
+	VZEROUPPER
+	RET
+
 // func sweepAVX512(b *byte, n int) (sum uint64)
 // Requires: AVX, AVX2, AVX512DQ, AVX512F, AVX512VL, MMX+
 TEXT ·sweepAVX512(SB), NOSPLIT, $0-24

@@ -141,3 +141,25 @@ func prefetch(b []byte) {
 		prefetchAVX2(&b[0], len(b))
 	}
 }
+
+func gatherDots(dst, x []float32, tokens []int, w []float32) {
+	switch variant(len(w)) {
+	case AVX512:
+		gatherDotsAVX512(&dst[0], &x[0], &tokens[0], len(tokens), len(w), &w[0])
+	case AVX2:
+		gatherDotsAVX2(&dst[0], &x[0], &tokens[0], len(tokens), len(w), &w[0])
+	default:
+		plainGatherDots(dst, x, tokens, w)
+	}
+}
+
+func gatherAxpy(out, w, x []float32, tokens []int) {
+	switch variant(len(out)) {
+	case AVX512:
+		gatherAxpyAVX512(&out[0], &w[0], &x[0], &tokens[0], len(tokens), len(out))
+	case AVX2:
+		gatherAxpyAVX2(&out[0], &w[0], &x[0], &tokens[0], len(tokens), len(out))
+	default:
+		plainGatherAxpy(out, w, x, tokens)
+	}
+}

@@ -39,3 +39,7 @@ func unpackKeys(dst []float32, d int, l *Layout, planes [][]byte, lo, step []flo
 func sweep(b []byte) uint64 { return plainSweep(b) }
 
 func prefetch([]byte) {}
+
+func gatherDots(dst, x []float32, tokens []int, w []float32) { plainGatherDots(dst, x, tokens, w) }
+
+func gatherAxpy(out, w, x []float32, tokens []int) { plainGatherAxpy(out, w, x, tokens) }

@@ -10,25 +10,9 @@ import (
 func plainDots(dst []float32, stride int, q, k []float32, rows, n, d int) {
 	for r := range rows {
 		for t := range n {
-			dst[r*stride+t] = dot(q[r*d:(r+1)*d], k[t*d:(t+1)*d])
+			dst[r*stride+t] = Dot(q[r*d:(r+1)*d], k[t*d:(t+1)*d])
 		}
 	}
-}
-
-func dot(a, b []float32) float32 {
-	var s0, s1, s2, s3 float32
-	b = b[:len(a)]
-	i := 0
-	for ; i+4 <= len(a); i += 4 {
-		s0 += a[i] * b[i]
-		s1 += a[i+1] * b[i+1]
-		s2 += a[i+2] * b[i+2]
-		s3 += a[i+3] * b[i+3]
-	}
-	for ; i < len(a); i++ {
-		s0 += a[i] * b[i]
-	}
-	return (s0 + s1) + (s2 + s3)
 }
 
 func plainDotsInt8(dst []float32, stride int, q []float32, k []byte, rows, n, d int) {
@@ -57,14 +41,8 @@ func plainAxpys(out [][]float32, w []float32, stride int, v []float32, n, d, col
 	for t := range n {
 		x := v[t*d:][:cols]
 		for r, y := range out {
-			axpy(y[:cols], w[r*stride+t], x)
+			Axpy(y[:cols], w[r*stride+t], x)
 		}
-	}
-}
-
-func axpy(y []float32, a float32, x []float32) {
-	for i, v := range x[:len(y)] {
-		y[i] += a * v
 	}
 }
 
@@ -195,6 +173,20 @@ func plainUnpackKeys(dst []float32, d int, l *Layout, planes [][]byte, lo, step 
 				dst[t*d+j] = lo[j] + float32(bins*step[j])
 			}
 		}
+	}
+}
+
+func plainGatherDots(dst, x []float32, tokens []int, w []float32) {
+	d := len(w)
+	for i, t := range tokens {
+		dst[i] = Dot(w, x[t*d:(t+1)*d])
+	}
+}
+
+func plainGatherAxpy(out, w, x []float32, tokens []int) {
+	d := len(out)
+	for i, t := range tokens {
+		Axpy(out, w[i], x[t*d:(t+1)*d])
 	}
 }
 

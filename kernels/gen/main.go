@@ -44,6 +44,8 @@ func main() {
 	v.addValues()
 	v.scoreKeys()
 	v.unpackKeys()
+	v.gatherDots()
+	v.gatherAxpy()
 	v.sweep()
 	v.prefetch()
 	Generate()
