@@ -38,6 +38,9 @@ func gatherDotsAVX2(dst *float32, x *float32, tokens *int, n int, d int, w *floa
 func gatherAxpyAVX2(out *float32, w *float32, x *float32, tokens *int, n int, d int)
 
 //go:noescape
+func widenBF16AVX2(dst *float32, src *byte, n int)
+
+//go:noescape
 func sweepAVX2(b *byte, n int) (sum uint64)
 
 //go:noescape

@@ -38,6 +38,9 @@ func gatherDotsAVX512(dst *float32, x *float32, tokens *int, n int, d int, w *fl
 func gatherAxpyAVX512(out *float32, w *float32, x *float32, tokens *int, n int, d int)
 
 //go:noescape
+func widenBF16AVX512(dst *float32, src *byte, n int)
+
+//go:noescape
 func sweepAVX512(b *byte, n int) (sum uint64)
 
 //go:noescape

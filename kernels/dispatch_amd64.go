@@ -163,3 +163,15 @@ func gatherAxpy(out, w, x []float32, tokens []int) {
 		plainGatherAxpy(out, w, x, tokens)
 	}
 }
+
+// widenBF16 takes a multiple of 16 numbers.
+func widenBF16(dst []float32, src []byte) {
+	switch variant(len(dst)) {
+	case AVX512:
+		widenBF16AVX512(&dst[0], &src[0], len(dst))
+	case AVX2:
+		widenBF16AVX2(&dst[0], &src[0], len(dst))
+	default:
+		plainWidenBF16(dst, src)
+	}
+}

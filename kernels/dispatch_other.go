@@ -43,3 +43,5 @@ func prefetch([]byte) {}
 func gatherDots(dst, x []float32, tokens []int, w []float32) { plainGatherDots(dst, x, tokens, w) }
 
 func gatherAxpy(out, w, x []float32, tokens []int) { plainGatherAxpy(out, w, x, tokens) }
+
+func widenBF16(dst []float32, src []byte) { plainWidenBF16(dst, src) }

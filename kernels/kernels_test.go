@@ -316,6 +316,7 @@ func TestShortSlicesPanic(t *testing.T) {
 		"axpys: row":           func() { Axpys([][]float32{f(16), f(15)}, f(8), 4, f(64), 16, 16) },
 		"values: row":          func() { AddValues([][]float32{f(15)}, f(1), 1, f(2), [][]byte{b(8)}, nil, 16) },
 		"axpys int8: w":        func() { AxpysInt8(rowsOf(f(32), 16), f(7), 4, b(64), 16) },
+		"widen: src":           func() { WidenBF16(f(16), b(31)) },
 		"gather: dst":          func() { GatherDots(f(1), f(64), []int{0, 1}, f(16)) },
 		"gather: row":          func() { GatherDots(f(2), f(31), []int{0, 1}, f(16)) },
 		"gather: negative row": func() { GatherAxpy(f(16), f(1), f(64), []int{-1}) },

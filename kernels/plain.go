@@ -190,6 +190,12 @@ func plainGatherAxpy(out, w, x []float32, tokens []int) {
 	}
 }
 
+func plainWidenBF16(dst []float32, src []byte) {
+	for i := range dst {
+		dst[i] = math.Float32frombits(uint32(binary.LittleEndian.Uint16(src[2*i:])) << 16)
+	}
+}
+
 func plainSweep(b []byte) (sum uint64) {
 	for ; len(b) >= 8; b = b[8:] {
 		sum += binary.LittleEndian.Uint64(b)

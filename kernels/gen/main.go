@@ -46,6 +46,7 @@ func main() {
 	v.unpackKeys()
 	v.gatherDots()
 	v.gatherAxpy()
+	v.widenBF16()
 	v.sweep()
 	v.prefetch()
 	Generate()

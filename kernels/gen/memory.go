@@ -45,3 +45,19 @@ func (v isa) prefetch() {
 	JG(LabelRef("loop"))
 	RET()
 }
+
+// widenBF16: the bits of a bfloat16 are the upper half of a float32's.
+func (v isa) widenBF16() {
+	v.function("widenBF16", "dst *float32, src *byte, n int")
+	dst, src, n := param("dst"), param("src"), param("n")
+	Label("loop")
+	x := v.vec()
+	VPMOVZXWD(Mem{Base: src}, x)
+	VPSLLD(Imm(16), x, x)
+	VMOVUPS(x, Mem{Base: dst})
+	ADDQ(Imm(uint64(2*v.lanes)), src)
+	ADDQ(Imm(uint64(4*v.lanes)), dst)
+	SUBQ(Imm(uint64(v.lanes)), n)
+	JNZ(LabelRef("loop"))
+	end()
+}

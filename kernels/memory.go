@@ -18,3 +18,13 @@ func Prefetch(b []byte) {
 		prefetch(b)
 	}
 }
+
+// WidenBF16 writes len(dst) bfloat16 of src, little-endian, to dst, bit for bit.
+func WidenBF16(dst []float32, src []byte) {
+	must(len(src)/2 >= len(dst), "src is too short")
+	whole := len(dst) &^ 15
+	if whole > 0 {
+		widenBF16(dst[:whole], src)
+	}
+	plainWidenBF16(dst[whole:], src[2*whole:])
+}
