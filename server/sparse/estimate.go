@@ -30,7 +30,6 @@ func (u *run) estimatePage(p *page) {
 		e.ruled[r] = min(1, exp(spread)/float32(p.n))
 		e.noise[r] = min(1, (exp(spread)-1)/float32(p.n))
 	}
-	u.acc.Estimated += int64(e.n)
 	u.unread = append(u.unread, e)
 }
 
@@ -66,7 +65,6 @@ func (u *run) estimateLeaves() {
 		}
 		if e.n > 0 {
 			e.value = make([]float32, u.d)
-			u.acc.Estimated += int64(e.n)
 			u.unread = append(u.unread, e)
 			if !s.view.IsDrain(x.i) { // their values are next to nothing
 				s.values.Row(e.value, at)
@@ -82,6 +80,7 @@ func (u *run) estimateLeaves() {
 // and estimates the error.
 func (u *run) finish() {
 	for _, e := range u.unread {
+		u.acc.Estimated += int64(e.n)
 		for r := range u.rows {
 			if e.page != nil {
 				e.mass[r] += u.bias[r]
@@ -156,7 +155,13 @@ const (
 
 // calibrate learns from the weaker half of the pages that are scanned how far
 // means misjudge masses: the pages that are not scanned are like them.
-func (u *run) calibrate(scanned []int) {
+func (u *run) calibrate() {
+	var scanned []int
+	for i := range u.pages {
+		if u.pages[i].scanned {
+			scanned = append(scanned, i)
+		}
+	}
 	u.bias, u.massVar = make([]float32, u.rows), make([]float64, u.rows)
 	found := make([][]float32, len(u.pages)) // [rows], mass by the scan, as a share
 	for i := range u.leaves {

@@ -67,6 +67,9 @@ func (c *codes) query(group, planes int) kernels.KeyQuery {
 	return *q
 }
 
+// knows says whether a group of tokens was added.
+func (c *codes) knows(g int) bool { return len(c.steps[g].Step) > 0 }
+
 func (c *codes) addGroup(g int, b []byte, exp int) (err error) {
 	d := len(c.order.Channels)
 	if c.steps[g], err = compress.ParseKeySteps(b, d, exp); err != nil {

@@ -7,10 +7,13 @@ import (
 	"kvtier/tiers/seal"
 )
 
-// scanPart is the share of a budget, page means taken off, that goes to the
-// first plane of keys before anything is known of them
+// firstPart and mostPart are the shares of a budget, page means taken off, that
+// go to the first plane of keys before anything is known of them, and at most
 // (docs/decisions/0004-budget-path.md). What is left goes where it is worth most.
-const scanPart = .4
+const (
+	firstPart = .33
+	mostPart  = .7
+)
 
 // mapPart is the most of a budget that the map of values may cost; below about
 // 4,000 tokens a small budget does better without it.
@@ -27,11 +30,12 @@ func (b *body) withMap(share float32) bool {
 	return true
 }
 
-// scannedPages is how many pages are scanned when share of the body's 4-bit
-// bytes may be read.
-func scannedPages(share float32, b body) int {
+// scannedPages is how many pages are scanned at first, and at most, when share
+// of the body's 4-bit bytes may be read.
+func (b *body) scannedPages(share float32) (first, most int) {
 	left := max(0, float64(share)*b.full-b.always)
-	return int(min(b.pages, max(1, scanPart*left/b.scanOfPage())))
+	pages := func(part float64) int { return int(min(b.pages, max(1, part*left/b.scanOfPage()))) }
+	return pages(firstPart), pages(mostPart)
 }
 
 // body counts what the segments of a query hold.

@@ -25,7 +25,7 @@ class Closeness:
     Attributes:
         positions: answer positions compared.
         kl_first: largest KL of an answer's first token, nats.
-        kl_all: largest KL of any answer token, the dense answer's tokens being forced.
+        kl_mean, kl_all: mean and largest KL of all answer tokens, the dense answer's tokens being forced.
         logit: largest difference of any logit.
         whole: whether every answer came from everything stored.
     """
@@ -37,6 +37,7 @@ class Closeness:
     profile: str
     positions: int = 0
     kl_first: float = 0.0
+    kl_mean: float = 0.0
     kl_all: float = 0.0
     logit: float = 0.0
     whole: bool = True
@@ -68,6 +69,7 @@ def check(rig: Rig, hay: Haystack, task: str, length: int, answer_tokens: int) -
                 fork.delete()
             kl = kl_divergence(exact, other)
             result.positions += len(kl)
+            result.kl_mean += (float(kl.mean()) - result.kl_mean) * len(kl) / result.positions
             result.kl_first = max(result.kl_first, float(kl[0]))
             result.kl_all = max(result.kl_all, float(kl.max()))
             result.logit = max(result.logit, float(np.abs(exact - other).max()))
