@@ -1,6 +1,8 @@
 package sparse
 
 import (
+	"slices"
+
 	"kvtier/compress"
 	"kvtier/kernels"
 	"kvtier/tiers"
@@ -32,9 +34,10 @@ func (u *run) refine(plane int) error {
 }
 
 // offers are the bits of keys and the values that can be read of leaves of which
-// so many planes are read at least: others were not worth the last one.
+// so many planes are read at least: others were not worth the last one. They are good until the next call.
 func (u *run) offers(planes int) (items []item) {
 	bytes := compress.KeyPlaneBytes(u.d)
+	items = slices.Grow(u.items[:0], len(u.leaves)*(tiers.LeafTokens+compress.NumKeyPlanes))
 	for i := range u.leaves {
 		x := &u.leaves[i]
 		if len(x.planes) < planes {
@@ -47,6 +50,7 @@ func (u *run) offers(planes int) (items []item) {
 			items = append(items, item{x.valueGain[t], u.valueBytes()})
 		}
 	}
+	u.items = items
 	return items
 }
 

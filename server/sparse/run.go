@@ -40,6 +40,7 @@ type run struct {
 	pageBytes   float32 // what scanning a page costs
 	leaves      []leaf  // of the pages that are scanned
 	tokens      []token
+	items       []item // scratch of offers
 	// What scanned pages taught about their means, [rows]: the log by which they
 	// underestimate masses, and the relative variance of what is left of the error.
 	bias    []float32

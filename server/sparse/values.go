@@ -10,7 +10,9 @@ import (
 // tokens are estimated.
 func (u *run) readValues() error {
 	u.normalise()
-	var rank []float32
+	most := len(u.leaves) * tiers.LeafTokens
+	rank := make([]float32, 0, most)
+	u.tokens = make([]token, 0, most)
 	for i := range u.leaves {
 		x := &u.leaves[i]
 		if len(x.planes) < 2 {
