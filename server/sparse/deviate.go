@@ -32,26 +32,34 @@ func (u *run) readMap() error {
 // deviate adds up by how much the keys of a leaf's unread tokens deviate from
 // their page's mean.
 func (u *run) deviate(x *leaf) {
-	s, d := u.segs[x.seg], u.d
+	s := u.segs[x.seg]
 	if s.deviation == nil {
-		s.deviation = make([]float32, u.rows*d)
+		s.deviation = newRows(u.rows, u.d)
 	}
 	known, mean := u.unpack(x)
-	sum, rows := make([]float32, u.rows), make([][]float32, u.rows)
 	for r, share := range x.share {
-		w := u.scores[r*tiers.LeafTokens:][:tiers.LeafTokens]
+		w, sum := u.scores[r*tiers.LeafTokens:][:tiers.LeafTokens], float32(0)
 		clear(w) // padding, and what was read, counts for nothing
-		for t := range x.n {
+		for t, share := range share {
 			if !x.read[t] {
-				w[t] = share[t]
-				sum[r] += share[t]
+				w[t] = share
+				sum += share
 			}
 		}
-		rows[r] = s.deviation[r*d : (r+1)*d]
-		attention.Axpy(rows[r][:known], -sum[r], mean[:known])
+		u.sums[r] = sum
+		attention.Axpy(s.deviation[r][:known], -sum, mean[:known])
 	}
-	kernels.Axpys(rows, u.scores, tiers.LeafTokens, u.keys, d, known)
-	s.codes.lean(sum, x.group, len(x.planes))
+	kernels.Axpys(s.deviation, u.scores, tiers.LeafTokens, u.keys, u.d, known)
+	s.codes.lean(u.sums, x.group, len(x.planes))
+}
+
+// newRows returns n rows of d zeros.
+func newRows(n, d int) [][]float32 {
+	all, rows := make([]float32, n*d), make([][]float32, n)
+	for r := range rows {
+		rows[r] = all[r*d : (r+1)*d]
+	}
+	return rows
 }
 
 // lean notes that keys weigh mass [rows] of a group of tokens of which so many planes are read.
@@ -68,12 +76,12 @@ func (c *codes) lean(mass []float32, group, planes int) {
 // addLean adds to deviation [rows][d] by how much keys deviate on average, weighted
 // as they are by their row, in the bits that are not known (channels in stored
 // order): of a normal deviation e, the mean of e exp(q.e) is cov(e) q times that of exp(q.e).
-func (c *codes) addLean(deviation []float32) {
+func (c *codes) addLean(deviation [][]float32) {
 	d := len(c.order.Channels)
 	for group, byPlanes := range c.leaning {
 		for p, mass := range byPlanes {
 			for r, m := range mass {
-				q, dst := c.q[r*d:(r+1)*d], deviation[r*d:(r+1)*d]
+				q, dst := c.q[r*d:(r+1)*d], deviation[r]
 				for j, s := range c.steps[group].Step {
 					s *= 256
 					dst[j] += m * q[j] * s * s * compress.KeyNoise[c.levels[p][j/16]]
@@ -90,11 +98,11 @@ func (u *run) follow() {
 		if s.deviation != nil {
 			s.codes.addLean(s.deviation)
 		}
-		for i := 0; i < len(s.deviation); i += u.d {
-			s.codes.order.Restore(dk, s.deviation[i:i+u.d])
+		for r, deviation := range s.deviation {
+			s.codes.order.Restore(dk, deviation)
 			clear(v)
 			u.values.Add(v, dk)
-			u.rot[i/u.d].Shift(u.total[i/u.d], v)
+			u.rot[r].Shift(u.total[r], v)
 		}
 	}
 }

@@ -2,6 +2,7 @@ package sparse
 
 import (
 	"math"
+	"slices"
 
 	"kvtier/attention"
 	"kvtier/compress"
@@ -23,7 +24,7 @@ type unread struct {
 // estimatePage lets a page stand by its means.
 func (u *run) estimatePage(p *page) {
 	s := u.segs[p.seg]
-	e := u.newUnread(make([]float32, u.d), s.values.Spread(p.i))
+	e, _ := u.newUnread(make([]float32, 3*u.rows), make([]float32, u.d), s.values.Spread(p.i))
 	e.n, e.mass, e.page = p.n, p.mass, p
 	s.values.Row(e.value, p.i)
 	for r := range u.rows {
@@ -42,6 +43,8 @@ func (u *run) estimatePage(p *page) {
 func (u *run) estimateLeaves() {
 	page, none := -1, make([]float32, u.d)
 	var value []float32 // of the page
+	u.unread = slices.Grow(u.unread, len(u.leaves))
+	floats := make([]float32, 3*u.rows*len(u.leaves))
 	for i := range u.leaves {
 		x := &u.leaves[i]
 		s, at := u.segs[x.seg], u.pages[x.page].i
@@ -49,7 +52,8 @@ func (u *run) estimateLeaves() {
 			page, value = x.page, make([]float32, u.d)
 			s.values.Row(value, at)
 		}
-		e := u.newUnread(value, s.values.Spread(at))
+		var e unread
+		e, floats = u.newUnread(floats, value, s.values.Spread(at))
 		for t := range x.n {
 			if !x.read[t] {
 				e.n++
@@ -80,9 +84,10 @@ func (u *run) estimateLeaves() {
 	}
 }
 
-func (u *run) newUnread(value []float32, spread float32) unread {
-	x := make([]float32, 3*u.rows)
-	return unread{value: value, vspread: spread, mass: x[:u.rows], ruled: x[u.rows : 2*u.rows], noise: x[2*u.rows:]}
+// newUnread takes room for what it holds by row from floats, and returns what is left of it.
+func (u *run) newUnread(floats, value []float32, spread float32) (unread, []float32) {
+	n := u.rows
+	return unread{value: value, vspread: spread, mass: floats[:n], ruled: floats[n : 2*n], noise: floats[2*n : 3*n]}, floats[3*n:]
 }
 
 // finish adds what was estimated, merges everything into the query's partials

@@ -154,20 +154,37 @@ type leaf struct {
 	read      [tiers.LeafTokens]bool // tokens whose values were read
 }
 
-func (u *run) newLeaf(at, l int) leaf {
-	p := &u.pages[at]
-	v := u.segs[p.seg].view
-	x := leaf{page: at, seg: p.seg, i: l, place: l * tiers.LeafTokens, n: v.LeafTokens(l), group: v.StepGroup(l), most: compress.NumKeyPlanes - 1}
-	if v.IsDrain(l) && v.DrainKeys().Len > 0 {
-		x.most++
+// addLeaves adds the leaves of the chosen pages, which are in order.
+func (u *run) addLeaves(chosen []int) {
+	n := 0
+	for _, i := range chosen {
+		first, end := u.segs[u.pages[i].seg].view.LeavesOf(u.pages[i].i)
+		n += end - first
 	}
-	x.planes = make([][]byte, 0, compress.NumKeyPlanes)
-	all, rows := make([]float32, 2*u.rows*x.n), make([][]float32, 2*u.rows)
-	for i := range rows {
-		rows[i] = all[i*x.n : (i+1)*x.n]
+	u.leaves = slices.Grow(u.leaves, n)
+	planes := make([][]byte, n*compress.NumKeyPlanes)
+	rows, floats := make([][]float32, 2*u.rows*n), make([]float32, 2*u.rows*n*tiers.LeafTokens)
+	take := func(tokens int) (out [][]float32) { // of [rows][tokens]
+		out, rows = rows[:u.rows], rows[u.rows:]
+		for r := range out {
+			out[r], floats = floats[:tokens], floats[tokens:]
+		}
+		return out
 	}
-	x.log, x.share = rows[:u.rows], rows[u.rows:]
-	return x
+	for _, i := range chosen {
+		p := &u.pages[i]
+		v := u.segs[p.seg].view
+		first, end := v.LeavesOf(p.i)
+		for l := first; l < end; l++ {
+			x := leaf{page: i, seg: p.seg, i: l, place: l * tiers.LeafTokens, n: v.LeafTokens(l), group: v.StepGroup(l), most: compress.NumKeyPlanes - 1}
+			if v.IsDrain(l) && v.DrainKeys().Len > 0 {
+				x.most++
+			}
+			x.planes, planes = planes[:0:compress.NumKeyPlanes], planes[compress.NumKeyPlanes:]
+			x.log, x.share = take(x.n), take(x.n)
+			u.leaves = append(u.leaves, x)
+		}
+	}
 }
 
 // scoreLeaf scores the leaf's tokens from the planes that were read. Channels of
@@ -205,11 +222,15 @@ type restOf struct{ page, planes int }
 // unpack reconstructs the keys of a leaf in u.keys, [16][d], channels in stored
 // order; how many channels are known; and its page's mean key in that order.
 func (u *run) unpack(x *leaf) (known int, mean []float32) {
-	s, d := u.segs[x.seg], u.d
+	s := u.segs[x.seg]
 	layout := &s.codes.layouts[len(x.planes)-1]
 	layout.Unpack(u.keys, s.codes.steps[x.group], x.planes)
-	mean, row := u.row2[:d], u.row2[d:]
-	s.keys.Row(row, u.pages[x.page].i)
-	s.codes.order.Permute(mean, row)
+	mean = u.mean
+	if u.meanOf != x.page { // a page's leaves come together
+		u.meanOf = x.page
+		row := u.row2[:u.d]
+		s.keys.Row(row, u.pages[x.page].i)
+		s.codes.order.Permute(mean, row)
+	}
 	return layout.Known(), mean
 }

@@ -34,6 +34,9 @@ type run struct {
 	row2   []float32 // [2][d], scratch
 	rest   []float32 // [rows], see unknown
 	restOf restOf
+	mean   []float32 // [d], see unpack
+	meanOf int       // page
+	sums   []float32 // [rows], scratch
 
 	pages       []page
 	first, most int     // pages that are scanned at first, and at most
@@ -57,8 +60,8 @@ type segmentRun struct {
 	received     float32 // share of the attention that its read tokens received, summed over heads
 	codes        *codes  // once any of its pages is scanned
 	// deviation is by how much the keys of unread tokens deviate from their pages'
-	// means, each times its share: [rows][d], channels in stored order.
-	deviation []float32
+	// means, each times its share: [rows][d], channels in stored order; nil if there are none.
+	deviation [][]float32
 }
 
 // page is 64 tokens under consideration.
@@ -82,7 +85,7 @@ func newRun(ctx context.Context, r Reader, segments []Segment, part []int, q Que
 	u := &run{ctx: ctx, r: r, tr: tr, q: q, d: d, rows: rows,
 		norm2: make([]float32, rows), total: make([]float32, rows), rot: attention.NewPartials(rows, d),
 		keys: make([]float32, tiers.LeafTokens*d), scores: make([]float32, rows*tiers.LeafTokens),
-		row2: make([]float32, 2*d), rest: make([]float32, rows)}
+		row2: make([]float32, 2*d), rest: make([]float32, rows), mean: make([]float32, d), meanOf: -1, sums: make([]float32, rows)}
 	for i := range rows {
 		u.norm2[i] = attention.Dot(u.row(i), u.row(i))
 	}

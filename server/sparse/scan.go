@@ -120,19 +120,16 @@ func (u *run) look(chosen []int) error {
 	if len(chosen) == 0 {
 		return nil
 	}
-	var leaves, outliers []int // added now
-	u.leaves = slices.Grow(u.leaves, len(chosen)*tiers.PageTokens/tiers.LeafTokens)
-	for _, i := range chosen {
-		p := &u.pages[i]
+	at := len(u.leaves)
+	u.addLeaves(chosen)
+	leaves := make([]int, 0, len(u.leaves)-at) // added now
+	var outliers []int
+	for ; at < len(u.leaves); at++ {
+		leaves = append(leaves, at)
+		p := &u.pages[u.leaves[at].page]
 		p.scanned = true
-		v := u.segs[p.seg].view
-		first, end := v.LeavesOf(p.i)
-		for l := first; l < end; l++ {
-			if v.Outliers(p.i) {
-				outliers = append(outliers, len(u.leaves))
-			}
-			leaves = append(leaves, len(u.leaves))
-			u.leaves = append(u.leaves, u.newLeaf(i, l))
+		if u.segs[p.seg].view.Outliers(p.i) {
+			outliers = append(outliers, at)
 		}
 	}
 	u.unread = slices.DeleteFunc(u.unread, func(e unread) bool { return e.page.scanned })
