@@ -67,21 +67,17 @@ func (l *KeyLayout) Fold(q []float32, s KeySteps) kernels.KeyQuery {
 	var products [MaxHeadDim]float64
 	for r := range rows {
 		var offset, most float64
-		row := q[r*l.d:][:known]
 		for g, level := range l.Levels() {
-			bins := &binPlaces[level]
-			for j := g * groupDims; j < (g+1)*groupDims; j++ {
-				x, lo, step := float64(row[j]), float64(s.Lo[j]), float64(s.Step[j])
-				products[j] = x * step * bins.scale
-				offset += x * (lo + step*bins.offset)
-				most = max(most, math.Abs(products[j]))
-			}
+			at := g * groupDims
+			o, m := foldGroup((*[groupDims]float64)(products[at:]), q[r*l.d+at:], s.Lo[at:], s.Step[at:], &binPlaces[level])
+			offset += o
+			most = max(most, m)
 		}
 		unit := float32(most / math.MaxInt16)
-		if unit > 0 && finite(unit) { // else there are no keys, or no numbers
+		if unit > leastUnit && finite(unit) { // else there is nothing to tell keys apart by, or no number
 			for g, level := range l.Levels() {
-				words := out.Words[(g*rows+r)*groupDims:][:groupDims]
-				offset += roundWords(words, products[g*groupDims:], float64(unit)) * binPlaces[level].middle
+				words := (*[groupDims]int16)(out.Words[(g*rows+r)*groupDims:])
+				offset += roundWords(words, (*[groupDims]float64)(products[g*groupDims:]), float64(unit)) * binPlaces[level].middle
 			}
 		}
 		out.Scale[2*r], out.Scale[2*r+1] = unit, float32(offset)
@@ -89,20 +85,42 @@ func (l *KeyLayout) Fold(q []float32, s KeySteps) kernels.KeyQuery {
 	return out
 }
 
+// leastUnit bounds units where float32 is precise.
+const leastUnit = 0x1p-100
+
+// foldGroup writes the products of a query and the bins of a group of channels,
+// and returns what the query makes of the bins' places and the largest product.
+func foldGroup(products *[groupDims]float64, q, lo, step []float32, bins *binPlace) (offset, most float64) {
+	q, lo, step = q[:groupDims], lo[:groupDims], step[:groupDims]
+	for j := range products {
+		x, w := float64(q[j]), float64(step[j])
+		p := x * w * bins.scale
+		products[j] = p
+		offset += x * (float64(lo[j]) + w*bins.offset)
+		if p = math.Abs(p); p > most { // what is no number shows in the offset
+			most = p
+		}
+	}
+	return offset, most
+}
+
 // roundWords writes a group's words, x in units, and returns the sum of what rounding took.
-func roundWords(words []int16, x []float64, unit float64) (rest float64) {
+func roundWords(words *[groupDims]int16, x *[groupDims]float64, unit float64) (rest float64) {
 	inverse := 1 / unit
-	for c, x := range x[:groupDims] {
-		word := math.RoundToEven(min(max(x*inverse, -math.MaxInt16), math.MaxInt16))
-		words[kernels.Place(c)] = int16(word)
+	for c, x := range x {
+		word := math.RoundToEven(x * inverse)
+		words[kernels.Place(c)&(groupDims-1)] = int16(word)
 		rest += x - unit*word
 	}
 	return rest
 }
 
+// binPlace is an entry of binPlaces.
+type binPlace struct{ offset, scale, middle float64 }
+
 // binPlaces says what codes mean of which so many levels are known: code c is
 // at c times scale plus offset, in units of 8-bit bins; middle is the middle of all codes.
-var binPlaces = func() (p [levels + 1]struct{ offset, scale, middle float64 }) {
+var binPlaces = func() (p [levels + 1]binPlace) {
 	for level := 1; level <= levels; level++ {
 		half := float64(uint(256)>>(2*level)) / 2
 		p[level].offset, p[level].scale, p[level].middle = half, 1, 128-half

@@ -3,6 +3,7 @@ package compress
 import (
 	"fmt"
 	"math"
+	"reflect"
 	"testing"
 
 	"kvtier/kernels"
@@ -71,6 +72,30 @@ func TestFoldNotFinite(t *testing.T) {
 	scores := make([]float32, 16)
 	if l.Score(scores, 16, l.Fold(make([]float32, d), s), planes[:]); scores[0] != 0 {
 		t.Errorf("query 0: score %v", scores[0])
+	}
+}
+
+// Filling a batch is appending token by token.
+func TestFill(t *testing.T) {
+	const n, d = BatchTokens, 48
+	scales, hi, lo := PackValues(normal(5, n, d), n, d)
+	row := ValueRowBytes(d)
+	for _, low := range [][]byte{nil, lo} {
+		var appended, filled ValueBatch
+		for i := range n {
+			var l []byte
+			if low != nil {
+				l = low[i*row:][:row]
+			}
+			appended.Append(scales[3*i:][:3], hi[i*row:][:row], l)
+		}
+		filled.Fill(scales, hi, low, n, d)
+		if !reflect.DeepEqual(&appended, &filled) {
+			t.Errorf("low codes %v: batches differ", low != nil)
+		}
+		if filled.Append(scales, hi, low) {
+			t.Error("a full batch took in a token")
+		}
 	}
 }
 

@@ -31,6 +31,20 @@ func (b *ValueBatch) Append(scale, high, low []byte) bool {
 	return true
 }
 
+// Fill takes in n tokens, at most BatchTokens, of which scales, rows of high and
+// rows of low codes, if there are any, lie one after the other. What the batch held is gone.
+func (b *ValueBatch) Fill(scales, high, low []byte, n, d int) {
+	row := ValueRowBytes(d)
+	b.n, b.all = n, low != nil
+	for t := range n {
+		b.scale[2*t], b.scale[2*t+1] = valueScale(scales[t*ValueScaleBytes:], b.all)
+		b.high[t] = high[t*row : (t+1)*row]
+		if b.all {
+			b.low[t] = low[t*row : (t+1)*row]
+		}
+	}
+}
+
 // AddTo adds the values, which have d channels, to each row of out, at least [d], weighted by its row of
 // w [rows][Len()], a row beginning every stride weights.
 func (b *ValueBatch) AddTo(out [][]float32, w []float32, stride, d int) {

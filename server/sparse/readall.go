@@ -66,28 +66,21 @@ func attendCodes(b *pinned, index int, s Segment, q Query, tr *Trace) (n int64, 
 			}
 		}
 		attention.Weigh(ps, scores, tiers.PageTokens, tokens)
-		addValues(out, scores, codes, &batch, first, tokens)
+		addValues(out, scores, codes, &batch, p)
 	}
 	mergeRotated(q.Partials, ps, v.D)
 	return n, nil
 }
 
-// addValues adds a page's values, weighted by w [rows][tiers.PageTokens], to out.
-func addValues(out [][]float32, w []float32, codes *seal.Codes, batch *compress.ValueBatch, first, tokens int) {
-	from := 0
-	flush := func(t int) {
-		batch.AddTo(out, w[from:], tiers.PageTokens, codes.D)
-		batch.Reset()
-		from = t
+// addValues adds page p's values, weighted by w [rows][tiers.PageTokens], to out.
+func addValues(out [][]float32, w []float32, codes *seal.Codes, batch *compress.ValueBatch, p int) {
+	first := p * tiers.PageTokens
+	for at, end := first, first+codes.PageTokens(p); at < end; {
+		hi, scales, high, low := codes.Values(p, at)
+		batch.Fill(scales, high, low, hi-at, codes.D)
+		batch.AddTo(out, w[at-first:], tiers.PageTokens, codes.D)
+		at = hi
 	}
-	for t := range tokens {
-		scale, high, low := codes.Value(first + t)
-		if !batch.Append(scale, high, low) { // drains have low codes, and others may have none
-			flush(t)
-			batch.Append(scale, high, low)
-		}
-	}
-	flush(tokens)
 }
 
 // scorer scores pages in their order.

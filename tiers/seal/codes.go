@@ -94,6 +94,24 @@ func (c *Codes) Prefetch(p int) {
 	}
 }
 
+// Values returns what is stored of the values of places [lo, hi) of page p: their scales, then the rows
+// of high and of low codes, which are nil if they are not there. Drains may have
+// low codes that others lack: hi is where that changes, at most the page's end.
+func (c *Codes) Values(p, lo int) (hi int, scales, high, low []byte) {
+	first, n, row := p*tiers.PageTokens, c.PageTokens(p), compress.ValueRowBytes(c.D)
+	hi = first + n
+	if b := c.planes[tiers.PlaneV8]; b != nil {
+		low = b[lo*row : hi*row]
+	} else if b := c.planes[tiers.PlaneDrains]; b != nil && c.IsDrain(lo/tiers.LeafTokens) {
+		hi = c.Info.Body + c.Drains()
+		from, to := c.DrainValue(lo), c.DrainValue(hi-1)
+		low = b[from.Off : to.Off+to.Len]
+	}
+	page := c.planes[tiers.PlaneV4][first*(compress.ValueScaleBytes+row):]
+	return hi, page[(lo-first)*compress.ValueScaleBytes : (hi-first)*compress.ValueScaleBytes],
+		page[n*compress.ValueScaleBytes+(lo-first)*row : n*compress.ValueScaleBytes+(hi-first)*row], low
+}
+
 // Value returns the scale and the codes of the value at place t; low is nil if it is not there.
 func (c *Codes) Value(t int) (scale, high, low []byte) {
 	v4, row := c.planes[tiers.PlaneV4], compress.ValueRowBytes(c.D)
