@@ -24,7 +24,7 @@ RACEFLAGS   ?= -short
 PYTESTFLAGS ?= -q -m "not oracle and not slow"
 
 # What `make generate` writes.
-GENERATED := proto python/kvtier/v1
+GENERATED := proto python/kvtier/v1 kernels
 
 .DEFAULT_GOAL := help
 
@@ -79,7 +79,7 @@ lint: ## gofmt, go vet, staticcheck, errorlint, buf lint
 	$(GO) run $(BUF) lint
 
 .PHONY: generate
-generate: ## write generated code anew (protocol in Go and Python, go generate)
+generate: ## write generated code anew (protocol in Go and Python, kernels)
 	$(GO) run $(BUF) generate
 	$(GO) generate $(PKGS)
 	@if [ -e python/generate.sh ]; then echo sh python/generate.sh; sh python/generate.sh; fi

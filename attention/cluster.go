@@ -5,6 +5,8 @@ import (
 	"math"
 	"math/rand/v2"
 	"slices"
+
+	"kvtier/kernels"
 )
 
 // Sizes of the grouping; docs/format.md fixes them for stored segments.
@@ -37,7 +39,7 @@ type Order struct {
 func Arrange(keys, values []float32, d int, m *Metric, seed uint64) Order {
 	n := len(keys) / d
 	x := m.Apply(Deviations(keys, d, n)) // no grouping depends on the mean, but float32 products do
-	b := &bisector{x: x, d: d, rng: rand.New(rand.NewPCG(seed, 0x6b76)), proj: make([]float32, n)}
+	b := &bisector{x: x, d: d, rng: rand.New(rand.NewPCG(seed, 0x6b76)), proj: make([]float32, n), weights: make([]float32, n)}
 	all := make([]int, n)
 	for i := range all {
 		all[i] = i
@@ -72,8 +74,10 @@ func wholePages(n int) int {
 // Mean returns the mean row [d] of x [n][d], n >= 1.
 func Mean(x []float32, d int) []float32 {
 	sum := make([]float64, d)
-	for i, v := range x {
-		sum[i%d] += float64(v)
+	for at := 0; at < len(x); at += d {
+		for j, v := range x[at : at+d] {
+			sum[j] += float64(v)
+		}
 	}
 	out := make([]float32, d)
 	for j, s := range sum {
@@ -87,6 +91,8 @@ type bisector struct {
 	d    int
 	rng  *rand.Rand
 	proj []float32 // [n], position of each token along the current direction
+	// weights is scratch: a number for each of some tokens.
+	weights []float32
 }
 
 func (b *bisector) row(t int) []float32 { return b.x[t*b.d : (t+1)*b.d] }
@@ -119,12 +125,13 @@ func (b *bisector) principal(tokens []int, mean []float32) []float32 {
 	next := make([]float32, b.d)
 	for range 6 {
 		clear(next)
-		off, sum := Dot(mean, w), float32(0)
-		for _, t := range tokens {
-			a := Dot(b.row(t), w) - off
-			Axpy(next, a, b.row(t))
-			sum += a
+		off, sum, along := Dot(mean, w), float32(0), b.weights[:len(tokens)]
+		kernels.GatherDots(along, b.x, tokens, w)
+		for i := range along {
+			along[i] -= off
+			sum += along[i]
 		}
+		kernels.GatherAxpy(next, along, b.x, tokens)
 		Axpy(next, -sum, mean)
 		norm := float32(math.Sqrt(float64(Dot(next, next))))
 		if norm == 0 || math.IsInf(float64(norm), 0) {
@@ -139,15 +146,19 @@ func (b *bisector) principal(tokens []int, mean []float32) []float32 {
 
 func (b *bisector) mean(tokens []int) []float32 {
 	out := make([]float32, b.d)
-	for _, t := range tokens {
-		Axpy(out, 1/float32(len(tokens)), b.row(t))
+	same := b.weights[:len(tokens)]
+	for i := range same {
+		same[i] = 1 / float32(len(tokens))
 	}
+	kernels.GatherAxpy(out, same, b.x, tokens)
 	return out
 }
 
 func (b *bisector) project(tokens []int, w []float32) {
-	for _, t := range tokens {
-		b.proj[t] = Dot(b.row(t), w)
+	along := b.weights[:len(tokens)]
+	kernels.GatherDots(along, b.x, tokens, w)
+	for i, t := range tokens {
+		b.proj[t] = along[i]
 	}
 }
 

@@ -282,7 +282,9 @@ func checkMean(t *testing.T, m Means, u int, x, q []float32, spread func([]float
 	t.Helper()
 	d := len(q)
 	mean, got := Mean(x, d), make([]float32, d)
-	if e := m.Score(u, q) - Dot(q, mean); float32(math.Abs(float64(e))) > bound(mean)*norm1(q) {
+	score := make([]float32, 1)
+	m.Scores(score, q, u, 1)
+	if e := score[0] - Dot(q, mean); float32(math.Abs(float64(e))) > bound(mean)*norm1(q) {
 		t.Fatalf("score is off by %v", e)
 	}
 	m.Row(got, u)

@@ -3,6 +3,8 @@ package attention
 import (
 	"encoding/binary"
 	"math"
+
+	"kvtier/kernels"
 )
 
 // meanMeta is the bytes of a unit's scale and spread: two bfloat16.
@@ -52,8 +54,10 @@ func Deviations(x []float32, d, unit int) []float32 {
 	for lo := 0; lo < len(x); lo += unit * d {
 		hi := min(lo+unit*d, len(x))
 		mean := Mean(x[lo:hi], d)
-		for i := lo; i < hi; i++ {
-			out[i] = x[i] - mean[(i-lo)%d]
+		for at := lo; at < hi; at += d {
+			for j, v := range x[at : at+d] {
+				out[at+j] = v - mean[j]
+			}
 		}
 	}
 	return out
@@ -74,17 +78,37 @@ func parseMeans(b []byte, d, units int) Means {
 // Units returns the number of units.
 func (m Means) Units() int { return len(m.meta) / meanMeta }
 
-// Score returns the product of q [d] and the mean of unit u.
-func (m Means) Score(u int, q []float32) float32 {
-	return bf16(m.meta[u*meanMeta:]) * dotInt8(m.codes[u*m.d:(u+1)*m.d], q)
+// Scores writes the products of the rows q [rows][d] and the means of n units
+// from first to dst [rows][n].
+func (m Means) Scores(dst, q []float32, first, n int) {
+	kernels.DotsInt8(dst, n, q, m.codes[first*m.d:(first+n)*m.d], m.d)
+	for r := range len(q) / m.d {
+		for u := range n {
+			dst[r*n+u] *= m.scale(first + u)
+		}
+	}
 }
+
+// AddTo adds to each row of out, at least [d], all means, weighted by its row of w [rows][units].
+// It multiplies w by the means' scales.
+func (m Means) AddTo(out [][]float32, w []float32) {
+	n := m.Units()
+	for r := range out {
+		for u := range n {
+			w[r*n+u] *= m.scale(u)
+		}
+	}
+	kernels.AxpysInt8(out, w, n, m.codes, m.d)
+}
+
+func (m Means) scale(u int) float32 { return bf16(m.meta[u*meanMeta:]) }
 
 // Spread returns the mean of the spread within unit u.
 func (m Means) Spread(u int) float32 { return bf16(m.meta[u*meanMeta+2:]) }
 
 // Row writes the mean of unit u to dst [d].
 func (m Means) Row(dst []float32, u int) {
-	f := bf16(m.meta[u*meanMeta:])
+	f := m.scale(u)
 	for i, c := range m.codes[u*m.d : (u+1)*m.d] {
 		dst[i] = f * float32(int8(c))
 	}
@@ -92,16 +116,6 @@ func (m Means) Row(dst []float32, u int) {
 
 // Norm2 is the spread of values: |delta|^2.
 func Norm2(delta []float32) float32 { return Dot(delta, delta) }
-
-func dotInt8(c []byte, q []float32) float32 {
-	var s0, s1 float32
-	q = q[:len(c)]
-	for i := 0; i+2 <= len(c); i += 2 {
-		s0 += float32(int8(c[i])) * q[i]
-		s1 += float32(int8(c[i+1])) * q[i+1]
-	}
-	return s0 + s1
-}
 
 // packInt8 writes round(x/scale) and returns the scale, a bfloat16.
 func packInt8(dst []byte, x []float32) float32 {

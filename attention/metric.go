@@ -4,6 +4,8 @@ import (
 	"math"
 
 	"gonum.org/v1/gonum/mat"
+
+	"kvtier/kernels"
 )
 
 // Constants of the query metric, from experiments on SmolLM2-135M and
@@ -144,10 +146,12 @@ func (m *Metric) Apply(x []float32) []float32 {
 		return y
 	}
 	d := m.d
+	all := make([]int, d)
+	for i := range all {
+		all[i] = i
+	}
 	for r := 0; r < len(x); r += d {
-		for i := range d {
-			y[r+i] = Dot(m.W[i*d:(i+1)*d], x[r:r+d])
-		}
+		kernels.GatherDots(y[r:r+d], m.W, all, x[r:r+d])
 	}
 	return y
 }

@@ -1,6 +1,10 @@
 package attention
 
-import "math"
+import (
+	"math"
+
+	"kvtier/kernels"
+)
 
 // Partial is the attention of one query head over some tokens: a running
 // softmax. Partials over disjoint tokens merge exactly, in any order up to
@@ -117,35 +121,9 @@ func Softcap(score, cap float32) float32 {
 }
 
 // Dot returns the dot product of two vectors of equal length.
-func Dot(a, b []float32) float32 {
-	var s0, s1, s2, s3 float32
-	b = b[:len(a)]
-	i := 0
-	for ; i+4 <= len(a); i += 4 {
-		s0 += a[i] * b[i]
-		s1 += a[i+1] * b[i+1]
-		s2 += a[i+2] * b[i+2]
-		s3 += a[i+3] * b[i+3]
-	}
-	for ; i < len(a); i++ {
-		s0 += a[i] * b[i]
-	}
-	return (s0 + s1) + (s2 + s3)
-}
+func Dot(a, b []float32) float32 { return kernels.Dot(a, b) }
 
 // Axpy is y += a*x, of vectors of equal length.
-func Axpy(y []float32, a float32, x []float32) {
-	x = x[:len(y)]
-	i := 0
-	for ; i+4 <= len(y); i += 4 {
-		y[i] += a * x[i]
-		y[i+1] += a * x[i+1]
-		y[i+2] += a * x[i+2]
-		y[i+3] += a * x[i+3]
-	}
-	for ; i < len(y); i++ {
-		y[i] += a * x[i]
-	}
-}
+func Axpy(y []float32, a float32, x []float32) { kernels.Axpy(y, a, x) }
 
 func exp32(x float32) float32 { return float32(math.Exp(float64(x))) }

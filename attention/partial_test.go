@@ -3,7 +3,10 @@ package attention
 import (
 	"math"
 	"math/rand/v2"
+	"reflect"
 	"testing"
+
+	"kvtier/kernels"
 )
 
 func randn(rng *rand.Rand, n int, scale float64) []float32 {
@@ -69,7 +72,7 @@ func TestMergeAnySplit(t *testing.T) {
 		for a := 0; a < n; {
 			b := min(n, a+1+rng.IntN(50))
 			i := rng.IntN(len(parts))
-			Attend(parts[i:i+1], q, k[a*d:b*d], v[a*d:b*d], d, softcap, nil, make([]float32, b-a))
+			Attend(parts[i:i+1], q, k[a*d:b*d], v[a*d:b*d], d, softcap, nil)
 			a = b
 		}
 		sum := NewPartials(1, d)[0]
@@ -128,7 +131,7 @@ func TestPartialExtremes(t *testing.T) {
 	p = NewPartials(1, d)[0]
 	q, k := make([]float32, d), make([]float32, 2*d)
 	q[0], k[0], k[d] = 1, -inf, -inf
-	Attend([]Partial{p}, q, k, append(ones, ones...), d, 0, nil, make([]float32, 2))
+	Attend([]Partial{p}, q, k, append(ones, ones...), d, 0, nil)
 	if p.Sum != 0 {
 		t.Errorf("masked rows: %+v", p)
 	}
@@ -140,7 +143,7 @@ func TestAttendVisible(t *testing.T) {
 	q, k, v := randn(rng, rows*d, .3), randn(rng, n*d, 1), randn(rng, n*d, 1)
 	visible := []int{0, 1, 7, 20, 99}
 	ps := NewPartials(rows, d)
-	Attend(ps, q, k, v, d, 0, visible, make([]float32, n))
+	Attend(ps, q, k, v, d, 0, visible)
 	if ps[0].Sum != 0 {
 		t.Error("row 0 sees nothing")
 	}
@@ -148,6 +151,40 @@ func TestAttendVisible(t *testing.T) {
 		m := min(visible[r], n)
 		want, lse := dense(q[r*d:(r+1)*d], k[:m*d], v[:m*d], d, 0)
 		near(t, &ps[r], want, lse)
+	}
+}
+
+// All variants of kernels agree with each other and with attention in order,
+// which has the same bits in all of them.
+func TestVariantsAgree(t *testing.T) {
+	for _, d := range []int{16, 24, 64, 80, 128, 256} {
+		for _, rows := range []int{1, 4, 5, 19} {
+			const n = 150
+			rng := rand.New(rand.NewPCG(uint64(d), uint64(rows)))
+			q, k, v := randn(rng, rows*d, 1/math.Sqrt(float64(d))), randn(rng, n*d, 1), randn(rng, n*d, 1)
+			var first []Partial
+			for _, variant := range kernels.Variants() {
+				undo := kernels.Use(variant)
+				ps, same := NewPartials(rows, d), NewPartials(rows, d)
+				Attend(ps, q, k, v, d, 0, nil)
+				AttendInOrder(same, q, k, v, d)
+				undo()
+				if first == nil {
+					first = same
+				}
+				if !reflect.DeepEqual(first, same) {
+					t.Errorf("d %d, %v: attention in order has other bits", d, variant)
+				}
+				for r := range ps {
+					a, b := make([]float32, d), make([]float32, d)
+					ps[r].Output(a)
+					same[r].Output(b)
+					if e := RelativeError(a, b); e > 1e-6 || math.Abs(float64(ps[r].LSE()-same[r].LSE())) > 1e-5 {
+						t.Errorf("d %d, %v, row %d: off by %v", d, variant, r, e)
+					}
+				}
+			}
+		}
 	}
 }
 
@@ -167,9 +204,9 @@ func TestRelativeError(t *testing.T) {
 func TestAllocations(t *testing.T) {
 	const d, n = 64, 128
 	rng := rand.New(rand.NewPCG(5, 6))
-	ps, q, k, v, scores := NewPartials(2, d), randn(rng, 2*d, 1), randn(rng, n*d, 1), randn(rng, n*d, 1), make([]float32, n)
+	ps, q, k, v := NewPartials(2, d), randn(rng, 2*d, 1), randn(rng, n*d, 1), randn(rng, n*d, 1)
 	if a := testing.AllocsPerRun(10, func() {
-		Attend(ps, q, k, v, d, 0, nil, scores)
+		Attend(ps, q, k, v, d, 0, nil)
 		ps[0].Merge(&ps[1])
 	}); a != 0 {
 		t.Errorf("%v allocations", a)
@@ -179,8 +216,8 @@ func TestAllocations(t *testing.T) {
 func BenchmarkAttend(b *testing.B) {
 	const d, n = 64, 2048
 	rng := rand.New(rand.NewPCG(5, 6))
-	ps, q, k, v, scores := NewPartials(3, d), randn(rng, 3*d, 1), randn(rng, n*d, 1), randn(rng, n*d, 1), make([]float32, n)
+	ps, q, k, v := NewPartials(3, d), randn(rng, 3*d, 1), randn(rng, n*d, 1), randn(rng, n*d, 1)
 	for b.Loop() {
-		Attend(ps, q, k, v, d, 0, nil, scores)
+		Attend(ps, q, k, v, d, 0, nil)
 	}
 }

@@ -1,30 +1,104 @@
 package attention
 
-import "math"
+import (
+	"math"
+
+	"kvtier/kernels"
+)
+
+const (
+	// blockTokens is how many tokens' scores are held at once, and blockRows how
+	// many query rows share a read of keys and values.
+	blockTokens = 64
+	blockRows   = 16
+)
 
 // Attend takes n tokens with keys k [n][d] and values v [n][d] into the
 // partials of the query rows q [len(ps)][d]. Row r sees the first visible[r]
-// tokens; a nil visible means all. scores is scratch of at least n.
-func Attend(ps []Partial, q, k, v []float32, d int, softcap float32, visible []int, scores []float32) {
+// tokens; a nil visible means all. Values are finite.
+func Attend(ps []Partial, q, k, v []float32, d int, softcap float32, visible []int) {
+	var scores [blockRows * blockTokens]float32
+	var sums [blockRows][]float32
 	n := len(k) / d
-	for r := range ps {
-		m := n
+	for len(ps) > 0 {
+		rows := min(blockRows, len(ps))
+		out := AppendSums(sums[:0], ps[:rows])
+		for at := 0; at < n; at += blockTokens {
+			end := min(at+blockTokens, n)
+			kernels.Dots(scores[:], blockTokens, q[:rows*d], k[at*d:end*d], d)
+			for r := range rows {
+				row := scores[r*blockTokens:][:end-at]
+				softcapAll(row, softcap)
+				if visible != nil {
+					mask(row, visible[r]-at)
+				}
+			}
+			Weigh(ps[:rows], scores[:], blockTokens, end-at)
+			kernels.Axpys(out, scores[:], blockTokens, v[at*d:end*d], d, d)
+		}
+		ps, q = ps[rows:], q[rows*d:]
 		if visible != nil {
-			m = min(n, visible[r])
+			visible = visible[rows:]
 		}
-		if m <= 0 {
-			continue
-		}
-		attendRow(&ps[r], q[r*d:(r+1)*d], k, v, d, softcap, scores[:m])
 	}
 }
 
-// attendRow does one row: scores first, so that the partial is rescaled once.
-func attendRow(p *Partial, q, k, v []float32, d int, softcap float32, scores []float32) {
+// Weigh takes the weights of n tokens into ps: scores is [len(ps)][n], a row
+// beginning every stride scores. It leaves the weights there; it is for the
+// caller to add the tokens' values, so weighted, to the partials' sums. A score that
+// is no number weighs nothing.
+func Weigh(ps []Partial, scores []float32, stride, n int) {
+	for r := range ps {
+		p, row := &ps[r], scores[r*stride:][:n]
+		if hi := kernels.Largest(row, p.Max); hi > p.Max {
+			p.rescale(hi)
+		}
+		p.Sum += float64(kernels.Weights(row, p.Max))
+	}
+}
+
+// AppendSums appends the sums of weighted values [d] of ps, for kernels to add to.
+func AppendSums(rows [][]float32, ps []Partial) [][]float32 {
+	for i := range ps {
+		rows = append(rows, ps[i].Out)
+	}
+	return rows
+}
+
+func softcapAll(scores []float32, softcap float32) {
+	if softcap == 0 {
+		return
+	}
+	for t, s := range scores {
+		scores[t] = Softcap(s, softcap)
+	}
+}
+
+// mask hides all scores but the first n.
+func mask(scores []float32, n int) {
+	for t := max(0, n); t < len(scores); t++ {
+		scores[t] = float32(math.Inf(-1))
+	}
+}
+
+// AttendInOrder is Attend of all tokens, without a cap, one row and one token after the other: the
+// result has the same bits whatever kernels there are, so that what is stored may depend on it.
+func AttendInOrder(ps []Partial, q, k, v []float32, d int) {
+	n := len(k) / d
+	scores, tokens := make([]float32, n), make([]int, n)
+	for r := range ps {
+		for t := range tokens {
+			tokens[t] = t
+		}
+		kernels.GatherDots(scores, k, tokens, q[r*d:(r+1)*d])
+		attendRow(&ps[r], v, scores, tokens)
+	}
+}
+
+// attendRow uses tokens as scratch.
+func attendRow(p *Partial, v, scores []float32, tokens []int) {
 	hi := p.Max
-	for t := range scores {
-		s := Softcap(Dot(q, k[t*d:(t+1)*d]), softcap)
-		scores[t] = s
+	for _, s := range scores {
 		hi = max(hi, s)
 	}
 	if hi > p.Max {
@@ -33,12 +107,15 @@ func attendRow(p *Partial, q, k, v []float32, d int, softcap float32, scores []f
 	if math.IsInf(float64(p.Max), -1) {
 		return // every token is masked
 	}
+	n := 0
 	for t, s := range scores {
 		if w := exp32(s - p.Max); w > 0 {
 			p.Sum += float64(w)
-			Axpy(p.Out, w, v[t*d:(t+1)*d])
+			scores[n], tokens[n] = w, t
+			n++
 		}
 	}
+	kernels.GatherAxpy(p.Out, scores[:n], v, tokens[:n])
 }
 
 // RelativeError returns |a - b| / |b|; 0 if both are zero.

@@ -17,10 +17,29 @@ func Top(values []float32, k int) []int {
 			return nil
 		}
 		selectLargest(idx, values, k)
+		inOrder(idx, k)
 		idx = idx[:k]
-		slices.Sort(idx)
 	}
 	return idx
+}
+
+// inOrder sorts the first k of a permutation.
+func inOrder(idx []int, k int) {
+	if k < len(idx)/32 {
+		slices.Sort(idx[:k])
+		return
+	}
+	chosen := make([]bool, len(idx))
+	for _, i := range idx[:k] {
+		chosen[i] = true
+	}
+	n := 0
+	for i, yes := range chosen {
+		if yes {
+			idx[n] = i
+			n++
+		}
+	}
 }
 
 // selectLargest moves the k best indices to the front: quickselect with the

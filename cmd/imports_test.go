@@ -14,14 +14,15 @@ import (
 const module = "kvtier"
 
 // allowed says what each top folder may import of the module's other top folders. Imports go one
-// way: cmd, bench -> server -> tiers -> attention, compress -> standard library.
+// way: cmd, bench -> server -> tiers -> attention, compress -> kernels -> standard library.
 var allowed = map[string][]string{
-	"cmd":       {"bench", "server", "tiers", "attention", "compress", "proto"},
-	"bench":     {"server", "tiers", "attention", "compress", "proto"},
+	"cmd":       {"bench", "server", "tiers", "attention", "compress", "kernels", "proto"},
+	"bench":     {"server", "tiers", "attention", "compress", "kernels", "proto"},
 	"server":    {"tiers", "attention", "compress", "proto"},
 	"tiers":     {"attention", "compress"},
-	"attention": {},
-	"compress":  {},
+	"attention": {"kernels"},
+	"compress":  {"kernels"},
+	"kernels":   {},
 	"proto":     {},
 }
 
@@ -30,6 +31,7 @@ var allowed = map[string][]string{
 var allowedOutside = map[string][]string{
 	"attention": {"gonum.org/v1/gonum"},
 	"compress":  {"github.com/pierrec/lz4/v4"},
+	"kernels":   {"golang.org/x/sys/cpu"},
 }
 
 // testOnly are modules that any test may import.
@@ -132,6 +134,10 @@ func TestJudge(t *testing.T) {
 		{"attention", "kvtier/compress", false},
 		{"compress", "kvtier/attention/kernels", false},
 		{"attention", "kvtier/attention/kernels", true},
+		{"attention", "kvtier/kernels", true},
+		{"compress", "kvtier/kernels", true},
+		{"kernels", "kvtier/compress", false},
+		{"kernels", "golang.org/x/sys/cpu", true},
 		{"attention", "math/bits", true},
 		{"attention", "gonum.org/v1/gonum/mat", true},
 		{"attention", "gonum.org/v1/gonumX", false},

@@ -19,8 +19,8 @@
 // of exact rows a page of 64. The package knows slices only: nothing here
 // allocates by a size that stored bytes claim before checking it.
 //
-// The loops are plain Go and are the specification: kernels are tested against
-// them. Products that meet a sum are rounded by an explicit conversion, so that
+// What is packed is packed by plain Go loops; reading back and scoring run on package
+// kernels. Products that meet a sum are rounded by an explicit conversion, so that
 // no platform fuses them and all compute the same bits.
 package compress
 

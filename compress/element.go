@@ -3,6 +3,8 @@ package compress
 import (
 	"encoding/binary"
 	"math"
+
+	"kvtier/kernels"
 )
 
 // ElementType is the type of a value of an unquantised row. The numbers are
@@ -48,9 +50,7 @@ func ToFloat32(dst []float32, src []byte, t ElementType) {
 			dst[i] = math.Float32frombits(binary.LittleEndian.Uint32(src[4*i:]))
 		}
 	case BF16:
-		for i := range dst {
-			dst[i] = math.Float32frombits(uint32(binary.LittleEndian.Uint16(src[2*i:])) << 16)
-		}
+		kernels.WidenBF16(dst, src)
 	case F16:
 		for i := range dst {
 			dst[i] = f16To32(binary.LittleEndian.Uint16(src[2*i:]))

@@ -3,17 +3,18 @@ package compress
 import (
 	"encoding/binary"
 	"fmt"
+
+	"kvtier/kernels"
 )
 
-// Shrink2 draws 2-bit midpoints towards the centre of the range: the centroid of
-// a bell's quarter lies nearer the centre than its midpoint (measured on real keys).
-const Shrink2 = .89
+// Shrink2 draws 2-bit midpoints towards the centre of the range.
+const Shrink2 = kernels.Shrink2
 
 const (
 	// groupDims is how many channels a line holds.
-	groupDims = 16
+	groupDims = kernels.LineTokens
 	// lineBytes is the size of a line: 2 bits of 16 channels of 16 tokens.
-	lineBytes = 64
+	lineBytes = kernels.Line
 	// levels is how often the 2 bits of a channel come: 8 bits in all.
 	levels = 4
 	// NumKeyPlanes is how many planes the lines of keys are cut into.
@@ -225,49 +226,9 @@ func packWord(dst []byte, codes []uint8, shift int) {
 	binary.LittleEndian.PutUint32(dst, w)
 }
 
-// unpackWord adds the bits of a word to the 16 codes of a group.
-func unpackWord(codes []uint8, w uint32, shift int) {
-	for r := range 4 {
-		c := binary.LittleEndian.Uint32(codes[4*r:])
-		binary.LittleEndian.PutUint32(codes[4*r:], c|w>>(2*r)&fours<<shift)
-	}
-}
-
-// UnpackKeys reconstructs what the first planes of one leaf say: dst is
-// [16][d], channels in stored order, each plane of at least KeyPlaneBytes. It
-// returns how many channels are known, a multiple of 16; the others' elements
-// are left alone. A key is read as the midpoint of the bin that is known:
-// lo + (c + 1/2) w; of a 2-bit bin, as Shrink2 of the way from the range's
-// centre to it. The rows of padding tokens are the midpoints of code 0.
+// UnpackKeys is KeyLayout.Unpack of one leaf. It returns how many channels are known.
 func UnpackKeys(dst []float32, d int, lines []uint8, s KeySteps, planes ...[]byte) (known int) {
-	var codes [leafTokens * MaxHeadDim]uint8
-	var level [MaxHeadDim / groupDims]int
-	eachLine(d, lines, len(planes), func(p, at, group, shift int) {
-		line := planes[p][at:][:lineBytes]
-		for t := range leafTokens {
-			unpackWord(codes[t*d+group*groupDims:], binary.LittleEndian.Uint32(line[4*t:]), shift)
-		}
-		level[group]++
-		known = max(known, (group+1)*groupDims)
-	})
-	for t := range leafTokens {
-		row, out := codes[t*d:][:known], dst[t*d:][:known]
-		for g := 0; g < known; g += groupDims {
-			dequantise(out[g:][:groupDims], row[g:], s.Lo[g:], s.Step[g:], level[g/groupDims])
-		}
-	}
-	return known
-}
-
-// dequantise places codes half a known bin above their lower ends; of 2-bit
-// bins it shrinks the distance to the centre, 128 bins above Lo.
-func dequantise(dst []float32, codes []uint8, lo, step []float32, level int) {
-	half := float32(uint(256)>>(2*level)) / 2
-	for j := range dst {
-		bins := float32(codes[j]) + half
-		if level == 1 {
-			bins = 128 + float32((bins-128)*Shrink2)
-		}
-		dst[j] = lo[j] + float32(bins*step[j])
-	}
+	l := NewKeyLayout(d, lines, len(planes))
+	l.Unpack(dst, s, planes)
+	return l.Known()
 }

@@ -19,6 +19,19 @@ func anyOrder(d int) KeyOrder {
 	return FitKeyOrder(importance)
 }
 
+// dequantise places codes half a known bin above their lower ends; of 2-bit
+// bins it shrinks the distance to the centre, 128 bins above Lo.
+func dequantise(dst []float32, codes []uint8, lo, step []float32, level int) {
+	half := float32(uint(256)>>(2*level)) / 2
+	for j := range dst {
+		bins := float32(codes[j]) + half
+		if level == 1 {
+			bins = 128 + float32((bins-128)*Shrink2)
+		}
+		dst[j] = lo[j] + float32(bins*step[j])
+	}
+}
+
 // reconstruct packs one group's rows and unpacks the first planes, of which all
 // channels are known.
 func reconstruct(rows []float32, n, d, planes int) ([]float32, KeySteps) {

@@ -69,12 +69,8 @@ func valueCode(x, inv, zero float32) uint8 {
 // and lo are ValueRowBytes(d) long. lo may be nil: then dst are the midpoints of the
 // 4-bit bins. Unrotate brings values, or any weighted sum of them, back.
 func UnpackValue(dst []float32, scale, hi, lo []byte, d int) {
-	step := math.Float32frombits(uint32(binary.LittleEndian.Uint16(scale)) << 15)
-	offset := .5 - float32(scale[2])
+	step, offset := valueScale(scale, lo != nil)
 	w := ValueRowBytes(d)
-	if lo == nil {
-		offset += 7.5
-	}
 	for j, b := range hi[:w] {
 		x, y := b<<4, b&0xf0
 		if lo != nil {
@@ -84,4 +80,14 @@ func UnpackValue(dst []float32, scale, hi, lo []byte, d int) {
 		dst[j] = (float32(x) + offset) * step
 		dst[j+w] = (float32(y) + offset) * step
 	}
+}
+
+// valueScale parses a scale: code x, of which the low 4 bits are 0 unless all 8
+// are known, stands for (x + offset) step.
+func valueScale(scale []byte, all bool) (step, offset float32) {
+	step, offset = math.Float32frombits(uint32(binary.LittleEndian.Uint16(scale))<<15), .5-float32(scale[2])
+	if !all {
+		offset += 7.5
+	}
+	return step, offset
 }

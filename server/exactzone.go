@@ -48,7 +48,7 @@ func (c *call) exactZone(ctx context.Context, head int, q []float32, res *headRe
 		k, v := z.k[:n], z.v[:n]
 		rows.headInto(k, v, sp, head, at, end)
 		res.zoneBytes += 2 * int64(end-at) * int64(sp.headDim*sp.typ.Size())
-		c.attendBlock(res, q, k, v, at, end, z.scores[:])
+		c.attendBlock(res, q, k, v, at, end)
 	}
 	return nil
 }
@@ -58,14 +58,13 @@ const zoneBlock = 512
 
 // zoneScratch holds one head's rows of a block, as floats.
 type zoneScratch struct {
-	k, v   [zoneBlock * 256]float32 // for the largest head dimension
-	scores [zoneBlock]float32
+	k, v [zoneBlock * 256]float32 // for the largest head dimension
 }
 
 var zonePool = sync.Pool{New: func() any { return new(zoneScratch) }}
 
 // attendBlock lets each position see what it may of positions [at, end).
-func (c *call) attendBlock(res *headResult, q, k, v []float32, at, end uint64, scores []float32) {
+func (c *call) attendBlock(res *headResult, q, k, v []float32, at, end uint64) {
 	sp := c.seq.spec
 	d, g := sp.headDim, sp.group()
 	for i := range c.n {
@@ -79,7 +78,7 @@ func (c *call) attendBlock(res *headResult, q, k, v []float32, at, end uint64, s
 		}
 		res.exact += int64(hi - lo)
 		a, b := int(lo-at)*d, int(hi-at)*d
-		attention.Attend(res.ps[i*g:(i+1)*g], q[i*g*d:(i+1)*g*d], k[a:b], v[a:b], d, sp.softcap, nil, scores)
+		attention.Attend(res.ps[i*g:(i+1)*g], q[i*g*d:(i+1)*g*d], k[a:b], v[a:b], d, sp.softcap, nil)
 	}
 }
 
@@ -106,8 +105,7 @@ func (c *call) firstTokens(ctx context.Context, head int, q []float32, res *head
 	compress.ToFloat32(kv, b, sp.typ)
 	res.zoneBytes += int64(len(b))
 	n = min(n, first.limit)
-	scores := make([]float32, n)
 	half := len(kv) / 2
-	c.attendBlock(res, q, kv[:n*sp.headDim], kv[half:half+n*sp.headDim], first.Start, first.Start+uint64(n), scores)
+	c.attendBlock(res, q, kv[:n*sp.headDim], kv[half:half+n*sp.headDim], first.Start, first.Start+uint64(n))
 	return nil
 }

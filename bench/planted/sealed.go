@@ -109,8 +109,7 @@ func (s *sealed) view(i int) seal.View {
 func (h *Haystack) zone(q []float32) []attention.Partial {
 	d, sinks := h.w.d, tiers.SinkTokens
 	ps := attention.NewPartials(len(q)/d, d)
-	scores := make([]float32, h.opt.Tokens)
-	attention.Attend(ps, q, h.k[:sinks*d], h.v[:sinks*d], d, 0, nil, scores)
-	attention.Attend(ps, q, h.k[h.end*d:], h.v[h.end*d:], d, 0, nil, scores)
+	attention.Attend(ps, q, h.k[:sinks*d], h.v[:sinks*d], d, 0, nil)
+	attention.Attend(ps, q, h.k[h.end*d:], h.v[h.end*d:], d, 0, nil)
 	return ps
 }

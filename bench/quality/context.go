@@ -125,10 +125,9 @@ func (h *headContext) question(i int) *question {
 	x := &question{q: d.query(h.head, i), rows: d.Group, pos: d.Tokens - d.Queries + i}
 	n := x.pos + 1
 	x.zone = attention.NewPartials(d.Group, d.Dim)
-	scores := make([]float32, n)
 	for _, z := range [][2]int{{0, tiers.SinkTokens}, {h.end, n}} {
 		lo, hi := z[0]*d.Dim, z[1]*d.Dim
-		attention.Attend(x.zone, x.q, h.k[lo:hi], h.v[lo:hi], d.Dim, 0, nil, scores)
+		attention.Attend(x.zone, x.q, h.k[lo:hi], h.v[lo:hi], d.Dim, 0, nil)
 	}
 	for r := range d.Group {
 		out, weight := dense64(x.q[r*d.Dim:(r+1)*d.Dim], h.k[:n*d.Dim], h.v[:n*d.Dim])

@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"kvtier/cmd/internal/size"
+	"kvtier/kernels"
 	kvtierv1 "kvtier/proto/kvtier/v1"
 )
 
@@ -110,11 +111,16 @@ func checkHugePages(enabled string) finding {
 	return ok("huge pages", "transparent, %s", mode)
 }
 
+// checkCPU says which kernels this program would use; the daemon says at its start which it does.
 func checkCPU() finding {
 	features := cpuFeatures()
-	text := fmt.Sprintf("%d cores, %s, %s", runtime.NumCPU(), runtime.GOARCH, strings.Join(features, " "))
-	if len(features) == 0 {
-		return warn("processor", "attention works, slowly", "%d cores, %s, no vector instructions that kvtier knows", runtime.NumCPU(), runtime.GOARCH)
+	loops, err := kernels.Active()
+	text := fmt.Sprintf("%d cores, %s, kernels %v, %s", runtime.NumCPU(), runtime.GOARCH, loops, strings.Join(features, " "))
+	switch {
+	case err != nil:
+		return warn("processor", "unset "+kernels.EnvVar, "%v", err)
+	case loops == kernels.Go:
+		return warn("processor", "attention works, slowly", "%s", text)
 	}
 	return ok("processor", "%s", text)
 }

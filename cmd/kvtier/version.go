@@ -8,19 +8,24 @@ import (
 	"github.com/spf13/cobra"
 
 	"kvtier/cmd/internal/buildinfo"
+	"kvtier/kernels"
 )
 
 func newVersion(a *app) *cobra.Command {
 	return &cobra.Command{
 		Use:   "version",
-		Short: "Show this program's version",
+		Short: "Show this program's version, and the kernels that it would compute with",
 		Args:  cobra.NoArgs,
 		RunE: run(func(*cobra.Command, []string) error {
 			version, platform := buildinfo.Version(), runtime.GOOS+"/"+runtime.GOARCH
-			if a.format == "json" {
-				return a.printValue(map[string]string{"version": version, "go": runtime.Version(), "platform": platform})
+			loops, err := kernels.Active()
+			if err != nil {
+				return failf(exitUsage, "%v", err)
 			}
-			_, err := fmt.Fprintf(a.out, "kvtier %s (%s, %s)\n", version, runtime.Version(), platform)
+			if a.format == "json" {
+				return a.printValue(map[string]string{"version": version, "go": runtime.Version(), "platform": platform, "kernels": loops.String()})
+			}
+			_, err = fmt.Fprintf(a.out, "kvtier %s (%s, %s, kernels %v)\n", version, runtime.Version(), platform, loops)
 			return err
 		}),
 	}

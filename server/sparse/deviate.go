@@ -3,6 +3,7 @@ package sparse
 import (
 	"kvtier/attention"
 	"kvtier/compress"
+	"kvtier/kernels"
 	"kvtier/tiers"
 )
 
@@ -31,38 +32,62 @@ func (u *run) readMap() error {
 // deviate adds up by how much the keys of a leaf's unread tokens deviate from
 // their page's mean.
 func (u *run) deviate(x *leaf) {
-	s, d := u.segs[x.seg], u.d
+	s := u.segs[x.seg]
 	if s.deviation == nil {
-		s.deviation = make([]float32, u.rows*d)
+		s.deviation = newRows(u.rows, u.d)
 	}
 	known, mean := u.unpack(x)
-	sum := make([]float32, u.rows)
-	for t := range x.n {
-		if x.read[t] {
-			continue
+	for r, share := range x.share {
+		w, sum := u.scores[r*tiers.LeafTokens:][:tiers.LeafTokens], float32(0)
+		clear(w) // padding, and what was read, counts for nothing
+		for t, share := range share {
+			if !x.read[t] {
+				w[t] = share
+				sum += share
+			}
 		}
-		k := u.keys[t*d : t*d+known]
-		for j, m := range mean[:known] {
-			k[j] -= m
-		}
-		for r := range sum {
-			sum[r] += x.share[r][t]
-			attention.Axpy(s.deviation[r*d:r*d+known], x.share[r][t], k)
-		}
+		u.sums[r] = sum
+		attention.Axpy(s.deviation[r][:known], -sum, mean[:known])
 	}
-	for r, mass := range sum {
-		s.codes.lean(s.deviation[r*d:(r+1)*d], mass, r, x.group, len(x.planes))
+	kernels.Axpys(s.deviation, u.scores, tiers.LeafTokens, u.keys, u.d, known)
+	s.codes.lean(u.sums, x.group, len(x.planes))
+}
+
+// newRows returns n rows of d zeros.
+func newRows(n, d int) [][]float32 {
+	all, rows := make([]float32, n*d), make([][]float32, n)
+	for r := range rows {
+		rows[r] = all[r*d : (r+1)*d]
+	}
+	return rows
+}
+
+// lean notes that keys weigh mass [rows] of a group of tokens of which so many planes are read.
+func (c *codes) lean(mass []float32, group, planes int) {
+	sum := &c.leaning[group][planes-1]
+	if *sum == nil {
+		*sum = make([]float32, len(mass))
+	}
+	for r, m := range mass {
+		(*sum)[r] += m
 	}
 }
 
-// lean adds to dst by how much keys that weigh mass deviate on average, weighted
-// as they are by row r, in the bits that are not known (channels in stored
+// addLean adds to deviation [rows][d] by how much keys deviate on average, weighted
+// as they are by their row, in the bits that are not known (channels in stored
 // order): of a normal deviation e, the mean of e exp(q.e) is cov(e) q times that of exp(q.e).
-func (c *codes) lean(dst []float32, mass float32, r, group, planes int) {
-	q, levels := c.q[r*len(dst):], c.levels[planes-1]
-	for j, s := range c.steps[group].Step[:len(dst)] {
-		s *= 256
-		dst[j] += mass * q[j] * s * s * compress.KeyNoise[levels[j/16]]
+func (c *codes) addLean(deviation [][]float32) {
+	d := len(c.order.Channels)
+	for group, byPlanes := range c.leaning {
+		for p, mass := range byPlanes {
+			for r, m := range mass {
+				q, dst := c.q[r*d:(r+1)*d], deviation[r]
+				for j, s := range c.steps[group].Step {
+					s *= 256
+					dst[j] += m * q[j] * s * s * compress.KeyNoise[c.levels[p][j/16]]
+				}
+			}
+		}
 	}
 }
 
@@ -70,11 +95,14 @@ func (c *codes) lean(dst []float32, mass float32, r, group, planes int) {
 func (u *run) follow() {
 	dk, v := u.row2[:u.d], u.row2[u.d:]
 	for _, s := range u.segs {
-		for i := 0; i < len(s.deviation); i += u.d {
-			s.codes.order.Restore(dk, s.deviation[i:i+u.d])
+		if s.deviation != nil {
+			s.codes.addLean(s.deviation)
+		}
+		for r, deviation := range s.deviation {
+			s.codes.order.Restore(dk, deviation)
 			clear(v)
 			u.values.Add(v, dk)
-			u.rot[i/u.d].Shift(u.total[i/u.d], v)
+			u.rot[r].Shift(u.total[r], v)
 		}
 	}
 }

@@ -2,9 +2,11 @@ package sparse
 
 import (
 	"math"
+	"slices"
 
 	"kvtier/attention"
 	"kvtier/compress"
+	"kvtier/kernels"
 	"kvtier/tiers"
 )
 
@@ -22,8 +24,8 @@ type unread struct {
 // estimatePage lets a page stand by its means.
 func (u *run) estimatePage(p *page) {
 	s := u.segs[p.seg]
-	e := unread{n: p.n, mass: p.mass, value: make([]float32, u.d), vspread: s.values.Spread(p.i), page: p,
-		ruled: make([]float32, u.rows), noise: make([]float32, u.rows)}
+	e, _ := u.newUnread(make([]float32, 3*u.rows), make([]float32, u.d), s.values.Spread(p.i))
+	e.n, e.mass, e.page = p.n, p.mass, p
 	s.values.Row(e.value, p.i)
 	for r := range u.rows {
 		spread := min(s.keys.Spread(p.i)*u.norm2[r], 4)
@@ -39,16 +41,25 @@ func (u *run) estimatePage(p *page) {
 // did better; taking out of the mean what was read magnifies its rounding, and
 // measured no better.
 func (u *run) estimateLeaves() {
+	page, none := -1, make([]float32, u.d)
+	var value []float32 // of the page
+	u.unread = slices.Grow(u.unread, len(u.leaves))
+	floats := make([]float32, 3*u.rows*len(u.leaves))
 	for i := range u.leaves {
 		x := &u.leaves[i]
 		s, at := u.segs[x.seg], u.pages[x.page].i
-		e := unread{vspread: s.values.Spread(at), mass: make([]float32, u.rows), ruled: make([]float32, u.rows), noise: make([]float32, u.rows)}
-		e.n = 0
+		if x.page != page { // a page's leaves come together
+			page, value = x.page, make([]float32, u.d)
+			s.values.Row(value, at)
+		}
+		var e unread
+		e, floats = u.newUnread(floats, value, s.values.Spread(at))
 		for t := range x.n {
 			if !x.read[t] {
 				e.n++
 			}
 		}
+		grades := u.grades(x, len(x.planes))
 		for r, share := range x.share {
 			var sum, squares float32
 			for t, w := range share {
@@ -60,19 +71,23 @@ func (u *run) estimateLeaves() {
 				}
 			}
 			e.mass[r], e.ruled[r] = u.total[r]+log(sum), squares/max(sum*sum, 1e-30)
-			e.noise[r] = min(1, exp(min(u.noise(x, len(x.planes), r), 4))-1) * e.ruled[r]
+			e.noise[r] = min(1, exp(min(grades[r].noise, 4))-1) * e.ruled[r]
 		}
 		if e.n > 0 {
-			e.value = make([]float32, u.d)
-			u.unread = append(u.unread, e)
-			if !s.view.IsDrain(x.i) { // their values are next to nothing
-				s.values.Row(e.value, at)
-				if u.follows {
-					u.deviate(x)
-				}
+			if s.view.IsDrain(x.i) { // their values are next to nothing
+				e.value = none
+			} else if u.follows {
+				u.deviate(x)
 			}
+			u.unread = append(u.unread, e)
 		}
 	}
+}
+
+// newUnread takes room for what it holds by row from floats, and returns what is left of it.
+func (u *run) newUnread(floats, value []float32, spread float32) (unread, []float32) {
+	n := u.rows
+	return unread{value: value, vspread: spread, mass: floats[:n], ruled: floats[n : 2*n], noise: floats[2*n : 3*n]}, floats[3*n:]
 }
 
 // finish adds what was estimated, merges everything into the query's partials
@@ -85,15 +100,33 @@ func (u *run) finish() {
 				e.mass[r] += u.bias[r]
 				u.traceEstimate(e, r)
 			}
-			u.rot[r].Add(e.mass[r], e.value)
 		}
 	}
+	u.addUnread()
 	u.follow()
 	mergeRotated(u.q.Partials, u.rot, u.d)
 	for r := range u.rows {
 		u.acc.Error += u.rowError(&u.q.Partials[r], r) / float32(u.rows)
 	}
 	u.acc.errorRows = float64(u.rows)
+}
+
+// addUnread adds mean values by their masses, so many at a time.
+func (u *run) addUnread() {
+	const block = 64
+	sums := attention.AppendSums(nil, u.rot)
+	scores, values := make([]float32, u.rows*block), make([]float32, block*u.d)
+	for list := u.unread; len(list) > 0; list = list[min(block, len(list)):] {
+		n := min(block, len(list))
+		for i, e := range list[:n] {
+			copy(values[i*u.d:], e.value)
+			for r, mass := range e.mass {
+				scores[r*block+i] = mass
+			}
+		}
+		attention.Weigh(u.rot, scores, block, n)
+		kernels.Axpys(sums, scores, block, values[:n*u.d], u.d, u.d)
+	}
 }
 
 // traceEstimate tells of tokens that only means stand for: they share its mass.

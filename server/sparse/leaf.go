@@ -6,6 +6,7 @@ import (
 
 	"kvtier/attention"
 	"kvtier/compress"
+	"kvtier/kernels"
 	"kvtier/tiers"
 )
 
@@ -13,29 +14,57 @@ var inf = float32(math.Inf(1))
 
 // codes is how the keys of a segment's head are coded, and what that means for a query.
 type codes struct {
-	order  compress.KeyOrder
-	q      []float32 // [rows][d], channels in stored order
-	steps  []compress.KeySteps
-	levels [compress.NumKeyPlanes][]uint8 // [groups of channels], pairs of bits known once a plane is read
-	// coarse is the variance of what the unknown bits of known channels do to a
-	// group's scores once so many planes are read, missing that of unknown
-	// channels: [groups of tokens][planes - 1][rows].
-	coarse, missing [][compress.NumKeyPlanes][]float32
+	order compress.KeyOrder
+	q     []float32 // [rows][d], channels in stored order
+	steps []compress.KeySteps
+	// What is known of a leaf's keys: [planes that are read - 1].
+	layouts [compress.NumKeyPlanes]compress.KeyLayout
+	levels  [compress.NumKeyPlanes][]uint8 // [groups of channels], pairs of bits
+	// hidden is the query [rows][d], channels in their own order, in those of which nothing is known; nil if there are none.
+	hidden [compress.NumKeyPlanes][]float32
+	// By group of tokens, and by planes that are read - 1: what the missing bits mean, by row; the
+	// query in the bins of keys, made when it is needed; the mass of unread tokens, by row.
+	grades  [][compress.NumKeyPlanes][]grade
+	folded  [][compress.NumKeyPlanes]kernels.KeyQuery
+	leaning [][compress.NumKeyPlanes][]float32
 }
 
 func newCodes(order compress.KeyOrder, q []float32, groups int) *codes {
 	c := &codes{order: order, q: make([]float32, len(q)), steps: make([]compress.KeySteps, groups),
-		coarse: make([][compress.NumKeyPlanes][]float32, groups), missing: make([][compress.NumKeyPlanes][]float32, groups)}
+		folded: make([][compress.NumKeyPlanes]kernels.KeyQuery, groups), leaning: make([][compress.NumKeyPlanes][]float32, groups),
+		grades: make([][compress.NumKeyPlanes][]grade, groups)}
 	order.Permute(c.q, q)
-	level, at := make([]uint8, 4*len(order.Lines)/16), 0
-	for p, n := range compress.KeyPlaneLines(len(order.Channels)) {
-		for range n {
-			level[order.Lines[at]]++
-			at++
-		}
-		c.levels[p] = slices.Clone(level)
+	d := len(order.Channels)
+	for p := range c.layouts {
+		c.layouts[p] = compress.NewKeyLayout(d, order.Lines, p+1)
+		c.levels[p] = make([]uint8, d/16)
+		copy(c.levels[p], c.layouts[p].Levels())
+		c.hidden[p] = c.hide(c.layouts[p].Known())
 	}
 	return c
+}
+
+// hide returns the query in all channels but the first in stored order; nil if there are no others.
+func (c *codes) hide(known int) []float32 {
+	d := len(c.order.Channels)
+	if known == d {
+		return nil
+	}
+	rest, out := slices.Clone(c.q), make([]float32, len(c.q))
+	for at := 0; at < len(rest); at += d {
+		clear(rest[at : at+known])
+	}
+	c.order.Restore(out, rest)
+	return out
+}
+
+// query returns the query in the bins of a group of tokens of which so many planes are read.
+func (c *codes) query(group, planes int) kernels.KeyQuery {
+	q := &c.folded[group][planes-1]
+	if q.Scale == nil {
+		*q = c.layouts[planes-1].Fold(c.q, c.steps[group])
+	}
+	return *q
 }
 
 // knows says whether a group of tokens was added.
@@ -46,13 +75,40 @@ func (c *codes) addGroup(g int, b []byte, exp int) (err error) {
 	if c.steps[g], err = compress.ParseKeySteps(b, d, exp); err != nil {
 		return err
 	}
-	for p, levels := range c.levels {
-		for at := 0; at < len(c.q); at += d {
-			coarse, missing := noise(c.q[at:at+d], c.steps[g].Step, levels)
-			c.coarse[g][p], c.missing[g][p] = append(c.coarse[g][p], coarse), append(c.missing[g][p], missing)
+	c.grade(g)
+	return nil
+}
+
+// grade is what the bits that are not known mean for a row's scores of a group of tokens.
+type grade struct {
+	noise   float32 // the variance of what scores lack
+	missing float32 // the part of it that channels make of which nothing is known
+	raise   float32 // by how much noise raises a weight on average, log
+	squares squares
+	// What the next plane takes away, as a share: of the error of tokens that err
+	// each on its own, and of those that err alike.
+	own, common float32
+}
+
+func (c *codes) grade(g int) {
+	d := len(c.order.Channels)
+	rows := len(c.q) / d
+	all := make([]grade, rows*compress.NumKeyPlanes)
+	for p := range c.levels {
+		c.grades[g][p], all = all[:rows], all[rows:]
+	}
+	for r := range rows {
+		for p := compress.NumKeyPlanes - 1; p >= 0; p-- {
+			x := &c.grades[g][p][r]
+			coarse, missing := noise(c.q[r*d:(r+1)*d], c.steps[g].Step, c.levels[p])
+			x.noise, x.missing = coarse+missing, missing
+			x.raise, x.squares = attention.Mass(1, 0, x.noise), squaresFor(x.noise)
+			if p+1 < compress.NumKeyPlanes {
+				next := c.grades[g][p+1][r]
+				x.own, x.common = 1-exp(next.noise-x.noise), 1-exp(next.missing-x.missing)
+			}
 		}
 	}
-	return nil
 }
 
 // noise is the variance of what a score of q lacks by the bits that are not
@@ -73,10 +129,9 @@ func noise(q, step []float32, levels []uint8) (coarse, missing float32) {
 	return min(coarse, mostNoise), min(missing, mostNoise)
 }
 
-// noise is the variance of what a leaf's scores for row r lack once so many planes are read.
-func (u *run) noise(x *leaf, planes, r int) float32 {
-	c := u.segs[x.seg].codes
-	return c.coarse[x.group][planes-1][r] + c.missing[x.group][planes-1][r]
+// grades returns, by row, what it means for a leaf's scores that so many planes are read.
+func (u *run) grades(x *leaf, planes int) []grade {
+	return u.segs[x.seg].codes.grades[x.group][planes-1]
 }
 
 // mostNoise keeps what is computed from noise finite, whatever bins were stored.
@@ -99,44 +154,83 @@ type leaf struct {
 	read      [tiers.LeafTokens]bool // tokens whose values were read
 }
 
-func (u *run) newLeaf(at, l int) leaf {
-	p := &u.pages[at]
-	v := u.segs[p.seg].view
-	x := leaf{page: at, seg: p.seg, i: l, place: l * tiers.LeafTokens, n: v.LeafTokens(l), group: v.StepGroup(l), most: compress.NumKeyPlanes - 1}
-	if v.IsDrain(l) && v.DrainKeys().Len > 0 {
-		x.most++
+// addLeaves adds the leaves of the chosen pages, which are in order.
+func (u *run) addLeaves(chosen []int) {
+	n := 0
+	for _, i := range chosen {
+		first, end := u.segs[u.pages[i].seg].view.LeavesOf(u.pages[i].i)
+		n += end - first
 	}
-	all, rows := make([]float32, 2*u.rows*x.n), make([][]float32, 2*u.rows)
-	for i := range rows {
-		rows[i] = all[i*x.n : (i+1)*x.n]
+	u.leaves = slices.Grow(u.leaves, n)
+	planes := make([][]byte, n*compress.NumKeyPlanes)
+	rows, floats := make([][]float32, 2*u.rows*n), make([]float32, 2*u.rows*n*tiers.LeafTokens)
+	take := func(tokens int) (out [][]float32) { // of [rows][tokens]
+		out, rows = rows[:u.rows], rows[u.rows:]
+		for r := range out {
+			out[r], floats = floats[:tokens], floats[tokens:]
+		}
+		return out
 	}
-	x.log, x.share = rows[:u.rows], rows[u.rows:]
-	return x
+	for _, i := range chosen {
+		p := &u.pages[i]
+		v := u.segs[p.seg].view
+		first, end := v.LeavesOf(p.i)
+		for l := first; l < end; l++ {
+			x := leaf{page: i, seg: p.seg, i: l, place: l * tiers.LeafTokens, n: v.LeafTokens(l), group: v.StepGroup(l), most: compress.NumKeyPlanes - 1}
+			if v.IsDrain(l) && v.DrainKeys().Len > 0 {
+				x.most++
+			}
+			x.planes, planes = planes[:0:compress.NumKeyPlanes], planes[compress.NumKeyPlanes:]
+			x.log, x.share = take(x.n), take(x.n)
+			u.leaves = append(u.leaves, x)
+		}
+	}
 }
 
 // scoreLeaf scores the leaf's tokens from the planes that were read. Channels of
 // which nothing is known yet stand at the page's mean. What the unknown bits
 // scatter raises a weight on average, as it does a mass (attention.Mass).
 func (u *run) scoreLeaf(x *leaf) {
-	s, d := u.segs[x.seg], u.d
-	known, mean := u.unpack(x)
+	c, planes := u.segs[x.seg].codes, len(x.planes)
+	c.layouts[planes-1].Score(u.scores, tiers.LeafTokens, c.query(x.group, planes), x.planes)
+	rest, grades := u.unknown(x), u.grades(x, planes)
 	for r, log := range x.log {
-		q := s.codes.q[r*d : (r+1)*d]
-		rest := attention.Dot(q[known:], mean[known:])
-		raise := attention.Mass(1, 0, u.noise(x, len(x.planes), r))
-		for t := range log {
-			log[t] = raise + attention.Softcap(rest+attention.Dot(q[:known], u.keys[t*d:t*d+known]), u.q.Softcap)
+		raise := grades[r].raise
+		for t, score := range u.scores[r*tiers.LeafTokens:][:len(log)] {
+			log[t] = raise + attention.Softcap(rest[r]+score, u.q.Softcap)
 		}
 	}
 }
 
+// unknown returns what the page's mean key adds to scores [rows] in the channels of which nothing is known.
+func (u *run) unknown(x *leaf) []float32 {
+	s, planes := u.segs[x.seg], len(x.planes)
+	if at := (restOf{x.page, planes}); u.restOf != at { // a page's leaves come together
+		u.restOf = at
+		if hidden := s.codes.hidden[planes-1]; hidden != nil {
+			s.keys.Scores(u.rest, hidden, u.pages[x.page].i, 1)
+		} else {
+			clear(u.rest)
+		}
+	}
+	return u.rest
+}
+
+// restOf says of which page, and of how many planes, run.rest is.
+type restOf struct{ page, planes int }
+
 // unpack reconstructs the keys of a leaf in u.keys, [16][d], channels in stored
 // order; how many channels are known; and its page's mean key in that order.
 func (u *run) unpack(x *leaf) (known int, mean []float32) {
-	s, d := u.segs[x.seg], u.d
-	known = compress.UnpackKeys(u.keys, d, s.codes.order.Lines, s.codes.steps[x.group], x.planes...)
-	mean, row := u.row2[:d], u.row2[d:]
-	s.keys.Row(row, u.pages[x.page].i)
-	s.codes.order.Permute(mean, row)
-	return known, mean
+	s := u.segs[x.seg]
+	layout := &s.codes.layouts[len(x.planes)-1]
+	layout.Unpack(u.keys, s.codes.steps[x.group], x.planes)
+	mean = u.mean
+	if u.meanOf != x.page { // a page's leaves come together
+		u.meanOf = x.page
+		row := u.row2[:u.d]
+		s.keys.Row(row, u.pages[x.page].i)
+		s.codes.order.Permute(mean, row)
+	}
+	return layout.Known(), mean
 }

@@ -7,6 +7,7 @@ import (
 
 	"kvtier/attention"
 	"kvtier/compress"
+	"kvtier/kernels"
 	"kvtier/tiers"
 	"kvtier/tiers/seal"
 )
@@ -17,23 +18,140 @@ func view(s Segment, head int) seal.View {
 
 // readAll attends to every token of a segment that exists for the query.
 func readAll(ctx context.Context, r Reader, index int, s Segment, q Query, tr *Trace) (Account, error) {
+	if s.Header.Profile == tiers.ProfileExact {
+		return readExact(ctx, r, index, s, q, tr)
+	}
 	start := time.Now()
-	rows, acc, err := Rows(ctx, r, s, q.Head)
+	b, acc, err := pinCodes(ctx, r, s, q.Head)
+	if err != nil {
+		return acc, err
+	}
+	defer releaseAll(b.pins, 1)
+	acc.NsFetch += time.Since(start).Nanoseconds()
+	start = time.Now()
+	n, err := attendCodes(b, index, s, q, tr)
+	acc.Scanned, acc.Read = n, n
+	acc.NsScan += time.Since(start).Nanoseconds()
+	return acc, err
+}
+
+// attendCodes attends to codes as they lie, page by page, and returns how many tokens there were.
+func attendCodes(b *pinned, index int, s Segment, q Query, tr *Trace) (n int64, err error) {
+	v := view(s, q.Head)
+	codes, err := v.Codes(b.of)
+	if err != nil {
+		return 0, corrupt(s, err)
+	}
+	ps := attention.NewPartials(len(q.Partials), v.D)
+	out, order := attention.AppendSums(nil, ps), b.of(tiers.PlaneOrder)
+	scorer := newScorer(codes, q)
+	var batch compress.ValueBatch
+	for p := range v.Pages() {
+		codes.Prefetch(p + 1)
+		scores, err := scorer.page(p)
+		if err != nil {
+			return 0, corrupt(s, err)
+		}
+		first, tokens := p*tiers.PageTokens, v.PageTokens(p)
+		for t := range tokens {
+			if v.Position(order, first+t) >= s.Limit {
+				scorer.hide(t)
+				continue
+			}
+			n++
+			if tr.Token != nil {
+				for row := range ps {
+					tr.Token(row, index, first+t, scores[row*tiers.PageTokens+t], Read)
+				}
+			}
+		}
+		attention.Weigh(ps, scores, tiers.PageTokens, tokens)
+		addValues(out, scores, codes, &batch, p)
+	}
+	mergeRotated(q.Partials, ps, v.D)
+	return n, nil
+}
+
+// addValues adds page p's values, weighted by w [rows][tiers.PageTokens], to out.
+func addValues(out [][]float32, w []float32, codes *seal.Codes, batch *compress.ValueBatch, p int) {
+	first := p * tiers.PageTokens
+	for at, end := first, first+codes.PageTokens(p); at < end; {
+		hi, scales, high, low := codes.Values(p, at)
+		batch.Fill(scales, high, low, hi-at, codes.D)
+		batch.AddTo(out, w[at-first:], tiers.PageTokens, codes.D)
+		at = hi
+	}
+}
+
+// scorer scores pages in their order.
+type scorer struct {
+	*seal.Codes
+	q       []float32 // [rows][d], channels in stored order
+	softcap float32
+	scores  []float32 // [rows][tiers.PageTokens]
+	group   int       // of tokens; -1: none yet
+	steps   compress.KeySteps
+	layout  *compress.KeyLayout
+	query   kernels.KeyQuery // in the bins of the group, by the layout
+}
+
+func newScorer(c *seal.Codes, q Query) *scorer {
+	s := &scorer{Codes: c, q: make([]float32, len(q.Q)), softcap: q.Softcap,
+		scores: make([]float32, len(q.Partials)*tiers.PageTokens), group: -1}
+	c.Order().Permute(s.q, q.Q)
+	return s
+}
+
+// page returns the scores [rows][tiers.PageTokens] of page p, until the next call.
+func (s *scorer) page(p int) (scores []float32, err error) {
+	first, end := s.LeavesOf(p)
+	for l := first; l < end; l++ {
+		if err := s.prepare(s.StepGroup(l), s.Layout(l)); err != nil {
+			return nil, err
+		}
+		planes := s.Leaf(l)
+		s.layout.Score(s.scores[(l-first)*tiers.LeafTokens:], tiers.PageTokens, s.query, planes[:])
+	}
+	if s.softcap != 0 {
+		for i, x := range s.scores {
+			s.scores[i] = attention.Softcap(x, s.softcap)
+		}
+	}
+	return s.scores, nil
+}
+
+// prepare brings the query into the bins of a group of tokens.
+func (s *scorer) prepare(group int, layout *compress.KeyLayout) (err error) {
+	if group == s.group && layout == s.layout {
+		return nil
+	}
+	if group != s.group {
+		if s.steps, err = s.Steps(group); err != nil {
+			return err
+		}
+	}
+	s.group, s.layout, s.query = group, layout, layout.Fold(s.q, s.steps)
+	return nil
+}
+
+// hide takes token t of the page out.
+func (s *scorer) hide(t int) {
+	for ; t < len(s.scores); t += tiers.PageTokens {
+		s.scores[t] = -inf
+	}
+}
+
+// readExact attends to a segment's lossless rows.
+func readExact(ctx context.Context, r Reader, index int, s Segment, q Query, tr *Trace) (Account, error) {
+	start := time.Now()
+	rows, acc, err := exactRows(ctx, r, s, q.Head)
 	if err != nil {
 		return acc, err
 	}
 	acc.NsFetch += time.Since(start).Nanoseconds()
 	start = time.Now()
 	d := s.Header.HeadDim
-	ps := q.Partials
-	if rows.Rotated {
-		ps = attention.NewPartials(len(q.Partials), d)
-	}
-	scores := make([]float32, len(rows.K)/d)
-	attention.Attend(ps, q.Q, rows.K, rows.V, d, q.Softcap, nil, scores)
-	if rows.Rotated {
-		mergeRotated(q.Partials, ps, d)
-	}
+	attention.Attend(q.Partials, q.Q, rows.K, rows.V, d, q.Softcap, nil)
 	if tr.Token != nil {
 		traceAll(index, rows, q, d, tr)
 	}
@@ -95,7 +213,7 @@ func exactRows(ctx context.Context, r Reader, s Segment, head int) (*DecodedRows
 	out := &DecodedRows{Exact: true}
 	for i, dst := range []*[]float32{&out.K, &out.V} {
 		if *dst, err = decodeExact(pins[i].Ranges[0], v.Stored(), h.HeadDim, compress.ElementType(h.Type)); err != nil {
-			return nil, Account{}, fmt.Errorf("segment %v: %w: %w", h.ID, tiers.ErrCorrupt, err)
+			return nil, Account{}, corrupt(s, err)
 		}
 		*dst = (*dst)[:n*h.HeadDim]
 	}
@@ -120,8 +238,15 @@ func decodeExact(packed []byte, n, d int, t compress.ElementType) ([]float32, er
 	return out, nil
 }
 
-func codedRows(ctx context.Context, r Reader, s Segment, head int) (*DecodedRows, Account, error) {
-	h, v := s.Header, view(s, head)
+// pinned is all that is stored of a head's codes.
+type pinned struct {
+	planes [tiers.NumPlanes][]byte
+	pins   []tiers.Pin
+}
+
+func (p *pinned) of(plane tiers.Plane) []byte { return p.planes[plane] }
+
+func pinCodes(ctx context.Context, r Reader, s Segment, head int) (*pinned, Account, error) {
 	wanted := append([]tiers.Plane{tiers.PlaneSteps, tiers.PlaneV4, tiers.PlaneOrder}, tiers.KeyPlanes[:4]...)
 	if s.Low {
 		wanted = append(wanted, tiers.PlaneK8, tiers.PlaneV8)
@@ -130,34 +255,46 @@ func codedRows(ctx context.Context, r Reader, s Segment, head int) (*DecodedRows
 	}
 	var reqs []tiers.Request
 	for _, p := range wanted {
-		if _, _, ok := h.Piece(head, p); ok { // small dimensions and segments lack the last ones
-			reqs = append(reqs, tiers.Request{Header: h, Head: head, Plane: p})
+		if _, _, ok := s.Header.Piece(head, p); ok { // small dimensions and segments lack the last ones
+			reqs = append(reqs, tiers.Request{Header: s.Header, Head: head, Plane: p})
 		}
 	}
 	pins, moved, err := r.Pin(ctx, reqs)
 	if err != nil {
 		return nil, Account{}, err
 	}
-	defer releaseAll(pins, 1)
-	var b [tiers.NumPlanes][]byte
+	out := &pinned{pins: pins}
 	for i, r := range reqs {
-		b[r.Plane] = pins[i].Ranges[0]
+		out.planes[r.Plane] = pins[i].Ranges[0]
 	}
-	of := func(p tiers.Plane) []byte { return b[p] }
-	d := h.HeadDim
+	return out, Account{Moved: moved}, nil
+}
+
+func codedRows(ctx context.Context, r Reader, s Segment, head int) (*DecodedRows, Account, error) {
+	b, acc, err := pinCodes(ctx, r, s, head)
+	if err != nil {
+		return nil, acc, err
+	}
+	defer releaseAll(b.pins, 1)
+	v, d := view(s, head), s.Header.HeadDim
 	out := &DecodedRows{K: make([]float32, v.Stored()*d), V: make([]float32, v.Stored()*d), Rotated: true,
-		Positions: v.Positions(b[tiers.PlaneOrder])}
-	if err := v.Keys(out.K, of); err != nil {
-		return nil, Account{}, fmt.Errorf("segment %v: %w: %w", h.ID, tiers.ErrCorrupt, err)
+		Positions: v.Positions(b.of(tiers.PlaneOrder))}
+	if err := v.Keys(out.K, b.of); err != nil {
+		return nil, Account{}, corrupt(s, err)
 	}
-	v.Values(out.V, of)
+	v.Values(out.V, b.of)
 	for t := range v.Stored() {
 		out.Places = append(out.Places, t)
 	}
 	if s.Cut() {
 		out.keepBefore(s.Limit, d)
 	}
-	return out, Account{Moved: moved}, nil
+	return out, acc, nil
+}
+
+// corrupt says that a segment's bytes cannot be read.
+func corrupt(s Segment, err error) error {
+	return fmt.Errorf("segment %v: %w: %w", s.Header.ID, tiers.ErrCorrupt, err)
 }
 
 // keepBefore drops the tokens at and after offset limit.

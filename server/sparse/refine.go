@@ -1,7 +1,10 @@
 package sparse
 
 import (
+	"slices"
+
 	"kvtier/compress"
+	"kvtier/kernels"
 	"kvtier/tiers"
 )
 
@@ -31,9 +34,10 @@ func (u *run) refine(plane int) error {
 }
 
 // offers are the bits of keys and the values that can be read of leaves of which
-// so many planes are read at least: others were not worth the last one.
+// so many planes are read at least: others were not worth the last one. They are good until the next call.
 func (u *run) offers(planes int) (items []item) {
 	bytes := compress.KeyPlaneBytes(u.d)
+	items = slices.Grow(u.items[:0], len(u.leaves)*(tiers.LeafTokens+compress.NumKeyPlanes))
 	for i := range u.leaves {
 		x := &u.leaves[i]
 		if len(x.planes) < planes {
@@ -46,12 +50,16 @@ func (u *run) offers(planes int) (items []item) {
 			items = append(items, item{x.valueGain[t], u.valueBytes()})
 		}
 	}
+	u.items = items
 	return items
 }
 
 // valueBytes is about what reading one value costs: its row, and a share of the
 // line that holds its scale.
 func (u *run) valueBytes() float32 { return float32(lines(compress.ValueRowBytes(u.d))) + 32 }
+
+// aheadLeaves is how many leaves before their use keys are fetched into the cache.
+const aheadLeaves = 8
 
 // readKeys reads a plane of the chosen leaves, which are in order of place, and
 // scores their tokens anew.
@@ -78,6 +86,7 @@ func (u *run) readKeys(plane int, chosen []int) error {
 	}
 	return u.each(from, ranges, func(seg int, b [][]byte) error {
 		for i, at := range bySeg[seg] {
+			kernels.Prefetch(b[min(i+aheadLeaves, len(b)-1)])
 			u.leaves[at].planes = append(u.leaves[at].planes, b[i])
 			u.scoreLeaf(&u.leaves[at])
 		}

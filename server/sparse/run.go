@@ -29,14 +29,21 @@ type run struct {
 	values  *attention.ValueMap // how values follow keys
 	unread  []unread            // what was estimated, for the error
 
-	keys []float32 // [16][d], those of one leaf
-	row2 []float32 // [2][d], scratch
+	keys   []float32 // [16][d], those of one leaf
+	scores []float32 // [rows][16], those of one leaf
+	row2   []float32 // [2][d], scratch
+	rest   []float32 // [rows], see unknown
+	restOf restOf
+	mean   []float32 // [d], see unpack
+	meanOf int       // page
+	sums   []float32 // [rows], scratch
 
 	pages       []page
 	first, most int     // pages that are scanned at first, and at most
 	pageBytes   float32 // what scanning a page costs
 	leaves      []leaf  // of the pages that are scanned
 	tokens      []token
+	items       []item // scratch of offers
 	// What scanned pages taught about their means, [rows]: the log by which they
 	// underestimate masses, and the relative variance of what is left of the error.
 	bias    []float32
@@ -53,8 +60,8 @@ type segmentRun struct {
 	received     float32 // share of the attention that its read tokens received, summed over heads
 	codes        *codes  // once any of its pages is scanned
 	// deviation is by how much the keys of unread tokens deviate from their pages'
-	// means, each times its share: [rows][d], channels in stored order.
-	deviation []float32
+	// means, each times its share: [rows][d], channels in stored order; nil if there are none.
+	deviation [][]float32
 }
 
 // page is 64 tokens under consideration.
@@ -77,7 +84,8 @@ func newRun(ctx context.Context, r Reader, segments []Segment, part []int, q Que
 	rows := len(q.Partials)
 	u := &run{ctx: ctx, r: r, tr: tr, q: q, d: d, rows: rows,
 		norm2: make([]float32, rows), total: make([]float32, rows), rot: attention.NewPartials(rows, d),
-		keys: make([]float32, tiers.LeafTokens*d), row2: make([]float32, 2*d)}
+		keys: make([]float32, tiers.LeafTokens*d), scores: make([]float32, rows*tiers.LeafTokens),
+		row2: make([]float32, 2*d), rest: make([]float32, rows), mean: make([]float32, d), meanOf: -1, sums: make([]float32, rows)}
 	for i := range rows {
 		u.norm2[i] = attention.Dot(u.row(i), u.row(i))
 	}

@@ -19,9 +19,7 @@ func (u *run) scorePages() error {
 	err := u.each(tiers.PlanePages, ranges, func(seg int, b [][]byte) error {
 		s := u.segs[seg]
 		s.keys, s.values = s.view.PageMeans(b[0])
-		for i := range s.view.Pages() {
-			u.pages = append(u.pages, u.scorePage(seg, i))
-		}
+		u.scoreMeans(seg)
 		return nil
 	})
 	if err != nil {
@@ -43,20 +41,25 @@ func (u *run) scorePages() error {
 	return nil
 }
 
-func (u *run) scorePage(seg, i int) page {
+// scoreMeans adds a segment's pages to those under consideration.
+func (u *run) scoreMeans(seg int) {
 	s := u.segs[seg]
-	x := make([]float32, 4*u.rows)
+	pages := s.view.Pages()
+	scores, x := make([]float32, u.rows*pages), make([]float32, 4*u.rows*pages)
 	next := func() (row []float32) {
 		row, x = x[:u.rows], x[u.rows:]
 		return row
 	}
-	p := page{index: len(u.pages), seg: seg, i: i, n: s.view.PageTokens(i), mass: next(), rank: next(), scatter: next(), far: next()}
-	for r := range u.rows {
-		score, spread := attention.Softcap(s.keys.Score(i, u.row(r)), u.q.Softcap), s.keys.Spread(i)*u.norm2[r]
-		p.mass[r] = attention.Mass(p.n, score, spread)
-		p.rank[r] = attention.Presence(p.n, score, spread)
+	s.keys.Scores(scores, u.q.Q, 0, pages)
+	for i := range pages {
+		p := page{index: len(u.pages), seg: seg, i: i, n: s.view.PageTokens(i), mass: next(), rank: next(), scatter: next(), far: next()}
+		for r := range u.rows {
+			score, spread := attention.Softcap(scores[r*pages+i], u.q.Softcap), s.keys.Spread(i)*u.norm2[r]
+			p.mass[r] = attention.Mass(p.n, score, spread)
+			p.rank[r] = attention.Presence(p.n, score, spread)
+		}
+		u.pages = append(u.pages, p)
 	}
-	return p
 }
 
 // outlierPlanes is how many planes of outliers' keys are always read: nothing
@@ -117,18 +120,16 @@ func (u *run) look(chosen []int) error {
 	if len(chosen) == 0 {
 		return nil
 	}
-	var leaves, outliers []int // added now
-	for _, i := range chosen {
-		p := &u.pages[i]
+	at := len(u.leaves)
+	u.addLeaves(chosen)
+	leaves := make([]int, 0, len(u.leaves)-at) // added now
+	var outliers []int
+	for ; at < len(u.leaves); at++ {
+		leaves = append(leaves, at)
+		p := &u.pages[u.leaves[at].page]
 		p.scanned = true
-		v := u.segs[p.seg].view
-		first, end := v.LeavesOf(p.i)
-		for l := first; l < end; l++ {
-			if v.Outliers(p.i) {
-				outliers = append(outliers, len(u.leaves))
-			}
-			leaves = append(leaves, len(u.leaves))
-			u.leaves = append(u.leaves, u.newLeaf(i, l))
+		if u.segs[p.seg].view.Outliers(p.i) {
+			outliers = append(outliers, at)
 		}
 	}
 	u.unread = slices.DeleteFunc(u.unread, func(e unread) bool { return e.page.scanned })

@@ -75,7 +75,7 @@ func (f *fixture) ask(t *testing.T, q Query, b Budget) ([][]float32, Account) {
 // dense is attention over rows, in the shape that ask returns, and its log-sum-exp.
 func (f *fixture) dense(q Query, k, v []float32) (out [][]float32, lse []float32) {
 	ps := attention.NewPartials(len(q.Partials), f.d)
-	attention.Attend(ps, q.Q, k, v, f.d, q.Softcap, nil, make([]float32, len(k)/f.d))
+	attention.Attend(ps, q.Q, k, v, f.d, q.Softcap, nil)
 	for r := range ps {
 		o := make([]float32, f.d)
 		ps[r].Output(o)
@@ -145,7 +145,7 @@ func TestAllIsRows(t *testing.T) {
 	}
 	want, _ := f.dense(q, k, v)
 	got, _ := f.ask(t, q, Budget{All: true})
-	if e := meanError(got, want); e > 1e-5 {
+	if e := meanError(got, want); e > 1e-4 { // scoring codes rounds queries (compress.KeyLayout.Fold)
 		t.Errorf("error %v", e)
 	}
 	// Lossless rows are those that were appended.
@@ -342,7 +342,7 @@ func TestMergesAndRows(t *testing.T) {
 			q.Softcap = softcap
 			k, v := f.head(s.k, 1, 0, s.n), f.head(s.v, 1, 0, s.n)
 			want, _ := f.dense(q, k, v)
-			attention.Attend(q.Partials, q.Q, k[2500*s.d:], v[2500*s.d:], s.d, softcap, nil, make([]float32, 500))
+			attention.Attend(q.Partials, q.Q, k[2500*s.d:], v[2500*s.d:], s.d, softcap, nil)
 			got, _ := f.ask(t, q, b)
 			limit := map[Budget]float32{{All: true}: .02, {Share: 1}: .2, {Share: .3}: .4}[b]
 			if e := meanError(got, want); e > limit {

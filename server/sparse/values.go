@@ -2,7 +2,7 @@ package sparse
 
 import (
 	"kvtier/attention"
-	"kvtier/compress"
+	"kvtier/kernels"
 	"kvtier/tiers"
 )
 
@@ -10,7 +10,9 @@ import (
 // tokens are estimated.
 func (u *run) readValues() error {
 	u.normalise()
-	var rank []float32
+	most := len(u.leaves) * tiers.LeafTokens
+	rank := make([]float32, 0, most)
+	u.tokens = make([]token, 0, most)
 	for i := range u.leaves {
 		x := &u.leaves[i]
 		if len(x.planes) < 2 {
@@ -80,6 +82,9 @@ func (u *run) valueRanges(seg int, tokens []int) []tiers.Range {
 // place returns where a token is stored.
 func (u *run) place(t token) int { return u.leaves[t.leaf].place + t.t }
 
+// aheadValues is how many tokens before their use values are fetched into the cache.
+const aheadValues = 16
+
 // fetch reads the values of the chosen tokens and adds them to the partials.
 func (u *run) fetch(chosen []int) error {
 	bySeg := u.bySegment(chosen)
@@ -92,23 +97,27 @@ func (u *run) fetch(chosen []int) error {
 	if err != nil {
 		return err
 	}
-	v := make([]float32, u.d)
-	return u.each(tiers.PlaneV4, ranges, func(seg int, b [][]byte) error {
+	values := newSum(u.rot, u.d)
+	err = u.each(tiers.PlaneV4, ranges, func(seg int, b [][]byte) error {
+		n := len(bySeg[seg])
 		for i, c := range bySeg[seg] {
+			kernels.Prefetch(b[n+min(i+aheadValues, n-1)])
 			t := u.tokens[c]
 			x := &u.leaves[t.leaf]
 			x.read[t.t] = true
-			compress.UnpackValue(v, b[i], b[len(bySeg[seg])+i], low[c], u.d)
+			scores := values.add(b[i], b[n+i], low[c])
 			for r := range u.rows {
-				u.rot[r].Add(x.log[r][t.t], v)
+				scores.set(r, x.log[r][t.t])
+				u.segs[seg].received += x.share[r][t.t]
 				if u.tr.Token != nil {
 					u.tr.Token(r, u.segs[seg].index, u.place(t), x.log[r][t.t], Read)
 				}
 			}
-			u.segs[seg].received += u.share(func(r int) float32 { return x.log[r][t.t] })
 		}
 		return nil
 	})
+	values.flush()
+	return err
 }
 
 // drainValues reads the low codes of the chosen tokens that are drains.

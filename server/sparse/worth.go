@@ -2,11 +2,11 @@ package sparse
 
 import (
 	"math"
-	"slices"
 	"sync"
 
 	"kvtier/attention"
 	"kvtier/compress"
+	"kvtier/kernels"
 	"kvtier/tiers"
 )
 
@@ -31,27 +31,45 @@ func (u *run) judge() {
 			outs[r].Add(lse, value)
 		}
 	}
-	for i := range u.pages {
-		p := &u.pages[i]
-		u.segs[p.seg].values.Row(value, p.i)
-		for r := range u.rows {
-			outs[r].Add(p.mass[r], value)
-		}
-	}
-	out := make([]float32, u.d)
-	for r := range u.rows {
-		outs[r].Output(out)
-		norm2 := max(attention.Norm2(out), 1e-30)
-		for i := range u.pages {
-			p := &u.pages[i]
-			s := u.segs[p.seg]
-			s.values.Row(value, p.i)
-			p.scatter[r] = s.values.Spread(p.i) / norm2
-			for j, v := range out {
-				value[j] -= v
+	table, sums := make([]float32, u.rows*len(u.pages)), attention.AppendSums(nil, outs)
+	u.eachSegment(func(s *segmentRun, pages []page) {
+		n := len(pages)
+		for i, p := range pages {
+			for r, mass := range p.mass {
+				table[r*n+i] = mass
 			}
-			p.far[r] = p.scatter[r] + attention.Norm2(value)/norm2
 		}
+		attention.Weigh(outs, table, n, n)
+		s.values.AddTo(sums, table[:u.rows*n])
+	})
+	out, norm2 := make([]float32, u.rows*u.d), make([]float32, u.rows)
+	for r := range u.rows {
+		outs[r].Output(out[r*u.d : (r+1)*u.d])
+		norm2[r] = attention.Norm2(out[r*u.d : (r+1)*u.d])
+	}
+	u.eachSegment(func(s *segmentRun, pages []page) {
+		n := len(pages)
+		s.values.Scores(table, out, 0, n)
+		for i := range pages {
+			p := &pages[i]
+			s.values.Row(value, p.i)
+			square, spread := attention.Norm2(value), s.values.Spread(p.i)
+			for r := range u.rows {
+				distance2 := max(0, square-2*table[r*n+i]+norm2[r])
+				p.scatter[r] = spread / max(norm2[r], 1e-30)
+				p.far[r] = p.scatter[r] + distance2/max(norm2[r], 1e-30)
+			}
+		}
+	})
+}
+
+// eachSegment goes through the segments and their pages.
+func (u *run) eachSegment(use func(s *segmentRun, pages []page)) {
+	at := 0
+	for _, s := range u.segs {
+		n := s.view.Pages()
+		use(s, u.pages[at:at+n])
+		at += n
 	}
 }
 
@@ -69,7 +87,7 @@ func (u *run) normalise() {
 			top = max(top, e.mass[r])
 		}
 		for i := range u.leaves {
-			top = max(top, slices.Max(u.leaves[i].log[r]))
+			top = kernels.Largest(u.leaves[i].log[r], top)
 		}
 		sum := exp(zone - top)
 		for _, e := range u.unread {
@@ -77,15 +95,15 @@ func (u *run) normalise() {
 		}
 		for i := range u.leaves {
 			x := &u.leaves[i]
-			for t, l := range x.log[r] {
-				x.share[r][t] = exp(l - top)
-				sum += x.share[r][t]
-			}
+			copy(x.share[r], x.log[r])
+			sum += kernels.Weights(x.share[r], top)
 		}
 		u.total[r] = top + log(sum)
+		f := 1 / sum
 		for i := range u.leaves {
-			for t := range u.leaves[i].share[r] {
-				u.leaves[i].share[r][t] /= sum
+			share := u.leaves[i].share[r]
+			for t := range share {
+				share[t] *= f
 			}
 		}
 	}
@@ -93,31 +111,30 @@ func (u *run) normalise() {
 
 // weigh computes what reading more of a leaf's tokens is worth.
 func (u *run) weigh(x *leaf) {
-	p, c := &u.pages[x.page], u.segs[x.seg].codes
-	planes, missing := len(x.planes), &c.missing[x.group]
+	p, planes := &u.pages[x.page], len(x.planes)
 	x.keyGain, x.valueGain = [compress.NumKeyPlanes]float32{}, [tiers.LeafTokens]float32{}
-	for r, log := range x.log {
-		for at := planes; at == planes || at < x.most; at++ { // if so many planes are read
-			noise := u.noise(x, at, r)
-			raise, squares := attention.Mass(1, 0, noise), squaresFor(noise)
+	for at := planes; at == planes || at < x.most; at++ { // if so many planes are read
+		grades := u.grades(x, at)
+		for r, log := range x.log {
+			g := &grades[r]
 			var sum, roots float32
 			for t, l := range log {
-				square := squares.at(l - u.total[r] - raise)
+				square := g.squares.at(l - u.total[r] - g.raise)
 				if at == planes {
 					x.valueGain[t] += p.scatter[r] * square
 				}
 				sum += square
-				roots += float32(math.Sqrt(float64(square)))
+				roots += sqrt(square)
 			}
-			if at == x.most {
-				break
+			if at < x.most {
+				roots = min(roots, 1) // all shares together
+				x.keyGain[at] += p.far[r] * (sum*g.own + alike*max(0, roots*roots-sum)*g.common)
 			}
-			roots = min(roots, 1) // all shares together
-			x.keyGain[at] += p.far[r] * (sum*(1-exp(u.noise(x, at+1, r)-noise)) +
-				alike*max(0, roots*roots-sum)*(1-exp(missing[at][r]-missing[at-1][r])))
 		}
 	}
 }
+
+func sqrt(x float32) float32 { return float32(math.Sqrt(float64(x))) }
 
 // meanSquare is the mean of the square of a token's share of the softmax, whose
 // log is normal with mean mu and variance noise, but no share is more than 1.

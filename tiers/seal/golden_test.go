@@ -12,6 +12,7 @@ import (
 	"testing"
 
 	"kvtier/compress"
+	"kvtier/kernels"
 	"kvtier/tiers"
 )
 
@@ -122,4 +123,33 @@ func TestGoldenWrite(t *testing.T) {
 	if out.String() != string(want) {
 		t.Fatalf("segments differ from %s:\n%s", name, out.String())
 	}
+}
+
+// What is written does not depend on the kernels, nor does the error that is stated.
+func TestWriteByAnyKernels(t *testing.T) {
+	for _, d := range []int{16, 80, 128} {
+		r := madeUp(600, 2, d, compress.BF16)
+		o := Options{Profile: tiers.ProfileBalanced, Sinks: 16, Metrics: metrics(2, d), Queries: [][]float32{ramp(5 * d), ramp(3 * d)}}
+		var first []byte
+		for _, v := range kernels.Variants() {
+			undo := kernels.Use(v)
+			b := file(Segment(r, o))
+			undo()
+			if first == nil {
+				first = b
+			}
+			if !bytes.Equal(first, b) {
+				t.Errorf("d %d: the kernels %v write other bytes", d, v)
+			}
+		}
+	}
+}
+
+// ramp returns n numbers between -1 and 1.
+func ramp(n int) []float32 {
+	out := make([]float32, n)
+	for i := range out {
+		out[i] = float32(i*37%101)/50 - 1
+	}
+	return out
 }

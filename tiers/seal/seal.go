@@ -220,15 +220,14 @@ func codecError(k, v, queries []float32, planes *[tiers.NumPlanes][]byte, info t
 	}
 	view := View{D: d, Info: info}
 	exact, coded := attention.NewPartials(rows, d), attention.NewPartials(rows, d)
-	scores := make([]float32, len(k)/d)
-	attention.Attend(exact, queries, k, v, d, 0, nil, scores)
+	attention.AttendInOrder(exact, queries, k, v, d)
 	kc, vc := make([]float32, len(k)), make([]float32, len(v))
 	balanced := WithoutLow(func(p tiers.Plane) []byte { return planes[p] })
 	if view.Keys(kc, balanced) != nil {
 		return 1
 	}
 	view.Values(vc, balanced)
-	attention.Attend(coded, queries, kc, vc, d, 0, nil, scores)
+	attention.AttendInOrder(coded, queries, kc, vc, d)
 	var sum, seen float32
 	a, b := make([]float32, d), make([]float32, d)
 	for i := range rows {

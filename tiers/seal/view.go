@@ -172,9 +172,14 @@ func (v View) BytesAt4Bits() int {
 func (v View) Positions(order []byte) []int {
 	out := make([]int, v.Stored())
 	for i := range out {
-		out[i] = int(binary.LittleEndian.Uint16(order[2*i:]))
+		out[i] = v.Position(order, i)
 	}
 	return out
+}
+
+// Position returns the offset from the segment's start of the token at a place.
+func (v View) Position(order []byte, place int) int {
+	return int(binary.LittleEndian.Uint16(order[2*place:]))
 }
 
 // WithoutLow hides the low planes of a segment from Keys and Values.
@@ -190,56 +195,32 @@ func WithoutLow(of func(tiers.Plane) []byte) func(tiers.Plane) []byte {
 // Keys reconstructs all stored keys to dst [Stored][D] from all the planes of
 // keys that there are; of returns a plane's bytes, nil if it is not there. The error is compress.ErrCorrupt.
 func (v View) Keys(dst []float32, of func(tiers.Plane) []byte) error {
-	d, steps := v.D, of(tiers.PlaneSteps)
-	order, err := compress.ParseKeyOrder(steps, d)
+	c, err := v.Codes(of)
 	if err != nil {
 		return err
 	}
+	d := v.D
 	leaf := make([]float32, tiers.LeafTokens*d)
 	group, s := -1, compress.KeySteps{}
 	for l := range v.Leaves() {
 		if g := v.StepGroup(l); g != group {
-			r := v.Steps(g)
-			if s, err = compress.ParseKeySteps(steps[r.Off:r.Off+r.Len], d, v.Info.KeyExp); err != nil {
+			if s, err = c.Steps(g); err != nil {
 				return err
 			}
 			group = g
 		}
-		compress.UnpackKeys(leaf, d, order.Lines, s, v.leafOf(l, of)...)
-		order.Restore(dst[l*tiers.LeafTokens*d:], leaf[:v.LeafTokens(l)*d])
+		planes := c.Leaf(l)
+		c.Layout(l).Unpack(leaf, s, planes[:])
+		c.order.Restore(dst[l*tiers.LeafTokens*d:], leaf[:v.LeafTokens(l)*d])
 	}
 	return nil
 }
 
-// leafOf cuts leaf l out of all the planes that hold it.
-func (v View) leafOf(l int, of func(tiers.Plane) []byte) (out [][]byte) {
-	cut := func(p tiers.Plane, r tiers.Range) {
-		if b := of(p); b != nil && r.Len > 0 {
-			out = append(out, b[r.Off:r.Off+r.Len])
-		}
-	}
-	for i, p := range tiers.KeyPlanes {
-		cut(p, v.LeafKeys(i, l))
-	}
-	if of(tiers.PlaneK8) == nil && v.IsDrain(l) {
-		cut(tiers.PlaneDrains, v.DrainKeys())
-	}
-	return out
-}
-
 // Values reconstructs all stored values, rotated, to dst [Stored][D], as Keys does.
 func (v View) Values(dst []float32, of func(tiers.Plane) []byte) {
-	v4, v8, drains := of(tiers.PlaneV4), of(tiers.PlaneV8), of(tiers.PlaneDrains)
-	row := compress.ValueRowBytes(v.D)
+	c := v.codes(of)
 	for t := range v.Stored() {
-		s, c := v.ValueRanges(t)
-		var low []byte
-		if v8 != nil {
-			low = v8[t*row : (t+1)*row]
-		} else if drains != nil && v.IsDrain(t/tiers.LeafTokens) {
-			r := v.DrainValue(t)
-			low = drains[r.Off : r.Off+r.Len]
-		}
-		compress.UnpackValue(dst[t*v.D:(t+1)*v.D], v4[s.Off:s.Off+s.Len], v4[c.Off:c.Off+c.Len], low, v.D)
+		scale, high, low := c.Value(t)
+		compress.UnpackValue(dst[t*v.D:(t+1)*v.D], scale, high, low, v.D)
 	}
 }

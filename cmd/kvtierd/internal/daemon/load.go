@@ -16,12 +16,14 @@ import (
 	"github.com/knadh/koanf/providers/file"
 	"github.com/knadh/koanf/v2"
 	"github.com/spf13/pflag"
+
+	"kvtier/kernels"
 )
 
 const envPrefix = "KVTIER_"
 
-// foreignVariables begin as ours do, but are other programs': KVTIER_ADDR is the client's.
-var foreignVariables = []string{"KVTIER_ADDR", "KVTIER_CONFIG"}
+// foreignVariables begin as ours do, but are read elsewhere: KVTIER_ADDR is the client's.
+var foreignVariables = []string{"KVTIER_ADDR", "KVTIER_CONFIG", kernels.EnvVar}
 
 // load reads the configuration: flags before environment before file before defaults. Every
 // value, wherever it comes from, goes through its flag's parser, so that all sources accept the
@@ -55,6 +57,7 @@ Usage: kvtierd [flags]
 
 Every flag can also be set in a file (--config; the key is the flag's name) or by the environment
 (KVTIER_READ_ALL for --read-all). A flag wins over the environment, that over the file.
+KVTIER_KERNELS=go, avx2 or avx512 has attention computed by other loops than the fastest ones.
 Sizes: 4096, 16MiB, 2GiB, 1g.
 
 %s

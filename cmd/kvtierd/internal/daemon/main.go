@@ -15,6 +15,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"kvtier/cmd/internal/buildinfo"
+	"kvtier/kernels"
 )
 
 // Exit codes, as the help has them.
@@ -43,6 +44,11 @@ func Main(args []string, stdout, stderr io.Writer, w Wiring) int {
 		c.print(stdout)
 		return exitOK
 	}
+	loops, err := kernels.Active()
+	if err != nil {
+		fmt.Fprintf(stderr, "kvtierd: %v\n", err)
+		return exitUsage
+	}
 	log := newLogger(stderr, c)
 	for _, warning := range c.Warnings {
 		log.Warn(warning)
@@ -51,7 +57,7 @@ func Main(args []string, stdout, stderr io.Writer, w Wiring) int {
 	defer stop()
 	// After the first signal the default holds again, so that the next one kills.
 	context.AfterFunc(ctx, stop)
-	log.Info("starting", "version", buildinfo.Version(), "data", c.Data, "config", c.File, "pid", os.Getpid())
+	log.Info("starting", "version", buildinfo.Version(), "data", c.Data, "config", c.File, "kernels", loops, "pid", os.Getpid())
 	if err := run(ctx, c, log, w); err != nil {
 		log.Error("kvtierd failed", "error", err)
 		return exitFailure

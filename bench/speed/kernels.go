@@ -1,0 +1,125 @@
+package speed
+
+import (
+	"math/rand/v2"
+	"slices"
+	"unsafe"
+
+	"kvtier/attention"
+	"kvtier/kernels"
+)
+
+// block is how many tokens a kernel is called for: a page.
+const block = 64
+
+// kernel goes through memory unit by unit; a unit holds some tokens of one KV head.
+type kernel struct {
+	name         string
+	unit, tokens int
+	run          func(b, next []byte, s *scratch) // next is the unit that comes next
+}
+
+// scratch is what a thread needs beside the memory.
+type scratch struct {
+	d, rows  int
+	q        []float32 // [rows][d]
+	scores   []float32 // [rows][block]
+	unpacked []float32 // [16][d]
+	ps       []attention.Partial
+	sums     [][]float32
+	scale    []float32 // [block][2]
+	high     [block][]byte
+	query    kernels.KeyQuery
+	layouts  [3]kernels.Layout // by lines of a group
+	planes   [1][]byte
+}
+
+func newScratch(o Options) *scratch {
+	rng := rand.New(rand.NewPCG(3, 4))
+	random := func(n int) []float32 {
+		x := make([]float32, n)
+		for i := range x {
+			x[i] = rng.Float32() / 16
+		}
+		return x
+	}
+	s := &scratch{d: o.HeadDim, rows: o.Rows, q: random(o.Rows * o.HeadDim), scores: random(o.Rows * block),
+		unpacked: make([]float32, kernels.LineTokens*o.HeadDim), ps: attention.NewPartials(o.Rows, o.HeadDim), scale: random(2 * block)}
+	s.sums = attention.AppendSums(nil, s.ps)
+	s.query = kernels.KeyQuery{Words: make([]int16, o.Rows*o.HeadDim), Scale: make([]float32, 2*o.Rows)}
+	for i := range s.query.Words {
+		s.query.Words[i] = int16(rng.IntN(1 << 14))
+	}
+	for r := range o.Rows {
+		s.query.Scale[2*r] = 1e-9
+	}
+	groups := o.HeadDim / kernels.LineTokens
+	for n := 1; n < len(s.layouts); n++ {
+		var lines []kernels.LinePlace
+		for i := range groups * n {
+			lines = append(lines, kernels.LinePlace{At: uint16(i * kernels.Line)})
+		}
+		s.layouts[n] = kernels.NewLayout(slices.Repeat([]uint8{uint8(n)}, groups), lines)
+	}
+	return s
+}
+
+// kernelsOf lists what is measured.
+func kernelsOf(o Options) []kernel {
+	d := o.HeadDim
+	return []kernel{
+		{"attention, float32", 2 * block * 4 * d, block, dense},
+		{"attention, 4-bit planes", block * d, block, coded},
+		{"values, 4 bits", block * d / 2, block, values},
+		{"keys, 4 bits", block * d / 2, block, func(b, next []byte, s *scratch) { s.keys(b, next, 2, score) }},
+		{"keys, 2 bits", block * d / 4, block, func(b, next []byte, s *scratch) { s.keys(b, next, 1, score) }},
+		{"keys, 4 bits, unpacked", block * d / 2, block, func(b, next []byte, s *scratch) { s.keys(b, next, 2, unpack) }},
+		{"page means, int8", block * d, block, means},
+	}
+}
+
+// dense is attention over a page's keys [block][d] and values behind them.
+func dense(b, _ []byte, s *scratch) {
+	k, v := floats(b[:len(b)/2]), floats(b[len(b)/2:])
+	attention.Attend(s.ps, s.q, k, v, s.d, 0, nil)
+}
+
+// coded is attention over a page's keys, 4 leaves of lines, and 4-bit values behind them.
+func coded(b, next []byte, s *scratch) {
+	half := len(next) / 2
+	s.keys(b[:len(b)/2], next[:half], 2, score)
+	attention.Weigh(s.ps, s.scores, block, block)
+	values(b[len(b)/2:], next[half:], s)
+}
+
+func values(b, next []byte, s *scratch) {
+	kernels.Prefetch(next)
+	for t := range s.high {
+		s.high[t] = b[t*s.d/2:][:s.d/2]
+	}
+	kernels.AddValues(s.sums, s.scores, block, s.scale, s.high[:], nil, s.d)
+}
+
+func means(b, _ []byte, s *scratch) { kernels.DotsInt8(s.scores, block, s.q, b, s.d) }
+
+// keys goes through leaves of which each group has so many lines.
+func (s *scratch) keys(b, next []byte, levels int, use func(s *scratch, leaf int, l *kernels.Layout)) {
+	kernels.Prefetch(next)
+	size := len(b) / (block / kernels.LineTokens)
+	for leaf := range block / kernels.LineTokens {
+		s.planes[0] = b[leaf*size : (leaf+1)*size]
+		use(s, leaf, &s.layouts[levels])
+	}
+}
+
+// score writes a leaf's scores where they stand in the page's.
+func score(s *scratch, leaf int, l *kernels.Layout) {
+	kernels.ScoreKeys(s.scores[leaf*kernels.LineTokens:], block, s.query, l, s.planes[:])
+}
+
+func unpack(s *scratch, _ int, l *kernels.Layout) {
+	kernels.UnpackKeys(s.unpacked, s.d, l, s.planes[:], s.q, s.q)
+}
+
+// floats views bytes as floats; b is aligned.
+func floats(b []byte) []float32 { return unsafe.Slice((*float32)(unsafe.Pointer(&b[0])), len(b)/4) }

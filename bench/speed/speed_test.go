@@ -1,0 +1,26 @@
+package speed
+
+import (
+	"testing"
+
+	"kvtier/kernels"
+)
+
+func TestMeasure(t *testing.T) {
+	o := Options{Bytes: 4 << 20, Repeats: 1, Rows: 3, HeadDim: 80}
+	results, err := Measure(o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if want := 2 * (1 + len(kernelsOf(o))*len(kernels.Variants())); len(results) != want {
+		t.Errorf("%d results, not %d", len(results), want)
+	}
+	for _, r := range results {
+		if !(r.GBs.Median > 0 && r.Share.Median > 0) || r.Kernel != "raw read" && !(r.TokenNs > 0) {
+			t.Errorf("%+v", r)
+		}
+	}
+	if _, err := Measure(Options{HeadDim: 100}); err == nil {
+		t.Error("a head dimension of 100")
+	}
+}

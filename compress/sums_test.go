@@ -1,0 +1,150 @@
+package compress
+
+import (
+	"fmt"
+	"math"
+	"reflect"
+	"testing"
+
+	"kvtier/kernels"
+)
+
+// Scores from codes are products with unpacked keys, up to the 16 bits of the query.
+func TestScoreKeys(t *testing.T) {
+	for _, d := range []int{16, 48, 64, 80, 128, 256} {
+		x := normal(int64(d), 256, d)
+		s := FitKeySteps(x, d, KeyExp(x))
+		codes := make([]uint8, 16*d)
+		KeyCodes(codes, x[:16*d], d, s)
+		order := anyOrder(d)
+		packed := PackKeyPlanes(codes, 16, d, order.Lines)
+		for rows := 1; rows <= 5; rows++ {
+			q := normal(9, rows, d)
+			for planes := 1; planes <= NumKeyPlanes; planes++ {
+				for _, v := range kernels.Variants() {
+					undo := kernels.Use(v)
+					checkScore(t, fmt.Sprintf("d %d, %d rows, %d planes, %v", d, rows, planes, v), q, d, order, s, packed[:planes])
+					undo()
+				}
+			}
+		}
+	}
+}
+
+func checkScore(t *testing.T, what string, q []float32, d int, order KeyOrder, s KeySteps, planes [][]byte) {
+	t.Helper()
+	l := NewKeyLayout(d, order.Lines, len(planes))
+	keys, scores := make([]float32, 16*d), make([]float32, len(q)/d*16)
+	known := UnpackKeys(keys, d, order.Lines, s, planes...)
+	l.Score(scores, 16, l.Fold(q, s), planes)
+	for r := 0; r < len(q)/d; r++ {
+		var most float64 // what one channel can change a score by
+		for j, x := range q[r*d:][:known] {
+			most = max(most, 256*math.Abs(float64(x*s.Step[j])))
+		}
+		for token := range 16 {
+			var want float64
+			for j := range known {
+				want += float64(q[r*d+j]) * float64(keys[token*d+j])
+			}
+			if e := math.Abs(float64(scores[r*16+token]) - want); !(e <= 1e-4*most) {
+				t.Fatalf("%s: row %d, token %d: %v, not %v; off by %.2g of what a channel can do", what, r, token, scores[r*16+token], want, e/most)
+			}
+		}
+	}
+}
+
+// What is no number, or not finite, does not become one that looks fine.
+func TestFoldNotFinite(t *testing.T) {
+	const d = 16
+	x := normal(1, 16, d)
+	s := FitKeySteps(x, d, KeyExp(x))
+	planes := PackKeyPlanes(make([]uint8, 16*d), 16, d, anyOrder(d).Lines)
+	l := NewKeyLayout(d, anyOrder(d).Lines, NumKeyPlanes)
+	for _, bad := range []float32{float32(math.NaN()), float32(math.Inf(1))} {
+		q, scores := make([]float32, d), make([]float32, 16)
+		q[3] = bad
+		l.Score(scores, 16, l.Fold(q, s), planes[:])
+		if finite(scores[0]) {
+			t.Errorf("query %v: score %v", bad, scores[0])
+		}
+	}
+	scores := make([]float32, 16)
+	if l.Score(scores, 16, l.Fold(make([]float32, d), s), planes[:]); scores[0] != 0 {
+		t.Errorf("query 0: score %v", scores[0])
+	}
+}
+
+// Filling a batch is appending token by token.
+func TestFill(t *testing.T) {
+	const n, d = BatchTokens, 48
+	scales, hi, lo := PackValues(normal(5, n, d), n, d)
+	row := ValueRowBytes(d)
+	for _, low := range [][]byte{nil, lo} {
+		var appended, filled ValueBatch
+		for i := range n {
+			var l []byte
+			if low != nil {
+				l = low[i*row:][:row]
+			}
+			appended.Append(scales[3*i:][:3], hi[i*row:][:row], l)
+		}
+		filled.Fill(scales, hi, low, n, d)
+		if !reflect.DeepEqual(&appended, &filled) {
+			t.Errorf("low codes %v: batches differ", low != nil)
+		}
+		if filled.Append(scales, hi, low) {
+			t.Error("a full batch took in a token")
+		}
+	}
+}
+
+// Batches of values are sums of unpacked values.
+func TestValueBatch(t *testing.T) {
+	for _, d := range []int{16, 64, 80, 256} {
+		const n, rows = 130, 3
+		x, w := normal(int64(d), n, d), normal(2, rows, n)
+		scales, hi, lo := PackValues(x, n, d)
+		row := ValueRowBytes(d)
+		got, want, value := make([][]float32, rows), make([][]float32, rows), make([]float32, d)
+		for r := range rows {
+			got[r], want[r] = make([]float32, d), make([]float32, d)
+		}
+		var size float64 // of what is summed up
+		var b ValueBatch
+		from := 0
+		flush := func(to int) {
+			b.AddTo(got, w[from:], n, d)
+			b.Reset()
+			from = to
+		}
+		for i := range n {
+			scale, high, low := scales[3*i:][:3], hi[i*row:][:row], lo[i*row:][:row]
+			if i >= 40 && i < 56 {
+				low = nil // batches of both kinds
+			}
+			UnpackValue(value, scale, high, low, d)
+			for r := range rows {
+				for j, v := range value {
+					want[r][j] += w[r*n+i] * v
+					size = max(size, math.Abs(float64(w[r*n+i]*v)))
+				}
+			}
+			if !b.Append(scale, high, low) {
+				flush(i)
+				b.Append(scale, high, low)
+			}
+		}
+		if b.Len() != n-from {
+			t.Errorf("%d tokens in the last batch, not %d", b.Len(), n-from)
+		}
+		flush(n)
+		for r := range rows {
+			for j := range want[r] {
+				if e := math.Abs(float64(got[r][j] - want[r][j])); !(e <= 1e-5*size) {
+					t.Fatalf("d %d: %v, not %v", d, got[r][j], want[r][j])
+				}
+			}
+		}
+	}
+}

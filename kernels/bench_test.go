@@ -1,0 +1,66 @@
+package kernels
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"testing"
+)
+
+// BenchmarkKernels works on a page of 64 tokens, for the 4 query rows of a
+// group, from the first-level cache.
+func BenchmarkKernels(b *testing.B) {
+	const rows, n, d = 4, 64, 128
+	rng := rand.New(rand.NewPCG(3, 4))
+	q, k, c, dst, out := odd(rng, rows*d), odd(rng, n*d), oddBytes(rng, n*d), odd(rng, rows*n), rowsOf(make([]float32, rows*d), d)
+	high := make([][]byte, n)
+	for i := range high {
+		high[i] = c[i*d/2:][:d/2]
+	}
+	scale, steps, query := odd(rng, 2*n), odd(rng, d), KeyQuery{make([]int16, rows*d), odd(rng, 2*rows)}
+	planes := [][]byte{oddBytes(rng, d/LineTokens*4*Line)}
+	layout := func(levels int) (l Layout) {
+		var lines []LinePlace
+		for i := range d / LineTokens * levels {
+			lines = append(lines, LinePlace{0, uint16(i * Line)})
+		}
+		return NewLayout(slices.Repeat([]uint8{uint8(levels)}, d/LineTokens), lines)
+	}
+	bits2, bits8 := layout(1), layout(4)
+	for _, x := range []struct {
+		name string
+		run  func()
+	}{
+		{"dots", func() { Dots(dst, n, q, k, d) }},
+		{"dots int8", func() { DotsInt8(dst, n, q, c, d) }},
+		{"weights", func() { Weights(dst, Largest(dst, 0)) }},
+		{"axpys", func() { Axpys(out, dst, n, k, d, d) }},
+		{"values", func() { AddValues(out, dst, n, scale, high, nil, d) }},
+		{"score 2 bits", func() {
+			for range n / LineTokens {
+				ScoreKeys(dst, n, query, &bits2, planes)
+			}
+		}},
+		{"score 8 bits", func() {
+			for range n / LineTokens {
+				ScoreKeys(dst, n, query, &bits8, planes)
+			}
+		}},
+		{"unpack 8 bits", func() {
+			for range n / LineTokens {
+				UnpackKeys(k, d, &bits8, planes, steps, steps)
+			}
+		}},
+	} {
+		for _, v := range Variants() {
+			b.Run(fmt.Sprintf("%s/%v", x.name, v), func(b *testing.B) {
+				defer Use(v)()
+				b.ReportAllocs()
+				for b.Loop() {
+					x.run()
+				}
+				b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N*n), "ns/token")
+			})
+		}
+	}
+}

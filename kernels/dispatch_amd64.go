@@ -1,0 +1,177 @@
+package kernels
+
+import "golang.org/x/sys/cpu"
+
+func supported(v Variant) bool {
+	x := &cpu.X86
+	switch v {
+	case AVX512:
+		return x.HasAVX512F && x.HasAVX512BW && x.HasAVX512DQ && x.HasAVX512VL && x.HasAVX512VNNI && supported(AVX2)
+	case AVX2:
+		return x.HasAVX2 && x.HasFMA
+	}
+	return v == Go
+}
+
+// variant is the one in use for rows of d elements.
+func variant(d int) Variant {
+	if !vectorDim(d) {
+		return Go
+	}
+	return Variant(active.Load())
+}
+
+func dots(dst []float32, stride int, q, k []float32, rows, n, d int) {
+	switch variant(d) {
+	case AVX512:
+		dotsAVX512(&dst[0], stride, &q[0], rows, &k[0], n, d)
+	case AVX2:
+		dotsAVX2(&dst[0], stride, &q[0], rows, &k[0], n, d)
+	default:
+		plainDots(dst, stride, q, k, rows, n, d)
+	}
+}
+
+func dotsInt8(dst []float32, stride int, q []float32, k []byte, rows, n, d int) {
+	switch variant(d) {
+	case AVX512:
+		dotsInt8AVX512(&dst[0], stride, &q[0], rows, &k[0], n, d)
+	case AVX2:
+		dotsInt8AVX2(&dst[0], stride, &q[0], rows, &k[0], n, d)
+	default:
+		plainDotsInt8(dst, stride, q, k, rows, n, d)
+	}
+}
+
+func axpys(out [][]float32, w []float32, stride int, v []float32, n, d, cols int) {
+	switch variant(d) {
+	case AVX512:
+		axpysAVX512(&out[0], &w[0], stride, len(out), &v[0], n, d, cols)
+	case AVX2:
+		axpysAVX2(&out[0], &w[0], stride, len(out), &v[0], n, d, cols)
+	default:
+		plainAxpys(out, w, stride, v, n, d, cols)
+	}
+}
+
+func axpysInt8(out [][]float32, w []float32, stride int, v []byte, n, d int) {
+	switch variant(d) {
+	case AVX512:
+		axpysInt8AVX512(&out[0], &w[0], stride, len(out), &v[0], n, d, d)
+	case AVX2:
+		axpysInt8AVX2(&out[0], &w[0], stride, len(out), &v[0], n, d, d)
+	default:
+		plainAxpysInt8(out, w, stride, v, n, d)
+	}
+}
+
+// largest and weights take multiples of 16 scores.
+func largest(x []float32, least float32) float32 {
+	switch variant(len(x)) {
+	case AVX512:
+		return largestAVX512(&x[0], len(x), least)
+	case AVX2:
+		return largestAVX2(&x[0], len(x), least)
+	}
+	return plainLargest(x, least)
+}
+
+func weights(x []float32, top float32) float32 {
+	switch variant(len(x)) {
+	case AVX512:
+		return weightsAVX512(&x[0], len(x), top)
+	case AVX2:
+		return weightsAVX2(&x[0], len(x), top)
+	}
+	return plainWeights(x, top)
+}
+
+func addValues(out [][]float32, w []float32, stride int, scale []float32, high, low [][]byte, d int) {
+	var first *[]byte
+	if low != nil {
+		first = &low[0]
+	}
+	switch variant(d) {
+	case AVX512:
+		addValuesAVX512(&out[0], &w[0], stride, len(out), &scale[0], &high[0], first, len(high), d)
+	case AVX2:
+		addValuesAVX2(&out[0], &w[0], stride, len(out), &scale[0], &high[0], first, len(high), d)
+	default:
+		plainAddValues(out, w, stride, scale, high, low, d)
+	}
+}
+
+func scoreKeys(dst []float32, stride int, q KeyQuery, l *Layout, planes [][]byte, rows int) {
+	switch Variant(active.Load()) {
+	case AVX512:
+		scoreKeysAVX512(&dst[0], stride, &q.Words[0], &q.Scale[0], rows, &planes[0], &l.lines[0].Plane, &l.levels[0], l.groups)
+	case AVX2:
+		scoreKeysAVX2(&dst[0], stride, &q.Words[0], &q.Scale[0], rows, &planes[0], &l.lines[0].Plane, &l.levels[0], l.groups)
+	default:
+		plainScoreKeys(dst, stride, q, l, planes, rows)
+	}
+}
+
+func unpackKeys(dst []float32, d int, l *Layout, planes [][]byte, lo, step []float32) {
+	switch Variant(active.Load()) {
+	case AVX512:
+		unpackKeysAVX512(&dst[0], d, &planes[0], &l.lines[0].Plane, &l.levels[0], l.groups, &lo[0], &step[0])
+	case AVX2:
+		unpackKeysAVX2(&dst[0], d, &planes[0], &l.lines[0].Plane, &l.levels[0], l.groups, &lo[0], &step[0])
+	default:
+		plainUnpackKeys(dst, d, l, planes, lo, step)
+	}
+}
+
+func sweep(b []byte) uint64 {
+	switch Variant(active.Load()) {
+	case AVX512:
+		return sweepAVX512(&b[0], len(b))
+	case AVX2:
+		return sweepAVX2(&b[0], len(b))
+	}
+	return plainSweep(b)
+}
+
+func prefetch(b []byte) {
+	switch Variant(active.Load()) {
+	case AVX512:
+		prefetchAVX512(&b[0], len(b))
+	case AVX2:
+		prefetchAVX2(&b[0], len(b))
+	}
+}
+
+func gatherDots(dst, x []float32, tokens []int, w []float32) {
+	switch variant(len(w)) {
+	case AVX512:
+		gatherDotsAVX512(&dst[0], &x[0], &tokens[0], len(tokens), len(w), &w[0])
+	case AVX2:
+		gatherDotsAVX2(&dst[0], &x[0], &tokens[0], len(tokens), len(w), &w[0])
+	default:
+		plainGatherDots(dst, x, tokens, w)
+	}
+}
+
+func gatherAxpy(out, w, x []float32, tokens []int) {
+	switch variant(len(out)) {
+	case AVX512:
+		gatherAxpyAVX512(&out[0], &w[0], &x[0], &tokens[0], len(tokens), len(out))
+	case AVX2:
+		gatherAxpyAVX2(&out[0], &w[0], &x[0], &tokens[0], len(tokens), len(out))
+	default:
+		plainGatherAxpy(out, w, x, tokens)
+	}
+}
+
+// widenBF16 takes a multiple of 16 numbers.
+func widenBF16(dst []float32, src []byte) {
+	switch variant(len(dst)) {
+	case AVX512:
+		widenBF16AVX512(&dst[0], &src[0], len(dst))
+	case AVX2:
+		widenBF16AVX2(&dst[0], &src[0], len(dst))
+	default:
+		plainWidenBF16(dst, src)
+	}
+}

@@ -1,0 +1,47 @@
+//go:build !amd64
+
+package kernels
+
+func supported(Variant) bool { return false }
+
+func dots(dst []float32, stride int, q, k []float32, rows, n, d int) {
+	plainDots(dst, stride, q, k, rows, n, d)
+}
+
+func dotsInt8(dst []float32, stride int, q []float32, k []byte, rows, n, d int) {
+	plainDotsInt8(dst, stride, q, k, rows, n, d)
+}
+
+func axpys(out [][]float32, w []float32, stride int, v []float32, n, d, cols int) {
+	plainAxpys(out, w, stride, v, n, d, cols)
+}
+
+func axpysInt8(out [][]float32, w []float32, stride int, v []byte, n, d int) {
+	plainAxpysInt8(out, w, stride, v, n, d)
+}
+
+func largest(x []float32, least float32) float32 { return plainLargest(x, least) }
+
+func weights(x []float32, top float32) float32 { return plainWeights(x, top) }
+
+func addValues(out [][]float32, w []float32, stride int, scale []float32, high, low [][]byte, d int) {
+	plainAddValues(out, w, stride, scale, high, low, d)
+}
+
+func scoreKeys(dst []float32, stride int, q KeyQuery, l *Layout, planes [][]byte, rows int) {
+	plainScoreKeys(dst, stride, q, l, planes, rows)
+}
+
+func unpackKeys(dst []float32, d int, l *Layout, planes [][]byte, lo, step []float32) {
+	plainUnpackKeys(dst, d, l, planes, lo, step)
+}
+
+func sweep(b []byte) uint64 { return plainSweep(b) }
+
+func prefetch([]byte) {}
+
+func gatherDots(dst, x []float32, tokens []int, w []float32) { plainGatherDots(dst, x, tokens, w) }
+
+func gatherAxpy(out, w, x []float32, tokens []int) { plainGatherAxpy(out, w, x, tokens) }
+
+func widenBF16(dst []float32, src []byte) { plainWidenBF16(dst, src) }

@@ -1,0 +1,198 @@
+package main
+
+import (
+	"fmt"
+
+	. "github.com/mmcloughlin/avo/build"
+	. "github.com/mmcloughlin/avo/operand"
+	"github.com/mmcloughlin/avo/reg"
+)
+
+// element is a type that rows are stored as.
+type element struct {
+	suffix, goType string
+	size           uint8
+}
+
+var elements = []element{{"", "float32", 4}, {"Int8", "byte", 1}}
+
+// load reads a vector of elements as floats.
+func (e element) load(m Mem, x reg.VecVirtual) {
+	if e.size == 4 {
+		VMOVUPS(m, x)
+		return
+	}
+	VPMOVSXBD(m, x)
+	VCVTDQ2PS(x, x)
+}
+
+// ahead is how many bytes before their use rows are fetched into the second-level cache.
+const ahead = 8 << 10
+
+// dots: four tokens at a time are multiplied with v.rows query rows, so that
+// each key is loaded once for all of them, and four sums are added across at once.
+func (v isa) dots(e element) {
+	v.function("dots"+e.suffix, "dst *float32, stride int, q *float32, rows int, k *"+e.goType+", n int, d int")
+	dst, stride, q, rows, d := param("dst"), param("stride"), param("q"), param("rows"), param("d")
+	stride3, d3 := triple(stride), triple(d)
+	rowBlocks(v.rows, rows, func(r int) {
+		to, k, left := GP64(), param("k"), param("n")
+		MOVQ(dst, to)
+		for _, tokens := range []int{4, 1} {
+			label := fmt.Sprintf("tokens%dx%d", tokens, r)
+			Label(label)
+			CMPQ(left, Imm(uint64(tokens)))
+			JL(LabelRef(label + "end"))
+			acc := v.dotTile(e, label, q, k, d, d3, r, tokens)
+			if tokens == 4 {
+				LEAQ(Mem{Base: k, Index: d3, Scale: e.size}, k)
+			}
+			for i := range r {
+				a := acc[i*tokens : (i+1)*tokens]
+				at := strided(to, stride, stride3, 4, i)
+				if tokens == 4 {
+					VMOVUPS(v.narrow(v.transposedSum(a), VADDPS), at)
+				} else {
+					VMOVSS(v.scalar(a[0], VADDPS), at)
+				}
+			}
+			ADDQ(Imm(uint64(4*tokens)), to)
+			SUBQ(Imm(uint64(tokens)), left)
+			JMP(LabelRef(label))
+			Label(label + "end")
+		}
+		for range r {
+			LEAQ(Mem{Base: dst, Index: stride, Scale: 4}, dst)
+			LEAQ(Mem{Base: q, Index: d, Scale: 4}, q)
+		}
+	})
+}
+
+// dotTile sums products of r rows and some tokens; k then lies behind the first token.
+func (v isa) dotTile(e element, label string, q, k, d, d3 reg.GPVirtual, r, tokens int) []reg.VecVirtual {
+	acc := v.zeros(r * tokens)
+	qq, i := GP64(), GP64()
+	MOVQ(q, qq)
+	MOVQ(d, i)
+	Label(label + "dims")
+	key := make([]reg.VecVirtual, tokens)
+	for t := range key {
+		key[t] = v.vec()
+		m := strided(k, d, d3, e.size, t)
+		e.load(m, key[t])
+		m.Disp = ahead
+		PREFETCHT1(m)
+	}
+	for j := range r {
+		x := v.vec()
+		VMOVUPS(strided(qq, d, d3, 4, j), x)
+		for t := range key {
+			VFMADD231PS(key[t], x, acc[j*tokens+t])
+		}
+	}
+	ADDQ(Imm(uint64(4*v.lanes)), qq)
+	ADDQ(Imm(uint64(int(e.size)*v.lanes)), k)
+	SUBQ(Imm(uint64(v.lanes)), i)
+	JNZ(LabelRef(label + "dims"))
+	return acc
+}
+
+// transposedSum adds four vectors so that lane i of each 128-bit part holds a sum of the i-th.
+func (v isa) transposedSum(a []reg.VecVirtual) reg.VecVirtual {
+	pair := func(x, y reg.VecVirtual) reg.VecVirtual {
+		lo, hi := v.vec(), v.vec()
+		VUNPCKLPS(y, x, lo)
+		VUNPCKHPS(y, x, hi)
+		VADDPS(hi, lo, lo)
+		return lo
+	}
+	ab, cd := pair(a[0], a[1]), pair(a[2], a[3])
+	lo, hi := v.vec(), v.vec()
+	VSHUFPS(Imm(0x44), cd, ab, lo)
+	VSHUFPS(Imm(0xee), cd, ab, hi)
+	VADDPS(hi, lo, lo)
+	return lo
+}
+
+// axpys: sums of a tile of columns stay in registers over all tokens.
+func (v isa) axpys(e element) {
+	v.function("axpys"+e.suffix, "out *[]float32, w *float32, stride int, rows int, v *"+e.goType+", n int, d int, cols int")
+	out, w, stride, rows, d := param("out"), param("w"), param("stride"), param("rows"), param("d")
+	stride3 := triple(stride)
+	rowBlocks(v.rows, rows, func(r int) {
+		col, from, left := GP64(), param("v"), param("cols")
+		XORQ(col, col)
+		for _, tile := range []int{4, 1} {
+			label := fmt.Sprintf("cols%dx%d", tile, r)
+			columns := uint64(tile * v.lanes)
+			Label(label)
+			CMPQ(left, Imm(columns))
+			JL(LabelRef(label + "end"))
+			acc := v.axpyTile(e, label, w, stride, stride3, from, d, r, tile)
+			for i := range r {
+				row := rowOf(out, i)
+				for j := range tile {
+					v.addTo(Mem{Base: row, Index: col, Scale: 4, Disp: 4 * v.lanes * j}, acc[i*tile+j])
+				}
+			}
+			ADDQ(Imm(columns), col)
+			ADDQ(U32(uint64(e.size)*columns), from)
+			SUBQ(Imm(columns), left)
+			JMP(LabelRef(label))
+			Label(label + "end")
+		}
+		nextRows(out, w, stride, r)
+	})
+}
+
+// sliceSize is that of a slice's header, of which the pointer comes first.
+const sliceSize = 24
+
+// rowOf returns the pointer of the i-th slice from out.
+func rowOf(out reg.Register, i int) reg.GPVirtual {
+	row := GP64()
+	MOVQ(Mem{Base: out, Disp: sliceSize * i}, row)
+	return row
+}
+
+// nextRows moves on by r rows of output and of weights.
+func nextRows(out, w, stride reg.GPVirtual, r int) {
+	ADDQ(Imm(uint64(sliceSize*r)), out)
+	for range r {
+		LEAQ(Mem{Base: w, Index: stride, Scale: 4}, w)
+	}
+}
+
+// addTo adds x to what lies at m.
+func (v isa) addTo(m Mem, x reg.VecVirtual) {
+	VADDPS(m, x, x)
+	VMOVUPS(x, m)
+}
+
+func (v isa) axpyTile(e element, label string, w, stride, stride3, from, d reg.GPVirtual, r, tile int) []reg.VecVirtual {
+	acc := v.zeros(r * tile)
+	ww, row, n := GP64(), GP64(), param("n")
+	MOVQ(w, ww)
+	MOVQ(from, row)
+	Label(label + "tokens")
+	x := make([]reg.VecVirtual, tile)
+	for j := range x {
+		x[j] = v.vec()
+		m := Mem{Base: row, Disp: int(e.size) * v.lanes * j}
+		e.load(m, x[j])
+		m.Disp += ahead
+		PREFETCHT1(m)
+	}
+	for i := range r {
+		weight := v.vec()
+		VBROADCASTSS(strided(ww, stride, stride3, 4, i), weight)
+		for j := range x {
+			VFMADD231PS(x[j], weight, acc[i*tile+j])
+		}
+	}
+	LEAQ(Mem{Base: row, Index: d, Scale: e.size}, row)
+	ADDQ(Imm(4), ww)
+	DECQ(n)
+	JNZ(LabelRef(label + "tokens"))
+	return acc
+}

@@ -1,0 +1,266 @@
+package main
+
+import (
+	"fmt"
+
+	. "github.com/mmcloughlin/avo/build"
+	. "github.com/mmcloughlin/avo/operand"
+	"github.com/mmcloughlin/avo/reg"
+)
+
+// planes unpacks groups of channels: it walks along the places of lines, each
+// two words, plane and offset, and along the numbers of lines of the groups.
+type planes struct {
+	isa
+	planes, lines, levels, level reg.GPVirtual
+	masks                        []Op // 2 bits of each byte, from the top
+}
+
+func (v isa) newPlanes() *planes {
+	p := &planes{isa: v, planes: param("planes"), lines: param("lines"), levels: param("levels"), level: GP64()}
+	for l := range 4 {
+		p.masks = append(p.masks, v.repeated(0xc0c0c0c0>>(2*l)))
+	}
+	return p
+}
+
+// repeated returns an operand that repeats 32 bits: a register if there are many.
+func (v isa) repeated(x uint32) Op {
+	m := v.constant(U32(x))
+	if v.lanes < 16 {
+		return m
+	}
+	r := ZMM()
+	VMOVUPS(m, r)
+	return r
+}
+
+// group unpacks the next group's codes: lane t of the r-th result holds those
+// of channels 4r..4r+3 of token t, bytes in order. part is which of a line's tokens.
+func (p *planes) group(label string, part int) []reg.VecVirtual {
+	codes := make([]reg.VecVirtual, 4)
+	for r := range codes {
+		codes[r] = p.vec()
+	}
+	plane, at := GP64(), GP64()
+	MOVBQZX(Mem{Base: p.levels}, p.level)
+	for l := range 4 {
+		if l > 0 {
+			CMPQ(p.level, Imm(uint64(l)))
+			JE(LabelRef(label + "known"))
+		}
+		MOVWQZX(Mem{Base: p.lines, Disp: 4 * l}, plane)
+		MOVWQZX(Mem{Base: p.lines, Disp: 4*l + 2}, at)
+		LEAQ(Mem{Base: plane, Index: plane, Scale: 2}, plane) // a slice is three words
+		ADDQ(Mem{Base: p.planes, Index: plane, Scale: 8}, at)
+		line := p.vec()
+		VMOVUPS(Mem{Base: at, Disp: 4 * p.lanes * part}, line)
+		for r := range codes {
+			p.takeBits(codes[r], line, l, r)
+		}
+	}
+	Label(label + "known")
+	return codes
+}
+
+// takeBits moves the bits of quad r, which are the level's of its channels, into codes.
+func (p *planes) takeBits(codes, line reg.VecVirtual, level, r int) {
+	x := line
+	if up := 6 - 2*level - 2*r; up != 0 {
+		x = p.vec()
+		if up > 0 {
+			VPSLLW(Imm(uint64(up)), line, x)
+		} else {
+			VPSRLW(Imm(uint64(-up)), line, x)
+		}
+	}
+	mask := p.masks[level]
+	switch {
+	case level == 0 && p.lanes == 16:
+		VPANDD(mask, x, codes)
+	case level == 0:
+		VPAND(mask, x, codes)
+	case p.lanes == 16:
+		const orOfAnd = 0xf8
+		VPTERNLOGD(Imm(orOfAnd), mask, x, codes)
+	default:
+		t := p.vec()
+		VPAND(mask, x, t)
+		VPOR(t, codes, codes)
+	}
+}
+
+// next goes on to the next group.
+func (p *planes) next() {
+	LEAQ(Mem{Base: p.lines, Index: p.level, Scale: 4}, p.lines)
+	INCQ(p.levels)
+}
+
+// scoreKeys: codes are split into words of even and of odd channels, whose
+// products with the query's words are added in 32 bits.
+func (v isa) scoreKeys() {
+	v.function("scoreKeys", "dst *float32, stride int, q *int16, scale *float32, rows int, planes *[]byte, lines *uint16, levels *byte, groups int")
+	dst, q, scale, rows := param("dst"), param("q"), param("scale"), param("rows")
+	pitch := GP64() // from group to group of the query
+	MOVQ(rows, pitch)
+	SHLQ(Imm(5), pitch)
+	even := v.repeated(0x00ff00ff)
+	rowBlocks(4, rows, func(r int) {
+		for part := range 16 / v.lanes {
+			v.scorePart(q, pitch, even, r, part, func(acc []reg.VecVirtual) {
+				stride := param("stride")
+				stride3 := triple(stride)
+				for i, a := range acc {
+					v.placeScores(a, scale, i)
+					to := strided(dst, stride, stride3, 4, i)
+					to.Disp += 32 * part
+					VMOVUPS(a, to)
+				}
+			})
+		}
+		stride := param("stride")
+		for range r {
+			LEAQ(Mem{Base: dst, Index: stride, Scale: 4}, dst)
+		}
+		ADDQ(Imm(uint64(8*r)), scale)
+		ADDQ(U32(uint64(32*r)), q)
+	})
+}
+
+// placeScores turns sums of products into scores of the i-th row from scale.
+func (v isa) placeScores(x reg.VecVirtual, scale reg.GPVirtual, i int) {
+	y := v.vec()
+	VCVTDQ2PS(x, x)
+	VBROADCASTSS(Mem{Base: scale, Disp: 8 * i}, y)
+	VMULPS(y, x, x)
+	VBROADCASTSS(Mem{Base: scale, Disp: 8*i + 4}, y)
+	VADDPS(y, x, x)
+}
+
+func (v isa) scorePart(q, pitch reg.GPVirtual, even Op, r, part int, use func(acc []reg.VecVirtual)) {
+	label := fmt.Sprintf("part%dx%d", part, r)
+	acc := v.zeros(r)
+	p, left, at := v.newPlanes(), param("groups"), GP64()
+	MOVQ(q, at)
+	Label(label)
+	for quad, codes := range p.group(label, part) {
+		odd := v.vec()
+		VPSRLW(Imm(8), codes, odd)
+		v.and(even, codes)
+		for i := range r {
+			for j, x := range []reg.VecVirtual{codes, odd} {
+				v.addWords(acc[i], x, Mem{Base: at, Disp: 32*i + 8*quad + 4*j})
+			}
+		}
+	}
+	p.next()
+	ADDQ(pitch, at)
+	DECQ(left)
+	JNZ(LabelRef(label))
+	use(acc)
+}
+
+// addWords adds to acc the products of two words of each lane with those at m.
+func (v isa) addWords(acc, x reg.VecVirtual, m Mem) {
+	if v.lanes == 16 {
+		VPDPWSSD_BCST(m, x, acc)
+		return
+	}
+	y := v.vec()
+	VPBROADCASTD(m, y)
+	VPMADDWD(x, y, y)
+	VPADDD(y, acc, acc)
+}
+
+// bins says how the codes of 1 to 4 lines become bins: (code + first) times second, plus third.
+var bins = [][3]F32{{}, {32 - 128, .89, 128}, {8, 1, 0}, {2, 1, 0}, {.5, 1, 0}}
+
+// unpackKeys: four lanes' words are brought together to 16 channels of a token.
+func (v isa) unpackKeys() {
+	table := GLOBL("bins"+v.suffix, RODATA|NOPTR)
+	for l, x := range bins {
+		for i, f := range x {
+			DATA(16*l+4*i, f)
+		}
+		DATA(16*l+12, F32(0))
+	}
+	v.function("unpackKeys", "dst *float32, d int, planes *[]byte, lines *uint16, levels *byte, groups int, lo *float32, step *float32")
+	dst, d, lo, step, left := param("dst"), param("d"), param("lo"), param("step"), param("groups")
+	d3 := triple(d)
+	p := v.newPlanes()
+	Label("group")
+	row := GP64()
+	MOVQ(dst, row)
+	for part := range 16 / v.lanes {
+		codes := p.group(fmt.Sprintf("part%d", part), part)
+		v.transpose(codes)
+		to, entry := GP64(), GP64()
+		LEAQ(table, to)
+		MOVQ(p.level, entry)
+		SHLQ(Imm(4), entry)
+		place := v.binConstants(to, entry)
+		for lane := range v.lanes / 4 {
+			for i := range 4 {
+				v.dequantise(codes[i], lane, place, lo, step, strided(row, d, d3, 4, i))
+			}
+			LEAQ(Mem{Base: row, Index: d, Scale: 8}, row)
+			LEAQ(Mem{Base: row, Index: d, Scale: 8}, row)
+		}
+	}
+	p.next()
+	ADDQ(Imm(64), dst)
+	ADDQ(Imm(64), lo)
+	ADDQ(Imm(64), step)
+	DECQ(left)
+	JNZ(LabelRef("group"))
+	end()
+}
+
+// transpose makes of the words of four quads the 16 bytes of a token: part L of
+// the i-th vector is that of token 4L + i.
+func (v isa) transpose(x []reg.VecVirtual) {
+	ab, cd := [2]reg.VecVirtual{v.vec(), v.vec()}, [2]reg.VecVirtual{v.vec(), v.vec()}
+	VPUNPCKLDQ(x[1], x[0], ab[0])
+	VPUNPCKHDQ(x[1], x[0], ab[1])
+	VPUNPCKLDQ(x[3], x[2], cd[0])
+	VPUNPCKHDQ(x[3], x[2], cd[1])
+	for i := range 2 {
+		VPUNPCKLQDQ(cd[i], ab[i], x[2*i])
+		VPUNPCKHQDQ(cd[i], ab[i], x[2*i+1])
+	}
+}
+
+func (v isa) binConstants(table, entry reg.GPVirtual) (c [3]reg.VecVirtual) {
+	for i := range c {
+		c[i] = v.vec()
+		VBROADCASTSS(Mem{Base: table, Index: entry, Scale: 1, Disp: 4 * i}, c[i])
+	}
+	return c
+}
+
+// dequantise writes the 16 channels in a 128-bit lane of codes. Nothing is
+// fused: all kernels compute the same bits.
+func (v isa) dequantise(codes reg.VecVirtual, lane int, place [3]reg.VecVirtual, lo, step reg.GPVirtual, to Mem) {
+	bytes := XMM()
+	if v.lanes == 16 {
+		VEXTRACTI32X4(U8(lane), codes, bytes)
+	} else {
+		VEXTRACTI128(U8(lane), codes, bytes)
+	}
+	for at := 0; at < 64; at += 4 * v.lanes {
+		x := v.vec()
+		VPMOVZXBD(bytes, x)
+		VCVTDQ2PS(x, x)
+		VADDPS(place[0], x, x)
+		VMULPS(place[1], x, x)
+		VADDPS(place[2], x, x)
+		VMULPS(Mem{Base: step, Disp: at}, x, x)
+		VADDPS(Mem{Base: lo, Disp: at}, x, x)
+		m := to
+		m.Disp += at
+		VMOVUPS(x, m)
+		if v.lanes == 8 {
+			VPSRLDQ(Imm(8), bytes, bytes)
+		}
+	}
+}

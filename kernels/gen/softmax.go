@@ -1,0 +1,94 @@
+package main
+
+import (
+	. "github.com/mmcloughlin/avo/build"
+	. "github.com/mmcloughlin/avo/operand"
+	"github.com/mmcloughlin/avo/reg"
+)
+
+// The exponential is that of Cephes' expf: with n the nearest whole number to
+// x/ln 2 and r = x - n ln 2, exp(x) = 2^n (1 + r + r^2 p(r)).
+const (
+	ln2High = .693359375
+	ln2Low  = -2.12194440e-4
+)
+
+var expPolynomial = []F32{1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1}
+
+func (v isa) weights() {
+	v.function("weights", "x *float32, n int, top float32) (sum float32")
+	at, n := param("x"), param("n")
+	top, sum := v.vec(), v.vec()
+	VBROADCASTSS(NewParamAddr("top", 16), top)
+	v.zero(sum)
+	Label("loop")
+	x := v.vec()
+	VMOVUPS(Mem{Base: at}, x)
+	VSUBPS(top, x, x)
+	keep := v.notBelow(x, v.constant(F32(-87)))
+	e := v.exp(x)
+	keep(e)
+	VMOVUPS(e, Mem{Base: at})
+	VADDPS(e, sum, sum)
+	ADDQ(Imm(uint64(4*v.lanes)), at)
+	SUBQ(Imm(uint64(v.lanes)), n)
+	JNZ(LabelRef("loop"))
+	Store(v.scalar(sum, VADDPS), Return("sum"))
+	end()
+}
+
+// notBelow returns what clears lanes where x was below limit, or no number.
+func (v isa) notBelow(x reg.VecVirtual, limit Mem) (keep func(reg.VecVirtual)) {
+	const greaterOrEqual = U8(0x1d)
+	if v.lanes == 16 {
+		mask := K()
+		VCMPPS(greaterOrEqual, limit, x, mask)
+		return func(y reg.VecVirtual) { VMOVAPS_Z(y, mask, y) }
+	}
+	mask := YMM()
+	VCMPPS(greaterOrEqual, limit, x, mask)
+	return func(y reg.VecVirtual) { VANDPS(mask, y, y) }
+}
+
+// exp returns exp(x) for x in -87..0; what is outside is taken for its end.
+func (v isa) exp(x reg.VecVirtual) reg.VecVirtual {
+	VMINPS(v.constant(F32(0)), x, x)
+	VMAXPS(v.constant(F32(-87)), x, x)
+	n := v.vec()
+	VMULPS(v.constant(F32(1.44269504088896341)), x, n)
+	if v.lanes == 16 {
+		VRNDSCALEPS(Imm(0), n, n)
+	} else {
+		VROUNDPS(Imm(0), n, n)
+	}
+	VFNMADD231PS(v.constant(F32(ln2High)), n, x)
+	VFNMADD231PS(v.constant(F32(ln2Low)), n, x)
+	p := v.vec()
+	VMOVUPS(v.constant(expPolynomial[0]), p)
+	for _, c := range expPolynomial[1:] {
+		VFMADD213PS(v.constant(c), x, p)
+	}
+	VMULPS(x, p, p)
+	VFMADD213PS(x, x, p)
+	VADDPS(v.constant(F32(1)), p, p)
+	VCVTPS2DQ(n, n)
+	VPSLLD(Imm(23), n, n)
+	VPADDD(n, p, p)
+	return p
+}
+
+func (v isa) largest() {
+	v.function("largest", "x *float32, n int, least float32) (most float32")
+	at, n := param("x"), param("n")
+	most := v.vec()
+	VBROADCASTSS(NewParamAddr("least", 16), most)
+	Label("loop")
+	x := v.vec()
+	VMOVUPS(Mem{Base: at}, x)
+	VMAXPS(most, x, most) // of a NaN in x, most remains
+	ADDQ(Imm(uint64(4*v.lanes)), at)
+	SUBQ(Imm(uint64(v.lanes)), n)
+	JNZ(LabelRef("loop"))
+	Store(v.scalar(most, VMAXPS), Return("most"))
+	end()
+}

@@ -1,0 +1,204 @@
+package kernels
+
+import (
+	"encoding/binary"
+	"math"
+)
+
+// The plain loops: what kernels compute.
+
+func plainDots(dst []float32, stride int, q, k []float32, rows, n, d int) {
+	for r := range rows {
+		for t := range n {
+			dst[r*stride+t] = Dot(q[r*d:(r+1)*d], k[t*d:(t+1)*d])
+		}
+	}
+}
+
+func plainDotsInt8(dst []float32, stride int, q []float32, k []byte, rows, n, d int) {
+	for r := range rows {
+		for t := range n {
+			dst[r*stride+t] = dotInt8(q[r*d:(r+1)*d], k[t*d:(t+1)*d])
+		}
+	}
+}
+
+func dotInt8(q []float32, c []byte) float32 {
+	var s0, s1 float32
+	q = q[:len(c)]
+	i := 0
+	for ; i+2 <= len(c); i += 2 {
+		s0 += q[i] * float32(int8(c[i]))
+		s1 += q[i+1] * float32(int8(c[i+1]))
+	}
+	for ; i < len(c); i++ {
+		s0 += q[i] * float32(int8(c[i]))
+	}
+	return s0 + s1
+}
+
+func plainAxpys(out [][]float32, w []float32, stride int, v []float32, n, d, cols int) {
+	for t := range n {
+		x := v[t*d:][:cols]
+		for r, y := range out {
+			Axpy(y[:cols], w[r*stride+t], x)
+		}
+	}
+}
+
+func plainAxpysInt8(out [][]float32, w []float32, stride int, v []byte, n, d int) {
+	for t := range n {
+		for r, y := range out {
+			a := w[r*stride+t]
+			for j, c := range v[t*d:][:d] {
+				y[j] += a * float32(int8(c))
+			}
+		}
+	}
+}
+
+func plainLargest(x []float32, most float32) float32 {
+	for _, s := range x {
+		if s > most {
+			most = s
+		}
+	}
+	return most
+}
+
+func plainWeights(x []float32, top float32) float32 {
+	var sum float64
+	for i, s := range x {
+		x[i] = 0
+		if s -= top; s >= leastExponent {
+			x[i] = float32(math.Exp(float64(min(s, 0))))
+			sum += float64(x[i])
+		}
+	}
+	return float32(sum)
+}
+
+func plainAddValues(out [][]float32, w []float32, stride int, scale []float32, high, low [][]byte, d int) {
+	half := d / 2
+	for t, b := range high {
+		step, offset := scale[2*t], scale[2*t+1]
+		for j, c := range b[:half] {
+			x, y := c<<4, c&0xf0
+			if low != nil {
+				x |= low[t][j] & 15
+				y |= low[t][j] >> 4
+			}
+			first, second := (float32(x)+offset)*step, (float32(y)+offset)*step
+			for r, to := range out {
+				a := w[r*stride+t]
+				to[j] += a * first
+				to[half+j] += a * second
+			}
+		}
+	}
+}
+
+// codes unpacks a group's codes, [16 tokens][16 channels], from its lines, the
+// first of which is the at-th; the 4 channels of a quad at a time.
+func codes(l *Layout, planes [][]byte, at, levels int) (out [LineTokens][LineTokens]uint8) {
+	const twoBits = 0x03030303 // of each byte
+	for level := range levels {
+		line := l.line(planes, at+level)
+		for t := range out {
+			w := binary.LittleEndian.Uint32(line[4*t:])
+			for r := range 4 {
+				quad := out[t][4*r:]
+				c := binary.LittleEndian.Uint32(quad) | w>>(2*r)&twoBits<<(6-2*level)
+				binary.LittleEndian.PutUint32(quad, c)
+			}
+		}
+	}
+	return out
+}
+
+// inOrder returns a group's words by channel.
+func inOrder(words []int16) (out [LineTokens]int32) {
+	for c, w := range words[:LineTokens] {
+		out[Place(c)] = int32(w)
+	}
+	return out
+}
+
+func plainScoreKeys(dst []float32, stride int, q KeyQuery, l *Layout, planes [][]byte, rows int) {
+	for first := 0; first < rows; first += LineTokens {
+		plainScoreRows(dst, stride, q, l, planes, first, min(LineTokens, rows-first), rows)
+	}
+}
+
+// plainScoreRows scores for n rows of the query.
+func plainScoreRows(dst []float32, stride int, q KeyQuery, l *Layout, planes [][]byte, first, n, rows int) {
+	var sums [LineTokens][LineTokens]int32 // [rows][tokens]
+	at := 0
+	for g, level := range l.Levels() {
+		tokens := codes(l, planes, at, int(level))
+		at += int(level)
+		for r := range n {
+			words := inOrder(q.Words[(g*rows+first+r)*LineTokens:])
+			for t := range tokens {
+				x := &tokens[t]
+				var sum int32
+				for c, w := range words {
+					sum += w * int32(x[c])
+				}
+				sums[r][t] += sum
+			}
+		}
+	}
+	for r := range n {
+		scale, offset := q.Scale[2*(first+r)], q.Scale[2*(first+r)+1]
+		for t, s := range sums[r] {
+			dst[(first+r)*stride+t] = float32(float32(s)*scale) + offset
+		}
+	}
+}
+
+func plainUnpackKeys(dst []float32, d int, l *Layout, planes [][]byte, lo, step []float32) {
+	at := 0
+	for g, level := range l.Levels() {
+		tokens := codes(l, planes, at, int(level))
+		at += int(level)
+		half := float32(uint(256)>>(2*level)) / 2
+		for t := range tokens {
+			for c, x := range tokens[t] {
+				bins := float32(x) + half
+				if level == 1 {
+					bins = 128 + float32((bins-128)*Shrink2)
+				}
+				j := g*LineTokens + c
+				dst[t*d+j] = lo[j] + float32(bins*step[j])
+			}
+		}
+	}
+}
+
+func plainGatherDots(dst, x []float32, tokens []int, w []float32) {
+	d := len(w)
+	for i, t := range tokens {
+		dst[i] = Dot(w, x[t*d:(t+1)*d])
+	}
+}
+
+func plainGatherAxpy(out, w, x []float32, tokens []int) {
+	d := len(out)
+	for i, t := range tokens {
+		Axpy(out, w[i], x[t*d:(t+1)*d])
+	}
+}
+
+func plainWidenBF16(dst []float32, src []byte) {
+	for i := range dst {
+		dst[i] = math.Float32frombits(uint32(binary.LittleEndian.Uint16(src[2*i:])) << 16)
+	}
+}
+
+func plainSweep(b []byte) (sum uint64) {
+	for ; len(b) >= 8; b = b[8:] {
+		sum += binary.LittleEndian.Uint64(b)
+	}
+	return sum
+}

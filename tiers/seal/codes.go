@@ -1,0 +1,126 @@
+package seal
+
+import (
+	"kvtier/compress"
+	"kvtier/kernels"
+	"kvtier/tiers"
+)
+
+// Codes reads the codes of all stored tokens of a head from all planes of keys
+// and values that there are. It copies nothing.
+type Codes struct {
+	View
+	planes [tiers.NumPlanes][]byte
+	sizes  [compress.NumKeyPlanes]int // of a leaf in each plane of keys
+	order  compress.KeyOrder
+	// layouts of leaves of the body and of outliers, and of drains, which may have a plane more.
+	layout, drains compress.KeyLayout
+}
+
+// Codes reads from the planes that of returns, nil if one is not there; its
+// error is compress.ErrCorrupt.
+func (v View) Codes(of func(tiers.Plane) []byte) (*Codes, error) {
+	c := v.codes(of)
+	c.sizes = compress.KeyPlaneBytes(v.D)
+	order, err := compress.ParseKeyOrder(c.planes[tiers.PlaneSteps], v.D)
+	if err != nil {
+		return nil, err
+	}
+	c.order = order
+	body, drains := compress.NumKeyPlanes-1, compress.NumKeyPlanes-1
+	if c.planes[tiers.PlaneK8] != nil {
+		body, drains = compress.NumKeyPlanes, compress.NumKeyPlanes
+	} else if c.planes[tiers.PlaneDrains] != nil {
+		drains = compress.NumKeyPlanes
+	}
+	c.layout = compress.NewKeyLayout(v.D, order.Lines, body)
+	c.drains = compress.NewKeyLayout(v.D, order.Lines, drains)
+	return c, nil
+}
+
+// codes reads values only.
+func (v View) codes(of func(tiers.Plane) []byte) *Codes {
+	c := &Codes{View: v}
+	for p := range c.planes {
+		c.planes[p] = of(tiers.Plane(p))
+	}
+	return c
+}
+
+// Order returns the order of the keys' bits.
+func (c *Codes) Order() compress.KeyOrder { return c.order }
+
+// Steps parses the bins of the keys of a group of tokens. The error is compress.ErrCorrupt.
+func (c *Codes) Steps(group int) (compress.KeySteps, error) {
+	r := c.View.Steps(group)
+	return compress.ParseKeySteps(c.planes[tiers.PlaneSteps][r.Off:r.Off+r.Len], c.D, c.Info.KeyExp)
+}
+
+// Layout returns the layout of leaf l's keys, which is one of two.
+func (c *Codes) Layout(l int) *compress.KeyLayout {
+	if c.IsDrain(l) {
+		return &c.drains
+	}
+	return &c.layout
+}
+
+// Leaf returns the planes of leaf l's keys, to be read by Layout(l).
+func (c *Codes) Leaf(l int) (out [compress.NumKeyPlanes][]byte) {
+	for i, p := range tiers.KeyPlanes {
+		if b, n := c.planes[p], c.sizes[i]; b != nil {
+			out[i] = b[l*n : (l+1)*n]
+		} else if p == tiers.PlaneK8 && c.IsDrain(l) {
+			out[i] = c.planes[tiers.PlaneDrains][:n]
+		}
+	}
+	return out
+}
+
+// Prefetch has the processor fetch page p's keys and values, if there is such a page.
+func (c *Codes) Prefetch(p int) {
+	if p >= c.Pages() {
+		return
+	}
+	first, end := c.LeavesOf(p)
+	for i, plane := range tiers.KeyPlanes {
+		if b, n := c.planes[plane], c.sizes[i]; b != nil {
+			kernels.Prefetch(b[first*n : end*n])
+		}
+	}
+	row, at, tokens := compress.ValueRowBytes(c.D), p*tiers.PageTokens, c.PageTokens(p)
+	kernels.Prefetch(c.planes[tiers.PlaneV4][at*(row+compress.ValueScaleBytes):][:tokens*(row+compress.ValueScaleBytes)])
+	if b := c.planes[tiers.PlaneV8]; b != nil {
+		kernels.Prefetch(b[at*row : (at+tokens)*row])
+	}
+}
+
+// Values returns what is stored of the values of places [lo, hi) of page p: their scales, then the rows
+// of high and of low codes, which are nil if they are not there. Drains may have
+// low codes that others lack: hi is where that changes, at most the page's end.
+func (c *Codes) Values(p, lo int) (hi int, scales, high, low []byte) {
+	first, n, row := p*tiers.PageTokens, c.PageTokens(p), compress.ValueRowBytes(c.D)
+	hi = first + n
+	if b := c.planes[tiers.PlaneV8]; b != nil {
+		low = b[lo*row : hi*row]
+	} else if b := c.planes[tiers.PlaneDrains]; b != nil && c.IsDrain(lo/tiers.LeafTokens) {
+		hi = c.Info.Body + c.Drains()
+		from, to := c.DrainValue(lo), c.DrainValue(hi-1)
+		low = b[from.Off : to.Off+to.Len]
+	}
+	page := c.planes[tiers.PlaneV4][first*(compress.ValueScaleBytes+row):]
+	return hi, page[(lo-first)*compress.ValueScaleBytes : (hi-first)*compress.ValueScaleBytes],
+		page[n*compress.ValueScaleBytes+(lo-first)*row : n*compress.ValueScaleBytes+(hi-first)*row], low
+}
+
+// Value returns the scale and the codes of the value at place t; low is nil if it is not there.
+func (c *Codes) Value(t int) (scale, high, low []byte) {
+	v4, row := c.planes[tiers.PlaneV4], compress.ValueRowBytes(c.D)
+	s, h := c.ValueRanges(t)
+	if b := c.planes[tiers.PlaneV8]; b != nil {
+		low = b[t*row : (t+1)*row]
+	} else if b := c.planes[tiers.PlaneDrains]; b != nil && c.IsDrain(t/tiers.LeafTokens) {
+		r := c.DrainValue(t)
+		low = b[r.Off : r.Off+r.Len]
+	}
+	return v4[s.Off : s.Off+s.Len], v4[h.Off : h.Off+h.Len], low
+}
