@@ -24,7 +24,7 @@ RACEFLAGS   ?= -short
 PYTESTFLAGS ?= -q -m "not oracle and not slow"
 
 # What `make generate` writes.
-GENERATED := proto python/kvtier/v1 kernels
+GENERATED := proto python/kvtier/v1 attention/kernels
 
 .DEFAULT_GOAL := help
 

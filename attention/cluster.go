@@ -6,7 +6,7 @@ import (
 	"math/rand/v2"
 	"slices"
 
-	"kvtier/kernels"
+	"kvtier/attention/kernels"
 )
 
 // Sizes of the grouping; docs/format.md fixes them for stored segments.

@@ -4,7 +4,7 @@ import (
 	"encoding/binary"
 	"math"
 
-	"kvtier/kernels"
+	"kvtier/attention/kernels"
 )
 
 // meanMeta is the bytes of a unit's scale and spread: two bfloat16.

@@ -5,7 +5,7 @@ import (
 
 	"gonum.org/v1/gonum/mat"
 
-	"kvtier/kernels"
+	"kvtier/attention/kernels"
 )
 
 // Constants of the query metric, from experiments on SmolLM2-135M and

@@ -3,7 +3,7 @@ package attention
 import (
 	"math"
 
-	"kvtier/kernels"
+	"kvtier/attention/kernels"
 )
 
 // Partial is the attention of one query head over some tokens: a running

@@ -6,7 +6,7 @@ import (
 	"reflect"
 	"testing"
 
-	"kvtier/kernels"
+	"kvtier/attention/kernels"
 )
 
 func randn(rng *rand.Rand, n int, scale float64) []float32 {

@@ -3,7 +3,7 @@ package attention
 import (
 	"math"
 
-	"kvtier/kernels"
+	"kvtier/attention/kernels"
 )
 
 const (

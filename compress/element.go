@@ -4,7 +4,7 @@ import (
 	"encoding/binary"
 	"math"
 
-	"kvtier/kernels"
+	"kvtier/attention/kernels"
 )
 
 // ElementType is the type of a value of an unquantised row. The numbers are

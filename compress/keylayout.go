@@ -3,7 +3,7 @@ package compress
 import (
 	"math"
 
-	"kvtier/kernels"
+	"kvtier/attention/kernels"
 )
 
 // KeyLayout is where the lines of a leaf's first planes lie, by group of

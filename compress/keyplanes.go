@@ -4,7 +4,7 @@ import (
 	"encoding/binary"
 	"fmt"
 
-	"kvtier/kernels"
+	"kvtier/attention/kernels"
 )
 
 // Shrink2 draws 2-bit midpoints towards the centre of the range.

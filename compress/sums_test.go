@@ -6,7 +6,7 @@ import (
 	"reflect"
 	"testing"
 
-	"kvtier/kernels"
+	"kvtier/attention/kernels"
 )
 
 // Scores from codes are products with unpacked keys, up to the 16 bits of the query.

@@ -1,6 +1,6 @@
 package compress
 
-import "kvtier/kernels"
+import "kvtier/attention/kernels"
 
 // BatchTokens is how many tokens a ValueBatch holds.
 const BatchTokens = pageTokens

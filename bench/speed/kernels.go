@@ -6,7 +6,7 @@ import (
 	"unsafe"
 
 	"kvtier/attention"
-	"kvtier/kernels"
+	"kvtier/attention/kernels"
 )
 
 // block is how many tokens a kernel is called for: a page.

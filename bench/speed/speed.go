@@ -12,7 +12,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"kvtier/kernels"
+	"kvtier/attention/kernels"
 )
 
 // Options of a measurement; zero values are defaults.

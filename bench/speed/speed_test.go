@@ -3,7 +3,7 @@ package speed
 import (
 	"testing"
 
-	"kvtier/kernels"
+	"kvtier/attention/kernels"
 )
 
 func TestMeasure(t *testing.T) {

@@ -14,8 +14,8 @@ import (
 	"golang.org/x/sys/cpu"
 	"golang.org/x/sys/unix"
 
+	"kvtier/attention/kernels"
 	"kvtier/cmd/internal/size"
-	"kvtier/kernels"
 	kvtierv1 "kvtier/proto/kvtier/v1"
 )
 

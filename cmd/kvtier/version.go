@@ -7,8 +7,8 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"kvtier/attention/kernels"
 	"kvtier/cmd/internal/buildinfo"
-	"kvtier/kernels"
 )
 
 func newVersion(a *app) *cobra.Command {

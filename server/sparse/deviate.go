@@ -2,8 +2,8 @@ package sparse
 
 import (
 	"kvtier/attention"
+	"kvtier/attention/kernels"
 	"kvtier/compress"
-	"kvtier/kernels"
 	"kvtier/tiers"
 )
 

@@ -5,8 +5,8 @@ import (
 	"slices"
 
 	"kvtier/attention"
+	"kvtier/attention/kernels"
 	"kvtier/compress"
-	"kvtier/kernels"
 	"kvtier/tiers"
 )
 

@@ -6,8 +6,8 @@ import (
 	"time"
 
 	"kvtier/attention"
+	"kvtier/attention/kernels"
 	"kvtier/compress"
-	"kvtier/kernels"
 	"kvtier/tiers"
 	"kvtier/tiers/seal"
 )

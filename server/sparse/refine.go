@@ -3,8 +3,8 @@ package sparse
 import (
 	"slices"
 
+	"kvtier/attention/kernels"
 	"kvtier/compress"
-	"kvtier/kernels"
 	"kvtier/tiers"
 )
 

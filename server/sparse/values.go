@@ -2,7 +2,7 @@ package sparse
 
 import (
 	"kvtier/attention"
-	"kvtier/kernels"
+	"kvtier/attention/kernels"
 	"kvtier/tiers"
 )
 

@@ -5,8 +5,8 @@ import (
 	"sync"
 
 	"kvtier/attention"
+	"kvtier/attention/kernels"
 	"kvtier/compress"
-	"kvtier/kernels"
 	"kvtier/tiers"
 )
 

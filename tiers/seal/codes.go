@@ -1,8 +1,8 @@
 package seal
 
 import (
+	"kvtier/attention/kernels"
 	"kvtier/compress"
-	"kvtier/kernels"
 	"kvtier/tiers"
 )
 

@@ -11,8 +11,8 @@ import (
 	"strings"
 	"testing"
 
+	"kvtier/attention/kernels"
 	"kvtier/compress"
-	"kvtier/kernels"
 	"kvtier/tiers"
 )
 

@@ -17,7 +17,7 @@ import (
 	"github.com/knadh/koanf/v2"
 	"github.com/spf13/pflag"
 
-	"kvtier/kernels"
+	"kvtier/attention/kernels"
 )
 
 const envPrefix = "KVTIER_"

@@ -14,8 +14,8 @@ import (
 
 	"github.com/spf13/pflag"
 
+	"kvtier/attention/kernels"
 	"kvtier/cmd/internal/buildinfo"
-	"kvtier/kernels"
 )
 
 // Exit codes, as the help has them.

@@ -1,4 +1,4 @@
-module kvtier/kernels/gen
+module kvtier/attention/kernels/gen
 
 go 1.26.0
 
