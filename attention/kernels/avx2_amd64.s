@@ -1155,6 +1155,145 @@ loop:
 	VZEROUPPER
 	RET
 
+// func curvesAVX2(dst *float32, sums *float32, x *float32, stride int, curves **[225]float32, rows int)
+// Requires: AVX, AVX2, FMA3
+TEXT ·curvesAVX2(SB), NOSPLIT, $0-48
+	MOVQ dst+0(FP), AX
+	MOVQ sums+8(FP), CX
+	MOVQ x+16(FP), DX
+	MOVQ stride+24(FP), BX
+	MOVQ curves+32(FP), SI
+	MOVQ rows+40(FP), DI
+	SHLQ $0x02, BX
+
+row:
+	MOVQ         (SI), R8
+	MOVQ         8(SI), R9
+	VBROADCASTSS 20(SI), Y0
+	VBROADCASTSS 16(SI), Y1
+	VXORPS       Y2, Y2, Y2
+	VXORPS       Y3, Y3, Y3
+	VMOVUPS      (DX), Y4
+	VSUBPS       Y0, Y4, Y4
+	VMULPS       c4p0AVX2<>+0(SB), Y4, Y4
+	VCMPPS       $0x1e, c0p0AVX2<>+0(SB), Y4, Y7
+	VMINPS       c223p0AVX2<>+0(SB), Y4, Y4
+	VCVTTPS2DQ   Y4, Y6
+	VCVTDQ2PS    Y6, Y5
+	VSUBPS       Y5, Y4, Y5
+	VMOVAPS      Y7, Y8
+	VXORPS       Y4, Y4, Y4
+	VGATHERDPS   Y8, (R8)(Y6*4), Y4
+	VMOVAPS      Y7, Y9
+	VXORPS       Y8, Y8, Y8
+	VGATHERDPS   Y9, 4(R8)(Y6*4), Y8
+	VSUBPS       Y4, Y8, Y8
+	VFMADD231PS  Y5, Y8, Y4
+	VMOVAPS      Y7, Y9
+	VXORPS       Y8, Y8, Y8
+	VGATHERDPS   Y9, (R9)(Y6*4), Y8
+	VMOVAPS      Y7, Y10
+	VXORPS       Y9, Y9, Y9
+	VGATHERDPS   Y10, 4(R9)(Y6*4), Y9
+	VSUBPS       Y8, Y9, Y9
+	VFMADD231PS  Y5, Y9, Y8
+	VSUBPS       Y4, Y8, Y8
+	VFMADD231PS  Y1, Y8, Y4
+	VANDPS       Y7, Y4, Y4
+	VMOVUPS      Y4, (AX)
+	VADDPS       Y4, Y2, Y2
+	VSQRTPS      Y4, Y4
+	VADDPS       Y4, Y3, Y3
+	VMOVUPS      32(DX), Y4
+	VSUBPS       Y0, Y4, Y4
+	VMULPS       c4p0AVX2<>+0(SB), Y4, Y4
+	VCMPPS       $0x1e, c0p0AVX2<>+0(SB), Y4, Y6
+	VMINPS       c223p0AVX2<>+0(SB), Y4, Y4
+	VCVTTPS2DQ   Y4, Y5
+	VCVTDQ2PS    Y5, Y0
+	VSUBPS       Y0, Y4, Y0
+	VMOVAPS      Y6, Y7
+	VXORPS       Y4, Y4, Y4
+	VGATHERDPS   Y7, (R8)(Y5*4), Y4
+	VMOVAPS      Y6, Y8
+	VXORPS       Y7, Y7, Y7
+	VGATHERDPS   Y8, 4(R8)(Y5*4), Y7
+	VSUBPS       Y4, Y7, Y7
+	VFMADD231PS  Y0, Y7, Y4
+	VMOVAPS      Y6, Y8
+	VXORPS       Y7, Y7, Y7
+	VGATHERDPS   Y8, (R9)(Y5*4), Y7
+	VMOVAPS      Y6, Y9
+	VXORPS       Y8, Y8, Y8
+	VGATHERDPS   Y9, 4(R9)(Y5*4), Y8
+	VSUBPS       Y7, Y8, Y8
+	VFMADD231PS  Y0, Y8, Y7
+	VSUBPS       Y4, Y7, Y7
+	VFMADD231PS  Y1, Y7, Y4
+	VANDPS       Y6, Y4, Y4
+	VMOVUPS      Y4, 32(AX)
+	VADDPS       Y4, Y2, Y2
+	VSQRTPS      Y4, Y4
+	VADDPS       Y4, Y3, Y3
+	VEXTRACTF128 $0x01, Y2, X0
+	VADDPS       X0, X2, X0
+	VSHUFPS      $0xee, X0, X0, X1
+	VADDPS       X1, X0, X0
+	VSHUFPS      $0x55, X0, X0, X1
+	VADDPS       X1, X0, X0
+	VMOVSS       X0, (CX)
+	VEXTRACTF128 $0x01, Y3, X0
+	VADDPS       X0, X3, X0
+	VSHUFPS      $0xee, X0, X0, X1
+	VADDPS       X1, X0, X0
+	VSHUFPS      $0x55, X0, X0, X1
+	VADDPS       X1, X0, X0
+	VMOVSS       X0, 4(CX)
+	ADDQ         $0x40, AX
+	ADDQ         $0x08, CX
+	ADDQ         BX, DX
+	ADDQ         $0x18, SI
+	DECQ         DI
+	JNZ          row
+	VZEROUPPER
+	RET
+
+DATA c4p0AVX2<>+0(SB)/4, $(4.0)
+DATA c4p0AVX2<>+4(SB)/4, $(4.0)
+DATA c4p0AVX2<>+8(SB)/4, $(4.0)
+DATA c4p0AVX2<>+12(SB)/4, $(4.0)
+DATA c4p0AVX2<>+16(SB)/4, $(4.0)
+DATA c4p0AVX2<>+20(SB)/4, $(4.0)
+DATA c4p0AVX2<>+24(SB)/4, $(4.0)
+DATA c4p0AVX2<>+28(SB)/4, $(4.0)
+DATA c4p0AVX2<>+32(SB)/4, $(4.0)
+DATA c4p0AVX2<>+36(SB)/4, $(4.0)
+DATA c4p0AVX2<>+40(SB)/4, $(4.0)
+DATA c4p0AVX2<>+44(SB)/4, $(4.0)
+DATA c4p0AVX2<>+48(SB)/4, $(4.0)
+DATA c4p0AVX2<>+52(SB)/4, $(4.0)
+DATA c4p0AVX2<>+56(SB)/4, $(4.0)
+DATA c4p0AVX2<>+60(SB)/4, $(4.0)
+GLOBL c4p0AVX2<>(SB), RODATA|NOPTR, $64
+
+DATA c223p0AVX2<>+0(SB)/4, $(223.0)
+DATA c223p0AVX2<>+4(SB)/4, $(223.0)
+DATA c223p0AVX2<>+8(SB)/4, $(223.0)
+DATA c223p0AVX2<>+12(SB)/4, $(223.0)
+DATA c223p0AVX2<>+16(SB)/4, $(223.0)
+DATA c223p0AVX2<>+20(SB)/4, $(223.0)
+DATA c223p0AVX2<>+24(SB)/4, $(223.0)
+DATA c223p0AVX2<>+28(SB)/4, $(223.0)
+DATA c223p0AVX2<>+32(SB)/4, $(223.0)
+DATA c223p0AVX2<>+36(SB)/4, $(223.0)
+DATA c223p0AVX2<>+40(SB)/4, $(223.0)
+DATA c223p0AVX2<>+44(SB)/4, $(223.0)
+DATA c223p0AVX2<>+48(SB)/4, $(223.0)
+DATA c223p0AVX2<>+52(SB)/4, $(223.0)
+DATA c223p0AVX2<>+56(SB)/4, $(223.0)
+DATA c223p0AVX2<>+60(SB)/4, $(223.0)
+GLOBL c223p0AVX2<>(SB), RODATA|NOPTR, $64
+
 // func addValuesAVX2(out *[]float32, w *float32, stride int, rows int, scale *float32, high *[]byte, low *[]byte, n int, d int)
 // Requires: AVX, AVX2, FMA3
 TEXT ·addValuesAVX2(SB), NOSPLIT, $0-72

@@ -23,6 +23,9 @@ func weightsAVX512(x *float32, n int, top float32) (sum float32)
 func largestAVX512(x *float32, n int, least float32) (most float32)
 
 //go:noescape
+func curvesAVX512(dst *float32, sums *float32, x *float32, stride int, curves **[225]float32, rows int)
+
+//go:noescape
 func addValuesAVX512(out *[]float32, w *float32, stride int, rows int, scale *float32, high *[]byte, low *[]byte, n int, d int)
 
 //go:noescape

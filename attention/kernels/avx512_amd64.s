@@ -2511,6 +2511,118 @@ loop:
 	VZEROUPPER
 	RET
 
+// func curvesAVX512(dst *float32, sums *float32, x *float32, stride int, curves **[225]float32, rows int)
+// Requires: AVX, AVX512DQ, AVX512F, AVX512VL
+TEXT ·curvesAVX512(SB), NOSPLIT, $0-48
+	MOVQ dst+0(FP), AX
+	MOVQ sums+8(FP), CX
+	MOVQ x+16(FP), DX
+	MOVQ stride+24(FP), BX
+	MOVQ curves+32(FP), SI
+	MOVQ rows+40(FP), DI
+	SHLQ $0x02, BX
+
+row:
+	MOVQ          (SI), R8
+	MOVQ          8(SI), R9
+	VBROADCASTSS  20(SI), Z0
+	VBROADCASTSS  16(SI), Z1
+	VXORPS        Z2, Z2, Z2
+	VXORPS        Z3, Z3, Z3
+	VMOVUPS       (DX), Z4
+	VSUBPS        Z0, Z4, Z4
+	VMULPS        c4p0AVX512<>+0(SB), Z4, Z4
+	VCMPPS        $0x1e, c0p0AVX512<>+0(SB), Z4, K1
+	VMINPS        c223p0AVX512<>+0(SB), Z4, Z4
+	VCVTTPS2DQ    Z4, Z5
+	VCVTDQ2PS     Z5, Z0
+	VSUBPS        Z0, Z4, Z0
+	KMOVW         K1, K2
+	VXORPS        Z4, Z4, Z4
+	VGATHERDPS    (R8)(Z5*4), K2, Z4
+	KMOVW         K1, K2
+	VXORPS        Z6, Z6, Z6
+	VGATHERDPS    4(R8)(Z5*4), K2, Z6
+	VSUBPS        Z4, Z6, Z6
+	VFMADD231PS   Z0, Z6, Z4
+	KMOVW         K1, K2
+	VXORPS        Z6, Z6, Z6
+	VGATHERDPS    (R9)(Z5*4), K2, Z6
+	KMOVW         K1, K2
+	VXORPS        Z7, Z7, Z7
+	VGATHERDPS    4(R9)(Z5*4), K2, Z7
+	VSUBPS        Z6, Z7, Z7
+	VFMADD231PS   Z0, Z7, Z6
+	VSUBPS        Z4, Z6, Z6
+	VFMADD231PS   Z1, Z6, Z4
+	VMOVAPS.Z     Z4, K1, Z4
+	VMOVUPS       Z4, (AX)
+	VADDPS        Z4, Z2, Z2
+	VSQRTPS       Z4, Z4
+	VADDPS        Z4, Z3, Z3
+	VEXTRACTF64X4 $0x01, Z2, Y0
+	VADDPS        Y0, Y2, Y0
+	VEXTRACTF32X4 $0x01, Y0, X1
+	VADDPS        X1, X0, X0
+	VSHUFPS       $0xee, X0, X0, X1
+	VADDPS        X1, X0, X0
+	VSHUFPS       $0x55, X0, X0, X1
+	VADDPS        X1, X0, X0
+	VMOVSS        X0, (CX)
+	VEXTRACTF64X4 $0x01, Z3, Y0
+	VADDPS        Y0, Y3, Y0
+	VEXTRACTF32X4 $0x01, Y0, X1
+	VADDPS        X1, X0, X0
+	VSHUFPS       $0xee, X0, X0, X1
+	VADDPS        X1, X0, X0
+	VSHUFPS       $0x55, X0, X0, X1
+	VADDPS        X1, X0, X0
+	VMOVSS        X0, 4(CX)
+	ADDQ          $0x40, AX
+	ADDQ          $0x08, CX
+	ADDQ          BX, DX
+	ADDQ          $0x18, SI
+	DECQ          DI
+	JNZ           row
+	VZEROUPPER
+	RET
+
+DATA c4p0AVX512<>+0(SB)/4, $(4.0)
+DATA c4p0AVX512<>+4(SB)/4, $(4.0)
+DATA c4p0AVX512<>+8(SB)/4, $(4.0)
+DATA c4p0AVX512<>+12(SB)/4, $(4.0)
+DATA c4p0AVX512<>+16(SB)/4, $(4.0)
+DATA c4p0AVX512<>+20(SB)/4, $(4.0)
+DATA c4p0AVX512<>+24(SB)/4, $(4.0)
+DATA c4p0AVX512<>+28(SB)/4, $(4.0)
+DATA c4p0AVX512<>+32(SB)/4, $(4.0)
+DATA c4p0AVX512<>+36(SB)/4, $(4.0)
+DATA c4p0AVX512<>+40(SB)/4, $(4.0)
+DATA c4p0AVX512<>+44(SB)/4, $(4.0)
+DATA c4p0AVX512<>+48(SB)/4, $(4.0)
+DATA c4p0AVX512<>+52(SB)/4, $(4.0)
+DATA c4p0AVX512<>+56(SB)/4, $(4.0)
+DATA c4p0AVX512<>+60(SB)/4, $(4.0)
+GLOBL c4p0AVX512<>(SB), RODATA|NOPTR, $64
+
+DATA c223p0AVX512<>+0(SB)/4, $(223.0)
+DATA c223p0AVX512<>+4(SB)/4, $(223.0)
+DATA c223p0AVX512<>+8(SB)/4, $(223.0)
+DATA c223p0AVX512<>+12(SB)/4, $(223.0)
+DATA c223p0AVX512<>+16(SB)/4, $(223.0)
+DATA c223p0AVX512<>+20(SB)/4, $(223.0)
+DATA c223p0AVX512<>+24(SB)/4, $(223.0)
+DATA c223p0AVX512<>+28(SB)/4, $(223.0)
+DATA c223p0AVX512<>+32(SB)/4, $(223.0)
+DATA c223p0AVX512<>+36(SB)/4, $(223.0)
+DATA c223p0AVX512<>+40(SB)/4, $(223.0)
+DATA c223p0AVX512<>+44(SB)/4, $(223.0)
+DATA c223p0AVX512<>+48(SB)/4, $(223.0)
+DATA c223p0AVX512<>+52(SB)/4, $(223.0)
+DATA c223p0AVX512<>+56(SB)/4, $(223.0)
+DATA c223p0AVX512<>+60(SB)/4, $(223.0)
+GLOBL c223p0AVX512<>(SB), RODATA|NOPTR, $64
+
 // func addValuesAVX512(out *[]float32, w *float32, stride int, rows int, scale *float32, high *[]byte, low *[]byte, n int, d int)
 // Requires: AVX, AVX2, AVX512DQ, AVX512F, FMA3
 TEXT ·addValuesAVX512(SB), NOSPLIT, $0-72

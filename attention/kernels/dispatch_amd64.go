@@ -86,6 +86,17 @@ func weights(x []float32, top float32) float32 {
 	return plainWeights(x, top)
 }
 
+func curves(dst, sums, x []float32, stride int, c []Curve) {
+	switch Variant(active.Load()) {
+	case AVX512:
+		curvesAVX512(&dst[0], &sums[0], &x[0], stride, &c[0].Below, len(c))
+	case AVX2:
+		curvesAVX2(&dst[0], &sums[0], &x[0], stride, &c[0].Below, len(c))
+	default:
+		plainCurves(dst, sums, x, stride, c)
+	}
+}
+
 func addValues(out [][]float32, w []float32, stride int, scale []float32, high, low [][]byte, d int) {
 	var first *[]byte
 	if low != nil {

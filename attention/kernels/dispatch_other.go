@@ -24,6 +24,8 @@ func largest(x []float32, least float32) float32 { return plainLargest(x, least)
 
 func weights(x []float32, top float32) float32 { return plainWeights(x, top) }
 
+func curves(dst, sums, x []float32, stride int, c []Curve) { plainCurves(dst, sums, x, stride, c) }
+
 func addValues(out [][]float32, w []float32, stride int, scale []float32, high, low [][]byte, d int) {
 	plainAddValues(out, w, stride, scale, high, low, d)
 }

@@ -213,6 +213,9 @@ func TestShortSlicesPanic(t *testing.T) {
 		"axpys: row":           func() { Axpys([][]float32{f(16), f(15)}, f(8), 4, f(64), 16, 16) },
 		"values: row":          func() { AddValues([][]float32{f(15)}, f(1), 1, f(2), [][]byte{b(8)}, nil, 16) },
 		"axpys int8: w":        func() { AxpysInt8(rowsOf(f(32), 16), f(7), 4, b(64), 16) },
+		"curves: dst":          func() { Curves(f(31), f(4), f(32), 16, make([]Curve, 2)) },
+		"curves: x":            func() { Curves(f(32), f(4), f(31), 16, make([]Curve, 2)) },
+		"curves: no points":    func() { Curves(f(16), f(2), f(16), 16, make([]Curve, 1)) },
 		"widen: src":           func() { WidenBF16(f(16), b(31)) },
 		"gather: dst":          func() { GatherDots(f(1), f(64), []int{0, 1}, f(16)) },
 		"gather: row":          func() { GatherDots(f(2), f(31), []int{0, 1}, f(16)) },
@@ -263,6 +266,7 @@ func TestNothing(t *testing.T) {
 		Axpys(nil, nil, 0, nil, 16, 16)
 		AddValues([][]float32{make([]float32, 16)}, nil, 0, nil, nil, nil, 16)
 		ScoreKeys(nil, 0, KeyQuery{}, &Layout{}, nil)
+		Curves(nil, nil, nil, 0, nil)
 		UnpackKeys(make([]float32, 256), 16, &Layout{}, nil, nil, nil)
 		if Largest(nil, 3) != 3 || Weights(nil, 3) != 0 {
 			t.Errorf("%v: of nothing", v)
@@ -298,6 +302,7 @@ func TestNoAllocations(t *testing.T) {
 			GatherDots(dst, q, tokens, q[:d])
 			GatherAxpy(q[:d], dst, k, tokens)
 			WidenBF16(dst, c)
+			Curves(dst, q, k, LineTokens, []Curve{{new(CurveRow), new(CurveRow), 0, 0}})
 			UnpackKeys(k, d, &l, planes, q, q)
 		}); a != 0 {
 			t.Errorf("%v: %v allocations", v, a)

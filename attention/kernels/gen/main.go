@@ -41,6 +41,7 @@ func main() {
 	}
 	v.weights()
 	v.largest()
+	v.curves()
 	v.addValues()
 	v.scoreKeys()
 	v.unpackKeys()
