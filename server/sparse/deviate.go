@@ -30,27 +30,18 @@ func (u *run) readMap() error {
 }
 
 // deviate adds up by how much the keys of a leaf's unread tokens deviate from
-// their page's mean.
-func (u *run) deviate(x *leaf) {
+// their page's mean. mass [rows] is their share.
+func (u *run) deviate(x *leaf, mass []float32) {
 	s := u.segs[x.seg]
 	if s.deviation == nil {
 		s.deviation = newRows(u.rows, u.d)
 	}
 	known, mean := u.unpack(x)
-	for r, share := range x.share {
-		w, sum := u.scores[r*tiers.LeafTokens:][:tiers.LeafTokens], float32(0)
-		clear(w) // padding, and what was read, counts for nothing
-		for t, share := range share {
-			if !x.read[t] {
-				w[t] = share
-				sum += share
-			}
-		}
-		u.sums[r] = sum
-		attention.Axpy(s.deviation[r][:known], -sum, mean[:known])
+	for r, m := range mass {
+		attention.Axpy(s.deviation[r][:known], -m, mean[:known])
 	}
-	kernels.Axpys(s.deviation, u.scores, tiers.LeafTokens, u.keys, u.d, known)
-	s.codes.lean(u.sums, x.group, len(x.planes))
+	kernels.Axpys(s.deviation, u.shares[x.at:], u.stride, u.leafKeys, u.d, known)
+	s.codes.lean(mass, x.group, len(x.planes))
 }
 
 // newRows returns n rows of d zeros.

@@ -2,6 +2,7 @@ package sparse
 
 import (
 	"math"
+	"math/bits"
 	"slices"
 
 	"kvtier/attention"
@@ -24,7 +25,7 @@ type unread struct {
 // estimatePage lets a page stand by its means.
 func (u *run) estimatePage(p *page) {
 	s := u.segs[p.seg]
-	e, _ := u.newUnread(make([]float32, 3*u.rows), make([]float32, u.d), s.values.Spread(p.i))
+	e := newUnread(u.rows, u.d, s.values.Spread(p.i))
 	e.n, e.mass, e.page = p.n, p.mass, p
 	s.values.Row(e.value, p.i)
 	for r := range u.rows {
@@ -41,53 +42,82 @@ func (u *run) estimatePage(p *page) {
 // did better; taking out of the mean what was read magnifies its rounding, and
 // measured no better.
 func (u *run) estimateLeaves() {
-	page, none := -1, make([]float32, u.d)
-	var value []float32 // of the page
-	u.unread = slices.Grow(u.unread, len(u.leaves))
-	floats := make([]float32, 3*u.rows*len(u.leaves))
-	for i := range u.leaves {
-		x := &u.leaves[i]
-		s, at := u.segs[x.seg], u.pages[x.page].i
-		if x.page != page { // a page's leaves come together
-			page, value = x.page, make([]float32, u.d)
-			s.values.Row(value, at)
+	u.unread = slices.Grow(u.unread, len(u.pages))
+	for rest := u.leaves; len(rest) > 0; {
+		n := 1
+		for n < len(rest) && u.estimatedWith(&rest[n], &rest[0]) {
+			n++
 		}
-		var e unread
-		e, floats = u.newUnread(floats, value, s.values.Spread(at))
-		for t := range x.n {
-			if !x.read[t] {
-				e.n++
-			}
+		u.estimateTokens(rest[:n])
+		rest = rest[n:]
+	}
+}
+
+// estimatedWith says whether the same mean stands for two leaves: of one page, and no drains.
+func (u *run) estimatedWith(x, y *leaf) bool {
+	v := &u.segs[y.seg].view
+	return x.page == y.page && v.IsDrain(x.i) == v.IsDrain(y.i)
+}
+
+// estimateTokens lets the unread tokens of leaves of a page stand by a mean.
+func (u *run) estimateTokens(leaves []leaf) {
+	s, at := u.segs[leaves[0].seg], u.pages[leaves[0].page].i
+	e := newUnread(u.rows, u.d, s.values.Spread(at))
+	drain := s.view.IsDrain(leaves[0].i)
+	if !drain { // their values are next to nothing
+		s.values.Row(e.value, at)
+	}
+	for i := range leaves {
+		x := &leaves[i]
+		n := x.n - bits.OnesCount16(x.read)
+		if n == 0 {
+			continue
 		}
-		grades := u.grades(x, len(x.planes))
-		for r, share := range x.share {
+		e.n += n
+		grades, mass := u.grades(x, len(x.planes)), u.sums[:u.rows]
+		for r := range mass {
 			var sum, squares float32
-			for t, w := range share {
-				if !x.read[t] {
-					sum, squares = sum+w, squares+w*w
-					if u.tr.Token != nil {
-						u.tr.Token(r, s.index, x.place+t, x.log[r][t], Scanned)
-					}
-				}
+			for _, w := range u.shares[r*u.stride+x.at:][:tiers.LeafTokens] { // 0 of those that were read
+				sum, squares = sum+w, squares+w*w
 			}
-			e.mass[r], e.ruled[r] = u.total[r]+log(sum), squares/max(sum*sum, 1e-30)
-			e.noise[r] = min(1, exp(min(grades[r].noise, 4))-1) * e.ruled[r]
+			mass[r] = sum
+			e.mass[r] += sum
+			e.ruled[r] += squares
+			e.noise[r] += squares * grades[r].scatter
 		}
-		if e.n > 0 {
-			if s.view.IsDrain(x.i) { // their values are next to nothing
-				e.value = none
-			} else if u.follows {
-				u.deviate(x)
+		if u.follows && !drain {
+			u.deviate(x, mass)
+		}
+		u.traceScanned(x)
+	}
+	if e.n == 0 {
+		return
+	}
+	for r, sum := range e.mass {
+		square := max(sum*sum, 1e-30)
+		e.mass[r], e.ruled[r], e.noise[r] = u.total[r]+log(sum), e.ruled[r]/square, e.noise[r]/square
+	}
+	u.unread = append(u.unread, e)
+}
+
+// traceScanned tells of a leaf's tokens of which only keys were read.
+func (u *run) traceScanned(x *leaf) {
+	if u.tr.Token == nil {
+		return
+	}
+	for r := range u.rows {
+		for t := range x.n {
+			if x.read>>t&1 == 0 {
+				u.tr.Token(r, u.segs[x.seg].index, x.place+t, u.log[r*u.stride+x.at+t], Scanned)
 			}
-			u.unread = append(u.unread, e)
 		}
 	}
 }
 
-// newUnread takes room for what it holds by row from floats, and returns what is left of it.
-func (u *run) newUnread(floats, value []float32, spread float32) (unread, []float32) {
-	n := u.rows
-	return unread{value: value, vspread: spread, mass: floats[:n], ruled: floats[n : 2*n], noise: floats[2*n : 3*n]}, floats[3*n:]
+func newUnread(rows, d int, vspread float32) unread {
+	all := make([]float32, 3*rows+d)
+	byRow := func(i int) []float32 { return all[i*rows : (i+1)*rows : (i+1)*rows] }
+	return unread{mass: byRow(0), ruled: byRow(1), noise: byRow(2), value: all[3*rows:], vspread: vspread}
 }
 
 // finish adds what was estimated, merges everything into the query's partials
@@ -195,15 +225,12 @@ func (u *run) calibrate() {
 		}
 	}
 	u.bias, u.massVar = make([]float32, u.rows), make([]float64, u.rows)
-	found := make([][]float32, len(u.pages)) // [rows], mass by the scan, as a share
+	found := make([]float32, len(u.pages)*u.rows) // [pages][rows], mass by the scan, as a share
 	for i := range u.leaves {
 		x := &u.leaves[i]
-		if found[x.page] == nil {
-			found[x.page] = make([]float32, u.rows)
-		}
-		for r, share := range x.share {
-			for _, w := range share {
-				found[x.page][r] += w
+		for r := range u.rows {
+			for _, w := range u.shares[r*u.stride+x.at:][:tiers.LeafTokens] {
+				found[x.page*u.rows+r] += w
 			}
 		}
 	}
@@ -215,7 +242,7 @@ func (u *run) calibrate() {
 		half := attention.Top(weak, (len(weak)+1)/2)
 		estimated, sum := -inf, float32(0)
 		for _, i := range half {
-			estimated, sum = logAdd(estimated, u.pages[scanned[i]].mass[r]-u.total[r]), sum+found[scanned[i]][r]
+			estimated, sum = logAdd(estimated, u.pages[scanned[i]].mass[r]-u.total[r]), sum+found[scanned[i]*u.rows+r]
 		}
 		if sum < leastLearned {
 			continue
@@ -223,7 +250,7 @@ func (u *run) calibrate() {
 		u.bias[r] = min(maxBias, max(-maxBias, log(sum)-estimated))
 		var err2, mass2 float64
 		for _, i := range half {
-			was, is := float64(exp(u.pages[scanned[i]].mass[r]+u.bias[r]-u.total[r])/sum), float64(found[scanned[i]][r]/sum)
+			was, is := float64(exp(u.pages[scanned[i]].mass[r]+u.bias[r]-u.total[r])/sum), float64(found[scanned[i]*u.rows+r]/sum)
 			err2, mass2 = err2+(is-was)*(is-was), mass2+was*was
 		}
 		u.massVar[r] = min(maxMassVar, err2/max(mass2, 1e-9))

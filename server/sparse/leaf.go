@@ -81,10 +81,11 @@ func (c *codes) addGroup(g int, b []byte, exp int) (err error) {
 
 // grade is what the bits that are not known mean for a row's scores of a group of tokens.
 type grade struct {
-	noise   float32 // the variance of what scores lack
-	missing float32 // the part of it that channels make of which nothing is known
-	raise   float32 // by how much noise raises a weight on average, log
-	squares squares
+	noise   float32       // the variance of what scores lack
+	missing float32       // the part of it that channels make of which nothing is known
+	raise   float32       // by how much noise raises a weight on average, log
+	scatter float32       // the relative variance of a weight, at most 1
+	squares kernels.Curve // of a share's log, without total and raise
 	// What the next plane takes away, as a share: of the error of tokens that err
 	// each on its own, and of those that err alike.
 	own, common float32
@@ -103,6 +104,8 @@ func (c *codes) grade(g int) {
 			coarse, missing := noise(c.q[r*d:(r+1)*d], c.steps[g].Step, c.levels[p])
 			x.noise, x.missing = coarse+missing, missing
 			x.raise, x.squares = attention.Mass(1, 0, x.noise), squaresFor(x.noise)
+			x.squares.From += x.raise
+			x.scatter = min(1, exp(min(x.noise, 4))-1)
 			if p+1 < compress.NumKeyPlanes {
 				next := c.grades[g][p+1][r]
 				x.own, x.common = 1-exp(next.noise-x.noise), 1-exp(next.missing-x.missing)
@@ -144,44 +147,29 @@ type leaf struct {
 	place, n int // first token, number of tokens
 	group    int // of steps
 	planes   [][]byte
-	most     int         // planes of keys that can be read: the last one of drains only
-	log      [][]float32 // [rows][n], log weights of its tokens
-	share    [][]float32 // [rows][n], the same as shares of the softmax
-	// What reading more takes away of the error, as far as is known: by the number
-	// of planes that are read then, and by token.
-	keyGain   [compress.NumKeyPlanes]float32
-	valueGain [tiers.LeafTokens]float32
-	read      [tiers.LeafTokens]bool // tokens whose values were read
+	most     int // planes of keys that can be read: the last one of drains only
+	at       int // of its tokens in the tables of scratch
+	// keyGain is what reading more of its keys takes away of the error, as far as is
+	// known, by the number of planes that are read then.
+	keyGain [compress.NumKeyPlanes]float32
+	read    uint16 // a bit for each token whose value was read
 }
 
 // addLeaves adds the leaves of the chosen pages, which are in order.
 func (u *run) addLeaves(chosen []int) {
-	n := 0
-	for _, i := range chosen {
-		first, end := u.segs[u.pages[i].seg].view.LeavesOf(u.pages[i].i)
-		n += end - first
-	}
-	u.leaves = slices.Grow(u.leaves, n)
-	planes := make([][]byte, n*compress.NumKeyPlanes)
-	rows, floats := make([][]float32, 2*u.rows*n), make([]float32, 2*u.rows*n*tiers.LeafTokens)
-	take := func(tokens int) (out [][]float32) { // of [rows][tokens]
-		out, rows = rows[:u.rows], rows[u.rows:]
-		for r := range out {
-			out[r], floats = floats[:tokens], floats[tokens:]
-		}
-		return out
-	}
 	for _, i := range chosen {
 		p := &u.pages[i]
 		v := u.segs[p.seg].view
 		first, end := v.LeavesOf(p.i)
 		for l := first; l < end; l++ {
-			x := leaf{page: i, seg: p.seg, i: l, place: l * tiers.LeafTokens, n: v.LeafTokens(l), group: v.StepGroup(l), most: compress.NumKeyPlanes - 1}
+			n := len(u.leaves)
+			x := leaf{page: i, seg: p.seg, i: l, place: l * tiers.LeafTokens, n: v.LeafTokens(l), group: v.StepGroup(l),
+				at: n * tiers.LeafTokens, most: compress.NumKeyPlanes - 1}
 			if v.IsDrain(l) && v.DrainKeys().Len > 0 {
 				x.most++
 			}
-			x.planes, planes = planes[:0:compress.NumKeyPlanes], planes[compress.NumKeyPlanes:]
-			x.log, x.share = take(x.n), take(x.n)
+			at := n * compress.NumKeyPlanes
+			x.planes = u.planes[at : at : at+compress.NumKeyPlanes]
 			u.leaves = append(u.leaves, x)
 		}
 	}
@@ -189,15 +177,25 @@ func (u *run) addLeaves(chosen []int) {
 
 // scoreLeaf scores the leaf's tokens from the planes that were read. Channels of
 // which nothing is known yet stand at the page's mean. What the unknown bits
-// scatter raises a weight on average, as it does a mass (attention.Mass).
+// scatter raises a weight on average, as it does a mass (attention.Mass). Padding weighs nothing.
 func (u *run) scoreLeaf(x *leaf) {
 	c, planes := u.segs[x.seg].codes, len(x.planes)
-	c.layouts[planes-1].Score(u.scores, tiers.LeafTokens, c.query(x.group, planes), x.planes)
+	c.layouts[planes-1].Score(u.log[x.at:], u.stride, c.query(x.group, planes), x.planes)
 	rest, grades := u.unknown(x), u.grades(x, planes)
-	for r, log := range x.log {
-		raise := grades[r].raise
-		for t, score := range u.scores[r*tiers.LeafTokens:][:len(log)] {
-			log[t] = raise + attention.Softcap(rest[r]+score, u.q.Softcap)
+	for r := range u.rows {
+		log := u.log[r*u.stride+x.at:][:tiers.LeafTokens]
+		if u.q.Softcap == 0 {
+			add := grades[r].raise + rest[r]
+			for t := range log {
+				log[t] += add
+			}
+		} else {
+			for t, score := range log {
+				log[t] = grades[r].raise + attention.Softcap(rest[r]+score, u.q.Softcap)
+			}
+		}
+		for t := x.n; t < len(log); t++ {
+			log[t] = -inf
 		}
 	}
 }
@@ -219,12 +217,12 @@ func (u *run) unknown(x *leaf) []float32 {
 // restOf says of which page, and of how many planes, run.rest is.
 type restOf struct{ page, planes int }
 
-// unpack reconstructs the keys of a leaf in u.keys, [16][d], channels in stored
+// unpack reconstructs the keys of a leaf in u.leafKeys, [16][d], channels in stored
 // order; how many channels are known; and its page's mean key in that order.
 func (u *run) unpack(x *leaf) (known int, mean []float32) {
 	s := u.segs[x.seg]
 	layout := &s.codes.layouts[len(x.planes)-1]
-	layout.Unpack(u.keys, s.codes.steps[x.group], x.planes)
+	layout.Unpack(u.leafKeys, s.codes.steps[x.group], x.planes)
 	mean = u.mean
 	if u.meanOf != x.page { // a page's leaves come together
 		u.meanOf = x.page

@@ -1,8 +1,6 @@
 package sparse
 
 import (
-	"slices"
-
 	"kvtier/attention/kernels"
 	"kvtier/compress"
 	"kvtier/tiers"
@@ -11,11 +9,11 @@ import (
 // refine reads the next plane of keys of the leaves where that is worth more
 // than anything else that the rest of the budget can buy.
 func (u *run) refine(plane int) error {
-	bytes := compress.KeyPlaneBytes(u.d)
-	least := threshold(u.offers(plane), u.left)
+	bytes := float32(compress.KeyPlaneBytes(u.d)[plane])
+	least := u.offers(plane).threshold(u.left)
 	var chosen []int
 	for i := range u.leaves {
-		if x := &u.leaves[i]; len(x.planes) == plane && plane < x.most && x.keyGain[plane]/float32(bytes[plane]) >= least {
+		if x := &u.leaves[i]; len(x.planes) == plane && plane < x.most && x.keyGain[plane]/bytes >= least {
 			chosen = append(chosen, i)
 		}
 	}
@@ -35,23 +33,28 @@ func (u *run) refine(plane int) error {
 
 // offers are the bits of keys and the values that can be read of leaves of which
 // so many planes are read at least: others were not worth the last one. They are good until the next call.
-func (u *run) offers(planes int) (items []item) {
+func (u *run) offers(planes int) *histogram {
+	clear(u.hist[:])
+	var perByte [compress.NumKeyPlanes]float32
 	bytes := compress.KeyPlaneBytes(u.d)
-	items = slices.Grow(u.items[:0], len(u.leaves)*(tiers.LeafTokens+compress.NumKeyPlanes))
+	for p, n := range bytes {
+		perByte[p] = 1 / float32(n)
+	}
+	value := u.valueBytes()
+	perValue := 1 / value
 	for i := range u.leaves {
 		x := &u.leaves[i]
 		if len(x.planes) < planes {
 			continue
 		}
 		for p := len(x.planes); p < x.most; p++ {
-			items = append(items, item{x.keyGain[p], float32(bytes[p])})
+			u.hist.add(x.keyGain[p]*perByte[p], float32(bytes[p]))
 		}
-		for t := range x.n {
-			items = append(items, item{x.valueGain[t], u.valueBytes()})
+		for _, gain := range u.valueGain[x.at:][:tiers.LeafTokens] {
+			u.hist.add(gain*perValue, value)
 		}
 	}
-	u.items = items
-	return items
+	return &u.hist
 }
 
 // valueBytes is about what reading one value costs: its row, and a share of the

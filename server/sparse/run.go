@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"kvtier/attention"
+	"kvtier/attention/kernels"
 	"kvtier/tiers"
 	"kvtier/tiers/seal"
 )
@@ -29,21 +30,21 @@ type run struct {
 	values  *attention.ValueMap // how values follow keys
 	unread  []unread            // what was estimated, for the error
 
-	keys   []float32 // [16][d], those of one leaf
-	scores []float32 // [rows][16], those of one leaf
-	row2   []float32 // [2][d], scratch
-	rest   []float32 // [rows], see unknown
-	restOf restOf
-	mean   []float32 // [d], see unpack
-	meanOf int       // page
-	sums   []float32 // [rows], scratch
+	leafKeys []float32 // [16][d], those of one leaf
+	// See weigh: [rows] curves, [rows][16] their values, [rows][2] the sums of these, and a leaf's valueGain.
+	curves        []kernels.Curve
+	squares, sums []float32
+	gain          [1][]float32
+	row2          []float32 // [2][d], scratch
+	rest          []float32 // [rows], see unknown
+	restOf        restOf
+	mean          []float32 // [d], see unpack
+	meanOf        int       // page
 
 	pages       []page
 	first, most int     // pages that are scanned at first, and at most
 	pageBytes   float32 // what scanning a page costs
-	leaves      []leaf  // of the pages that are scanned
-	tokens      []token
-	items       []item // scratch of offers
+	*scratch            // leaves of the pages that are scanned, and what goes with them
 	// What scanned pages taught about their means, [rows]: the log by which they
 	// underestimate masses, and the relative variance of what is left of the error.
 	bias    []float32
@@ -76,16 +77,17 @@ type page struct {
 	far     []float32 // [rows], the same from the output
 }
 
-// token is a candidate for reading its value.
-type token struct{ leaf, t int } // index in run.leaves, and in the leaf
+// A token among those of run.leaves is known by the leaf's index there and its place in the leaf.
+func leafOf(token int) (leaf, t int) { return token / tiers.LeafTokens, token % tiers.LeafTokens }
 
 func newRun(ctx context.Context, r Reader, segments []Segment, part []int, q Query, share float32, tr *Trace) *run {
 	d := segments[part[0]].Header.HeadDim
 	rows := len(q.Partials)
 	u := &run{ctx: ctx, r: r, tr: tr, q: q, d: d, rows: rows,
 		norm2: make([]float32, rows), total: make([]float32, rows), rot: attention.NewPartials(rows, d),
-		keys: make([]float32, tiers.LeafTokens*d), scores: make([]float32, rows*tiers.LeafTokens),
-		row2: make([]float32, 2*d), rest: make([]float32, rows), mean: make([]float32, d), meanOf: -1, sums: make([]float32, rows)}
+		leafKeys: make([]float32, tiers.LeafTokens*d), curves: make([]kernels.Curve, rows),
+		squares: make([]float32, rows*tiers.LeafTokens), sums: make([]float32, 2*rows),
+		row2: make([]float32, 2*d), rest: make([]float32, rows), mean: make([]float32, d), meanOf: -1}
 	for i := range rows {
 		u.norm2[i] = attention.Dot(u.row(i), u.row(i))
 	}
@@ -98,6 +100,7 @@ func newRun(ctx context.Context, r Reader, segments []Segment, part []int, q Que
 	u.follows = b.withMap(share)
 	u.left, u.pageBytes = float64(share)*b.full, float32(b.scanOfPage())
 	u.first, u.most = b.scannedPages(share)
+	u.scratch = newScratch(rows, max(u.first, u.most)*tiers.PageTokens/tiers.LeafTokens)
 	return u
 }
 
@@ -151,6 +154,8 @@ func (u *run) release() {
 	for _, s := range u.segs {
 		releaseAll(s.pins, min(1, s.received/float32(u.rows)))
 	}
+	u.scratch.free()
+	u.scratch = nil
 }
 
 // each pins ranges of one plane, by segment, and hands their bytes over; they

@@ -115,6 +115,9 @@ func (u *run) rankPages() []float32 {
 	return rank
 }
 
+// changed is how little the log of a normaliser may change for worths to be good still.
+const changed = .01
+
 // look reads the first bits of all keys in the chosen pages, which are in order.
 func (u *run) look(chosen []int) error {
 	if len(chosen) == 0 {
@@ -144,9 +147,12 @@ func (u *run) look(chosen []int) error {
 			return err
 		}
 	}
-	u.normalise()
-	for i := range u.leaves {
-		u.weigh(&u.leaves[i])
+	first := leaves[0]
+	if u.normalise() > changed {
+		first = 0
+	}
+	for i := range u.leaves[first:] {
+		u.weigh(&u.leaves[first+i])
 	}
 	u.calibrate()
 	return nil
@@ -158,18 +164,18 @@ func (u *run) promising() []int {
 	if u.most <= u.first {
 		return nil
 	}
-	items := u.offers(1)
-	leaves := len(items)
+	offers, gain := u.offers(1), make([]float32, len(u.pages))
 	for _, e := range u.unread {
-		items = append(items, item{u.pageGain(e), u.pageBytes})
+		gain[e.page.index] = u.pageGain(e)
+		offers.add(gain[e.page.index]/u.pageBytes, u.pageBytes)
 	}
-	least := threshold(items, u.left)
-	gain := make([]float32, len(u.pages))
+	least := offers.threshold(u.left)
 	var worth int
-	for i, e := range u.unread {
-		if x := items[leaves+i]; x.gain/x.cost >= least {
-			gain[e.page.index] = x.gain
+	for i, g := range gain {
+		if g > 0 && g/u.pageBytes >= least {
 			worth++
+		} else {
+			gain[i] = 0
 		}
 	}
 	return attention.Top(gain, min(worth, u.most-u.first))

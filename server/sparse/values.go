@@ -1,29 +1,20 @@
 package sparse
 
 import (
-	"kvtier/attention"
+	"math"
+	"slices"
+
 	"kvtier/attention/kernels"
+	"kvtier/compress"
 	"kvtier/tiers"
+	"kvtier/tiers/seal"
 )
 
 // readValues reads the values of the best tokens of refined leaves; all other
 // tokens are estimated.
 func (u *run) readValues() error {
 	u.normalise()
-	most := len(u.leaves) * tiers.LeafTokens
-	rank := make([]float32, 0, most)
-	u.tokens = make([]token, 0, most)
-	for i := range u.leaves {
-		x := &u.leaves[i]
-		if len(x.planes) < 2 {
-			continue
-		}
-		for t := range x.n {
-			u.tokens = append(u.tokens, token{i, t})
-			rank = append(rank, x.valueGain[t])
-		}
-	}
-	if err := u.fetch(u.affordable(rank)); err != nil {
+	if err := u.fetch(u.affordable()); err != nil {
 		return err
 	}
 	u.estimateLeaves()
@@ -31,39 +22,63 @@ func (u *run) readValues() error {
 }
 
 // affordable returns the best tokens whose values the rest of the budget pays
-// for. How many cache lines they share shows only after the choice, so that it
-// is made by trial.
-func (u *run) affordable(rank []float32) []int {
-	least := attention.Top(rank, 1)
-	most := len(rank)
-	n := max(1, int(u.left/float64(u.valueBytes())))
-	for try := 0; try < 6 && len(least) < most; try++ {
-		chosen := attention.Top(rank, min(n, most))
-		if cost := u.valueCost(chosen); cost <= u.left {
-			least = chosen
-			n = max(n+1, int(float64(n)*u.left/max(cost, 1)))
-		} else {
-			most = n - 1
-			n = (len(least) + most + 1) / 2
+// for, in order. It takes them one after the other, as the cache lines that they
+// share with better ones cost nothing more.
+func (u *run) affordable() []int {
+	keys := u.candidates()
+	slices.Sort(keys)
+	lines := make([]*valueLines, len(u.segs))
+	u.chosen = u.chosen[:0]
+	left := u.left
+	for _, key := range slices.Backward(keys) {
+		token := int(^uint32(key))
+		leaf, _ := leafOf(token)
+		seg := u.leaves[leaf].seg
+		if lines[seg] == nil {
+			lines[seg] = newValueLines(u.segs[seg].view)
 		}
+		if left -= lines[seg].take(u.segs[seg].view, u.place(token)); left < 0 && len(u.chosen) > 0 {
+			break
+		}
+		u.chosen = append(u.chosen, token)
 	}
-	return least
+	slices.Sort(u.chosen)
+	return u.chosen
 }
 
-func (u *run) valueCost(tokens []int) (bytes float64) {
-	for seg, t := range u.bySegment(tokens) {
-		bytes += float64(tiers.LineBytes(u.valueRanges(seg, t)))
-		ranges, _ := u.drainRanges(seg, t)
-		bytes += float64(tiers.LineBytes(ranges))
+// candidates returns the tokens of refined leaves among which those are that
+// the rest of the budget can pay for: gain and, of equal ones the first the largest, the token's complement.
+func (u *run) candidates() []uint64 {
+	// No token costs less than its bytes.
+	each := float32(compress.ValueScaleBytes + compress.ValueRowBytes(u.d))
+	clear(u.hist[:])
+	for i := range u.leaves {
+		if x := &u.leaves[i]; len(x.planes) >= 2 {
+			for _, gain := range u.valueGain[x.at:][:x.n] {
+				u.hist.add(gain, each)
+			}
+		}
 	}
-	return bytes
+	least := u.hist.next(u.left)
+	u.keys = u.keys[:0]
+	for i := range u.leaves {
+		if x := &u.leaves[i]; len(x.planes) >= 2 {
+			for t, gain := range u.valueGain[x.at:][:x.n] {
+				if gain >= least {
+					u.keys = append(u.keys, uint64(math.Float32bits(gain))<<32|uint64(^uint32(i*tiers.LeafTokens+t)))
+				}
+			}
+		}
+	}
+	return u.keys
 }
 
 // bySegment divides tokens by segment; in order of index they are in order of place.
 func (u *run) bySegment(tokens []int) [][]int {
 	out := make([][]int, len(u.segs))
 	for _, c := range tokens {
-		seg := u.leaves[u.tokens[c].leaf].seg
+		leaf, _ := leafOf(c)
+		seg := u.leaves[leaf].seg
 		out[seg] = append(out[seg], c)
 	}
 	return out
@@ -74,13 +89,16 @@ func (u *run) bySegment(tokens []int) [][]int {
 func (u *run) valueRanges(seg int, tokens []int) []tiers.Range {
 	out := make([]tiers.Range, 2*len(tokens))
 	for i, c := range tokens {
-		out[i], out[len(tokens)+i] = u.segs[seg].view.ValueRanges(u.place(u.tokens[c]))
+		out[i], out[len(tokens)+i] = u.segs[seg].view.ValueRanges(u.place(c))
 	}
 	return out
 }
 
 // place returns where a token is stored.
-func (u *run) place(t token) int { return u.leaves[t.leaf].place + t.t }
+func (u *run) place(token int) int {
+	leaf, t := leafOf(token)
+	return u.leaves[leaf].place + t
+}
 
 // aheadValues is how many tokens before their use values are fetched into the cache.
 const aheadValues = 16
@@ -102,15 +120,17 @@ func (u *run) fetch(chosen []int) error {
 		n := len(bySeg[seg])
 		for i, c := range bySeg[seg] {
 			kernels.Prefetch(b[n+min(i+aheadValues, n-1)])
-			t := u.tokens[c]
-			x := &u.leaves[t.leaf]
-			x.read[t.t] = true
+			leaf, t := leafOf(c)
+			x := &u.leaves[leaf]
+			x.read |= 1 << t
 			scores := values.add(b[i], b[n+i], low[c])
 			for r := range u.rows {
-				scores.set(r, x.log[r][t.t])
-				u.segs[seg].received += x.share[r][t.t]
+				at := r*u.stride + x.at + t
+				scores.set(r, u.log[at])
+				u.segs[seg].received += u.shares[at]
+				u.shares[at] = 0
 				if u.tr.Token != nil {
-					u.tr.Token(r, u.segs[seg].index, u.place(t), x.log[r][t.t], Read)
+					u.tr.Token(r, u.segs[seg].index, x.place+t, u.log[at], Read)
 				}
 			}
 		}
@@ -140,9 +160,39 @@ func (u *run) drainValues(bySeg [][]int) (low map[int][]byte, err error) {
 func (u *run) drainRanges(seg int, tokens []int) (ranges []tiers.Range, drains []int) {
 	v := u.segs[seg].view
 	for _, c := range tokens {
-		if v.IsDrain(u.leaves[u.tokens[c].leaf].i) {
-			ranges, drains = append(ranges, v.DrainValue(u.place(u.tokens[c]))), append(drains, c)
+		if leaf, _ := leafOf(c); v.IsDrain(u.leaves[leaf].i) {
+			ranges, drains = append(ranges, v.DrainValue(u.place(c))), append(drains, c)
 		}
 	}
 	return ranges, drains
+}
+
+// valueLines are the cache lines of a segment's values that were taken: bit sets.
+type valueLines struct{ scales, codes, drains []uint64 }
+
+func newValueLines(v seal.View) *valueLines {
+	set := func(bytes int) []uint64 { return make([]uint64, bytes/tiers.LineSize/64+1) }
+	n := v.BytesAt4Bits()
+	return &valueLines{set(n), set(n), set(v.DrainValue(v.Info.Body + v.Drains()).Off)}
+}
+
+// take adds the value at place t and returns how many more bytes that takes.
+func (l *valueLines) take(v seal.View, t int) float64 {
+	scale, codes := v.ValueRanges(t)
+	n := touch(l.scales, scale) + touch(l.codes, codes)
+	if v.IsDrain(t / tiers.LeafTokens) {
+		n += touch(l.drains, v.DrainValue(t))
+	}
+	return float64(n * tiers.LineSize)
+}
+
+// touch marks the lines of a range, and returns how many were not marked.
+func touch(lines []uint64, r tiers.Range) (n int) {
+	for l := r.Off / tiers.LineSize; l <= (r.Off+r.Len-1)/tiers.LineSize; l++ {
+		if bit := uint64(1) << (l % 64); lines[l/64]&bit == 0 {
+			lines[l/64] |= bit
+			n++
+		}
+	}
+	return n
 }

@@ -78,63 +78,57 @@ func (u *run) eachSegment(use func(s *segmentRun, pages []page)) {
 const alike = .2
 
 // normalise estimates the normaliser anew, from the tokens that are scanned and
-// the means of all other pages, and the shares of scanned tokens.
-func (u *run) normalise() {
+// the means of all other pages, and the shares of scanned tokens. It returns by
+// how much the normaliser's log changed at most.
+func (u *run) normalise() (change float32) {
 	for r := range u.rows {
+		logs, share := u.ofRow(u.log, r), u.ofRow(u.shares, r)
 		zone := u.q.Partials[r].LSE()
-		top := zone
+		top := kernels.Largest(logs, zone)
 		for _, e := range u.unread { // pages, as long as values are not read
 			top = max(top, e.mass[r])
-		}
-		for i := range u.leaves {
-			top = kernels.Largest(u.leaves[i].log[r], top)
 		}
 		sum := exp(zone - top)
 		for _, e := range u.unread {
 			sum += exp(e.mass[r] - top)
 		}
-		for i := range u.leaves {
-			x := &u.leaves[i]
-			copy(x.share[r], x.log[r])
-			sum += kernels.Weights(x.share[r], top)
-		}
-		u.total[r] = top + log(sum)
+		copy(share, logs)
+		sum += kernels.Weights(share, top)
+		total := top + log(sum)
+		change = max(change, float32(math.Abs(float64(total-u.total[r]))))
+		u.total[r] = total
 		f := 1 / sum
-		for i := range u.leaves {
-			share := u.leaves[i].share[r]
-			for t := range share {
-				share[t] *= f
-			}
+		for t := range share {
+			share[t] *= f
 		}
 	}
+	return change
 }
 
 // weigh computes what reading more of a leaf's tokens is worth.
 func (u *run) weigh(x *leaf) {
 	p, planes := &u.pages[x.page], len(x.planes)
-	x.keyGain, x.valueGain = [compress.NumKeyPlanes]float32{}, [tiers.LeafTokens]float32{}
+	x.keyGain = [compress.NumKeyPlanes]float32{}
 	for at := planes; at == planes || at < x.most; at++ { // if so many planes are read
 		grades := u.grades(x, at)
-		for r, log := range x.log {
-			g := &grades[r]
-			var sum, roots float32
-			for t, l := range log {
-				square := g.squares.at(l - u.total[r] - g.raise)
-				if at == planes {
-					x.valueGain[t] += p.scatter[r] * square
-				}
-				sum += square
-				roots += sqrt(square)
-			}
-			if at < x.most {
-				roots = min(roots, 1) // all shares together
+		for r := range u.curves {
+			u.curves[r] = grades[r].squares
+			u.curves[r].From += u.total[r]
+		}
+		kernels.Curves(u.squares, u.sums, u.log[x.at:], u.stride, u.curves)
+		if at == planes {
+			u.gain[0] = u.valueGain[x.at:][:tiers.LeafTokens]
+			clear(u.gain[0])
+			kernels.Axpys(u.gain[:], p.scatter, u.rows, u.squares, tiers.LeafTokens, tiers.LeafTokens)
+		}
+		if at < x.most {
+			for r, g := range grades {
+				sum, roots := u.sums[2*r], min(u.sums[2*r+1], 1) // all shares together
 				x.keyGain[at] += p.far[r] * (sum*g.own + alike*max(0, roots*roots-sum)*g.common)
 			}
 		}
 	}
 }
-
-func sqrt(x float32) float32 { return float32(math.Sqrt(float64(x))) }
 
 // meanSquare is the mean of the square of a token's share of the softmax, whose
 // log is normal with mean mu and variance noise, but no share is more than 1.
@@ -146,72 +140,65 @@ func meanSquare(mu, noise float64) float64 {
 	return math.Exp(2*mu+2*noise)*math.Erfc((mu+2*noise)/sd)/2 + math.Erfc(-mu/sd)/2
 }
 
-// Of meanSquare a table is used: muSteps for each unit of mu, deviationSteps for
-// each of the standard deviation. Between them it is linear, which is good to 4 %
-// where tokens matter, and to 20 % where they hardly do.
+// Of meanSquare a family of curves is used, deviationSteps for each unit of the
+// standard deviation. Between them it is linear, which is good to 4 % where
+// tokens matter, and to 20 % where they hardly do.
 const (
-	lowMu, highMu, muSteps        = -48, 8, 4
+	lowMu                         = -48
 	mostDeviation, deviationSteps = 12, 8
 )
 
-type squareRow [(highMu-lowMu)*muSteps + 1]float32
-
-var meanSquares = sync.OnceValue(func() (t *[mostDeviation*deviationSteps + 1]squareRow) {
-	t = new([mostDeviation*deviationSteps + 1]squareRow)
+var meanSquares = sync.OnceValue(func() (t *[mostDeviation*deviationSteps + 1]kernels.CurveRow) {
+	t = new([mostDeviation*deviationSteps + 1]kernels.CurveRow)
 	for i := range t {
 		sd := float64(i) / deviationSteps
 		for j := range t[i] {
-			t[i][j] = float32(meanSquare(lowMu+float64(j)/muSteps, sd*sd))
+			t[i][j] = float32(meanSquare(lowMu+float64(j)/kernels.CurveSteps, sd*sd))
 		}
 	}
 	return t
 })
 
-// squares is the table at one variance.
-type squares struct {
-	below, above *squareRow
-	part         float32
-}
-
-func squaresFor(noise float32) squares {
+// squaresFor returns the mean square by mu at one variance.
+func squaresFor(noise float32) kernels.Curve {
 	at := min(float32(math.Sqrt(float64(noise)))*deviationSteps, mostDeviation*deviationSteps-1)
 	t, i := meanSquares(), int(at)
-	return squares{&t[i], &t[i+1], at - float32(i)}
+	return kernels.Curve{Below: &t[i], Above: &t[i+1], Part: at - float32(i), From: lowMu}
 }
 
-func (s *squares) at(mu float32) float32 {
-	at := (mu - lowMu) * muSteps
-	if !(at > 0) {
-		return 0
-	}
-	at = min(at, (highMu-lowMu)*muSteps-1)
-	i := int(at)
-	f := at - float32(i)
-	a := s.below[i] + f*(s.below[i+1]-s.below[i])
-	b := s.above[i] + f*(s.above[i+1]-s.above[i])
-	return a + s.part*(b-a)
-}
-
-// item is something that can be read.
-type item struct{ gain, cost float32 }
-
-// threshold returns the least gain for a byte at which reading all items that
-// are worth as much stays within so many bytes; +Inf if nothing does. Worths are
+// histogram holds by how much worth how many bytes are. Worths, gains for a byte, are
 // told apart by their exponent and 3 bits of their mantissa.
-func threshold(items []item, bytes float64) float32 {
-	const shift = 20
-	var cost [1 << (31 - shift)]float64
-	for _, x := range items {
-		if x.gain > 0 {
-			cost[math.Float32bits(x.gain/x.cost)>>shift] += float64(x.cost)
-		}
+type histogram [1 << (31 - worthShift)]float64
+
+const worthShift = 20
+
+func (h *histogram) add(worth, bytes float32) {
+	if worth > 0 {
+		h[math.Float32bits(worth)>>worthShift] += float64(bytes)
 	}
-	b := len(cost)
-	for ; b > 0 && cost[b-1] <= bytes; b-- {
-		bytes -= cost[b-1]
-	}
-	if b == len(cost) {
+}
+
+// next returns the least worth that is told apart from those that threshold leaves out.
+func (h *histogram) next(bytes float64) float32 {
+	b := h.bin(bytes)
+	return math.Float32frombits(uint32(max(b-1, 0)) << worthShift)
+}
+
+// threshold returns the least worth at which reading all that is worth as much
+// stays within so many bytes; +Inf if nothing does.
+func (h *histogram) threshold(bytes float64) float32 {
+	b := h.bin(bytes)
+	if b == len(h) {
 		return inf
 	}
-	return math.Float32frombits(uint32(b) << shift)
+	return math.Float32frombits(uint32(b) << worthShift)
+}
+
+// bin returns the first bin that stays within so many bytes with all above it.
+func (h *histogram) bin(bytes float64) int {
+	b := len(h)
+	for ; b > 0 && h[b-1] <= bytes; b-- {
+		bytes -= h[b-1]
+	}
+	return b
 }

@@ -4,6 +4,9 @@ import (
 	"math"
 	"math/rand/v2"
 	"testing"
+
+	"kvtier/attention/kernels"
+	"kvtier/tiers"
 )
 
 // The table is the function, and the function is the mean of what it says.
@@ -12,8 +15,7 @@ func TestMeanSquare(t *testing.T) {
 	for range 300 {
 		mu, noise := -20+26*rng.Float64(), 8*rng.Float64()*rng.Float64()
 		want := meanSquare(mu, noise)
-		row := squaresFor(float32(noise))
-		if got := float64(row.at(float32(mu))); math.Abs(got-want) > .2*want+1e-12 {
+		if got := curveAt(squaresFor(float32(noise)), float32(mu)); math.Abs(got-want) > .2*want+1e-12 {
 			t.Errorf("mu %.2f, noise %.2f: %g by the table, %g", mu, noise, got, want)
 		}
 		if mu < -4 || noise > 3 { // few samples would show what rules the mean
@@ -31,20 +33,31 @@ func TestMeanSquare(t *testing.T) {
 	}
 }
 
+func curveAt(c kernels.Curve, x float32) float64 {
+	var dst, at [tiers.LeafTokens]float32
+	var sums [2]float32
+	at[0] = x
+	kernels.Curves(dst[:], sums[:], at[:], tiers.LeafTokens, []kernels.Curve{c})
+	return float64(dst[0])
+}
+
 // What is chosen by the threshold fits, and the next worth would not.
 func TestThreshold(t *testing.T) {
 	rng := rand.New(rand.NewPCG(53, 54))
 	for range 100 {
+		type item struct{ gain, cost float32 }
 		items := make([]item, 1+rng.IntN(500))
+		var offers histogram
 		total := 0.
 		for i := range items {
 			items[i] = item{float32(math.Exp(20*rng.NormFloat64()) * float64(rng.IntN(5))), float32(1 + rng.IntN(400))}
+			offers.add(items[i].gain/items[i].cost, items[i].cost)
 			if items[i].gain > 0 {
 				total += float64(items[i].cost)
 			}
 		}
 		bytes := rng.Float64() * total * 1.2
-		least := threshold(items, bytes)
+		least := offers.threshold(bytes)
 		chosen, next := 0., 0.
 		for _, x := range items {
 			if w := x.gain / x.cost; x.gain > 0 && w >= least {
