@@ -38,8 +38,9 @@ func (u *run) deviate(x *leaf, mass []float32) {
 	}
 	known, mean := u.unpack(x)
 	for r, m := range mass {
-		attention.Axpy(s.deviation[r][:known], -m, mean[:known])
+		u.less[r] = -m
 	}
+	kernels.Axpys(s.deviation, u.less, 1, mean, u.d, known)
 	kernels.Axpys(s.deviation, u.shares[x.at:], u.stride, u.leafKeys, u.d, known)
 	s.codes.lean(mass, x.group, len(x.planes))
 }

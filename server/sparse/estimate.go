@@ -11,29 +11,39 @@ import (
 	"kvtier/tiers"
 )
 
-// unread is a group of tokens that stands in the answer by its mean.
+// unread is a group of tokens of a page that stands in the answer by the mean of
+// its page's values.
 type unread struct {
+	page    *page
+	scanned bool      // its tokens' keys were read
+	drains  bool      // the group of drains, whose values are next to nothing
 	n       int       // tokens
 	mass    []float32 // [rows], log
-	value   []float32 // [d], mean, rotated
-	vspread float32   // mean |v - mean|^2
 	ruled   []float32 // [rows], the share of the squares: 1/n if all weigh the same, 1 if one rules
 	noise   []float32 // [rows], relative variance of the mass
-	page    *page     // if it is one of which nothing but means were read
 }
 
-// estimatePage lets a page stand by its means.
-func (u *run) estimatePage(p *page) {
-	s := u.segs[p.seg]
-	e := newUnread(u.rows, u.d, s.values.Spread(p.i))
-	e.n, e.mass, e.page = p.n, p.mass, p
-	s.values.Row(e.value, p.i)
-	for r := range u.rows {
-		spread := min(s.keys.Spread(p.i)*u.norm2[r], 4)
-		e.ruled[r] = min(1, exp(spread)/float32(p.n))
-		e.noise[r] = min(1, (exp(spread)-1)/float32(p.n))
+// newUnread takes what it holds by row from floats, [3 rows] or more.
+func (u *run) newUnread(floats []float32, x unread) unread {
+	n := u.rows
+	x.mass, x.ruled, x.noise = floats[:n:n], floats[n:2*n:2*n], floats[2*n:3*n:3*n]
+	return x
+}
+
+// estimatePages lets all pages stand by their means.
+func (u *run) estimatePages() {
+	floats := make([]float32, 3*u.rows*len(u.pages))
+	u.unread = make([]unread, len(u.pages))
+	for i := range u.pages {
+		p := &u.pages[i]
+		e := u.newUnread(floats[3*u.rows*i:], unread{page: p, n: p.n})
+		key := u.segs[p.seg].keys.Spread(p.i)
+		for r, mass := range p.mass {
+			raised := exp(min(key*u.norm2[r], 4))
+			e.mass[r], e.ruled[r], e.noise[r] = mass, min(1, raised/float32(p.n)), min(1, (raised-1)/float32(p.n))
+		}
+		u.unread[i] = e
 	}
-	u.unread = append(u.unread, e)
 }
 
 // estimateLeaves lets the tokens whose keys were scanned, but whose values were
@@ -42,14 +52,17 @@ func (u *run) estimatePage(p *page) {
 // did better; taking out of the mean what was read magnifies its rounding, and
 // measured no better.
 func (u *run) estimateLeaves() {
-	u.unread = slices.Grow(u.unread, len(u.pages))
+	// A page makes one group, or three if drains are in the middle of it.
+	most := len(u.pages) - len(u.unread) + 2*len(u.segs)
+	u.unread = slices.Grow(u.unread, most)
+	floats := make([]float32, 3*u.rows*most)
 	for rest := u.leaves; len(rest) > 0; {
 		n := 1
 		for n < len(rest) && u.estimatedWith(&rest[n], &rest[0]) {
 			n++
 		}
-		u.estimateTokens(rest[:n])
-		rest = rest[n:]
+		u.estimateTokens(rest[:n], floats)
+		rest, floats = rest[n:], floats[3*u.rows:]
 	}
 }
 
@@ -59,14 +72,10 @@ func (u *run) estimatedWith(x, y *leaf) bool {
 	return x.page == y.page && v.IsDrain(x.i) == v.IsDrain(y.i)
 }
 
-// estimateTokens lets the unread tokens of leaves of a page stand by a mean.
-func (u *run) estimateTokens(leaves []leaf) {
-	s, at := u.segs[leaves[0].seg], u.pages[leaves[0].page].i
-	e := newUnread(u.rows, u.d, s.values.Spread(at))
-	drain := s.view.IsDrain(leaves[0].i)
-	if !drain { // their values are next to nothing
-		s.values.Row(e.value, at)
-	}
+// estimateTokens lets the unread tokens of leaves of a page stand by a mean. It uses floats as newUnread does.
+func (u *run) estimateTokens(leaves []leaf, floats []float32) {
+	first := &leaves[0]
+	e := u.newUnread(floats, unread{page: &u.pages[first.page], scanned: true, drains: u.segs[first.seg].view.IsDrain(first.i)})
 	for i := range leaves {
 		x := &leaves[i]
 		n := x.n - bits.OnesCount16(x.read)
@@ -76,16 +85,13 @@ func (u *run) estimateTokens(leaves []leaf) {
 		e.n += n
 		grades, mass := u.grades(x, len(x.planes)), u.sums[:u.rows]
 		for r := range mass {
-			var sum, squares float32
-			for _, w := range u.shares[r*u.stride+x.at:][:tiers.LeafTokens] { // 0 of those that were read
-				sum, squares = sum+w, squares+w*w
-			}
+			sum, squares := sums(u.sharesOf(x, r)) // 0 of those that were read
 			mass[r] = sum
 			e.mass[r] += sum
 			e.ruled[r] += squares
 			e.noise[r] += squares * grades[r].scatter
 		}
-		if u.follows && !drain {
+		if u.follows && !e.drains {
 			u.deviate(x, mass)
 		}
 		u.traceScanned(x)
@@ -98,6 +104,23 @@ func (u *run) estimateTokens(leaves []leaf) {
 		e.mass[r], e.ruled[r], e.noise[r] = u.total[r]+log(sum), e.ruled[r]/square, e.noise[r]/square
 	}
 	u.unread = append(u.unread, e)
+}
+
+// sharesOf returns a row's shares of a leaf's tokens.
+func (u *run) sharesOf(x *leaf, r int) *[tiers.LeafTokens]float32 {
+	return (*[tiers.LeafTokens]float32)(u.shares[r*u.stride+x.at:])
+}
+
+// sums adds numbers and their squares up, four at a time: additions take long.
+func sums(x *[tiers.LeafTokens]float32) (sum, squares float32) {
+	var s, q [4]float32
+	for t := 0; t < len(x); t += 4 {
+		for i := range s {
+			s[i] += x[t+i]
+			q[i] += x[t+i] * x[t+i]
+		}
+	}
+	return s[0] + s[1] + s[2] + s[3], q[0] + q[1] + q[2] + q[3]
 }
 
 // traceScanned tells of a leaf's tokens of which only keys were read.
@@ -114,19 +137,13 @@ func (u *run) traceScanned(x *leaf) {
 	}
 }
 
-func newUnread(rows, d int, vspread float32) unread {
-	all := make([]float32, 3*rows+d)
-	byRow := func(i int) []float32 { return all[i*rows : (i+1)*rows : (i+1)*rows] }
-	return unread{mass: byRow(0), ruled: byRow(1), noise: byRow(2), value: all[3*rows:], vspread: vspread}
-}
-
 // finish adds what was estimated, merges everything into the query's partials
 // and estimates the error.
 func (u *run) finish() {
 	for _, e := range u.unread {
 		u.acc.Estimated += int64(e.n)
 		for r := range u.rows {
-			if e.page != nil {
+			if !e.scanned {
 				e.mass[r] += u.bias[r]
 				u.traceEstimate(e, r)
 			}
@@ -135,28 +152,37 @@ func (u *run) finish() {
 	u.addUnread()
 	u.follow()
 	mergeRotated(u.q.Partials, u.rot, u.d)
-	for r := range u.rows {
-		u.acc.Error += u.rowError(&u.q.Partials[r], r) / float32(u.rows)
-	}
-	u.acc.errorRows = float64(u.rows)
+	u.estimateError()
 }
 
-// addUnread adds mean values by their masses, so many at a time.
+// addUnread adds mean values by their masses.
 func (u *run) addUnread() {
-	const block = 64
-	sums := attention.AppendSums(nil, u.rot)
-	scores, values := make([]float32, u.rows*block), make([]float32, block*u.d)
-	for list := u.unread; len(list) > 0; list = list[min(block, len(list)):] {
-		n := min(block, len(list))
-		for i, e := range list[:n] {
-			copy(values[i*u.d:], e.value)
-			for r, mass := range e.mass {
-				scores[r*block+i] = mass
+	n := len(u.unread)
+	weights := make([]float32, u.rows*n)
+	for i, e := range u.unread {
+		for r, mass := range e.mass {
+			weights[r*n+i] = mass
+		}
+	}
+	attention.Weigh(u.rot, weights, n, n)
+	byPage := make([]float32, u.rows*len(u.pages)) // [pages][rows]
+	for i, e := range u.unread {
+		for r := range u.rows {
+			if !e.drains {
+				byPage[e.page.index*u.rows+r] += weights[r*n+i]
 			}
 		}
-		attention.Weigh(u.rot, scores, block, n)
-		kernels.Axpys(sums, scores, block, values[:n*u.d], u.d, u.d)
 	}
+	sums, table := attention.AppendSums(nil, u.rot), make([]float32, u.rows*len(u.pages))
+	u.eachSegment(func(s *segmentRun, pages []page) {
+		n := len(pages)
+		for i, p := range pages {
+			for r := range u.rows {
+				table[r*n+i] = byPage[p.index*u.rows+r]
+			}
+		}
+		s.values.AddTo(sums, table[:u.rows*n])
+	})
 }
 
 // traceEstimate tells of tokens that only means stand for: they share its mass.
@@ -170,37 +196,42 @@ func (u *run) traceEstimate(e unread, r int) {
 	}
 }
 
-// rowError estimates the relative error of one row's output. Each estimated
+// estimateError estimates the relative error of the rows' outputs. Each estimated
 // group errs by the spread of its values around their mean, as far as few of
 // its tokens rule it, and by the error of its mass times its mean's distance
 // from the output, as if groups erred independently. They do not quite, and
 // keys err too: errorScale makes up for it. Audits say how well this holds.
-func (u *run) rowError(merged *attention.Partial, r int) float32 {
-	out := make([]float32, u.d)
-	merged.Output(out)
-	compress.Rotate(out, u.d)
-	var err2 float64
-	for _, e := range u.unread {
-		p := math.Exp(float64(e.mass[r]-merged.Max)) / merged.Sum
-		if p < 1e-6 {
-			continue
-		}
-		var dist2 float64
-		for i, v := range e.value {
-			d := float64(v - out[i])
-			dist2 += d * d
-		}
-		massVar := float64(e.noise[r])
-		if e.page != nil {
-			massVar = max(u.massVar[r], massVar)
-		}
-		err2 += p * p * (float64(e.vspread*e.ruled[r]) + massVar*dist2)
+func (u *run) estimateError() {
+	outs := make([]float32, u.rows*u.d)
+	for r := range u.rows {
+		out := outs[r*u.d : (r+1)*u.d]
+		u.q.Partials[r].Output(out)
+		compress.Rotate(out, u.d)
 	}
-	norm2 := float64(attention.Dot(out, out))
-	if norm2 == 0 {
-		return 0
+	distance2 := u.distances(outs)
+	for r := range u.rows {
+		p, err2 := &u.q.Partials[r], 0.
+		norm2 := attention.Norm2(outs[r*u.d : (r+1)*u.d])
+		for _, e := range u.unread {
+			share := math.Exp(float64(e.mass[r]-p.Max)) / p.Sum
+			if share < 1e-6 {
+				continue
+			}
+			dist2, massVar := norm2, float64(e.noise[r])
+			if !e.drains {
+				dist2 = distance2[e.page.index*u.rows+r]
+			}
+			if !e.scanned {
+				massVar = max(u.massVar[r], massVar)
+			}
+			spread := u.segs[e.page.seg].values.Spread(e.page.i)
+			err2 += share * share * (float64(spread*e.ruled[r]) + massVar*float64(dist2))
+		}
+		if norm2 > 0 {
+			u.acc.Error += float32(min(1, errorScale*math.Sqrt(err2/float64(norm2)))) / float32(u.rows)
+		}
 	}
-	return float32(min(1, errorScale*math.Sqrt(err2/norm2)))
+	u.acc.errorRows = float64(u.rows)
 }
 
 // errorScale brings estimates to the errors measured on real models, which are
@@ -229,9 +260,8 @@ func (u *run) calibrate() {
 	for i := range u.leaves {
 		x := &u.leaves[i]
 		for r := range u.rows {
-			for _, w := range u.shares[r*u.stride+x.at:][:tiers.LeafTokens] {
-				found[x.page*u.rows+r] += w
-			}
+			sum, _ := sums(u.sharesOf(x, r))
+			found[x.page*u.rows+r] += sum
 		}
 	}
 	weak := make([]float32, len(scanned))
@@ -255,6 +285,12 @@ func (u *run) calibrate() {
 		}
 		u.massVar[r] = min(maxMassVar, err2/max(mass2, 1e-9))
 	}
+}
+
+// logSum returns the log of the sum of exp(x), of which nothing is left.
+func logSum(x []float32) float32 {
+	top := kernels.Largest(x, -inf)
+	return top + log(kernels.Weights(x, top))
 }
 
 // logAdd returns log(exp(a) + exp(b)).

@@ -99,9 +99,10 @@ func (c *codes) grade(g int) {
 		c.grades[g][p], all = all[:rows], all[rows:]
 	}
 	for r := range rows {
+		parts := squaresOfBins(c.q[r*d:(r+1)*d], c.steps[g].Step)
 		for p := compress.NumKeyPlanes - 1; p >= 0; p-- {
 			x := &c.grades[g][p][r]
-			coarse, missing := noise(c.q[r*d:(r+1)*d], c.steps[g].Step, c.levels[p])
+			coarse, missing := noise(parts[:], c.levels[p])
 			x.noise, x.missing = coarse+missing, missing
 			x.raise, x.squares = attention.Mass(1, 0, x.noise), squaresFor(x.noise)
 			x.squares.From += x.raise
@@ -114,19 +115,30 @@ func (c *codes) grade(g int) {
 	}
 }
 
-// noise is the variance of what a score of q lacks by the bits that are not
-// known, channels erring independently.
-func noise(q, step []float32, levels []uint8) (coarse, missing float32) {
-	for g, l := range levels {
-		var part float32
-		for j := 16 * g; j < 16*g+16; j++ {
-			x := q[j] * step[j] * 256
-			part += x * x
+// squaresOfBins returns, by group of 16 channels, the square of what a score of q
+// changes by if keys move by their whole range.
+func squaresOfBins(q, step []float32) (parts [compress.MaxHeadDim / 16]float32) {
+	for g := range len(q) / 16 {
+		q, step := (*[16]float32)(q[16*g:]), (*[16]float32)(step[16*g:])
+		var even, odd float32
+		for j := 0; j < 16; j += 2 {
+			x, y := q[j]*step[j]*256, q[j+1]*step[j+1]*256
+			even += x * x
+			odd += y * y
 		}
-		if l == 0 {
-			missing += part * compress.KeyNoise[l]
+		parts[g] = even + odd
+	}
+	return parts
+}
+
+// noise is the variance of what a score lacks by the bits that are not known,
+// channels erring independently.
+func noise(parts []float32, levels []uint8) (coarse, missing float32) {
+	for g, l := range levels {
+		if x := parts[g] * compress.KeyNoise[l]; l == 0 {
+			missing += x
 		} else {
-			coarse += part * compress.KeyNoise[l]
+			coarse += x
 		}
 	}
 	return min(coarse, mostNoise), min(missing, mostNoise)

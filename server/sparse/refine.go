@@ -67,8 +67,7 @@ const aheadLeaves = 8
 // readKeys reads a plane of the chosen leaves, which are in order of place, and
 // scores their tokens anew.
 func (u *run) readKeys(plane int, chosen []int) error {
-	ranges := make([][]tiers.Range, len(u.segs))
-	bySeg := make([][]int, len(u.segs))
+	ranges, bySeg := make([][]tiers.Range, len(u.segs)), make([][]int, len(u.segs))
 	from := tiers.KeyPlanes[plane]
 	if from == tiers.PlaneK8 {
 		from = tiers.PlaneDrains
@@ -80,19 +79,39 @@ func (u *run) readKeys(plane int, chosen []int) error {
 		if from == tiers.PlaneDrains {
 			at = u.segs[x.seg].view.DrainKeys()
 		}
-		ranges[x.seg] = append(ranges[x.seg], at)
-	}
-	if plane == 0 {
-		for _, i := range chosen {
-			u.acc.Scanned += int64(u.leaves[i].n)
+		ranges[x.seg] = appendRange(ranges[x.seg], at)
+		if plane == 0 {
+			u.acc.Scanned += int64(x.n)
 		}
 	}
+	size := compress.KeyPlaneBytes(u.d)[plane]
 	return u.each(from, ranges, func(seg int, b [][]byte) error {
-		for i, at := range bySeg[seg] {
-			kernels.Prefetch(b[min(i+aheadLeaves, len(b)-1)])
-			u.leaves[at].planes = append(u.leaves[at].planes, b[i])
-			u.scoreLeaf(&u.leaves[at])
+		var bytes []byte // that are left of a range
+		for _, at := range bySeg[seg] {
+			if len(bytes) == 0 {
+				bytes, b = b[0], b[1:]
+			}
+			kernels.Prefetch(ahead(bytes, aheadLeaves*size, size))
+			x := &u.leaves[at]
+			x.planes = append(x.planes, bytes[:size:size])
+			bytes = bytes[size:]
+			u.scoreLeaf(x)
 		}
 		return nil
 	})
+}
+
+// appendRange appends a range, to the last one if it begins where that ends.
+func appendRange(ranges []tiers.Range, x tiers.Range) []tiers.Range {
+	if n := len(ranges); n > 0 && ranges[n-1].Off+ranges[n-1].Len == x.Off {
+		ranges[n-1].Len += x.Len
+		return ranges
+	}
+	return append(ranges, x)
+}
+
+// ahead returns up to n bytes from at on, none if there are none.
+func ahead(b []byte, at, n int) []byte {
+	b = b[min(at, len(b)):]
+	return b[:min(n, len(b))]
 }

@@ -40,6 +40,7 @@ type run struct {
 	restOf        restOf
 	mean          []float32 // [d], see unpack
 	meanOf        int       // page
+	less          []float32 // [rows], see deviate
 
 	pages       []page
 	first, most int     // pages that are scanned at first, and at most
@@ -87,7 +88,7 @@ func newRun(ctx context.Context, r Reader, segments []Segment, part []int, q Que
 		norm2: make([]float32, rows), total: make([]float32, rows), rot: attention.NewPartials(rows, d),
 		leafKeys: make([]float32, tiers.LeafTokens*d), curves: make([]kernels.Curve, rows),
 		squares: make([]float32, rows*tiers.LeafTokens), sums: make([]float32, 2*rows),
-		row2: make([]float32, 2*d), rest: make([]float32, rows), mean: make([]float32, d), meanOf: -1}
+		row2: make([]float32, 2*d), rest: make([]float32, rows), mean: make([]float32, d), meanOf: -1, less: make([]float32, rows)}
 	for i := range rows {
 		u.norm2[i] = attention.Dot(u.row(i), u.row(i))
 	}
@@ -187,11 +188,10 @@ func (u *run) each(p tiers.Plane, ranges [][]tiers.Range, use func(seg int, b []
 	return nil
 }
 
-// share ranks a log weight given by row: its share of the softmax, summed over
-// the group's heads.
-func (u *run) share(log func(row int) float32) (sum float32) {
-	for r := range u.rows {
-		sum += exp(log(r) - u.total[r])
+// share is what a log weight [rows] is of the softmax, summed over the group's heads.
+func (u *run) share(log []float32) (sum float32) {
+	for r, x := range log {
+		sum += exp(x - u.total[r])
 	}
 	return sum
 }

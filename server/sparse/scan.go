@@ -2,6 +2,7 @@ package sparse
 
 import (
 	"cmp"
+	"math"
 	"slices"
 
 	"kvtier/attention"
@@ -31,11 +32,14 @@ func (u *run) scorePages() error {
 		}
 	}
 	u.acc.Pages, u.acc.PagesTotal = int64(len(u.pages)), int64(len(u.pages))
+	masses := make([]float32, 0, len(u.pages))
 	for r := range u.rows {
 		u.total[r] = u.q.Partials[r].LSE()
+		masses = masses[:0]
 		for _, p := range u.pages {
-			u.total[r] = logAdd(u.total[r], p.mass[r])
+			masses = append(masses, p.mass[r])
 		}
+		u.total[r] = logAdd(u.total[r], logSum(masses))
 	}
 	u.judge()
 	return nil
@@ -70,9 +74,7 @@ const outlierPlanes = 3
 // strong token, and in pages of outliers. Where what they show makes it worth
 // more than anything else, it goes on with further pages; the others are estimated.
 func (u *run) scan() error {
-	for i := range u.pages {
-		u.estimatePage(&u.pages[i])
-	}
+	u.estimatePages()
 	if err := u.look(attention.Top(u.rankPages(), u.first)); err != nil {
 		return err
 	}
@@ -90,29 +92,43 @@ func (u *run) scan() error {
 // another: presence is overestimated most for heads with large queries. Outliers
 // come first.
 func (u *run) rankPages() []float32 {
-	rank, order, sum := make([]float32, len(u.pages)), make([]int, len(u.pages)), make([]float32, len(u.pages))
-	place := func(presence func(page int) float32) {
-		for i := range order {
-			order[i] = i
+	n := len(u.pages)
+	rank, presence, order := make([]float32, n), make([]float32, n), make([]uint64, n)
+	place := func() {
+		for i, x := range presence {
+			order[i] = uint64(descending(x))<<32 | uint64(i)
 		}
-		slices.SortStableFunc(order, func(i, j int) int { return cmp.Compare(presence(j), presence(i)) })
-		for at, i := range order {
-			rank[i] = max(rank[i], float32(len(order)-at))
+		slices.Sort(order)
+		for at, key := range order {
+			i := uint32(key)
+			rank[i] = max(rank[i], float32(n-at))
 		}
 	}
 	for r := range u.rows {
-		place(func(i int) float32 { return u.pages[i].rank[r] })
+		for i := range u.pages {
+			presence[i] = u.pages[i].rank[r]
+		}
+		place()
 	}
-	for i, p := range u.pages {
-		sum[i] = u.share(func(r int) float32 { return p.rank[r] })
+	for i := range u.pages {
+		presence[i] = u.share(u.pages[i].rank)
 	}
-	place(func(i int) float32 { return sum[i] })
+	place()
 	for i, p := range u.pages {
 		if u.segs[p.seg].view.Outliers(p.i) {
 			rank[i] = inf
 		}
 	}
 	return rank
+}
+
+// descending returns bits that are the smaller, the larger a number is.
+func descending(x float32) uint32 {
+	b := math.Float32bits(x)
+	if b>>31 == 0 {
+		return ^b &^ (1 << 31)
+	}
+	return b
 }
 
 // changed is how little the log of a normaliser may change for worths to be good still.

@@ -42,25 +42,40 @@ func (u *run) judge() {
 		attention.Weigh(outs, table, n, n)
 		s.values.AddTo(sums, table[:u.rows*n])
 	})
-	out, norm2 := make([]float32, u.rows*u.d), make([]float32, u.rows)
+	out := make([]float32, u.rows*u.d)
 	for r := range u.rows {
 		outs[r].Output(out[r*u.d : (r+1)*u.d])
+	}
+	distance2 := u.distances(out)
+	for r := range u.rows {
+		norm2 := max(attention.Norm2(out[r*u.d:(r+1)*u.d]), 1e-30)
+		for i := range u.pages {
+			p := &u.pages[i]
+			p.scatter[r] = u.segs[p.seg].values.Spread(p.i) / norm2
+			p.far[r] = p.scatter[r] + distance2[i*u.rows+r]/norm2
+		}
+	}
+}
+
+// distances returns the squares of the distances of pages' mean values from outputs out [rows][d]: [pages][rows].
+func (u *run) distances(out []float32) []float32 {
+	distance2, norm2 := make([]float32, len(u.pages)*u.rows), make([]float32, u.rows)
+	for r := range u.rows {
 		norm2[r] = attention.Norm2(out[r*u.d : (r+1)*u.d])
 	}
+	table, value := make([]float32, len(distance2)), make([]float32, u.d)
 	u.eachSegment(func(s *segmentRun, pages []page) {
 		n := len(pages)
 		s.values.Scores(table, out, 0, n)
-		for i := range pages {
-			p := &pages[i]
+		for i, p := range pages {
 			s.values.Row(value, p.i)
-			square, spread := attention.Norm2(value), s.values.Spread(p.i)
+			square := attention.Norm2(value)
 			for r := range u.rows {
-				distance2 := max(0, square-2*table[r*n+i]+norm2[r])
-				p.scatter[r] = spread / max(norm2[r], 1e-30)
-				p.far[r] = p.scatter[r] + distance2/max(norm2[r], 1e-30)
+				distance2[p.index*u.rows+r] = max(0, square-2*table[r*n+i]+norm2[r])
 			}
 		}
 	})
+	return distance2
 }
 
 // eachSegment goes through the segments and their pages.
@@ -81,23 +96,19 @@ const alike = .2
 // the means of all other pages, and the shares of scanned tokens. It returns by
 // how much the normaliser's log changed at most.
 func (u *run) normalise() (change float32) {
+	masses := make([]float32, len(u.unread)) // of pages, as long as values are not read
 	for r := range u.rows {
+		for i, e := range u.unread {
+			masses[i] = e.mass[r]
+		}
+		total := logAdd(u.q.Partials[r].LSE(), logSum(masses))
 		logs, share := u.ofRow(u.log, r), u.ofRow(u.shares, r)
-		zone := u.q.Partials[r].LSE()
-		top := kernels.Largest(logs, zone)
-		for _, e := range u.unread { // pages, as long as values are not read
-			top = max(top, e.mass[r])
-		}
-		sum := exp(zone - top)
-		for _, e := range u.unread {
-			sum += exp(e.mass[r] - top)
-		}
 		copy(share, logs)
-		sum += kernels.Weights(share, top)
-		total := top + log(sum)
+		top := kernels.Largest(share, -inf)
+		total = logAdd(total, top+log(kernels.Weights(share, top)))
 		change = max(change, float32(math.Abs(float64(total-u.total[r]))))
 		u.total[r] = total
-		f := 1 / sum
+		f := exp(top - total)
 		for t := range share {
 			share[t] *= f
 		}
