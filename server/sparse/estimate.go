@@ -32,8 +32,8 @@ func (u *run) newUnread(floats []float32, x unread) unread {
 
 // estimatePages lets all pages stand by their means.
 func (u *run) estimatePages() {
-	floats := make([]float32, 3*u.rows*len(u.pages))
-	u.unread = make([]unread, len(u.pages))
+	floats := u.floats(3 * u.rows * len(u.pages))
+	u.unread = sized(u.unread, len(u.pages))
 	for i := range u.pages {
 		p := &u.pages[i]
 		e := u.newUnread(floats[3*u.rows*i:], unread{page: p, n: p.n})
@@ -55,7 +55,7 @@ func (u *run) estimateLeaves() {
 	// A page makes one group, or three if drains are in the middle of it.
 	most := len(u.pages) - len(u.unread) + 2*len(u.segs)
 	u.unread = slices.Grow(u.unread, most)
-	floats := make([]float32, 3*u.rows*most)
+	floats := u.floats(3 * u.rows * most)
 	for rest := u.leaves; len(rest) > 0; {
 		n := 1
 		for n < len(rest) && u.estimatedWith(&rest[n], &rest[0]) {
@@ -111,16 +111,16 @@ func (u *run) sharesOf(x *leaf, r int) *[tiers.LeafTokens]float32 {
 	return (*[tiers.LeafTokens]float32)(u.shares[r*u.stride+x.at:])
 }
 
-// sums adds numbers and their squares up, four at a time: additions take long.
+// sums adds numbers and their squares up, the even and the odd apart: additions take long.
 func sums(x *[tiers.LeafTokens]float32) (sum, squares float32) {
-	var s, q [4]float32
-	for t := 0; t < len(x); t += 4 {
-		for i := range s {
-			s[i] += x[t+i]
-			q[i] += x[t+i] * x[t+i]
-		}
+	var s0, s1, q0, q1 float32
+	for t := 0; t < len(x); t += 2 {
+		s0 += x[t]
+		q0 += x[t] * x[t]
+		s1 += x[t+1]
+		q1 += x[t+1] * x[t+1]
 	}
-	return s[0] + s[1] + s[2] + s[3], q[0] + q[1] + q[2] + q[3]
+	return s0 + s1, q0 + q1
 }
 
 // traceScanned tells of a leaf's tokens of which only keys were read.
@@ -158,14 +158,14 @@ func (u *run) finish() {
 // addUnread adds mean values by their masses.
 func (u *run) addUnread() {
 	n := len(u.unread)
-	weights := make([]float32, u.rows*n)
+	weights := u.floats(u.rows * n)
 	for i, e := range u.unread {
 		for r, mass := range e.mass {
 			weights[r*n+i] = mass
 		}
 	}
 	attention.Weigh(u.rot, weights, n, n)
-	byPage := make([]float32, u.rows*len(u.pages)) // [pages][rows]
+	byPage := u.floats(u.rows * len(u.pages)) // [pages][rows]
 	for i, e := range u.unread {
 		for r := range u.rows {
 			if !e.drains {
@@ -173,7 +173,7 @@ func (u *run) addUnread() {
 			}
 		}
 	}
-	sums, table := attention.AppendSums(nil, u.rot), make([]float32, u.rows*len(u.pages))
+	sums, table := attention.AppendSums(nil, u.rot), u.floats(u.rows*len(u.pages))
 	u.eachSegment(func(s *segmentRun, pages []page) {
 		n := len(pages)
 		for i, p := range pages {
@@ -202,7 +202,7 @@ func (u *run) traceEstimate(e unread, r int) {
 // from the output, as if groups erred independently. They do not quite, and
 // keys err too: errorScale makes up for it. Audits say how well this holds.
 func (u *run) estimateError() {
-	outs := make([]float32, u.rows*u.d)
+	outs := u.floats(u.rows * u.d)
 	for r := range u.rows {
 		out := outs[r*u.d : (r+1)*u.d]
 		u.q.Partials[r].Output(out)
@@ -255,8 +255,8 @@ func (u *run) calibrate() {
 			scanned = append(scanned, i)
 		}
 	}
-	u.bias, u.massVar = make([]float32, u.rows), make([]float64, u.rows)
-	found := make([]float32, len(u.pages)*u.rows) // [pages][rows], mass by the scan, as a share
+	u.bias, u.massVar = u.floats(u.rows), make([]float64, u.rows)
+	found := u.floats(len(u.pages) * u.rows) // [pages][rows], mass by the scan, as a share
 	for i := range u.leaves {
 		x := &u.leaves[i]
 		for r := range u.rows {

@@ -67,14 +67,13 @@ const aheadLeaves = 8
 // readKeys reads a plane of the chosen leaves, which are in order of place, and
 // scores their tokens anew.
 func (u *run) readKeys(plane int, chosen []int) error {
-	ranges, bySeg := make([][]tiers.Range, len(u.segs)), make([][]int, len(u.segs))
+	ranges, bySeg := make([][]tiers.Range, len(u.segs)), u.bySegment(chosen, func(leaf int) int { return leaf })
 	from := tiers.KeyPlanes[plane]
 	if from == tiers.PlaneK8 {
 		from = tiers.PlaneDrains
 	}
 	for _, i := range chosen {
 		x := &u.leaves[i]
-		bySeg[x.seg] = append(bySeg[x.seg], i)
 		at := u.segs[x.seg].view.LeafKeys(plane, x.i)
 		if from == tiers.PlaneDrains {
 			at = u.segs[x.seg].view.DrainKeys()

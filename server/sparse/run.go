@@ -28,7 +28,6 @@ type run struct {
 	rot     []attention.Partial // [rows], in rotated space
 	follows bool                // the map of values is read
 	values  *attention.ValueMap // how values follow keys
-	unread  []unread            // what was estimated, for the error
 
 	leafKeys []float32 // [16][d], those of one leaf
 	// See weigh: [rows] curves, [rows][16] their values, [rows][2] the sums of these, and a leaf's valueGain.

@@ -49,7 +49,7 @@ func (u *run) scorePages() error {
 func (u *run) scoreMeans(seg int) {
 	s := u.segs[seg]
 	pages := s.view.Pages()
-	scores, x := make([]float32, u.rows*pages), make([]float32, 4*u.rows*pages)
+	scores, x := u.floats(u.rows*pages), u.floats(4*u.rows*pages)
 	next := func() (row []float32) {
 		row, x = x[:u.rows], x[u.rows:]
 		return row
@@ -93,7 +93,7 @@ func (u *run) scan() error {
 // come first.
 func (u *run) rankPages() []float32 {
 	n := len(u.pages)
-	rank, presence, order := make([]float32, n), make([]float32, n), make([]uint64, n)
+	rank, presence, order := u.floats(n), u.floats(n), make([]uint64, n)
 	place := func() {
 		for i, x := range presence {
 			order[i] = uint64(descending(x))<<32 | uint64(i)
@@ -180,7 +180,7 @@ func (u *run) promising() []int {
 	if u.most <= u.first {
 		return nil
 	}
-	offers, gain := u.offers(1), make([]float32, len(u.pages))
+	offers, gain := u.offers(1), u.floats(len(u.pages))
 	for _, e := range u.unread {
 		gain[e.page.index] = u.pageGain(e)
 		offers.add(gain[e.page.index]/u.pageBytes, u.pageBytes)

@@ -14,7 +14,7 @@ import (
 // places from the others.
 func TestEveryHeadChoosesPages(t *testing.T) {
 	const pages, rows, best = 64, 3, 37
-	u := &run{rows: rows, total: make([]float32, rows)}
+	u := &run{scratch: new(scratch), rows: rows, total: make([]float32, rows)}
 	u.segs = []*segmentRun{{view: seal.View{D: 64, Info: tiers.HeadInfo{Body: pages * tiers.PageTokens, Outliers: tiers.PageTokens}}}}
 	for i := range pages + 1 {
 		u.pages = append(u.pages, page{index: i, i: i, rank: []float32{float32(8 + i%16), float32(8 - i%16), -20}})

@@ -73,13 +73,15 @@ func (u *run) candidates() []uint64 {
 	return u.keys
 }
 
-// bySegment divides tokens by segment; in order of index they are in order of place.
-func (u *run) bySegment(tokens []int) [][]int {
+// bySegment divides leaves, or their tokens, by segment: in order of index they are in order of place.
+func (u *run) bySegment(list []int, leaf func(int) int) [][]int {
 	out := make([][]int, len(u.segs))
-	for _, c := range tokens {
-		leaf, _ := leafOf(c)
-		seg := u.leaves[leaf].seg
-		out[seg] = append(out[seg], c)
+	for len(list) > 0 {
+		seg, n := u.leaves[leaf(list[0])].seg, 1
+		for n < len(list) && u.leaves[leaf(list[n])].seg == seg {
+			n++
+		}
+		out[seg], list = list[:n], list[n:]
 	}
 	return out
 }
@@ -105,7 +107,7 @@ const aheadValues = 16
 
 // fetch reads the values of the chosen tokens and adds them to the partials.
 func (u *run) fetch(chosen []int) error {
-	bySeg := u.bySegment(chosen)
+	bySeg := u.bySegment(chosen, func(token int) int { return token / tiers.LeafTokens })
 	ranges := make([][]tiers.Range, len(u.segs))
 	for seg, t := range bySeg {
 		ranges[seg] = u.valueRanges(seg, t)

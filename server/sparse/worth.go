@@ -23,7 +23,7 @@ import (
 // much each page's values matter.
 func (u *run) judge() {
 	outs := attention.NewPartials(u.rows, u.d)
-	value := make([]float32, u.d)
+	value := u.floats(u.d)
 	for r := range u.rows {
 		u.q.Partials[r].Output(value)
 		compress.Rotate(value, u.d)
@@ -31,7 +31,7 @@ func (u *run) judge() {
 			outs[r].Add(lse, value)
 		}
 	}
-	table, sums := make([]float32, u.rows*len(u.pages)), attention.AppendSums(nil, outs)
+	table, sums := u.floats(u.rows*len(u.pages)), attention.AppendSums(nil, outs)
 	u.eachSegment(func(s *segmentRun, pages []page) {
 		n := len(pages)
 		for i, p := range pages {
@@ -42,7 +42,7 @@ func (u *run) judge() {
 		attention.Weigh(outs, table, n, n)
 		s.values.AddTo(sums, table[:u.rows*n])
 	})
-	out := make([]float32, u.rows*u.d)
+	out := u.floats(u.rows * u.d)
 	for r := range u.rows {
 		outs[r].Output(out[r*u.d : (r+1)*u.d])
 	}
@@ -59,11 +59,11 @@ func (u *run) judge() {
 
 // distances returns the squares of the distances of pages' mean values from outputs out [rows][d]: [pages][rows].
 func (u *run) distances(out []float32) []float32 {
-	distance2, norm2 := make([]float32, len(u.pages)*u.rows), make([]float32, u.rows)
+	distance2, norm2 := u.floats(len(u.pages)*u.rows), u.floats(u.rows)
 	for r := range u.rows {
 		norm2[r] = attention.Norm2(out[r*u.d : (r+1)*u.d])
 	}
-	table, value := make([]float32, len(distance2)), make([]float32, u.d)
+	table, value := u.floats(len(distance2)), u.floats(u.d)
 	u.eachSegment(func(s *segmentRun, pages []page) {
 		n := len(pages)
 		s.values.Scores(table, out, 0, n)
@@ -96,7 +96,7 @@ const alike = .2
 // the means of all other pages, and the shares of scanned tokens. It returns by
 // how much the normaliser's log changed at most.
 func (u *run) normalise() (change float32) {
-	masses := make([]float32, len(u.unread)) // of pages, as long as values are not read
+	masses := u.floats(len(u.unread)) // of pages, as long as values are not read
 	for r := range u.rows {
 		for i, e := range u.unread {
 			masses[i] = e.mass[r]
