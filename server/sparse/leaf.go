@@ -164,6 +164,7 @@ type leaf struct {
 	// keyGain is what reading more of its keys takes away of the error, as far as is
 	// known, by the number of planes that are read then.
 	keyGain [compress.NumKeyPlanes]float32
+	bounded bool   // of planes behind the next one it is a bound
 	read    uint16 // a bit for each token whose value was read
 }
 

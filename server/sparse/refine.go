@@ -32,26 +32,47 @@ func (u *run) refine(plane int) error {
 }
 
 // offers are the bits of keys and the values that can be read of leaves of which
-// so many planes are read at least: others were not worth the last one. They are good until the next call.
+// so many planes are read at least: others were not worth the last one. Planes
+// behind the next one are left out where they cannot be worth what the rest of
+// the budget buys. Offers are good until the next call.
 func (u *run) offers(planes int) *histogram {
 	clear(u.hist[:])
+	bytes, value := compress.KeyPlaneBytes(u.d), u.valueBytes()
+	perValue := 1 / value
 	var perByte [compress.NumKeyPlanes]float32
-	bytes := compress.KeyPlaneBytes(u.d)
 	for p, n := range bytes {
 		perByte[p] = 1 / float32(n)
 	}
-	value := u.valueBytes()
-	perValue := 1 / value
 	for i := range u.leaves {
 		x := &u.leaves[i]
 		if len(x.planes) < planes {
 			continue
 		}
-		for p := len(x.planes); p < x.most; p++ {
+		if p := len(x.planes); p < x.most {
 			u.hist.add(x.keyGain[p]*perByte[p], float32(bytes[p]))
 		}
 		for _, gain := range u.valueGain[x.at:][:tiers.LeafTokens] {
 			u.hist.add(gain*perValue, value)
+		}
+	}
+	least := u.hist.threshold(u.left) // more offers only raise it
+	for i := range u.leaves {
+		x := &u.leaves[i]
+		if len(x.planes) < planes {
+			continue
+		}
+		var worth float32
+		for p := len(x.planes) + 1; p < x.most; p++ {
+			worth = max(worth, x.keyGain[p]*perByte[p])
+		}
+		if worth < least {
+			continue
+		}
+		if x.bounded {
+			u.weighAhead(x)
+		}
+		for p := len(x.planes) + 1; p < x.most; p++ {
+			u.hist.add(x.keyGain[p]*perByte[p], float32(bytes[p]))
 		}
 	}
 	return &u.hist

@@ -116,29 +116,55 @@ func (u *run) normalise() (change float32) {
 	return change
 }
 
-// weigh computes what reading more of a leaf's tokens is worth.
+// weigh computes what reading more of a leaf's tokens is worth: values and the
+// next plane of keys, and a bound for later ones.
 func (u *run) weigh(x *leaf) {
-	p, planes := &u.pages[x.page], len(x.planes)
-	x.keyGain = [compress.NumKeyPlanes]float32{}
-	for at := planes; at == planes || at < x.most; at++ { // if so many planes are read
-		grades := u.grades(x, at)
-		for r := range u.curves {
-			u.curves[r] = grades[r].squares
-			u.curves[r].From += u.total[r]
-		}
-		kernels.Curves(u.squares, u.sums, u.log[x.at:], u.stride, u.curves)
-		if at == planes {
-			u.gain[0] = u.valueGain[x.at:][:tiers.LeafTokens]
-			clear(u.gain[0])
-			kernels.Axpys(u.gain[:], p.scatter, u.rows, u.squares, tiers.LeafTokens, tiers.LeafTokens)
-		}
-		if at < x.most {
-			for r, g := range grades {
-				sum, roots := u.sums[2*r], min(u.sums[2*r+1], 1) // all shares together
-				x.keyGain[at] += p.far[r] * (sum*g.own + alike*max(0, roots*roots-sum)*g.common)
-			}
+	planes := len(x.planes)
+	u.expectSquares(x, planes)
+	u.gain[0] = u.valueGain[x.at:][:tiers.LeafTokens]
+	clear(u.gain[0])
+	kernels.Axpys(u.gain[:], u.pages[x.page].scatter, u.rows, u.squares, tiers.LeafTokens, tiers.LeafTokens)
+	x.keyGain, x.bounded = [compress.NumKeyPlanes]float32{}, true
+	for at := planes; at < x.most; at++ {
+		x.keyGain[at] = u.planeGain(x, at)
+		if at > planes {
+			x.keyGain[at] *= mostGrowth
 		}
 	}
+}
+
+// weighAhead computes what planes behind the next one are worth.
+func (u *run) weighAhead(x *leaf) {
+	x.bounded = false
+	for at := len(x.planes) + 1; at < x.most; at++ {
+		u.expectSquares(x, at)
+		x.keyGain[at] = u.planeGain(x, at)
+	}
+}
+
+// mostGrowth is more than by which the mean square of a share can grow when
+// more of its key is known: it falls, but for shares near 1.
+const mostGrowth = 4
+
+// expectSquares estimates the squares of the shares of a leaf's tokens as they
+// are if so many planes are known: u.squares, and u.sums.
+func (u *run) expectSquares(x *leaf, planes int) {
+	for r, g := range u.grades(x, planes) {
+		u.curves[r] = g.squares
+		u.curves[r].From += u.total[r]
+	}
+	kernels.Curves(u.squares, u.sums, u.log[x.at:], u.stride, u.curves)
+}
+
+// planeGain is what reading a plane of a leaf's keys takes away, of tokens of
+// which u.sums knows the squares.
+func (u *run) planeGain(x *leaf, plane int) (gain float32) {
+	far := u.pages[x.page].far
+	for r, g := range u.grades(x, plane) {
+		sum, roots := u.sums[2*r], min(u.sums[2*r+1], 1) // all shares together
+		gain += far[r] * (sum*g.own + alike*max(0, roots*roots-sum)*g.common)
+	}
+	return gain
 }
 
 // meanSquare is the mean of the square of a token's share of the softmax, whose
