@@ -109,12 +109,19 @@ func (u *run) normalise() (change float32) {
 		change = max(change, float32(math.Abs(float64(total-u.total[r]))))
 		u.total[r] = total
 		f := exp(top - total)
-		for t := range share {
-			share[t] *= f
+		for t, w := range share {
+			if w *= f; w < leastShare {
+				w = 0
+			}
+			share[t] = w
 		}
 	}
 	return change
 }
+
+// leastShare is the least share of the softmax that counts for something:
+// processors take long over squares that leave float32's normal range.
+const leastShare = 1e-15
 
 // weigh computes what reading more of a leaf's tokens is worth: values and the
 // next plane of keys, and a bound for later ones.
@@ -190,7 +197,9 @@ var meanSquares = sync.OnceValue(func() (t *[mostDeviation*deviationSteps + 1]ke
 	for i := range t {
 		sd := float64(i) / deviationSteps
 		for j := range t[i] {
-			t[i][j] = float32(meanSquare(lowMu+float64(j)/kernels.CurveSteps, sd*sd))
+			if x := meanSquare(lowMu+float64(j)/kernels.CurveSteps, sd*sd); x > leastShare*leastShare {
+				t[i][j] = float32(x)
+			}
 		}
 	}
 	return t
