@@ -1,6 +1,9 @@
 package sparse
 
 import (
+	"math"
+	"slices"
+
 	"kvtier/attention"
 	"kvtier/attention/kernels"
 	"kvtier/compress"
@@ -29,9 +32,15 @@ func (u *run) readMap() error {
 	})
 }
 
+// leastDeviating is the share of the softmax of which it makes no difference how its keys deviate.
+const leastDeviating = .001
+
 // deviate adds up by how much the keys of a leaf's unread tokens deviate from
 // their page's mean. mass [rows] is their share.
 func (u *run) deviate(x *leaf, mass []float32) {
+	if slices.Max(mass) < leastDeviating/float32(len(u.leaves)) {
+		return
+	}
 	s := u.segs[x.seg]
 	if s.deviation == nil {
 		s.deviation = newRows(u.rows, u.d)
@@ -70,13 +79,20 @@ func (c *codes) lean(mass []float32, group, planes int) {
 // order): of a normal deviation e, the mean of e exp(q.e) is cov(e) q times that of exp(q.e).
 func (c *codes) addLean(deviation [][]float32) {
 	d := len(c.order.Channels)
+	var variance [compress.MaxHeadDim]float32
 	for group, byPlanes := range c.leaning {
 		for p, mass := range byPlanes {
+			if mass == nil {
+				continue
+			}
+			for j, s := range c.steps[group].Step {
+				s *= 256
+				variance[j] = min(s*compress.KeyNoise[c.levels[p][j/16]]*s, math.MaxFloat32)
+			}
 			for r, m := range mass {
-				q, dst := c.q[r*d:(r+1)*d], deviation[r]
-				for j, s := range c.steps[group].Step {
-					s *= 256
-					dst[j] += m * q[j] * s * s * compress.KeyNoise[c.levels[p][j/16]]
+				q, dst := c.q[r*d:(r+1)*d], deviation[r][:d]
+				for j := range dst {
+					dst[j] += m * q[j] * variance[j]
 				}
 			}
 		}
@@ -85,15 +101,22 @@ func (c *codes) addLean(deviation [][]float32) {
 
 // follow moves the answer by what the deviations of keys say of values.
 func (u *run) follow() {
-	dk, v := u.row2[:u.d], u.row2[u.d:]
+	dk, v, all := u.row2[:u.d], u.row2[u.d:], newRows(u.rows, u.d)
+	any := false
 	for _, s := range u.segs {
 		if s.deviation != nil {
 			s.codes.addLean(s.deviation)
+			any = true
 		}
 		for r, deviation := range s.deviation {
 			s.codes.order.Restore(dk, deviation)
+			attention.Axpy(all[r], 1, dk)
+		}
+	}
+	for r := range all {
+		if any {
 			clear(v)
-			u.values.Add(v, dk)
+			u.values.Add(v, all[r])
 			u.rot[r].Shift(u.total[r], v)
 		}
 	}
