@@ -5,6 +5,7 @@ import (
 	"math/rand/v2"
 	"testing"
 
+	"kvtier/attention"
 	"kvtier/attention/kernels"
 	"kvtier/tiers"
 )
@@ -39,6 +40,21 @@ func curveAt(c kernels.Curve, x float32) float64 {
 	at[0] = x
 	kernels.Curves(dst[:], sums[:], at[:], tiers.LeafTokens, []kernels.Curve{c})
 	return float64(dst[0])
+}
+
+// Of a token of the same estimated weight, no mean square grows by more when noise falls.
+func TestMostGrowth(t *testing.T) {
+	raise := func(noise float64) float64 { return float64(attention.Mass(1, 0, float32(noise))) }
+	for weight := -30.; weight < 6; weight += .5 {
+		for noise := 0.; noise < 60; noise += .5 {
+			before := meanSquare(weight-raise(noise), noise)
+			for less := 0.; less < noise; less += .5 {
+				if after := meanSquare(weight-raise(less), less); after > mostGrowth*before {
+					t.Fatalf("log weight %v: %g with noise %v, %g with %v", weight, before, noise, after, less)
+				}
+			}
+		}
+	}
 }
 
 // What is chosen by the threshold fits, and the next worth would not.
