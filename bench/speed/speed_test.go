@@ -12,7 +12,7 @@ func TestMeasure(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if want := 2 * (1 + len(kernelsOf(o))*len(kernels.Variants())); len(results) != want {
+	if want := 2 * (1 + len(kernelsOf(o.HeadDim))*len(kernels.Variants())); len(results) != want {
 		t.Errorf("%d results, not %d", len(results), want)
 	}
 	for _, r := range results {
