@@ -1,6 +1,7 @@
-// Package speed measures kernels against a raw read of the same bytes, in one
-// process and in turns, since neighbours on a machine change what memory gives
-// from one minute to the next: only shares of the read that stands beside them mean much.
+// Package speed measures kernels against a raw read of the same bytes and against
+// ggml's, and whole answers by their stages. What is compared takes turns, since
+// neighbours on a machine change what memory gives from one minute to the next:
+// only ratios of what stands beside each other mean much.
 package speed
 
 import (

@@ -15,7 +15,7 @@ const attendHelp = `Answer one position of one layer from RAM, and show where th
 A context is made up as for 'kvbench planted', with nothing planted in it, and sealed; lengths are
 the first tokens of the longest one. One KV head's tokens are made and sealed, and all heads hold
 copies of them, each in memory of its own; each head's group asks queries of its own. No daemon and
-no transport take part. A token of all 8 heads takes some 5 KB here, and 3 KB more with --ggml.
+no transport take part. A token of all 8 heads takes some 7 KB here, and 8 KB more with --ggml.
 
 Ways of one length take turns. 'dense' is our attention over bfloat16 rows; 'everything' reads all
 codes; a share is of the bytes that all sealed tokens take at 4 bits. Stages are summed over the
@@ -59,7 +59,7 @@ func newAttend() *cobra.Command {
 		},
 	}
 	f := cmd.Flags()
-	f.IntSliceVar(&o.Tokens, "tokens", []int{1 << 10, 4 << 10, 16 << 10, 64 << 10, 128 << 10, 256 << 10}, "lengths of the context")
+	f.IntSliceVar(&o.Tokens, "tokens", nil, "lengths of the context (default: 1024 to 262144, doubling)")
 	f.Float64SliceVar(&o.Budgets, "budgets", []float64{.2, .1}, "shares of the bytes at 4 bits, each in (0, 1]")
 	f.IntVar(&o.HeadDim, "head-dim", 128, "head dimension")
 	f.IntVar(&o.KVHeads, "kv-heads", 8, "KV heads")

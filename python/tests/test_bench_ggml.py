@@ -21,6 +21,7 @@ def library() -> Library:
         pytest.skip(str(error))
 
 
+@pytest.mark.oracle
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("layout", ggml.LAYOUTS)
 @pytest.mark.parametrize(("kind", "tolerance"), [("f16", 0.005), ("q8_0", 0.015), ("q4_0", 0.015)])
@@ -39,6 +40,7 @@ def test_equals_numpy(library: Library, kind: str, tolerance: float, layout: str
         op.close()
 
 
+@pytest.mark.oracle
 @pytest.mark.parametrize("kind", ggml.TYPES)
 def test_layouts_hold_the_same(library: Library, kind: str) -> None:
     shape = Shape(100, 64, 2, 4)
@@ -48,6 +50,7 @@ def test_layouts_hold_the_same(library: Library, kind: str) -> None:
     np.testing.assert_allclose(one.output, other.output, rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.oracle
 def test_answers_lines(library: Library, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     asked = {"type": "q8_0", "layout": "token", "threads": 2}
     monkeypatch.setattr("sys.stdin", io.StringIO(f"{json.dumps(asked)}\n{json.dumps(asked | {'threads': 1})}\n"))
@@ -57,6 +60,7 @@ def test_answers_lines(library: Library, monkeypatch: pytest.MonkeyPatch, capsys
     assert first["seconds"] > 0 and second["seconds"] > 0 and first["error"] == second["error"] < 0.02
 
 
+@pytest.mark.oracle
 def test_wrong_output_is_not_timed(library: Library, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(FlashAttention, "error", lambda self: 0.5)
     with pytest.raises(GgmlError, match="not timed"):

@@ -45,7 +45,8 @@ LAYOUTS = ("head", "token")
 
 _MISSING = (
     "llama-cpp-python, whose ggml is measured, is not installed: run "
-    "'CMAKE_ARGS=-DGGML_NATIVE=OFF .venv/bin/python -m pip install llama-cpp-python' (compiled, in minutes), "
+    "'CMAKE_ARGS=-DGGML_NATIVE=OFF .venv/bin/python -m pip install llama-cpp-python' or 'make oracle' (compiled, in "
+    "minutes), "
     "or name a folder with libggml-cpu by KVTIER_GGML"
 )
 # The largest error of an output that counts as right, relative; that of wrong ones is about 1. ggml
