@@ -87,7 +87,7 @@ type PeerTime struct {
 
 // Time has it answer one query position: kind is f16, q8_0 or q4_0, layout
 // "head" ([head][token][dim]) or "token" (llama.cpp's cache: [token][head][dim]).
-// The first time it also makes the K/V, and checks what is computed.
+// The first time it also makes the K/V and what to compare outputs with.
 func (p *Peer) Time(kind, layout string, threads int) (t PeerTime, err error) {
 	if err := json.NewEncoder(p.in).Encode(map[string]any{"type": kind, "layout": layout, "threads": threads}); err != nil {
 		return t, p.failed(err)

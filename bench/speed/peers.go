@@ -47,7 +47,7 @@ type PeerRow struct {
 	Ms      Spread  // milliseconds
 	Equal   Spread  // of ggml: its time over that of our kernel of equal width, in the same repeat
 	Planes  Spread  // its time over that of our 4-bit planes, likewise
-	Error   float64 // of ggml's output, relative
+	Error   float64 // of ggml's output, relative; the last one's
 }
 
 // equals names our kernel that reads as many bits as each of ggml's types.

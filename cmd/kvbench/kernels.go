@@ -26,7 +26,7 @@ the group are answered. Medians of all repeats, and in brackets their spread.
 With --peers: dense attention of one position over a layer's K/V, the fastest variant of ours in
 turns with ggml's flash attention on the processor, in f16, q8_0 and q4_0, contiguous and as
 llama.cpp's cache lies. ggml is the one inside llama-cpp-python, or in the folder that KVTIER_GGML names;
-its output is checked before it is timed. What it was built for is printed: unless it is compiled
+each of its outputs is checked. What it was built for is printed: unless it is compiled
 for this processor (CMAKE_ARGS=-DGGML_AVX512=ON, say), it is slower than it could be.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {

@@ -29,14 +29,14 @@ def test_equals_numpy(library: Library, kind: str, tolerance: float, layout: str
     for head_dim in (64, 128):
         op = FlashAttention(library, Shape(500, head_dim, 2, 6), kind, layout)
         assert op.run(threads) > 0
-        assert op.error() < tolerance
+        assert op.error(op.expected()) < tolerance
         # Everything takes part: another value of the last token of the last head changes its rows only.
         before = op.output
         op.v[1, -1] = library.quantise(np.full((1, head_dim), 50, np.float32), ggml.TYPES[kind])[0]
         op.run(threads)
         changed = np.abs(op.output - before).max(axis=1) > 0
         assert not changed[:3].any() and changed[3:].all()
-        assert op.error() < tolerance
+        assert op.error(op.expected()) < tolerance
         op.close()
 
 
@@ -57,13 +57,13 @@ def test_answers_lines(library: Library, monkeypatch: pytest.MonkeyPatch, capsys
     assert ggml.main(["--tokens", "64", "--kv-heads", "2", "--query-heads", "4"]) == 0
     about, first, second = map(json.loads, capsys.readouterr().out.splitlines())
     assert about["version"] == library.version and set(about["features"]) <= set(ggml._FEATURES)
-    assert first["seconds"] > 0 and second["seconds"] > 0 and first["error"] == second["error"] < 0.02
+    assert first["seconds"] > 0 and second["seconds"] > 0 and max(first["error"], second["error"]) < 0.02
 
 
 @pytest.mark.oracle
-def test_wrong_output_is_not_timed(library: Library, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(FlashAttention, "error", lambda self: 0.5)
-    with pytest.raises(GgmlError, match="not timed"):
+def test_wrong_output_has_no_time(library: Library, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(FlashAttention, "error", lambda self, expected: 0.5)
+    with pytest.raises(GgmlError, match="off by 0.5"):
         ggml._Operators(library, Shape(64, 64, 2, 4)).answer("f16", "head", 1)
 
 
