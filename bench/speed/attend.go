@@ -58,8 +58,8 @@ type AttendRow struct {
 	Tokens, Sealed int
 	What           string
 	Ms             Spread  // milliseconds of an answer of all heads
-	Dense          Spread  // its time over that of dense attention of ours, in the same repeat; 0: not measured
-	Stages         *Stages // of sparse answers
+	Dense          Spread  // its time over that of dense attention of ours, in the same repeat
+	Stages         *Stages // of ours, but for dense attention
 	Read           float64 // share of the 4-bit bytes that was moved, mean
 	Error          float64 // relative, against dense attention, mean over heads and repeats; of ggml's, against numpy
 }
@@ -89,8 +89,8 @@ func (o *AttendOptions) ways() []way {
 	return out
 }
 
-// peerWays are ggml's types and layouts that are measured beside.
-var peerWays = [][2]string{{"f16", "head"}, {"q8_0", "head"}, {"q8_0", "token"}}
+// besideAttend are ggml's that are measured beside.
+var besideAttend = []PeerWay{{"f16", "head"}, {"q8_0", "head"}, {"q8_0", "token"}}
 
 // MeasureAttend seals the longest context and answers from its first tokens,
 // from RAM; the ways of one length take turns.
@@ -146,7 +146,7 @@ func (o *AttendOptions) length(ctx context.Context, l *layer, tokens int, rep *A
 		peer, rep.Ggml = p, &p.About
 	}
 	ways := o.ways()
-	ours, theirs := make([][]*layerAnswer, len(ways)), make([][]PeerTime, len(peerWays))
+	ours, theirs := make([][]*layerAnswer, len(ways)), make([][]PeerTime, len(besideAttend))
 	for repeat := range o.Repeats {
 		queries := l.queries(tokens, repeat)
 		for i, w := range ways {
@@ -156,11 +156,11 @@ func (o *AttendOptions) length(ctx context.Context, l *layer, tokens int, rep *A
 			}
 			ours[i] = append(ours[i], a)
 		}
-		for i, w := range peerWays {
-			if peer == nil {
-				break
-			}
-			t, err := peer.Time(w[0], w[1], o.Threads)
+		if peer == nil {
+			continue
+		}
+		for i, w := range besideAttend {
+			t, err := peer.Time(w, o.Threads)
 			if err != nil {
 				return nil, err
 			}

@@ -154,19 +154,13 @@ func (l *layer) report(tokens int, ways []way, ours [][]*layerAnswer, theirs [][
 	for i, w := range ways {
 		r := row(w.what, func(repeat int) float64 { return ours[i][repeat].ms })
 		if w.budget != nil {
-			r.Stages = stagesOf(ours[i])
-			r.Error = errorOf(ours[i], ours[0])
-		}
-		if w.budget != nil && full > 0 {
-			for _, a := range ours[i] {
-				r.Read += float64(a.moved()) / full / float64(len(ours[i]))
-			}
+			r.Stages, r.Error, r.Read = stagesOf(ours[i]), errorOf(ours[i], ours[0]), readOf(ours[i], full)
 		}
 		out = append(out, r)
 	}
-	for i, w := range peerWays {
+	for i, w := range besideAttend {
 		if len(theirs[i]) > 0 {
-			r := row("ggml "+w[0]+", "+w[1], func(repeat int) float64 { return 1e3 * theirs[i][repeat].Seconds })
+			r := row("ggml "+w.Type+", "+w.Layout, func(repeat int) float64 { return 1e3 * theirs[i][repeat].Seconds })
 			r.Error = theirs[i][0].Error
 			out = append(out, r)
 		}
@@ -174,11 +168,18 @@ func (l *layer) report(tokens int, ways []way, ours [][]*layerAnswer, theirs [][
 	return out
 }
 
-func (a *layerAnswer) moved() (n int64) {
-	for i := range a.heads {
-		n += a.heads[i].moved
+// readOf is the mean share of the sealed bytes that was moved.
+func readOf(answers []*layerAnswer, full float64) float64 {
+	if full == 0 {
+		return 0
 	}
-	return n
+	var moved int64
+	for _, a := range answers {
+		for h := range a.heads {
+			moved += a.heads[h].moved
+		}
+	}
+	return float64(moved) / full / float64(len(answers))
 }
 
 // stagesOf takes medians of each stage's sum over the heads.

@@ -85,11 +85,14 @@ type PeerTime struct {
 	Error   float64 `json:"error"` // relative, of its output against attention over the same K/V in numpy
 }
 
-// Time has it answer one query position: kind is f16, q8_0 or q4_0, layout
-// "head" ([head][token][dim]) or "token" (llama.cpp's cache: [token][head][dim]).
-// The first time it also makes the K/V and what to compare outputs with.
-func (p *Peer) Time(kind, layout string, threads int) (t PeerTime, err error) {
-	if err := json.NewEncoder(p.in).Encode(map[string]any{"type": kind, "layout": layout, "threads": threads}); err != nil {
+// Time has it answer one query position. The first time it also makes the K/V
+// and what to compare outputs with.
+func (p *Peer) Time(w PeerWay, threads int) (t PeerTime, err error) {
+	asked := struct {
+		PeerWay
+		Threads int `json:"threads"`
+	}{w, threads}
+	if err := json.NewEncoder(p.in).Encode(asked); err != nil {
 		return t, p.failed(err)
 	}
 	if err := p.out.Decode(&t); err != nil {

@@ -42,7 +42,7 @@ type PeerReport struct {
 // PeerRow is one way of attending, on so many threads.
 type PeerRow struct {
 	What    string // a kernel of ours, or ggml's type
-	Layout  string // of ggml: "head" or "token", see Peer.Time
+	Layout  string // of ggml, see PeerWay
 	Threads int
 	Ms      Spread  // milliseconds
 	Equal   Spread  // of ggml: its time over that of our kernel of equal width, in the same repeat
@@ -53,8 +53,15 @@ type PeerRow struct {
 // equals names our kernel that reads as many bits as each of ggml's types.
 var equals = map[string]string{"f16": "attention, bfloat16", "q8_0": "attention, 8-bit planes", "q4_0": planes4}
 
-// peerKinds are ggml's types in the order of reports.
-var peerKinds = []string{"f16", "q8_0", "q4_0"}
+// PeerWay is a type of ggml's K/V, f16, q8_0 or q4_0, and how they lie: "head"
+// is [head][token][dim], "token" [token][head][dim], as in llama.cpp's cache.
+type PeerWay struct {
+	Type   string `json:"type"`
+	Layout string `json:"layout"`
+}
+
+// peerWays are all that are compared with kernels.
+var peerWays = []PeerWay{{"f16", "head"}, {"f16", "token"}, {"q8_0", "head"}, {"q8_0", "token"}, {"q4_0", "head"}, {"q4_0", "token"}}
 
 // MeasurePeers times our kernels of dense attention and ggml's operator in turns.
 func MeasurePeers(ctx context.Context, o PeerOptions) (*PeerReport, error) {
@@ -84,52 +91,50 @@ func MeasurePeers(ctx context.Context, o PeerOptions) (*PeerReport, error) {
 	return rep, nil
 }
 
-// peerSeries collects what becomes a row.
-type peerSeries struct {
-	PeerRow
-	ms, equal, planes []float64
+// turn is one repeat, in milliseconds.
+type turn struct {
+	ours   map[string]float64 // by kernel
+	theirs map[PeerWay]PeerTime
 }
 
-// inTurns measures everything on so many threads, ours first.
+func (t *turn) theirMs(w PeerWay) float64 { return 1e3 * t.theirs[w].Seconds }
+
+// inTurns measures everything on so many threads; ours comes first.
 func (o *PeerOptions) inTurns(ctx context.Context, p *Peer, buf []byte, pages, threads int) ([]PeerRow, error) {
-	kernelOptions := Options{Rows: o.QueryHeads / o.KVHeads, HeadDim: o.HeadDim}
-	var all []*peerSeries
+	var turns []turn
 	for repeat := range o.Repeats {
-		at := 0
-		next := func(what, layout string) *peerSeries {
-			if repeat == 0 {
-				all = append(all, &peerSeries{PeerRow: PeerRow{What: what, Layout: layout, Threads: threads}})
-			}
-			at++
-			return all[at-1]
-		}
-		ours := map[string]float64{}
+		t := turn{ours: map[string]float64{}, theirs: map[PeerWay]PeerTime{}}
 		for _, k := range attentionKernels(o.HeadDim) {
-			part := buf[:pages*k.unit]
-			ms := float64(len(part)) / rate(k, part, threads, fastest(), kernelOptions) / 1e6
-			s := next(k.name, "")
-			s.ms, ours[k.name] = append(s.ms, ms), ms
+			n := pages * k.unit
+			gbs := rate(k, buf[:n], threads, fastest(), Options{Rows: o.QueryHeads / o.KVHeads, HeadDim: o.HeadDim})
+			t.ours[k.name] = float64(n) / gbs / 1e6
 		}
-		for _, kind := range peerKinds {
-			for _, layout := range []string{"head", "token"} {
-				t, err := p.Time(kind, layout, threads)
-				if err := errors.Join(err, ctx.Err()); err != nil {
-					return nil, err
-				}
-				s, ms := next(kind, layout), 1e3*t.Seconds
-				s.Error, s.ms = t.Error, append(s.ms, ms)
-				s.equal, s.planes = append(s.equal, ms/ours[equals[kind]]), append(s.planes, ms/ours[planes4])
+		for _, w := range peerWays {
+			took, err := p.Time(w, threads)
+			if err := errors.Join(err, ctx.Err()); err != nil {
+				return nil, err
 			}
+			t.theirs[w] = took
 		}
+		turns = append(turns, t)
 		o.Say("threads: %d, repeat %d of %d", threads, repeat+1, o.Repeats)
 	}
-	out := make([]PeerRow, len(all))
-	for i, s := range all {
-		s.Ms = spread(s.ms)
-		if s.Layout != "" {
-			s.Equal, s.Planes = spread(s.equal), spread(s.planes)
-		}
-		out[i] = s.PeerRow
+	return o.rows(turns, threads), nil
+}
+
+func (o *PeerOptions) rows(turns []turn, threads int) (out []PeerRow) {
+	of := func(ms func(t *turn) float64) Spread {
+		return spreadOf(len(turns), func(i int) float64 { return ms(&turns[i]) })
 	}
-	return out, nil
+	for _, k := range attentionKernels(o.HeadDim) {
+		out = append(out, PeerRow{What: k.name, Threads: threads, Ms: of(func(t *turn) float64 { return t.ours[k.name] })})
+	}
+	for _, w := range peerWays {
+		out = append(out, PeerRow{What: w.Type, Layout: w.Layout, Threads: threads,
+			Ms:     of(func(t *turn) float64 { return t.theirMs(w) }),
+			Equal:  of(func(t *turn) float64 { return t.theirMs(w) / t.ours[equals[w.Type]] }),
+			Planes: of(func(t *turn) float64 { return t.theirMs(w) / t.ours[planes4] }),
+			Error:  turns[len(turns)-1].theirs[w].Error})
+	}
+	return out
 }

@@ -293,6 +293,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except GgmlError as error:
         print(f"kvbench: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:  # it reaches whoever asks, too
+        return 130
     return 0
 
 
