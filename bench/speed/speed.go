@@ -6,6 +6,7 @@ package speed
 
 import (
 	"fmt"
+	"math"
 	"math/rand/v2"
 	"slices"
 	"sync"
@@ -140,16 +141,18 @@ func spread(x []float64) Spread {
 	return Spread{Median: x[len(x)/2], Least: x[0], Most: x[len(x)-1]}
 }
 
-// memory returns so many bytes of floats in (-1, 1).
+// memory returns so many bytes that are numbers in (-1, 1), whether they are
+// read as float32 or as bfloat16, of which a float32 is two.
 func memory(n int) ([]byte, error) {
 	buf, err := mmap(n)
 	if err != nil {
 		return nil, err
 	}
 	rng := rand.New(rand.NewPCG(1, 2))
+	number := func() uint32 { return math.Float32bits(2*rng.Float32()-1) >> 16 }
 	x := floats(buf)
 	for i := range x {
-		x[i] = 2*rng.Float32() - 1
+		x[i] = math.Float32frombits(number()<<16 | number())
 	}
 	return buf, nil
 }

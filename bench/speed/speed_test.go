@@ -24,3 +24,17 @@ func TestMeasure(t *testing.T) {
 		t.Error("a head dimension of 100")
 	}
 }
+
+func TestMemoryIsNumbers(t *testing.T) {
+	buf, err := memory(1 << 16)
+	if err != nil {
+		t.Fatal(err)
+	}
+	wide := make([]float32, len(buf)/2)
+	kernels.WidenBF16(wide, buf)
+	for _, x := range append(wide, floats(buf)...) {
+		if !(x >= -1 && x <= 1) {
+			t.Fatalf("it holds %v", x)
+		}
+	}
+}
