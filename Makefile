@@ -61,7 +61,7 @@ test-python: build ## run the Python tests only
 # Not for the machine's own processor: the oracle need not be fast, and built for one with AMX tiles
 # llama.cpp crashed in a virtual machine.
 .PHONY: oracle
-oracle: build venv ## compare the Python worker with llama-cpp-python (compiled on first use: minutes)
+oracle: build venv ## compare with llama-cpp-python and its ggml (compiled on first use: minutes)
 	@$(VENV)/bin/python -c 'import llama_cpp' 2>/dev/null || CMAKE_ARGS=-DGGML_NATIVE=OFF $(VENV)/bin/python -m pip install --quiet 'llama-cpp-python>=0.3.8'
 	$(VENV)/bin/python -m pytest -q -m oracle python/tests
 
