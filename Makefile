@@ -31,7 +31,7 @@ GENERATED := proto python/kvtier/v1 attention/kernels
 .PHONY: help
 help: ## list the targets
 	@echo "kvtier $(VERSION)"
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-15s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  %-15s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 .PHONY: build
 build: ## build bin/kvtierd, bin/kvtier and bin/kvbench
@@ -61,13 +61,22 @@ test-python: build ## run the Python tests only
 # Not for the machine's own processor: the oracle need not be fast, and built for one with AMX tiles
 # llama.cpp crashed in a virtual machine.
 .PHONY: oracle
-oracle: build venv ## compare the Python worker with llama-cpp-python (compiled on first use: minutes)
+oracle: build venv ## compare with llama-cpp-python and its ggml (compiled on first use: minutes)
 	@$(VENV)/bin/python -c 'import llama_cpp' 2>/dev/null || CMAKE_ARGS=-DGGML_NATIVE=OFF $(VENV)/bin/python -m pip install --quiet 'llama-cpp-python>=0.3.8'
 	$(VENV)/bin/python -m pytest -q -m oracle python/tests
 
 .PHONY: race
 race: ## run the Go tests under the race detector (RACEFLAGS= for the long ones)
 	CGO_ENABLED=1 $(GO) test -race $(RACEFLAGS) -timeout 15m $(PKGS)
+
+# Other processors than amd64 have the plain Go loops.
+QEMU       := $(shell command -v qemu-aarch64 || command -v qemu-aarch64-static)
+ARM64_PKGS := ./attention/... ./compress/...
+.PHONY: arm64
+arm64: ## build for arm64, and run the tests of its arithmetic under emulation (needs qemu-user)
+	GOARCH=arm64 $(GO) vet $(PKGS)
+	@test -n "$(QEMU)" || { echo "qemu-aarch64 is needed: install the package qemu-user" >&2; exit 2; }
+	GOARCH=arm64 $(GO) test -short -timeout 15m -exec $(QEMU) $(ARM64_PKGS)
 
 .PHONY: lint
 lint: ## gofmt, go vet, staticcheck, errorlint, buf lint

@@ -152,6 +152,9 @@ func (s *sequence) checkQuery(in *query) (q []float32, n int, err error) {
 		return nil, 0, invalid(ReasonShape, "q has %d elements, not a positive multiple of query_heads x head_dim = %d", len(q), row)
 	}
 	n = len(q) / row
+	if err := checkMagnitude("q, scaled,", q, sp.scale); err != nil {
+		return nil, 0, err
+	}
 	if in.start > 1<<40 {
 		return nil, 0, invalid(ReasonArgument, "start %d is out of range", in.start)
 	}

@@ -321,6 +321,7 @@ func TestBadInput(t *testing.T) {
 	}{
 		"NaN in k":         {s.append(t.Context(), &appendRequest{start: 10, k: with(nan), v: row}), codes.InvalidArgument, ReasonValue},
 		"infinity in v":    {s.append(t.Context(), &appendRequest{start: 10, k: row, v: with(inf)}), codes.InvalidArgument, ReasonValue},
+		"overflowing k":    {s.append(t.Context(), &appendRequest{start: 10, k: with(-0x1p57), v: row}), codes.InvalidArgument, ReasonValue},
 		"half a row":       {s.append(t.Context(), &appendRequest{start: 10, k: row[:64], v: row[:64]}), codes.InvalidArgument, ReasonShape},
 		"k without v":      {s.append(t.Context(), &appendRequest{start: 10, k: row}), codes.InvalidArgument, ReasonShape},
 		"no such layer":    {s.append(t.Context(), &appendRequest{layer: 2, start: 10, k: row, v: row}), codes.InvalidArgument, ReasonShape},
@@ -336,6 +337,7 @@ func TestBadInput(t *testing.T) {
 		"no query":         {attendErr(s, &query{start: 9}), codes.InvalidArgument, ReasonShape},
 		"partial":          {attendErr(s, &query{start: 9, q: q, partial: &workerPartial{out: q}}), codes.InvalidArgument, ReasonShape},
 		"NaN query":        {attendErr(s, &query{start: 9, q: floatBytes(append([]float32{nan}, m.q[0][1:128]...))}), codes.InvalidArgument, ReasonValue},
+		"huge query":       {attendErr(s, &query{start: 9, q: floatBytes(append([]float32{0x1p100}, m.q[0][1:128]...)), append: &appendRequest{k: row, v: row}}), codes.InvalidArgument, ReasonValue},
 		"truncate past":    {s.truncate(t.Context(), 11), codes.OutOfRange, ReasonPastEnd},
 		"read past":        {readErr(s, 5, 6), codes.OutOfRange, ReasonPastEnd},
 		"read overflowing": {readErr(s, math.MaxUint64, 2), codes.OutOfRange, ReasonPastEnd},

@@ -89,7 +89,11 @@ func convertRows(what string, b []byte, from, to compress.ElementType, lossy boo
 	return out, nil
 }
 
-// toFloats decodes a tensor and checks that it is finite.
+// maxMagnitude bounds queries, keys and values, so that no score and no sum of
+// values leaves float32: dense attention over larger ones would give NaN, too.
+const maxMagnitude = 0x1p56
+
+// toFloats decodes a tensor and checks that it is finite, and not beyond maxMagnitude.
 func toFloats(what string, b []byte, t compress.ElementType) ([]float32, error) {
 	if t.Size() == 0 {
 		return nil, invalid(ReasonArgument, "dtype %d of %s is unknown", t, what)
@@ -102,7 +106,17 @@ func toFloats(what string, b []byte, t compress.ElementType) ([]float32, error) 
 	if !compress.Finite(f) {
 		return nil, invalid(ReasonValue, "%s holds NaN or infinity: the worker's computation went wrong before", what)
 	}
-	return f, nil
+	return f, checkMagnitude(what, f, 1)
+}
+
+// checkMagnitude checks x times a factor, 0 or more.
+func checkMagnitude(what string, x []float32, factor float32) error {
+	for _, v := range x {
+		if y := v * factor; y > maxMagnitude || y < -maxMagnitude {
+			return invalid(ReasonValue, "%s holds %g: attention in float32 takes magnitudes up to %g", what, y, float64(maxMagnitude))
+		}
+	}
+	return nil
 }
 
 // putRow writes row i of one head's rows to the place of token at, in the

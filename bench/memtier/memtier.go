@@ -54,6 +54,21 @@ func (t *Tier) Add(h *tiers.Header, parts [tiers.NumParts][]byte) error {
 	return nil
 }
 
+// Clone returns a tier of the same segments, of which place copies each part to
+// wherever the caller wants it.
+func (t *Tier) Clone(place func(part []byte) []byte) *Tier {
+	out := New()
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	for id, parts := range t.mu.segments {
+		for p := range parts {
+			parts[p] = place(parts[p])
+		}
+		out.mu.segments[id] = parts
+	}
+	return out
+}
+
 // Piece returns a piece's bytes without counting them: for what a measurement
 // itself wants to know, as the order of tokens. nil if there is no such piece.
 func (t *Tier) Piece(h *tiers.Header, head int, p tiers.Plane) []byte {

@@ -141,3 +141,27 @@ func TestRefuses(t *testing.T) {
 		t.Errorf("%d pins live after failures", live)
 	}
 }
+
+func TestClone(t *testing.T) {
+	h, parts := segment(rand.New(rand.NewPCG(3, 4)))
+	tier := memtier.New()
+	if err := tier.Add(h, parts); err != nil {
+		t.Fatal(err)
+	}
+	var placed int64
+	clone := tier.Clone(func(part []byte) []byte {
+		placed += int64(len(part))
+		return bytes.Clone(part)
+	})
+	var want int64
+	for p := range tiers.NumParts {
+		want += h.Bytes(p)
+	}
+	if placed != want {
+		t.Errorf("%d bytes were placed, not %d", placed, want)
+	}
+	before, after := tier.Piece(h, 1, tiers.PlanePages), clone.Piece(h, 1, tiers.PlanePages)
+	if !bytes.Equal(before, after) || &before[0] == &after[0] {
+		t.Error("no copy")
+	}
+}

@@ -36,17 +36,26 @@ const recentTokens = 256
 
 // check says what is wrong with the options.
 func (o *Options) check() error {
-	switch d := o.Shape.HeadDim; {
-	case d < 64 || d > compress.MaxHeadDim || d%16 != 0:
-		return fmt.Errorf("head dimension %d: it must be a multiple of 16 from 64 to %d", d, compress.MaxHeadDim)
-	case o.Shape.Group < 1 || o.Shape.Group > maxGroup:
-		return fmt.Errorf("%d query heads a KV head: 1 to %d are possible", o.Shape.Group, maxGroup)
+	if err := o.Shape.check(); err != nil {
+		return err
+	}
+	switch {
 	case o.Tokens < 2*tiers.SegmentTokens:
 		return fmt.Errorf("%d tokens: at least %d are needed for a sealed segment and room to plant", o.Tokens, 2*tiers.SegmentTokens)
 	case o.Samples < 1 || o.Samples*50 > o.Tokens/4:
 		return fmt.Errorf("%d samples do not fit %d tokens: take 1 to %d", o.Samples, o.Tokens, o.Tokens/200)
 	case !(o.WeightLow > 0 && o.WeightLow <= o.WeightHigh && o.WeightHigh <= .9):
 		return fmt.Errorf("weights %g to %g: they must lie in (0, .9], in this order", o.WeightLow, o.WeightHigh)
+	}
+	return nil
+}
+
+func (s Shape) check() error {
+	switch d := s.HeadDim; {
+	case d < 64 || d > compress.MaxHeadDim || d%16 != 0:
+		return fmt.Errorf("head dimension %d: it must be a multiple of 16 from 64 to %d", d, compress.MaxHeadDim)
+	case s.Group < 1 || s.Group > maxGroup:
+		return fmt.Errorf("%d query heads a KV head: 1 to %d are possible", s.Group, maxGroup)
 	}
 	return nil
 }
@@ -70,21 +79,35 @@ func New(o Options) (*Haystack, error) {
 	if err := o.check(); err != nil {
 		return nil, err
 	}
-	d := o.Shape.HeadDim
-	h := &Haystack{opt: o, w: newWorld(d, o.Seed), k: make([]float32, o.Tokens*d), v: make([]float32, o.Tokens*d),
-		end: (o.Tokens - recentTokens) / tiers.SegmentTokens * tiers.SegmentTokens}
+	h := newHaystack(o)
 	h.plan = newPlan(h)
+	h.fill()
+	return h, nil
+}
+
+// newHaystack returns one that has no plan and no tokens yet.
+func newHaystack(o Options) *Haystack {
+	n := o.Tokens * o.Shape.HeadDim
+	return &Haystack{opt: o, w: newWorld(o.Shape.HeadDim, o.Seed), k: make([]float32, n), v: make([]float32, n), end: sealedOf(o.Tokens)}
+}
+
+// sealedOf returns how many of so many tokens are sealed, the first ones' rows among them.
+func sealedOf(tokens int) int {
+	return max(0, tokens-recentTokens) / tiers.SegmentTokens * tiers.SegmentTokens
+}
+
+// fill makes all tokens.
+func (h *Haystack) fill() {
 	var g errgroup.Group
 	g.SetLimit(workers)
-	for lo := 0; lo < o.Tokens; lo += tiers.SegmentTokens {
-		g.Go(func() error { h.write(lo, min(lo+tiers.SegmentTokens, o.Tokens)); return nil })
+	for lo := 0; lo < h.opt.Tokens; lo += tiers.SegmentTokens {
+		g.Go(func() error { h.write(lo, min(lo+tiers.SegmentTokens, h.opt.Tokens)); return nil })
 	}
 	_ = g.Wait() // it cannot fail
 	h.kb = round(h.k)
 	h.sharp = h.sharpen()
 	h.plan.values(h)
 	h.vb = round(h.v)
-	return h, nil
 }
 
 // workers is how many cores a run uses.

@@ -21,17 +21,18 @@ type kernel struct {
 
 // scratch is what a thread needs beside the memory.
 type scratch struct {
-	d, rows  int
-	q        []float32 // [rows][d]
-	scores   []float32 // [rows][block]
-	unpacked []float32 // [16][d]
-	ps       []attention.Partial
-	sums     [][]float32
-	scale    []float32 // [block][2]
-	high     [block][]byte
-	query    kernels.KeyQuery
-	layouts  [3]kernels.Layout // by lines of a group
-	planes   [1][]byte
+	d, rows   int
+	q         []float32 // [rows][d]
+	scores    []float32 // [rows][block]
+	unpacked  []float32 // [16][d]
+	wide      []float32 // [2][block][d]
+	ps        []attention.Partial
+	sums      [][]float32
+	scale     []float32 // [block][2]
+	high, low [block][]byte
+	query     kernels.KeyQuery
+	layouts   [5]kernels.Layout // by lines of a group
+	planes    [1][]byte
 }
 
 func newScratch(o Options) *scratch {
@@ -44,7 +45,8 @@ func newScratch(o Options) *scratch {
 		return x
 	}
 	s := &scratch{d: o.HeadDim, rows: o.Rows, q: random(o.Rows * o.HeadDim), scores: random(o.Rows * block),
-		unpacked: make([]float32, kernels.LineTokens*o.HeadDim), ps: attention.NewPartials(o.Rows, o.HeadDim), scale: random(2 * block)}
+		unpacked: make([]float32, kernels.LineTokens*o.HeadDim), wide: make([]float32, 2*block*o.HeadDim),
+		ps: attention.NewPartials(o.Rows, o.HeadDim), scale: random(2 * block)}
 	s.sums = attention.AppendSums(nil, s.ps)
 	s.query = kernels.KeyQuery{Words: make([]int16, o.Rows*o.HeadDim), Scale: make([]float32, 2*o.Rows)}
 	for i := range s.query.Words {
@@ -65,16 +67,26 @@ func newScratch(o Options) *scratch {
 }
 
 // kernelsOf lists what is measured.
-func kernelsOf(o Options) []kernel {
-	d := o.HeadDim
+func kernelsOf(d int) []kernel {
+	return append(attentionKernels(d),
+		kernel{"values, 4 bits", block * d / 2, block, values},
+		kernel{"keys, 4 bits", block * d / 2, block, func(b, next []byte, s *scratch) { s.keys(b, next, 2, score) }},
+		kernel{"keys, 2 bits", block * d / 4, block, func(b, next []byte, s *scratch) { s.keys(b, next, 1, score) }},
+		kernel{"keys, 4 bits, unpacked", block * d / 2, block, func(b, next []byte, s *scratch) { s.keys(b, next, 2, unpack) }},
+		kernel{"page means, int8", block * d, block, means},
+	)
+}
+
+// planes4 is what the service reads of everything.
+const planes4 = "attention, 4-bit planes"
+
+// attentionKernels lists those that attend to all of a page.
+func attentionKernels(d int) []kernel {
 	return []kernel{
 		{"attention, float32", 2 * block * 4 * d, block, dense},
-		{"attention, 4-bit planes", block * d, block, coded},
-		{"values, 4 bits", block * d / 2, block, values},
-		{"keys, 4 bits", block * d / 2, block, func(b, next []byte, s *scratch) { s.keys(b, next, 2, score) }},
-		{"keys, 2 bits", block * d / 4, block, func(b, next []byte, s *scratch) { s.keys(b, next, 1, score) }},
-		{"keys, 4 bits, unpacked", block * d / 2, block, func(b, next []byte, s *scratch) { s.keys(b, next, 2, unpack) }},
-		{"page means, int8", block * d, block, means},
+		{"attention, bfloat16", 2 * block * 2 * d, block, bfloat},
+		{"attention, 8-bit planes", 2 * block * d, block, func(b, next []byte, s *scratch) { s.coded(b, next, 4) }},
+		{planes4, block * d, block, func(b, next []byte, s *scratch) { s.coded(b, next, 2) }},
 	}
 }
 
@@ -84,20 +96,38 @@ func dense(b, _ []byte, s *scratch) {
 	attention.Attend(s.ps, s.q, k, v, s.d, 0, nil)
 }
 
-// coded is attention over a page's keys, 4 leaves of lines, and 4-bit values behind them.
-func coded(b, next []byte, s *scratch) {
+// bfloat is dense of bfloat16, which is widened to floats page by page.
+func bfloat(b, _ []byte, s *scratch) {
+	n := block * s.d
+	kernels.WidenBF16(s.wide, b)
+	attention.Attend(s.ps, s.q, s.wide[:n], s.wide[n:], s.d, 0, nil)
+}
+
+// coded is attention over a page's keys, 4 leaves of so many lines a group,
+// and values of as many bits behind them.
+func (s *scratch) coded(b, next []byte, levels int) {
 	half := len(next) / 2
-	s.keys(b[:len(b)/2], next[:half], 2, score)
+	s.keys(b[:len(b)/2], next[:half], levels, score)
 	attention.Weigh(s.ps, s.scores, block, block)
 	values(b[len(b)/2:], next[half:], s)
 }
 
+// values is the weighted sum of a page's values: high codes, then low codes if there are any.
 func values(b, next []byte, s *scratch) {
 	kernels.Prefetch(next)
+	row := s.d / 2
+	high, low := b[:block*row], b[block*row:]
 	for t := range s.high {
-		s.high[t] = b[t*s.d/2:][:s.d/2]
+		s.high[t] = high[t*row:][:row]
 	}
-	kernels.AddValues(s.sums, s.scores, block, s.scale, s.high[:], nil, s.d)
+	if len(low) == 0 {
+		kernels.AddValues(s.sums, s.scores, block, s.scale, s.high[:], nil, s.d)
+		return
+	}
+	for t := range s.low {
+		s.low[t] = low[t*row:][:row]
+	}
+	kernels.AddValues(s.sums, s.scores, block, s.scale, s.high[:], s.low[:], s.d)
 }
 
 func means(b, _ []byte, s *scratch) { kernels.DotsInt8(s.scores, block, s.q, b, s.d) }

@@ -1,10 +1,12 @@
-// Package speed measures kernels against a raw read of the same bytes, in one
-// process and in turns, since neighbours on a machine change what memory gives
-// from one minute to the next: only shares of the read that stands beside them mean much.
+// Package speed measures kernels against a raw read of the same bytes and against
+// ggml's, and whole answers by their stages. What is compared takes turns, since
+// neighbours on a machine change what memory gives from one minute to the next:
+// only ratios of what stands beside each other mean much.
 package speed
 
 import (
 	"fmt"
+	"math"
 	"math/rand/v2"
 	"slices"
 	"sync"
@@ -72,13 +74,12 @@ func Measure(o Options) ([]Result, error) {
 
 // measure returns the raw read first.
 func measure(o Options, buf []byte, threads int) []Result {
-	list := kernelsOf(o)
-	fastest := kernels.Variants()[len(kernels.Variants())-1]
+	list := kernelsOf(o.HeadDim)
 	type series struct {
 		Result
 		gbs, share []float64
 	}
-	raw := &series{Result: Result{Kernel: "raw read", Variant: fastest.String(), Threads: threads}}
+	raw := &series{Result: Result{Kernel: "raw read", Variant: fastest().String(), Threads: threads}}
 	all := []*series{raw}
 	for _, k := range list {
 		for _, v := range kernels.Variants() {
@@ -87,7 +88,7 @@ func measure(o Options, buf []byte, threads int) []Result {
 	}
 	for range o.Repeats {
 		sweep := kernel{unit: 4096, run: func(b, _ []byte, _ *scratch) { kernels.Sweep(b) }}
-		limit := rate(sweep, buf, threads, fastest, o)
+		limit := rate(sweep, buf, threads, fastest(), o)
 		raw.gbs, raw.share = append(raw.gbs, limit), append(raw.share, 1)
 		at := 1
 		for _, k := range list {
@@ -111,6 +112,8 @@ func measure(o Options, buf []byte, threads int) []Result {
 	}
 	return out
 }
+
+func fastest() kernels.Variant { return kernels.Variants()[len(kernels.Variants())-1] }
 
 // rate returns how many 10^9 bytes a second a kernel goes through.
 func rate(k kernel, buf []byte, threads int, v kernels.Variant, o Options) float64 {
@@ -138,17 +141,28 @@ func spread(x []float64) Spread {
 	return Spread{Median: x[len(x)/2], Least: x[0], Most: x[len(x)-1]}
 }
 
-// memory returns so many bytes of floats in (-1, 1), in huge pages where the system gives them.
+// memory returns so many bytes that are numbers in (-1, 1), whether they are
+// read as float32 or as bfloat16, of which a float32 is two.
 func memory(n int) ([]byte, error) {
+	buf, err := mmap(n)
+	if err != nil {
+		return nil, err
+	}
+	rng := rand.New(rand.NewPCG(1, 2))
+	number := func() uint32 { return math.Float32bits(2*rng.Float32()-1) >> 16 }
+	x := floats(buf)
+	for i := range x {
+		x[i] = math.Float32frombits(number()<<16 | number())
+	}
+	return buf, nil
+}
+
+// mmap returns so many bytes in huge pages, where the system gives them.
+func mmap(n int) ([]byte, error) {
 	buf, err := unix.Mmap(-1, 0, n, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_ANON|unix.MAP_PRIVATE)
 	if err != nil {
 		return nil, fmt.Errorf("memory for the benchmark: %w", err)
 	}
 	_ = unix.Madvise(buf, unix.MADV_HUGEPAGE) // without them it is slower
-	rng := rand.New(rand.NewPCG(1, 2))
-	x := floats(buf)
-	for i := range x {
-		x[i] = 2*rng.Float32() - 1
-	}
 	return buf, nil
 }

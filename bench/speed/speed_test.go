@@ -12,7 +12,7 @@ func TestMeasure(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if want := 2 * (1 + len(kernelsOf(o))*len(kernels.Variants())); len(results) != want {
+	if want := 2 * (1 + len(kernelsOf(o.HeadDim))*len(kernels.Variants())); len(results) != want {
 		t.Errorf("%d results, not %d", len(results), want)
 	}
 	for _, r := range results {
@@ -22,5 +22,19 @@ func TestMeasure(t *testing.T) {
 	}
 	if _, err := Measure(Options{HeadDim: 100}); err == nil {
 		t.Error("a head dimension of 100")
+	}
+}
+
+func TestMemoryIsNumbers(t *testing.T) {
+	buf, err := memory(1 << 16)
+	if err != nil {
+		t.Fatal(err)
+	}
+	wide := make([]float32, len(buf)/2)
+	kernels.WidenBF16(wide, buf)
+	for _, x := range append(wide, floats(buf)...) {
+		if !(x >= -1 && x <= 1) {
+			t.Fatalf("it holds %v", x)
+		}
 	}
 }

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"encoding/json"
 	"fmt"
 	"io"
 	"text/tabwriter"
@@ -13,26 +12,35 @@ import (
 
 func newKernels() *cobra.Command {
 	var o speed.Options
+	var peer speed.PeerOptions
 	var mib int
-	var asJSON bool
+	var peers, asJSON bool
 	cmd := &cobra.Command{
 		Use:   "kernels",
 		Short: "How near the inner loops come to a raw read of the same bytes",
 		Long: `Run the inner loops of attention, in each variant that the processor has, over memory that is
 larger than its caches, on 1 and on 2 threads, in turns with a raw read of the same bytes. Only
 shares of the raw read can be compared between machines. A token is one token of one KV head; all query rows of
-the group are answered. Medians of all repeats, and in brackets their spread.`,
+the group are answered. Medians of all repeats, and in brackets their spread.
+
+With --peers: dense attention of one position over a layer's K/V, the fastest variant of ours in
+turns with ggml's flash attention on the processor, in f16, q8_0 and q4_0, contiguous and as
+llama.cpp's cache lies. ggml is the one inside llama-cpp-python, or in the folder that KVTIER_GGML names;
+each of its outputs is checked. What it was built for is printed: unless it is compiled
+for this processor (CMAKE_ARGS=-DGGML_AVX512=ON, say), it is slower than it could be.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if peers {
+				peer.HeadDim, peer.QueryHeads, peer.Repeats = o.HeadDim, o.Rows*peer.KVHeads, o.Repeats
+				return runPeers(cmd, peer, asJSON)
+			}
 			o.Bytes = mib << 20
 			results, err := speed.Measure(o)
 			if err != nil {
 				return err
 			}
 			if asJSON {
-				enc := json.NewEncoder(cmd.OutOrStdout())
-				enc.SetIndent("", "  ")
-				return enc.Encode(results)
+				return printJSON(cmd.OutOrStdout(), results)
 			}
 			return printKernels(cmd.OutOrStdout(), results)
 		},
@@ -41,6 +49,9 @@ the group are answered. Medians of all repeats, and in brackets their spread.`,
 	cmd.Flags().IntVar(&o.Rows, "rows", 4, "query rows that share a KV head")
 	cmd.Flags().IntVar(&o.HeadDim, "head-dim", 128, "head dimension")
 	cmd.Flags().IntVar(&o.Repeats, "repeats", 7, "repeats")
+	cmd.Flags().BoolVar(&peers, "peers", false, "compare with ggml instead, which takes llama-cpp-python")
+	cmd.Flags().IntVar(&peer.Tokens, "tokens", 65536, "with --peers: tokens")
+	cmd.Flags().IntVar(&peer.KVHeads, "kv-heads", 8, "with --peers: KV heads")
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
 	return cmd
 }

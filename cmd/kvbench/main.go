@@ -15,7 +15,7 @@ import (
 
 const rootHelp = `kvbench measures what kvtier's answers cost and how good they are.
 
-Verbs that need a language model run the Python package of this repository: they look for
+Verbs that need a language model, or ggml to compare with, run the Python package of this repository: they look for
 .venv/bin/python (made by 'make venv') beside the working directory, or take KVTIER_PYTHON.`
 
 func newRoot() *cobra.Command {
@@ -26,7 +26,7 @@ func newRoot() *cobra.Command {
 		SilenceUsage:  true,
 		SilenceErrors: true,
 	}
-	root.AddCommand(newQuality(), newStorage(), newKernels())
+	root.AddCommand(newQuality(), newStorage(), newKernels(), newAttend())
 	root.AddCommand(plantedVerb())
 	root.AddCommand(pythonVerbs()...)
 	return root

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"encoding/json"
 	"fmt"
 	"io"
 	"strconv"
@@ -65,7 +64,7 @@ func (f *plantedFlags) run(cmd *cobra.Command) error {
 	if err != nil {
 		return err
 	}
-	say := func(format string, args ...any) { fmt.Fprintf(cmd.ErrOrStderr(), "planted: "+format+"\n", args...) }
+	say := sayer(cmd, "planted")
 	reports := []*planted.Report{}
 	for _, tokens := range f.tokens {
 		for _, shape := range shapes {
@@ -83,9 +82,7 @@ func (f *plantedFlags) run(cmd *cobra.Command) error {
 	if !f.json {
 		return nil
 	}
-	enc := json.NewEncoder(cmd.OutOrStdout())
-	enc.SetIndent("", "  ")
-	return enc.Encode(reports)
+	return printJSON(cmd.OutOrStdout(), reports)
 }
 
 // parseShapes reads shapes such as 128x4.

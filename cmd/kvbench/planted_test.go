@@ -1,29 +1,16 @@
 package main
 
 import (
-	"bytes"
 	"encoding/json"
-	"io"
 	"strings"
 	"testing"
 
 	"kvtier/bench/planted"
 )
 
-func runPlanted(t *testing.T, args ...string) (string, error) {
-	t.Helper()
-	var out bytes.Buffer
-	root := newRoot()
-	root.SetOut(&out)
-	root.SetErr(io.Discard)
-	root.SetArgs(append([]string{"planted"}, args...))
-	err := root.Execute()
-	return out.String(), err
-}
-
 func TestPlanted(t *testing.T) {
-	small := []string{"--tokens", "4096", "--shapes", "64x2", "--samples", "1", "--budgets", ".3", "--comparators=false"}
-	text, err := runPlanted(t, append(small, "--json")...)
+	small := []string{"planted", "--tokens", "4096", "--shapes", "64x2", "--samples", "1", "--budgets", ".3", "--comparators=false"}
+	text, err := runRoot(t, append(small, "--json")...)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -34,7 +21,7 @@ func TestPlanted(t *testing.T) {
 	if len(reports) != 1 || len(reports[0].Rows) != 2*len(planted.Tasks) {
 		t.Errorf("%d reports; want one with a row for each task and method", len(reports))
 	}
-	text, err = runPlanted(t, small...)
+	text, err = runRoot(t, small...)
 	if err != nil || !strings.Contains(text, "synthetic") || !strings.Contains(text, "multivalue") {
 		t.Errorf("%v\n%s", err, text)
 	}
@@ -42,7 +29,7 @@ func TestPlanted(t *testing.T) {
 
 func TestPlantedRefuses(t *testing.T) {
 	for _, args := range [][]string{{"--shapes", "64"}, {"--weight", ".3"}, {"--tokens", "10"}, {"--budgets", "0"}, {"more"}} {
-		if text, err := runPlanted(t, args...); err == nil {
+		if text, err := runRoot(t, append([]string{"planted"}, args...)...); err == nil {
 			t.Errorf("%v was taken: %s", args, text)
 		}
 	}

@@ -1,1 +1,1 @@
-"""Measurements on real models: ``kvbench model``, ``kvbench ruler``, ``kvbench needle``."""
+"""Measurements on real models: ``kvbench model``, ``kvbench ruler``, ``kvbench needle``; ggml as a peer."""
