@@ -103,16 +103,17 @@ func toFloats(what string, b []byte, t compress.ElementType) ([]float32, error) 
 	}
 	f := make([]float32, len(b)/t.Size())
 	compress.ToFloat32(f, b, t)
-	if !compress.Finite(f) {
-		return nil, invalid(ReasonValue, "%s holds NaN or infinity: the worker's computation went wrong before", what)
-	}
 	return f, checkMagnitude(what, f, 1)
 }
 
 // checkMagnitude checks x times a factor, 0 or more.
 func checkMagnitude(what string, x []float32, factor float32) error {
 	for _, v := range x {
-		if y := v * factor; y > maxMagnitude || y < -maxMagnitude {
+		switch y := v * factor; {
+		case y >= -maxMagnitude && y <= maxMagnitude:
+		case !finite(v):
+			return invalid(ReasonValue, "%s holds NaN or infinity: the worker's computation went wrong before", what)
+		default:
 			return invalid(ReasonValue, "%s holds %g: attention in float32 takes magnitudes up to %g", what, y, float64(maxMagnitude))
 		}
 	}
