@@ -100,27 +100,29 @@ func (c *Codes) Prefetch(p int) {
 func (c *Codes) Values(p, lo int) (hi int, scales, high, low []byte) {
 	first, n, row := p*tiers.PageTokens, c.PageTokens(p), compress.ValueRowBytes(c.D)
 	hi = first + n
-	if b := c.planes[tiers.PlaneV8]; b != nil {
-		low = b[lo*row : hi*row]
-	} else if b := c.planes[tiers.PlaneDrains]; b != nil && c.IsDrain(lo/tiers.LeafTokens) {
+	if c.planes[tiers.PlaneV8] == nil && c.IsDrain(lo/tiers.LeafTokens) {
 		hi = c.Info.Body + c.Drains()
-		from, to := c.DrainValue(lo), c.DrainValue(hi-1)
-		low = b[from.Off : to.Off+to.Len]
 	}
 	page := c.planes[tiers.PlaneV4][first*(compress.ValueScaleBytes+row):]
 	return hi, page[(lo-first)*compress.ValueScaleBytes : (hi-first)*compress.ValueScaleBytes],
-		page[n*compress.ValueScaleBytes+(lo-first)*row : n*compress.ValueScaleBytes+(hi-first)*row], low
+		page[n*compress.ValueScaleBytes+(lo-first)*row : n*compress.ValueScaleBytes+(hi-first)*row], c.low(lo, hi)
 }
 
 // Value returns the scale and the codes of the value at place t; low is nil if it is not there.
 func (c *Codes) Value(t int) (scale, high, low []byte) {
-	v4, row := c.planes[tiers.PlaneV4], compress.ValueRowBytes(c.D)
+	v4 := c.planes[tiers.PlaneV4]
 	s, h := c.ValueRanges(t)
-	if b := c.planes[tiers.PlaneV8]; b != nil {
-		low = b[t*row : (t+1)*row]
-	} else if b := c.planes[tiers.PlaneDrains]; b != nil && c.IsDrain(t/tiers.LeafTokens) {
-		r := c.DrainValue(t)
-		low = b[r.Off : r.Off+r.Len]
+	return v4[s.Off : s.Off+s.Len], v4[h.Off : h.Off+h.Len], c.low(t, t+1)
+}
+
+// low returns the low codes of the values of places [lo, hi), which are all drains
+// or none; nil if they are not there.
+func (c *Codes) low(lo, hi int) []byte {
+	if b, row := c.planes[tiers.PlaneV8], compress.ValueRowBytes(c.D); b != nil {
+		return b[lo*row : hi*row]
+	} else if b := c.planes[tiers.PlaneDrains]; b != nil && c.IsDrain(lo/tiers.LeafTokens) {
+		from, to := c.DrainValue(lo), c.DrainValue(hi-1)
+		return b[from.Off : to.Off+to.Len]
 	}
-	return v4[s.Off : s.Off+s.Len], v4[h.Off : h.Off+h.Len], low
+	return nil
 }
