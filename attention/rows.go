@@ -53,7 +53,7 @@ func Weigh(ps []Partial, scores []float32, stride, n int) {
 		if hi := kernels.Largest(row, p.Max); hi > p.Max {
 			p.rescale(hi)
 		}
-		p.Sum += float64(kernels.Weights(row, p.Max))
+		p.Sum += float64(kernels.Weights(row, row, p.Max))
 	}
 }
 

@@ -1,10 +1,6 @@
 package compress
 
-import (
-	"math"
-
-	"kvtier/attention/kernels"
-)
+import "kvtier/attention/kernels"
 
 // KeyLayout is where the lines of a leaf's first planes lie, by group of
 // channels. It is made once for a head's KeyOrder and a number of planes.
@@ -57,74 +53,13 @@ func (l *KeyLayout) Score(dst []float32, stride int, q kernels.KeyQuery, planes 
 }
 
 // Fold prepares query rows q [rows][d], channels in stored order, for Score:
-// the bins of keys with steps s are multiplied into them. The products of
-// queries and steps are rounded to 16 bits, which the offset makes up for where
-// codes are in the middle of their range: a score then errs by about .00002 of
-// what the channel that matters most can change it by.
-func (l *KeyLayout) Fold(q []float32, s KeySteps) kernels.KeyQuery {
-	rows, known := len(q)/l.d, l.Known()
-	out := kernels.KeyQuery{Words: make([]int16, rows*known), Scale: make([]float32, 2*rows)}
-	var products [MaxHeadDim]float64
-	for r := range rows {
-		var offset, most float64
-		for g, level := range l.Levels() {
-			at := g * groupDims
-			o, m := foldGroup((*[groupDims]float64)(products[at:]), q[r*l.d+at:], s.Lo[at:], s.Step[at:], &binPlaces[level])
-			offset += o
-			most = max(most, m)
-		}
-		unit := float32(most / math.MaxInt16)
-		if unit > leastUnit && finite(unit) { // else there is nothing to tell keys apart by, or no number
-			for g, level := range l.Levels() {
-				words := (*[groupDims]int16)(out.Words[(g*rows+r)*groupDims:])
-				offset += roundWords(words, (*[groupDims]float64)(products[g*groupDims:]), float64(unit)) * binPlaces[level].middle
-			}
-		}
-		out.Scale[2*r], out.Scale[2*r+1] = unit, float32(offset)
-	}
-	return out
+// the bins of keys with steps s are multiplied into them (kernels.Layout.Fold). dst has
+// room for Known words and 2 numbers of scale a row.
+func (l *KeyLayout) Fold(dst kernels.KeyQuery, q []float32, s KeySteps) {
+	l.lines.Fold(dst, q, l.d, s.Lo, s.Step)
 }
 
-// leastUnit bounds units where float32 is precise.
-const leastUnit = 0x1p-100
-
-// foldGroup writes the products of a query and the bins of a group of channels,
-// and returns what the query makes of the bins' places and the largest product.
-func foldGroup(products *[groupDims]float64, q, lo, step []float32, bins *binPlace) (offset, most float64) {
-	q, lo, step = q[:groupDims], lo[:groupDims], step[:groupDims]
-	for j := range products {
-		x, w := float64(q[j]), float64(step[j])
-		p := x * w * bins.scale
-		products[j] = p
-		offset += x * (float64(lo[j]) + w*bins.offset)
-		if p = math.Abs(p); p > most { // what is no number shows in the offset
-			most = p
-		}
-	}
-	return offset, most
+// NewQuery returns room for rows to be folded into.
+func (l *KeyLayout) NewQuery(rows int) kernels.KeyQuery {
+	return kernels.KeyQuery{Words: make([]int16, rows*l.Known()), Scale: make([]float32, 2*rows)}
 }
-
-// roundWords writes a group's words, x in units, and returns the sum of what rounding took.
-func roundWords(words *[groupDims]int16, x *[groupDims]float64, unit float64) (rest float64) {
-	inverse := 1 / unit
-	for c, x := range x {
-		word := math.RoundToEven(x * inverse)
-		words[kernels.Place(c)&(groupDims-1)] = int16(word)
-		rest += x - unit*word
-	}
-	return rest
-}
-
-// binPlace is an entry of binPlaces.
-type binPlace struct{ offset, scale, middle float64 }
-
-// binPlaces says what codes mean of which so many levels are known: code c is
-// at c times scale plus offset, in units of 8-bit bins; middle is the middle of all codes.
-var binPlaces = func() (p [levels + 1]binPlace) {
-	for level := 1; level <= levels; level++ {
-		half := float64(uint(256)>>(2*level)) / 2
-		p[level].offset, p[level].scale, p[level].middle = half, 1, 128-half
-	}
-	p[1].offset, p[1].scale = 128+(p[1].offset-128)*Shrink2, Shrink2
-	return p
-}()

@@ -4,6 +4,8 @@ import (
 	"encoding/binary"
 	"fmt"
 	"math"
+
+	"kvtier/attention/kernels"
 )
 
 // Bounds on key exponents: at the lower one the smallest step is a normal
@@ -21,6 +23,12 @@ const (
 // code c stands for [Lo + c*Step, Lo + (c+1)*Step), c in 0..255. Both [d]
 // slices are exactly what the stored form decodes to; Step is positive.
 type KeySteps struct{ Lo, Step []float32 }
+
+// NewKeySteps returns room for the bins of d channels.
+func NewKeySteps(d int) KeySteps {
+	both := make([]float32, 2*d)
+	return KeySteps{both[:d:d], both[d:]}
+}
 
 // KeyStepsBytes is the stored size of the steps of a group: d lower ends, then
 // d steps, binary16 in units of 2^exp.
@@ -48,7 +56,7 @@ func KeyExp(rows []float32) int {
 //
 // Rows are finite; magnitudes above 2^126 are stored as 2^126.
 func FitKeySteps(rows []float32, d, exp int) KeySteps {
-	s := KeySteps{make([]float32, d), make([]float32, d)}
+	s := NewKeySteps(d)
 	hi := make([]float32, d)
 	if len(rows) > 0 {
 		copy(s.Lo, rows[:d])
@@ -86,28 +94,24 @@ func (s KeySteps) Append(b []byte, exp int) []byte {
 
 // ParseKeySteps reads the first KeyStepsBytes(d) bytes of b. The error is ErrCorrupt.
 func ParseKeySteps(b []byte, d, exp int) (KeySteps, error) {
-	if !validDim(d) || exp < minKeyExp || exp > maxKeyExp || len(b) < KeyStepsBytes(d) {
-		return KeySteps{}, fmt.Errorf("key steps: %d bytes for %d channels, exponent %d: %w", len(b), d, exp, ErrCorrupt)
+	if !validDim(d) {
+		return KeySteps{}, fmt.Errorf("key steps: %d channels: %w", d, ErrCorrupt)
 	}
-	both := make([]float32, 2*d)
-	// A binary16's bits, moved to where a float32 has them, are the number at
-	// 2^-112 of its size; the products are exact.
-	unit := math.Ldexp(1, exp+112)
-	for j := range both {
-		h := uint32(binary.LittleEndian.Uint16(b[2*j:]))
-		if h&f16Inf == f16Inf {
-			return KeySteps{}, fmt.Errorf("key steps: not a number: %w", ErrCorrupt)
-		}
-		both[j] = float32(float64(math.Float32frombits(h&f16Sign<<16|h&^f16Sign<<13)) * unit)
+	s := NewKeySteps(d)
+	return s, s.Parse(b, exp)
+}
+
+// Parse reads the first KeyStepsBytes(d) bytes of b into s, of d channels. The
+// error is ErrCorrupt, and then s may hold anything.
+func (s KeySteps) Parse(b []byte, exp int) error {
+	d := len(s.Lo)
+	if exp < minKeyExp || exp > maxKeyExp || len(b) < KeyStepsBytes(d) {
+		return fmt.Errorf("key steps: %d bytes for %d channels, exponent %d: %w", len(b), d, exp, ErrCorrupt)
 	}
-	s := KeySteps{both[:d:d], both[d:]}
-	for j, step := range s.Step {
-		// The top is the largest that decoding computes.
-		if top := float32(255.5 * step); step < minStep || !finite(top) || !finite(s.Lo[j]+top) || !finite(s.Lo[j]) {
-			return KeySteps{}, fmt.Errorf("key steps: channel %d: %w", j, ErrCorrupt)
-		}
+	if !kernels.Bins(s.Lo, s.Step, b, float32(math.Ldexp(1, exp))) {
+		return fmt.Errorf("key steps: a channel's bins are out of range: %w", ErrCorrupt)
 	}
-	return s, nil
+	return nil
 }
 
 func finite(x float32) bool { return x-x == 0 }

@@ -31,12 +31,18 @@ func TestScoreKeys(t *testing.T) {
 	}
 }
 
+func fold(l *KeyLayout, q []float32, s KeySteps) kernels.KeyQuery {
+	out := l.NewQuery(len(q) / l.d)
+	l.Fold(out, q, s)
+	return out
+}
+
 func checkScore(t *testing.T, what string, q []float32, d int, order KeyOrder, s KeySteps, planes [][]byte) {
 	t.Helper()
 	l := NewKeyLayout(d, order.Lines, len(planes))
 	keys, scores := make([]float32, 16*d), make([]float32, len(q)/d*16)
 	known := UnpackKeys(keys, d, order.Lines, s, planes...)
-	l.Score(scores, 16, l.Fold(q, s), planes)
+	l.Score(scores, 16, fold(&l, q, s), planes)
 	for r := 0; r < len(q)/d; r++ {
 		var most float64 // what one channel can change a score by
 		for j, x := range q[r*d:][:known] {
@@ -64,13 +70,13 @@ func TestFoldNotFinite(t *testing.T) {
 	for _, bad := range []float32{float32(math.NaN()), float32(math.Inf(1))} {
 		q, scores := make([]float32, d), make([]float32, 16)
 		q[3] = bad
-		l.Score(scores, 16, l.Fold(q, s), planes[:])
+		l.Score(scores, 16, fold(&l, q, s), planes[:])
 		if finite(scores[0]) {
 			t.Errorf("query %v: score %v", bad, scores[0])
 		}
 	}
 	scores := make([]float32, 16)
-	if l.Score(scores, 16, l.Fold(make([]float32, d), s), planes[:]); scores[0] != 0 {
+	if l.Score(scores, 16, fold(&l, make([]float32, d), s), planes[:]); scores[0] != 0 {
 		t.Errorf("query 0: score %v", scores[0])
 	}
 }

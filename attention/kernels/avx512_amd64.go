@@ -17,7 +17,7 @@ func dotsInt8AVX512(dst *float32, stride int, q *float32, rows int, k *byte, n i
 func axpysInt8AVX512(out *[]float32, w *float32, stride int, rows int, v *byte, n int, d int, cols int)
 
 //go:noescape
-func weightsAVX512(x *float32, n int, top float32) (sum float32)
+func weightsAVX512(dst *float32, x *float32, n int, top float32) (sum float32)
 
 //go:noescape
 func largestAVX512(x *float32, n int, least float32) (most float32)
@@ -26,10 +26,25 @@ func largestAVX512(x *float32, n int, least float32) (most float32)
 func curvesAVX512(dst *float32, sums *float32, x *float32, stride int, curves **[225]float32, rows int)
 
 //go:noescape
+func sharesAVX512(x *float32, sums *float32, leaves int, factor float32, least float32)
+
+//go:noescape
+func squaresInt8AVX512(dst *float32, c *byte, n int, d int)
+
+//go:noescape
 func addValuesAVX512(out *[]float32, w *float32, stride int, rows int, scale *float32, high *[]byte, low *[]byte, n int, d int)
 
 //go:noescape
 func scoreKeysAVX512(dst *float32, stride int, q *int16, scale *float32, rows int, planes *[]byte, lines *uint16, levels *byte, groups int)
+
+//go:noescape
+func foldAVX512(words *int16, scale *float32, q *float32, d int, rows int, lo *float32, step *float32, levels *byte, groups int)
+
+//go:noescape
+func readBinsAVX512(lo *float32, step *float32, src *byte, d int, unit float32) (bad uint64)
+
+//go:noescape
+func binSquaresAVX512(dst *float32, q *float32, rows int, step *float32, d int)
 
 //go:noescape
 func unpackKeysAVX512(dst *float32, d int, planes *[]byte, lines *uint16, levels *byte, groups int, lo *float32, step *float32)

@@ -33,7 +33,7 @@ func BenchmarkKernels(b *testing.B) {
 	}{
 		{"dots", func() { Dots(dst, n, q, k, d) }},
 		{"dots int8", func() { DotsInt8(dst, n, q, c, d) }},
-		{"weights", func() { Weights(dst, Largest(dst, 0)) }},
+		{"weights", func() { Weights(dst, dst, Largest(dst, 0)) }},
 		{"axpys", func() { Axpys(out, dst, n, k, d, d) }},
 		{"values", func() { AddValues(out, dst, n, scale, high, nil, d) }},
 		{"score 2 bits", func() {

@@ -1,7 +1,5 @@
 package kernels
 
-import "math"
-
 // Dots writes the products of query rows q [rows][d] and keys k [n][d] to dst
 // [rows][n].
 func Dots(dst []float32, stride int, q, k []float32, d int) {
@@ -44,42 +42,12 @@ func AxpysInt8(out [][]float32, w []float32, stride int, v []byte, d int) {
 	}
 }
 
-// Largest returns the largest of x and least; it ignores what is no number.
-func Largest(x []float32, least float32) float32 {
-	whole := len(x) &^ 15
-	if whole > 0 {
-		least = largest(x[:whole], least)
+// SquaresInt8 writes the squares of the norms of c [n][d], signed bytes, to dst [n].
+func SquaresInt8(dst []float32, c []byte, d int) {
+	must(d > 0, "d is not positive")
+	n := len(c) / d
+	must(len(dst) >= n, "dst is too short")
+	if n > 0 {
+		squaresInt8(dst, c, n, d)
 	}
-	if whole < len(x) {
-		tail := padded(x[whole:])
-		least = largest(tail[:], least)
-	}
-	return least
-}
-
-// leastExponent is where exponentials are 0 from: below, they leave float32's normal range.
-const leastExponent = -87
-
-// Weights replaces scores x by their weights exp(x - top) and returns the
-// weights' sum. No weight is more than 1: top is the largest score. It is 0 if
-// x - top is below -87 or no number.
-func Weights(x []float32, top float32) (sum float32) {
-	whole := len(x) &^ 15
-	if whole > 0 {
-		sum = weights(x[:whole], top)
-	}
-	if whole < len(x) {
-		tail := padded(x[whole:])
-		sum += weights(tail[:], top)
-		copy(x[whole:], tail[:])
-	}
-	return sum
-}
-
-// padded returns fewer than 16 scores with others that count for nothing.
-func padded(x []float32) (out [16]float32) {
-	for i := copy(out[:], x); i < len(out); i++ {
-		out[i] = float32(math.Inf(-1))
-	}
-	return out
 }

@@ -76,14 +76,68 @@ func largest(x []float32, least float32) float32 {
 	return plainLargest(x, least)
 }
 
-func weights(x []float32, top float32) float32 {
+func weights(dst, x []float32, top float32) float32 {
 	switch variant(len(x)) {
 	case AVX512:
-		return weightsAVX512(&x[0], len(x), top)
+		return weightsAVX512(&dst[0], &x[0], len(x), top)
 	case AVX2:
-		return weightsAVX2(&x[0], len(x), top)
+		return weightsAVX2(&dst[0], &x[0], len(x), top)
 	}
-	return plainWeights(x, top)
+	return plainWeights(dst, x, top)
+}
+
+func shares(x, sums []float32, factor, least float32) {
+	switch Variant(active.Load()) {
+	case AVX512:
+		sharesAVX512(&x[0], &sums[0], len(x)/LineTokens, factor, least)
+	case AVX2:
+		sharesAVX2(&x[0], &sums[0], len(x)/LineTokens, factor, least)
+	default:
+		plainShares(x, sums, factor, least)
+	}
+}
+
+func squaresInt8(dst []float32, c []byte, n, d int) {
+	switch variant(d) {
+	case AVX512:
+		squaresInt8AVX512(&dst[0], &c[0], n, d)
+	case AVX2:
+		squaresInt8AVX2(&dst[0], &c[0], n, d)
+	default:
+		plainSquaresInt8(dst, c, n, d)
+	}
+}
+
+func fold(dst KeyQuery, q []float32, rows, d int, lo, step []float32, l *Layout) {
+	switch Variant(active.Load()) {
+	case AVX512:
+		foldAVX512(&dst.Words[0], &dst.Scale[0], &q[0], d, rows, &lo[0], &step[0], &l.levels[0], l.groups)
+	case AVX2:
+		foldAVX2(&dst.Words[0], &dst.Scale[0], &q[0], d, rows, &lo[0], &step[0], &l.levels[0], l.groups)
+	default:
+		plainFold(dst, q, rows, d, lo, step, l)
+	}
+}
+
+func readBins(lo, step []float32, src []byte, unit float32) bool {
+	switch variant(len(lo)) {
+	case AVX512:
+		return readBinsAVX512(&lo[0], &step[0], &src[0], len(lo), unit) == 0
+	case AVX2:
+		return readBinsAVX2(&lo[0], &step[0], &src[0], len(lo), unit) == 0
+	}
+	return plainReadBins(lo, step, src, unit)
+}
+
+func binSquares(dst, q []float32, rows int, step []float32) {
+	switch Variant(active.Load()) {
+	case AVX512:
+		binSquaresAVX512(&dst[0], &q[0], rows, &step[0], len(step))
+	case AVX2:
+		binSquaresAVX2(&dst[0], &q[0], rows, &step[0], len(step))
+	default:
+		plainBinSquares(dst, q, rows, step)
+	}
 }
 
 func curves(dst, sums, x []float32, stride int, c []Curve) {

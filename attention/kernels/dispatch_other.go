@@ -22,7 +22,21 @@ func axpysInt8(out [][]float32, w []float32, stride int, v []byte, n, d int) {
 
 func largest(x []float32, least float32) float32 { return plainLargest(x, least) }
 
-func weights(x []float32, top float32) float32 { return plainWeights(x, top) }
+func weights(dst, x []float32, top float32) float32 { return plainWeights(dst, x, top) }
+
+func shares(x, sums []float32, factor, least float32) { plainShares(x, sums, factor, least) }
+
+func squaresInt8(dst []float32, c []byte, n, d int) { plainSquaresInt8(dst, c, n, d) }
+
+func fold(dst KeyQuery, q []float32, rows, d int, lo, step []float32, l *Layout) {
+	plainFold(dst, q, rows, d, lo, step, l)
+}
+
+func readBins(lo, step []float32, src []byte, unit float32) bool {
+	return plainReadBins(lo, step, src, unit)
+}
+
+func binSquares(dst, q []float32, rows int, step []float32) { plainBinSquares(dst, q, rows, step) }
 
 func curves(dst, sums, x []float32, stride int, c []Curve) { plainCurves(dst, sums, x, stride, c) }
 

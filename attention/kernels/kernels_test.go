@@ -139,8 +139,8 @@ func TestWeights(t *testing.T) {
 				if a != b && (a == a || b == b) {
 					t.Fatalf("largest of %v and %v: %v, not %v", x, top, a, b)
 				}
-				a = Weights(got, top)
-				plain(func() { b = Weights(want, top) })
+				a = Weights(got, got, top)
+				plain(func() { b = Weights(want, want, top) })
 				near(t, "sum", []float32{a}, []float32{b}, float64(b))
 				for i, w := range want {
 					if math.Abs(float64(got[i]-w)) > 1.5e-7*float64(w) {
@@ -161,7 +161,7 @@ func TestExponentials(t *testing.T) {
 			x[i] = -87 * float32(i) / float32(len(x)-1)
 		}
 		got := slices.Clone(x)
-		Weights(got, 0)
+		Weights(got, got, 0)
 		undo()
 		for i := range x {
 			e := math.Exp(float64(x[i]))
@@ -216,6 +216,17 @@ func TestShortSlicesPanic(t *testing.T) {
 		"curves: dst":          func() { Curves(f(31), f(4), f(32), 16, make([]Curve, 2)) },
 		"curves: x":            func() { Curves(f(32), f(4), f(31), 16, make([]Curve, 2)) },
 		"curves: no points":    func() { Curves(f(16), f(2), f(16), 16, make([]Curve, 1)) },
+		"fold: words":          func() { l.Fold(query(31, 1), f(32), 32, f(32), f(32)) },
+		"fold: scale":          func() { l.Fold(KeyQuery{make([]int16, 64), f(3)}, f(64), 32, f(32), f(32)) },
+		"fold: steps":          func() { l.Fold(query(32, 1), f(32), 32, f(32), f(31)) },
+		"fold: more than d":    func() { l.Fold(query(32, 1), f(32), 16, f(32), f(32)) },
+		"bins: src":            func() { Bins(f(16), f(16), b(63), 1) },
+		"bins: step":           func() { Bins(f(16), f(15), b(64), 1) },
+		"squares: dst":         func() { BinSquares(f(3), f(64), f(32)) },
+		"squares: d":           func() { BinSquares(f(3), f(48), f(24)) },
+		"squares int8: dst":    func() { SquaresInt8(f(1), b(32), 16) },
+		"shares: sums":         func() { Shares(f(32), f(3), 1, 0) },
+		"weights: dst":         func() { Weights(f(3), f(4), 0) },
 		"widen: src":           func() { WidenBF16(f(16), b(31)) },
 		"gather: dst":          func() { GatherDots(f(1), f(64), []int{0, 1}, f(16)) },
 		"gather: row":          func() { GatherDots(f(2), f(31), []int{0, 1}, f(16)) },
@@ -268,7 +279,12 @@ func TestNothing(t *testing.T) {
 		ScoreKeys(nil, 0, KeyQuery{}, &Layout{}, nil)
 		Curves(nil, nil, nil, 0, nil)
 		UnpackKeys(make([]float32, 256), 16, &Layout{}, nil, nil, nil)
-		if Largest(nil, 3) != 3 || Weights(nil, 3) != 0 {
+		(&Layout{}).Fold(KeyQuery{}, nil, 16, nil, nil)
+		Bins(nil, nil, nil, 1)
+		BinSquares(nil, nil, make([]float32, 16))
+		Shares(nil, nil, 1, 0)
+		SquaresInt8(nil, nil, 16)
+		if Largest(nil, 3) != 3 || Weights(nil, nil, 3) != 0 {
 			t.Errorf("%v: of nothing", v)
 		}
 		dst := make([]float32, LineTokens)
@@ -294,7 +310,7 @@ func TestNoAllocations(t *testing.T) {
 			var scores [rows * n]float32
 			Dots(scores[:], n, q, k, d)
 			DotsInt8(dst, n, q, c, d)
-			Weights(scores[:], Largest(scores[:5], 0))
+			Weights(dst, scores[:], Largest(scores[:5], 0))
 			Axpys(out, dst, n, k, d, d)
 			AxpysInt8(out, dst, n, c, d)
 			AddValues(out, dst, n, k, high, nil, d)
@@ -302,6 +318,11 @@ func TestNoAllocations(t *testing.T) {
 			GatherDots(dst, q, tokens, q[:d])
 			GatherAxpy(q[:d], dst, k, tokens)
 			WidenBF16(dst, c)
+			Shares(dst, out[0], .5, 0)
+			SquaresInt8(dst, c, d)
+			l.Fold(KeyQuery{query.Words, dst}, q, d, k, k[d:])
+			Bins(q[:d], dst, c, 1)
+			BinSquares(dst, q, k[:d])
 			Curves(dst, q, k, LineTokens, []Curve{{new(CurveRow), new(CurveRow), 0, 0}})
 			UnpackKeys(k, d, &l, planes, q, q)
 		}); a != 0 {
@@ -352,7 +373,7 @@ func FuzzKernels(f *testing.F) {
 			}
 			top := Largest(got, float32(math.Inf(-1)))
 			weights := slices.Clone(got)
-			Weights(weights, top)
+			Weights(weights, weights, top)
 			Axpys(rowsOf(out, d), weights, tokens, k, d, d)
 			checkScores(t, rng, query, l, planes)
 			checkUnpack(t, rng, l, planes, d)

@@ -57,25 +57,14 @@ func plainAxpysInt8(out [][]float32, w []float32, stride int, v []byte, n, d int
 	}
 }
 
-func plainLargest(x []float32, most float32) float32 {
-	for _, s := range x {
-		if s > most {
-			most = s
+func plainSquaresInt8(dst []float32, c []byte, n, d int) {
+	for t := range n {
+		var sum int32
+		for _, x := range c[t*d : (t+1)*d] {
+			sum += int32(int8(x)) * int32(int8(x))
 		}
+		dst[t] = float32(sum)
 	}
-	return most
-}
-
-func plainWeights(x []float32, top float32) float32 {
-	var sum float64
-	for i, s := range x {
-		x[i] = 0
-		if s -= top; s >= leastExponent {
-			x[i] = float32(math.Exp(float64(min(s, 0))))
-			sum += float64(x[i])
-		}
-	}
-	return float32(sum)
 }
 
 func plainCurves(dst, sums, x []float32, stride int, c []Curve) {

@@ -290,7 +290,7 @@ func (u *run) calibrate() {
 // logSum returns the log of the sum of exp(x), of which nothing is left.
 func logSum(x []float32) float32 {
 	top := kernels.Largest(x, -inf)
-	return top + log(kernels.Weights(x, top))
+	return top + log(kernels.Weights(x, x, top))
 }
 
 // logAdd returns log(exp(a) + exp(b)).

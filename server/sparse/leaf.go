@@ -62,7 +62,9 @@ func (c *codes) hide(known int) []float32 {
 func (c *codes) query(group, planes int) kernels.KeyQuery {
 	q := &c.folded[group][planes-1]
 	if q.Scale == nil {
-		*q = c.layouts[planes-1].Fold(c.q, c.steps[group])
+		l := &c.layouts[planes-1]
+		*q = l.NewQuery(len(c.q) / len(c.order.Channels))
+		l.Fold(*q, c.q, c.steps[group])
 	}
 	return *q
 }

@@ -97,7 +97,7 @@ type scorer struct {
 
 func newScorer(c *seal.Codes, q Query) *scorer {
 	s := &scorer{Codes: c, q: make([]float32, len(q.Q)), softcap: q.Softcap,
-		scores: make([]float32, len(q.Partials)*tiers.PageTokens), group: -1}
+		scores: make([]float32, len(q.Partials)*tiers.PageTokens), group: -1, steps: compress.NewKeySteps(c.D)}
 	c.Order().Permute(s.q, q.Q)
 	return s
 }
@@ -121,16 +121,20 @@ func (s *scorer) page(p int) (scores []float32, err error) {
 }
 
 // prepare brings the query into the bins of a group of tokens.
-func (s *scorer) prepare(group int, layout *compress.KeyLayout) (err error) {
+func (s *scorer) prepare(group int, layout *compress.KeyLayout) error {
 	if group == s.group && layout == s.layout {
 		return nil
 	}
 	if group != s.group {
-		if s.steps, err = s.Steps(group); err != nil {
+		if err := s.Steps(s.steps, group); err != nil {
 			return err
 		}
 	}
-	s.group, s.layout, s.query = group, layout, layout.Fold(s.q, s.steps)
+	if layout != s.layout {
+		s.query = layout.NewQuery(len(s.q) / s.D)
+	}
+	s.group, s.layout = group, layout
+	layout.Fold(s.query, s.q, s.steps)
 	return nil
 }
 

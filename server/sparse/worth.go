@@ -105,7 +105,7 @@ func (u *run) normalise() (change float32) {
 		logs, share := u.ofRow(u.log, r), u.ofRow(u.shares, r)
 		copy(share, logs)
 		top := kernels.Largest(share, -inf)
-		total = logAdd(total, top+log(kernels.Weights(share, top)))
+		total = logAdd(total, top+log(kernels.Weights(share, share, top)))
 		change = max(change, float32(math.Abs(float64(total-u.total[r]))))
 		u.total[r] = total
 		f := exp(top - total)

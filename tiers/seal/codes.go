@@ -50,10 +50,10 @@ func (v View) codes(of func(tiers.Plane) []byte) *Codes {
 // Order returns the order of the keys' bits.
 func (c *Codes) Order() compress.KeyOrder { return c.order }
 
-// Steps parses the bins of the keys of a group of tokens. The error is compress.ErrCorrupt.
-func (c *Codes) Steps(group int) (compress.KeySteps, error) {
+// Steps parses the bins of the keys of a group of tokens into s, of D channels. The error is compress.ErrCorrupt.
+func (c *Codes) Steps(s compress.KeySteps, group int) error {
 	r := c.View.Steps(group)
-	return compress.ParseKeySteps(c.planes[tiers.PlaneSteps][r.Off:r.Off+r.Len], c.D, c.Info.KeyExp)
+	return s.Parse(c.planes[tiers.PlaneSteps][r.Off:r.Off+r.Len], c.Info.KeyExp)
 }
 
 // Layout returns the layout of leaf l's keys, which is one of two.

@@ -201,10 +201,10 @@ func (v View) Keys(dst []float32, of func(tiers.Plane) []byte) error {
 	}
 	d := v.D
 	leaf := make([]float32, tiers.LeafTokens*d)
-	group, s := -1, compress.KeySteps{}
+	group, s := -1, compress.NewKeySteps(d)
 	for l := range v.Leaves() {
 		if g := v.StepGroup(l); g != group {
-			if s, err = c.Steps(g); err != nil {
+			if err := c.Steps(s, g); err != nil {
 				return err
 			}
 			group = g

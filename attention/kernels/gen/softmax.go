@@ -16,10 +16,10 @@ const (
 var expPolynomial = []F32{1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1}
 
 func (v isa) weights() {
-	v.function("weights", "x *float32, n int, top float32) (sum float32")
-	at, n := param("x"), param("n")
+	v.function("weights", "dst *float32, x *float32, n int, top float32) (sum float32")
+	dst, at, n := param("dst"), param("x"), param("n")
 	top, sum := v.vec(), v.vec()
-	VBROADCASTSS(NewParamAddr("top", 16), top)
+	VBROADCASTSS(NewParamAddr("top", 24), top)
 	v.zero(sum)
 	Label("loop")
 	x := v.vec()
@@ -28,8 +28,9 @@ func (v isa) weights() {
 	keep := v.notBelow(x, v.constant(F32(-87)))
 	e := v.exp(x)
 	keep(e)
-	VMOVUPS(e, Mem{Base: at})
+	VMOVUPS(e, Mem{Base: dst})
 	VADDPS(e, sum, sum)
+	ADDQ(Imm(uint64(4*v.lanes)), dst)
 	ADDQ(Imm(uint64(4*v.lanes)), at)
 	SUBQ(Imm(uint64(v.lanes)), n)
 	JNZ(LabelRef("loop"))

@@ -1,0 +1,91 @@
+package kernels
+
+import "math"
+
+// Largest returns the largest of x and least; it ignores what is no number.
+func Largest(x []float32, least float32) float32 {
+	whole := len(x) &^ 15
+	if whole > 0 {
+		least = largest(x[:whole], least)
+	}
+	if whole < len(x) {
+		tail := padded(x[whole:])
+		least = largest(tail[:], least)
+	}
+	return least
+}
+
+// leastExponent is where exponentials are 0 from: below, they leave float32's normal range.
+const leastExponent = -87
+
+// Weights writes the weights exp(x - top) of scores x to dst, which may be x, and returns the
+// weights' sum. No weight is more than 1: top is the largest score. It is 0 if
+// x - top is below -87 or no number.
+func Weights(dst, x []float32, top float32) (sum float32) {
+	must(len(dst) >= len(x), "dst is too short")
+	whole := len(x) &^ 15
+	if whole > 0 {
+		sum = weights(dst[:whole], x[:whole], top)
+	}
+	if whole < len(x) {
+		tail := padded(x[whole:])
+		sum += weights(tail[:], tail[:], top)
+		copy(dst[whole:len(x)], tail[:])
+	}
+	return sum
+}
+
+// padded returns fewer than 16 scores with others that count for nothing.
+func padded(x []float32) (out [16]float32) {
+	for i := copy(out[:], x); i < len(out); i++ {
+		out[i] = float32(math.Inf(-1))
+	}
+	return out
+}
+
+// Shares multiplies weights x, those of 16 tokens a leaf, by factor, clears what is then less than
+// least or no number, and writes to sums [leaves][2] each leaf's sum and the sum of its squares.
+func Shares(x, sums []float32, factor, least float32) {
+	leaves := len(x) / LineTokens
+	must(len(sums) >= 2*leaves, "sums is too short")
+	if leaves > 0 {
+		shares(x[:leaves*LineTokens], sums, factor, least)
+	}
+}
+
+func plainLargest(x []float32, most float32) float32 {
+	for _, s := range x {
+		if s > most {
+			most = s
+		}
+	}
+	return most
+}
+
+func plainWeights(dst, x []float32, top float32) float32 {
+	var sum float64
+	for i, s := range x {
+		dst[i] = 0
+		if s -= top; s >= leastExponent {
+			dst[i] = float32(math.Exp(float64(min(s, 0))))
+			sum += float64(dst[i])
+		}
+	}
+	return float32(sum)
+}
+
+func plainShares(x, sums []float32, factor, least float32) {
+	for leaf := range len(x) / LineTokens {
+		x := x[leaf*LineTokens:][:LineTokens]
+		var sum, squares float32
+		for t, w := range x {
+			if w *= factor; !(w >= least) {
+				w = 0
+			}
+			x[t] = w
+			sum += w
+			squares += w * w
+		}
+		sums[2*leaf], sums[2*leaf+1] = sum, squares
+	}
+}
