@@ -282,12 +282,15 @@ func checkMean(t *testing.T, m Means, u int, x, q []float32, spread func([]float
 	t.Helper()
 	d := len(q)
 	mean, got := Mean(x, d), make([]float32, d)
-	score := make([]float32, 1)
-	m.Scores(score, q, u, 1)
-	if e := score[0] - Dot(q, mean); float32(math.Abs(float64(e))) > bound(mean)*norm1(q) {
+	scores, norms2 := make([]float32, m.Units()), make([]float32, m.Units())
+	m.Scores(scores, m.Units(), q)
+	if e := scores[u] - Dot(q, mean); float32(math.Abs(float64(e))) > bound(mean)*norm1(q) {
 		t.Fatalf("score is off by %v", e)
 	}
 	m.Row(got, u)
+	if m.Norms2(norms2); math.Abs(float64(norms2[u]-Norm2(got))) > 1e-5*float64(norms2[u]) {
+		t.Fatalf("|mean|^2 is %v, not %v", norms2[u], Norm2(got))
+	}
 	for j := range got {
 		if float32(math.Abs(float64(got[j]-mean[j]))) > bound(mean) {
 			t.Fatalf("mean %v, want %v", got[j], mean[j])

@@ -78,27 +78,36 @@ func parseMeans(b []byte, d, units int) Means {
 // Units returns the number of units.
 func (m Means) Units() int { return len(m.meta) / meanMeta }
 
-// Scores writes the products of the rows q [rows][d] and the means of n units
-// from first to dst [rows][n].
-func (m Means) Scores(dst, q []float32, first, n int) {
-	kernels.DotsInt8(dst, n, q, m.codes[first*m.d:(first+n)*m.d], m.d)
+// Scores writes the products of the rows q [rows][d] and all means to dst
+// [rows][units], a row beginning every stride.
+func (m Means) Scores(dst []float32, stride int, q []float32) {
+	kernels.DotsInt8(dst, stride, q, m.codes, m.d)
 	for r := range len(q) / m.d {
-		for u := range n {
-			dst[r*n+u] *= m.scale(first + u)
-		}
+		m.scaleAll(dst[r*stride:])
 	}
 }
 
-// AddTo adds to each row of out, at least [d], all means, weighted by its row of w [rows][units].
-// It multiplies w by the means' scales.
-func (m Means) AddTo(out [][]float32, w []float32) {
-	n := m.Units()
+// AddTo adds to each row of out, at least [d], all means, weighted by its row of w [rows][units], a row
+// beginning every stride. It multiplies w by the means' scales.
+func (m Means) AddTo(out [][]float32, w []float32, stride int) {
 	for r := range out {
-		for u := range n {
-			w[r*n+u] *= m.scale(u)
-		}
+		m.scaleAll(w[r*stride:])
 	}
-	kernels.AxpysInt8(out, w, n, m.codes, m.d)
+	kernels.AxpysInt8(out, w, stride, m.codes, m.d)
+}
+
+// Norms2 writes the squares of the norms of all means to dst [units].
+func (m Means) Norms2(dst []float32) {
+	kernels.SquaresInt8(dst, m.codes, m.d)
+	m.scaleAll(dst)
+	m.scaleAll(dst)
+}
+
+func (m Means) scaleAll(x []float32) {
+	meta := m.meta
+	for u := range x[:m.Units()] {
+		x[u] *= bf16(meta[u*meanMeta:])
+	}
 }
 
 func (m Means) scale(u int) float32 { return bf16(m.meta[u*meanMeta:]) }
@@ -158,14 +167,27 @@ const massClip = 1
 // much does its strongest token weigh? score is q.mu, spread the variance of
 // the score; the largest of n normal draws lies sqrt(2 ln n) deviations up.
 func Presence(n int, score, spread float32) float32 {
-	deviations := math.Sqrt(2 * math.Log(float64(max(n, 2))) * float64(spread))
-	return logN(n) + score + float32(min(deviations, math.MaxFloat32/4))
+	deviations := math.Sqrt(2 * float64(LogN(max(n, 2))) * float64(spread))
+	return LogN(n) + score + float32(min(deviations, math.MaxFloat32/4))
 }
 
 // Mass returns the estimated log of the summed weights of a unit's n tokens:
 // the second-order expansion of log E[exp(score)], clipped.
 func Mass(n int, score, spread float32) float32 {
-	return logN(n) + score + min(spread/2, massClip)
+	return LogN(n) + score + min(spread/2, massClip)
 }
 
-func logN(n int) float32 { return float32(math.Log(float64(n))) }
+// LogN returns ln n: units of few tokens ask often.
+func LogN(n int) float32 {
+	if n > 0 && n < len(logs) {
+		return logs[n]
+	}
+	return float32(math.Log(float64(n)))
+}
+
+var logs = func() (t [65]float32) {
+	for n := range t {
+		t[n] = float32(math.Log(float64(n)))
+	}
+	return t
+}()

@@ -19,7 +19,8 @@ import (
 // all segments' keys and values are projections of hidden states by the same weights.
 func (u *run) readMap() error {
 	best := 0
-	for i, s := range u.segs {
+	for i := range u.segs {
+		s := &u.segs[i]
 		if s.view.Stored() >= u.segs[best].view.Stored() {
 			best = i
 		}
@@ -41,9 +42,9 @@ func (u *run) deviate(x *leaf, mass []float32) {
 	if slices.Max(mass) < leastDeviating/float32(len(u.leaves)) {
 		return
 	}
-	s := u.segs[x.seg]
+	s := &u.segs[x.seg]
 	if s.deviation == nil {
-		s.deviation = newRows(u.rows, u.d)
+		s.deviation = u.newRows()
 	}
 	known, mean := u.unpack(x)
 	for r, m := range mass {
@@ -51,46 +52,47 @@ func (u *run) deviate(x *leaf, mass []float32) {
 	}
 	kernels.Axpys(s.deviation, u.less, 1, mean, u.d, known)
 	kernels.Axpys(s.deviation, u.shares[x.at:], u.stride, u.leafKeys, u.d, known)
-	s.codes.lean(mass, x.group, len(x.planes))
+	u.lean(mass, x)
 }
 
-// newRows returns n rows of d zeros.
-func newRows(n, d int) [][]float32 {
-	all, rows := make([]float32, n*d), make([][]float32, n)
+// newRows returns rows [rows][d] of zeros.
+func (u *run) newRows() [][]float32 {
+	all, rows := u.floats(u.rows*u.d), make([][]float32, u.rows)
 	for r := range rows {
-		rows[r] = all[r*d : (r+1)*d]
+		rows[r] = all[r*u.d : (r+1)*u.d]
 	}
 	return rows
 }
 
-// lean notes that keys weigh mass [rows] of a group of tokens of which so many planes are read.
-func (c *codes) lean(mass []float32, group, planes int) {
-	sum := &c.leaning[group][planes-1]
-	if *sum == nil {
-		*sum = make([]float32, len(mass))
+// lean notes that a leaf's keys weigh mass [rows].
+func (u *run) lean(mass []float32, x *leaf) {
+	by := &u.groups[x.group].by[len(x.planes)-1]
+	if by.leaning == nil {
+		by.leaning = u.floats(u.rows)
 	}
 	for r, m := range mass {
-		(*sum)[r] += m
+		by.leaning[r] += m
 	}
 }
 
-// addLean adds to deviation [rows][d] by how much keys deviate on average, weighted
+// addLean adds to a segment's deviations by how much its keys deviate on average, weighted
 // as they are by their row, in the bits that are not known (channels in stored
 // order): of a normal deviation e, the mean of e exp(q.e) is cov(e) q times that of exp(q.e).
-func (c *codes) addLean(deviation [][]float32) {
-	d := len(c.order.Channels)
+func (u *run) addLean(s *segmentRun) {
 	var variance [compress.MaxHeadDim]float32
-	for group, byPlanes := range c.leaning {
-		for p, mass := range byPlanes {
+	for i := range s.view.StepGroups() {
+		group := &u.groups[s.firstGroup+i]
+		for p := range group.by {
+			mass := group.by[p].leaning
 			if mass == nil {
 				continue
 			}
-			for j, s := range c.steps[group].Step {
-				s *= 256
-				variance[j] = min(s*compress.KeyNoise[c.levels[p][j/16]]*s, math.MaxFloat32)
+			for j, w := range group.steps.Step {
+				w *= 256
+				variance[j] = min(w*compress.KeyNoise[s.codes.levels[p][j/16]]*w, math.MaxFloat32)
 			}
 			for r, m := range mass {
-				q, dst := c.q[r*d:(r+1)*d], deviation[r][:d]
+				q, dst := s.codes.q[r*u.d:(r+1)*u.d], s.deviation[r][:u.d]
 				for j := range dst {
 					dst[j] += m * q[j] * variance[j]
 				}
@@ -101,11 +103,12 @@ func (c *codes) addLean(deviation [][]float32) {
 
 // follow moves the answer by what the deviations of keys say of values.
 func (u *run) follow() {
-	dk, v, all := u.row2[:u.d], u.row2[u.d:], newRows(u.rows, u.d)
+	dk, v, all := u.row2[:u.d], u.row2[u.d:], u.newRows()
 	any := false
-	for _, s := range u.segs {
+	for i := range u.segs {
+		s := &u.segs[i]
 		if s.deviation != nil {
-			s.codes.addLean(s.deviation)
+			u.addLean(s)
 			any = true
 		}
 		for r, deviation := range s.deviation {

@@ -3,15 +3,19 @@ package sparse
 import (
 	"context"
 	"fmt"
+	"math"
 	"time"
 
 	"kvtier/attention"
-	"kvtier/attention/kernels"
+	"kvtier/compress"
 	"kvtier/tiers"
 	"kvtier/tiers/seal"
 )
 
 // run is one group's query over the segments that are read in part.
+//
+// Tables are [rows][slots] unless they say otherwise. A slot is a page, or behind
+// all pages, one for each segment, its drains.
 type run struct {
 	ctx  context.Context
 	r    Reader
@@ -22,33 +26,24 @@ type run struct {
 	left float64 // bytes of the budget that are left, if all of them lie in RAM
 	acc  Account
 
-	segs    []*segmentRun
-	norm2   []float32           // [rows], |q|^2
-	total   []float32           // [rows], estimated log of the whole softmax sum
-	rot     []attention.Partial // [rows], in rotated space
-	follows bool                // the map of values is read
-	values  *attention.ValueMap // how values follow keys
+	segs       []segmentRun
+	pages      int
+	slots      int
+	planeBytes [compress.NumKeyPlanes]int // of a leaf
+	perByte    [compress.NumKeyPlanes]float32
+	valueBytes float32             // what reading one value costs, about
+	norm2      []float32           // [rows], |q|^2
+	total      []float32           // [rows], estimated log of the whole softmax sum
+	rot        []attention.Partial // [rows], in rotated space
+	follows    bool                // the map of values is read
+	values     *attention.ValueMap // how values follow keys
 
-	leafKeys []float32 // [16][d], those of one leaf
-	// See weigh: [rows] curves, [rows][16] their values, [rows][2] the sums of these, and a leaf's valueGain.
-	curves        []kernels.Curve
-	squares, sums []float32
-	gain          [1][]float32
-	row2          []float32 // [2][d], scratch
-	rest          []float32 // [rows], see unknown
-	restOf        restOf
-	mean          []float32 // [d], see unpack
-	meanOf        int       // page
-	less          []float32 // [rows], see deviate
-
-	pages       []page
 	first, most int     // pages that are scanned at first, and at most
 	pageBytes   float32 // what scanning a page costs
-	*scratch            // leaves of the pages that are scanned, and what goes with them
 	// What scanned pages taught about their means, [rows]: the log by which they
 	// underestimate masses, and the relative variance of what is left of the error.
-	bias    []float32
-	massVar []float64
+	bias, massVar []float32
+	*scratch
 }
 
 // segmentRun is what the run holds of one segment.
@@ -56,51 +51,53 @@ type segmentRun struct {
 	index        int // in the caller's segments
 	s            Segment
 	view         seal.View
+	firstPage    int             // in the run's tables
+	firstGroup   int             // of steps, in run.groups
 	keys, values attention.Means // of pages
 	pins         []tiers.Pin
 	received     float32 // share of the attention that its read tokens received, summed over heads
-	codes        *codes  // once any of its pages is scanned
+	codes        codes   // once any of its pages is scanned
 	// deviation is by how much the keys of unread tokens deviate from their pages'
 	// means, each times its share: [rows][d], channels in stored order; nil if there are none.
 	deviation [][]float32
 }
 
-// page is 64 tokens under consideration.
-type page struct {
-	index   int // in run.pages
-	seg, i  int
-	scanned bool
-	n       int       // tokens
-	mass    []float32 // [rows], estimated log mass
-	rank    []float32 // [rows], log weight by which it is ranked
-	scatter []float32 // [rows], mean square of its values' distance from their mean, over the output's square
-	far     []float32 // [rows], the same from the output
-}
+// pageTokens returns how many tokens a page of the segment has.
+func (s *segmentRun) pageTokens(page int) int { return s.view.PageTokens(page - s.firstPage) }
 
 // A token among those of run.leaves is known by the leaf's index there and its place in the leaf.
 func leafOf(token int) (leaf, t int) { return token / tiers.LeafTokens, token % tiers.LeafTokens }
 
 func newRun(ctx context.Context, r Reader, segments []Segment, part []int, q Query, share float32, tr *Trace) *run {
-	d := segments[part[0]].Header.HeadDim
-	rows := len(q.Partials)
-	u := &run{ctx: ctx, r: r, tr: tr, q: q, d: d, rows: rows,
-		norm2: make([]float32, rows), total: make([]float32, rows), rot: attention.NewPartials(rows, d),
-		leafKeys: make([]float32, tiers.LeafTokens*d), curves: make([]kernels.Curve, rows),
-		squares: make([]float32, rows*tiers.LeafTokens), sums: make([]float32, 2*rows),
-		row2: make([]float32, 2*d), rest: make([]float32, rows), mean: make([]float32, d), meanOf: -1, less: make([]float32, rows)}
-	for i := range rows {
-		u.norm2[i] = attention.Dot(u.row(i), u.row(i))
-	}
+	d, rows := segments[part[0]].Header.HeadDim, len(q.Partials)
+	u := &run{ctx: ctx, r: r, tr: tr, q: q, d: d, rows: rows, segs: make([]segmentRun, len(part)),
+		rot: attention.NewPartials(rows, d), scratch: scratches.Get().(*scratch)}
 	var b body
-	for _, i := range part {
-		v := view(segments[i], q.Head)
-		u.segs = append(u.segs, &segmentRun{index: i, s: segments[i], view: v})
+	groups := 0
+	for i, at := range part {
+		v := view(segments[at], q.Head)
+		u.segs[i] = segmentRun{index: at, s: segments[at], view: v, firstPage: u.pages, firstGroup: groups}
+		u.pages += v.Pages()
+		groups += v.StepGroups()
 		b.add(v)
 	}
+	u.slots = u.pages + len(u.segs)
 	u.follows = b.withMap(share)
 	u.left, u.pageBytes = float64(share)*b.full, float32(b.scanOfPage())
 	u.first, u.most = b.scannedPages(share)
-	u.scratch = newScratch(rows, max(u.first, u.most)*tiers.PageTokens/tiers.LeafTokens)
+	u.planeBytes = compress.KeyPlaneBytes(d)
+	for p, n := range u.planeBytes {
+		u.perByte[p] = 1 / float32(n)
+	}
+	u.valueBytes = valueBytes(d)
+	for p := range u.mostPerByte {
+		u.mostPerByte[p] = mostPerByte(u.perByte[:], 1/u.valueBytes, p)
+	}
+	u.scratch.reset(u, max(u.first, u.most)*tiers.PageTokens/tiers.LeafTokens, groups)
+	u.norm2, u.total, u.bias, u.massVar = u.floats(rows), u.floats(rows), u.floats(rows), u.floats(rows)
+	for i := range rows {
+		u.norm2[i] = attention.Dot(u.row(i), u.row(i))
+	}
 	return u
 }
 
@@ -114,7 +111,7 @@ func (u *run) answer() error {
 		ns *int64
 	}{
 		{u.scorePages, &u.acc.NsScore},
-		{u.scan, &u.acc.NsScore},
+		{u.scan, &u.acc.NsScan},
 		{func() error { return u.refine(1) }, &u.acc.NsScan},
 		{func() error { return u.refine(2) }, &u.acc.NsScan},
 		{func() error { return u.refine(3) }, &u.acc.NsScan},
@@ -151,7 +148,8 @@ func (u *run) pin(reqs []tiers.Request) ([]tiers.Pin, error) {
 }
 
 func (u *run) release() {
-	for _, s := range u.segs {
+	for i := range u.segs {
+		s := &u.segs[i]
 		releaseAll(s.pins, min(1, s.received/float32(u.rows)))
 	}
 	u.scratch.free()
@@ -161,8 +159,7 @@ func (u *run) release() {
 // each pins ranges of one plane, by segment, and hands their bytes over; they
 // stay pinned until the run ends.
 func (u *run) each(p tiers.Plane, ranges [][]tiers.Range, use func(seg int, b [][]byte) error) error {
-	var reqs []tiers.Request
-	var segs []int
+	reqs, segs := make([]tiers.Request, 0, len(ranges)), make([]int, 0, len(ranges))
 	for i, r := range ranges {
 		if len(r) > 0 {
 			reqs = append(reqs, tiers.Request{Header: u.segs[i].s.Header, Head: u.q.Head, Plane: p, Ranges: r})
@@ -187,10 +184,23 @@ func (u *run) each(p tiers.Plane, ranges [][]tiers.Range, use func(seg int, b []
 	return nil
 }
 
-// share is what a log weight [rows] is of the softmax, summed over the group's heads.
-func (u *run) share(log []float32) (sum float32) {
-	for r, x := range log {
-		sum += exp(x - u.total[r])
+// ofRow returns row r of a table of slots.
+func (u *run) ofRow(table []float32, r int) []float32 { return table[r*u.slots:][:u.slots] }
+
+// table returns a table of slots, all 0.
+func (u *run) table() []float32 { return u.floats(u.rows * u.slots) }
+
+// logAdd returns log(exp(a) + exp(b)).
+func logAdd(a, b float32) float32 {
+	if a < b {
+		a, b = b, a
 	}
-	return sum
+	if math.IsInf(float64(b), -1) {
+		return a
+	}
+	return a + float32(math.Log1p(math.Exp(float64(b-a))))
 }
+
+func log(x float32) float32 { return float32(math.Log(float64(x))) }
+
+func exp(x float32) float32 { return float32(math.Exp(float64(x))) }

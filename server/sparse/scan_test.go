@@ -14,12 +14,15 @@ import (
 // places from the others.
 func TestEveryHeadChoosesPages(t *testing.T) {
 	const pages, rows, best = 64, 3, 37
-	u := &run{scratch: new(scratch), rows: rows, total: make([]float32, rows)}
-	u.segs = []*segmentRun{{view: seal.View{D: 64, Info: tiers.HeadInfo{Body: pages * tiers.PageTokens, Outliers: tiers.PageTokens}}}}
+	v := seal.View{D: 64, Info: tiers.HeadInfo{Body: pages * tiers.PageTokens, Outliers: tiers.PageTokens}}
+	u := &run{scratch: new(scratch), rows: rows, pages: pages + 1, slots: pages + 2, total: make([]float32, rows), segs: []segmentRun{{view: v}}}
+	u.weights, u.scratch.rank = make([]float32, u.slots), make([]float32, rows*u.slots)
 	for i := range pages + 1 {
-		u.pages = append(u.pages, page{index: i, i: i, rank: []float32{float32(8 + i%16), float32(8 - i%16), -20}})
+		for r, presence := range []float32{float32(8 + i%16), float32(8 - i%16), -20} {
+			u.rank[r*u.slots+i] = presence
+		}
 	}
-	u.pages[best].rank[2] = -4
+	u.rank[2*u.slots+best] = -4
 	chosen := attention.Top(u.rankPages(), 1+rows+1)
 	found := map[int]bool{}
 	for _, i := range chosen {

@@ -4,45 +4,93 @@ import (
 	"slices"
 	"sync"
 
+	"kvtier/attention/kernels"
 	"kvtier/compress"
 	"kvtier/tiers"
 )
 
-// scratch is what a run needs room for by the number of leaves that it may scan.
-// Runs use it one after the other: it would be most of what they allocate.
+// scratch is what a run needs room for. Runs use it one after the other: it would
+// be most of what they allocate.
 type scratch struct {
-	leaves []leaf
+	arena[float32]
+	wordArena  arena[int16]
+	gradeArena arena[grade]
+
+	groups []group // of tokens, those of all segments
+	// Tables of slots, see run: estimates of what is not read: its mass, log, -Inf if there is nothing; which part of its
+	// square are the squares of its tokens' (1/n if all weigh the same, 1 if one rules); and its relative variance.
+	mass, ruled, noise []float32
+	byMeans            []float32 // masses as page means have them
+	rank               []float32 // log weight by which pages are ranked
+	tokens             []int32   // [slots], those that are not read
+	scanned            []bool    // [pages]
+	norms              []float32 // [pages], squares of mean values
+	spreads            []float32 // [pages]
+	// Relative to the square of the output: the mean square of a page's values' distance
+	// from their mean, and from the output; [pages][rows].
+	scatter, far []float32
+
+	leaves []leaf   // of the pages that are scanned
 	planes [][]byte // of leaves
 	// Of each token of a leaf, by the leaf's place at: [rows][stride] its log weight and
 	// that as a share of the softmax, 0 once its value is read; [stride] what
 	// reading its value takes away of the error, as far as is known.
 	log, shares, valueGain []float32
+	sums                   []float32 // [rows][stride/16][2], of a leaf's shares, and of their squares
 	stride                 int
-	hist                   histogram
-	keys                   []uint64  // of tokens, see affordable
-	unread                 []unread  // what is estimated
-	pool                   []float32 // see floats
-	chosen                 []int
+	mostPerByte            [compress.NumKeyPlanes + 1]float32 // see bound
+	deep                   []int                              // leaves of which more than the first plane is read
+
+	hist          histogram
+	starts        [len(histogram{})]int32 // see weighBest
+	byBound       []int32
+	keys, keys2   []uint64 // see sortByUpper
+	weights       []float32
+	chosen        []int
+	scale         []float32       // [rows][2], see scoreLeaf
+	curves        []kernels.Curve // [rows], see weigh
+	squares, ends []float32       // [rows][16] their values, [rows][2] the sums of these
+	gain          [1][]float32    // a leaf's valueGain
+	less          []float32       // [rows], see deviate
+	leafKeys      []float32       // [16][d], those of one leaf
+	row2          []float32       // [2][d]
+	mean          []float32       // [d], see unpack
+	meanOf        int             // page
 }
 
 var scratches = sync.Pool{New: func() any { return new(scratch) }}
 
-// newScratch returns room for so many leaves.
-func newScratch(rows, leaves int) *scratch {
-	s := scratches.Get().(*scratch)
+// reset makes room for a run that scans so many leaves at most.
+func (s *scratch) reset(u *run, leaves, groups int) {
+	s.arena.reset()
+	s.wordArena.reset()
+	s.gradeArena.reset()
+	rows, d := u.rows, u.d
+	s.groups = sized(s.groups, groups)
+	clear(s.groups)
+	s.byMeans, s.tokens = sized(s.byMeans, rows*u.slots), sized(s.tokens, u.slots)
+	clear(s.tokens)
+	s.scanned = sized(s.scanned, u.pages)
+	clear(s.scanned)
+	s.norms, s.spreads = sized(s.norms, u.pages), sized(s.spreads, u.pages)
+	s.scatter, s.far = sized(s.scatter, rows*u.pages), sized(s.far, rows*u.pages)
+
 	s.stride = leaves * tiers.LeafTokens
-	s.leaves = slices.Grow(s.leaves[:0], leaves)
+	s.leaves, s.deep = slices.Grow(s.leaves[:0], leaves), s.deep[:0]
 	s.planes = sized(s.planes, leaves*compress.NumKeyPlanes)
 	s.log, s.shares = sized(s.log, rows*s.stride), sized(s.shares, rows*s.stride)
-	s.valueGain = sized(s.valueGain, s.stride)
-	s.unread, s.pool = s.unread[:0], s.pool[:0]
-	return s
+	s.valueGain, s.sums = sized(s.valueGain, s.stride), sized(s.sums, 2*rows*leaves)
+	s.weights = sized(s.weights, max(u.slots, s.stride))
+
+	s.scale, s.curves = sized(s.scale, 2*rows), sized(s.curves, rows)
+	s.squares, s.ends = sized(s.squares, rows*tiers.LeafTokens), sized(s.ends, 2*rows)
+	s.less, s.leafKeys = sized(s.less, rows), sized(s.leafKeys, tiers.LeafTokens*d)
+	s.row2, s.mean, s.meanOf = sized(s.row2, 2*d), sized(s.mean, d), -1
 }
 
 // free lets another run have the scratch. Nothing of it may be in use.
 func (s *scratch) free() {
 	clear(s.planes) // of pinned bytes
-	clear(s.unread) // of pages
 	scratches.Put(s)
 }
 
@@ -50,17 +98,46 @@ func (s *scratch) free() {
 func sized[T any](s []T, n int) []T { return slices.Grow(s[:0], n)[:n] }
 
 // floats returns n zeros for as long as the run lasts.
-func (s *scratch) floats(n int) []float32 {
-	if cap(s.pool)-len(s.pool) < n {
-		s.pool = make([]float32, 0, max(n, 2*cap(s.pool)))
-	}
-	at := len(s.pool)
-	s.pool = s.pool[:at+n]
-	clear(s.pool[at:])
-	return s.pool[at : at+n : at+n]
+func (s *scratch) floats(n int) []float32 { return s.arena.zeros(n) }
+
+// words is floats of words, and newGrades of grades.
+func (s *scratch) words(n int) []int16 { return s.wordArena.zeros(n) }
+
+func (s *scratch) newGrades(n int) []grade { return s.gradeArena.zeros(n) }
+
+// ofLeaves returns row r of a table of leaves' tokens, as far as there are leaves.
+func (s *scratch) ofLeaves(table []float32, r int) []float32 {
+	return table[r*s.stride:][:len(s.leaves)*tiers.LeafTokens]
 }
 
-// ofRow returns row r of a table of leaves' tokens, as far as there are leaves.
-func (s *scratch) ofRow(table []float32, r int) []float32 {
-	return table[r*s.stride:][:len(s.leaves)*tiers.LeafTokens]
+// sortKeys returns room for n keys, until the next call.
+func (s *scratch) sortKeys(n int) []uint64 {
+	s.keys, s.keys2 = sized(s.keys, n), sized(s.keys2, n)
+	return s.keys
+}
+
+// arena hands out slices that are used until all of them are given up together.
+type arena[T any] struct {
+	block []T
+	used  int // of earlier blocks
+}
+
+func (a *arena[T]) zeros(n int) []T {
+	at := len(a.block)
+	if cap(a.block)-at < n {
+		a.used += at
+		a.block, at = make([]T, 0, max(n, 2*cap(a.block), 1024)), 0
+	}
+	a.block = a.block[:at+n]
+	out := a.block[at : at+n : at+n]
+	clear(out)
+	return out
+}
+
+// reset gives up all slices. The next run needs about as much as the last one.
+func (a *arena[T]) reset() {
+	if n := a.used + len(a.block); n > cap(a.block) {
+		a.block = make([]T, 0, n)
+	}
+	a.block, a.used = a.block[:0], 0
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math"
 	"math/rand/v2"
+	"slices"
 	"testing"
 
 	"kvtier/attention"
@@ -182,7 +183,8 @@ func TestCut(t *testing.T) {
 	}
 }
 
-// Weights sum to 1: if all values are alike, so is the answer.
+// Weights sum to 1: if all values are alike, so is the answer. Unread drains make it shorter: sealing always takes
+// some tokens for drains, and their values for next to nothing.
 func TestConstantValues(t *testing.T) {
 	rng := rand.New(rand.NewPCG(7, 8))
 	for _, share := range []float32{.01, .05, .1, .2, .5, 1} {
@@ -194,8 +196,13 @@ func TestConstantValues(t *testing.T) {
 		f := sealed(rng, s, seal.Options{Profile: tiers.ProfileBalanced}, compress.F32, 2048, 3000)
 		got, _ := f.ask(t, f.query(rng, 0, 4), Budget{Share: share})
 		for r := range got {
-			if e := attention.RelativeError(got[r], row); e > .12 { // half a 4-bit bin
-				t.Errorf("share %v: error %v", share, e)
+			along := attention.Dot(got[r], row) / attention.Norm2(row)
+			want := slices.Clone(row)
+			for i := range want {
+				want[i] *= along
+			}
+			if e := attention.RelativeError(got[r], want); e > .12 || along > 1.12 || along < .6 { // half a 4-bit bin
+				t.Errorf("share %v: error %v, length %v", share, e, along)
 			}
 		}
 	}

@@ -1,8 +1,7 @@
 package sparse
 
 import (
-	"math"
-	"slices"
+	"math/bits"
 
 	"kvtier/attention/kernels"
 	"kvtier/compress"
@@ -10,67 +9,66 @@ import (
 	"kvtier/tiers/seal"
 )
 
-// readValues reads the values of the best tokens of refined leaves; all other
-// tokens are estimated.
+// readValues reads the values of the best tokens of deep leaves.
 func (u *run) readValues() error {
 	u.normalise()
-	if err := u.fetch(u.affordable()); err != nil {
-		return err
-	}
-	u.estimateLeaves()
-	return nil
+	return u.fetch(u.affordable())
 }
 
-// affordable returns the best tokens whose values the rest of the budget pays
-// for, in order. It takes them one after the other, as the cache lines that they
+// affordable marks the best tokens whose values the rest of the budget pays
+// for, and returns them, in order. It takes them one after the other, as the cache lines that they
 // share with better ones cost nothing more.
 func (u *run) affordable() []int {
-	keys := u.candidates()
-	slices.Sort(keys)
+	u.sortLeaves(u.deep)
 	lines := make([]*valueLines, len(u.segs))
-	u.chosen = u.chosen[:0]
-	left := u.left
-	for _, key := range slices.Backward(keys) {
-		token := int(^uint32(key))
-		leaf, _ := leafOf(token)
-		seg := u.leaves[leaf].seg
-		if lines[seg] == nil {
-			lines[seg] = newValueLines(u.segs[seg].view)
+	left, n := u.left, 0
+	for _, key := range u.sortByUpper(u.candidates()) {
+		token := int(uint32(key))
+		leaf, t := leafOf(token)
+		x := &u.leaves[leaf]
+		if lines[x.seg] == nil {
+			lines[x.seg] = newValueLines(u.segs[x.seg].view)
 		}
-		if left -= lines[seg].take(u.segs[seg].view, u.place(token)); left < 0 && len(u.chosen) > 0 {
+		if left -= lines[x.seg].take(u.segs[x.seg].view, x.place+t); left < 0 && n > 0 {
 			break
 		}
-		u.chosen = append(u.chosen, token)
+		x.chosen |= 1 << t
+		n++
 	}
-	slices.Sort(u.chosen)
+	u.chosen = u.chosen[:0]
+	for _, i := range u.deep {
+		for rest := u.leaves[i].chosen; rest != 0; rest &= rest - 1 {
+			u.chosen = append(u.chosen, i*tiers.LeafTokens+bits.TrailingZeros16(rest))
+		}
+	}
 	return u.chosen
 }
 
-// candidates returns the tokens of refined leaves among which those are that
-// the rest of the budget can pay for: gain and, of equal ones the first the largest, the token's complement.
+// candidates returns the tokens of deep leaves among which those are that
+// the rest of the budget can pay for: keys for sortByUpper, the best first, with the token below.
 func (u *run) candidates() []uint64 {
 	// No token costs less than its bytes.
 	each := float32(compress.ValueScaleBytes + compress.ValueRowBytes(u.d))
 	clear(u.hist[:])
-	for i := range u.leaves {
-		if x := &u.leaves[i]; len(x.planes) >= 2 {
-			for _, gain := range u.valueGain[x.at:][:x.n] {
-				u.hist.add(gain, each)
+	for _, i := range u.deep {
+		x := &u.leaves[i]
+		for _, gain := range u.valueGain[x.at:][:x.n] {
+			u.hist.add(gain, each)
+		}
+	}
+	least := max(u.hist.bin(u.left)-1, 0)
+	n := 0
+	keys := u.sortKeys(len(u.deep) * tiers.LeafTokens)
+	for _, i := range u.deep {
+		x := &u.leaves[i]
+		for t, gain := range u.valueGain[x.at:][:x.n] {
+			if binOf(gain) >= least {
+				keys[n] = descending(gain)<<32 | uint64(i*tiers.LeafTokens+t)
+				n++
 			}
 		}
 	}
-	least := u.hist.next(u.left)
-	u.keys = u.keys[:0]
-	for i := range u.leaves {
-		if x := &u.leaves[i]; len(x.planes) >= 2 {
-			for t, gain := range u.valueGain[x.at:][:x.n] {
-				if gain >= least {
-					u.keys = append(u.keys, uint64(math.Float32bits(gain))<<32|uint64(^uint32(i*tiers.LeafTokens+t)))
-				}
-			}
-		}
-	}
-	return u.keys
+	return keys[:n]
 }
 
 // bySegment divides leaves, or their tokens, by segment: in order of index they are in order of place.
@@ -124,7 +122,6 @@ func (u *run) fetch(chosen []int) error {
 			kernels.Prefetch(b[n+min(i+aheadValues, n-1)])
 			leaf, t := leafOf(c)
 			x := &u.leaves[leaf]
-			x.read |= 1 << t
 			scores := values.add(b[i], b[n+i], low[c])
 			for r := range u.rows {
 				at := r*u.stride + x.at + t

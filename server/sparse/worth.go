@@ -4,9 +4,7 @@ import (
 	"math"
 	"sync"
 
-	"kvtier/attention"
 	"kvtier/attention/kernels"
-	"kvtier/compress"
 	"kvtier/tiers"
 )
 
@@ -19,75 +17,6 @@ import (
 //   - the scatter of its value around the mean that stands for it, until its
 //     value is read.
 
-// judge estimates the output from the exact zone and page means, and by it how
-// much each page's values matter.
-func (u *run) judge() {
-	outs := attention.NewPartials(u.rows, u.d)
-	value := u.floats(u.d)
-	for r := range u.rows {
-		u.q.Partials[r].Output(value)
-		compress.Rotate(value, u.d)
-		if lse := u.q.Partials[r].LSE(); lse > -inf {
-			outs[r].Add(lse, value)
-		}
-	}
-	table, sums := u.floats(u.rows*len(u.pages)), attention.AppendSums(nil, outs)
-	u.eachSegment(func(s *segmentRun, pages []page) {
-		n := len(pages)
-		for i, p := range pages {
-			for r, mass := range p.mass {
-				table[r*n+i] = mass
-			}
-		}
-		attention.Weigh(outs, table, n, n)
-		s.values.AddTo(sums, table[:u.rows*n])
-	})
-	out := u.floats(u.rows * u.d)
-	for r := range u.rows {
-		outs[r].Output(out[r*u.d : (r+1)*u.d])
-	}
-	distance2 := u.distances(out)
-	for r := range u.rows {
-		norm2 := max(attention.Norm2(out[r*u.d:(r+1)*u.d]), 1e-30)
-		for i := range u.pages {
-			p := &u.pages[i]
-			p.scatter[r] = u.segs[p.seg].values.Spread(p.i) / norm2
-			p.far[r] = p.scatter[r] + distance2[i*u.rows+r]/norm2
-		}
-	}
-}
-
-// distances returns the squares of the distances of pages' mean values from outputs out [rows][d]: [pages][rows].
-func (u *run) distances(out []float32) []float32 {
-	distance2, norm2 := u.floats(len(u.pages)*u.rows), u.floats(u.rows)
-	for r := range u.rows {
-		norm2[r] = attention.Norm2(out[r*u.d : (r+1)*u.d])
-	}
-	table, value := u.floats(len(distance2)), u.floats(u.d)
-	u.eachSegment(func(s *segmentRun, pages []page) {
-		n := len(pages)
-		s.values.Scores(table, out, 0, n)
-		for i, p := range pages {
-			s.values.Row(value, p.i)
-			square := attention.Norm2(value)
-			for r := range u.rows {
-				distance2[p.index*u.rows+r] = max(0, square-2*table[r*n+i]+norm2[r])
-			}
-		}
-	})
-	return distance2
-}
-
-// eachSegment goes through the segments and their pages.
-func (u *run) eachSegment(use func(s *segmentRun, pages []page)) {
-	at := 0
-	for _, s := range u.segs {
-		n := s.view.Pages()
-		use(s, u.pages[at:at+n])
-		at += n
-	}
-}
-
 // alike is how far the channels of which nothing is known correlate within a
 // leaf: its tokens are neighbours (docs/decisions/0011-values-follow-keys.md).
 const alike = .2
@@ -96,25 +25,14 @@ const alike = .2
 // the means of all other pages, and the shares of scanned tokens. It returns by
 // how much the normaliser's log changed at most.
 func (u *run) normalise() (change float32) {
-	masses := u.floats(len(u.unread)) // of pages, as long as values are not read
 	for r := range u.rows {
-		for i, e := range u.unread {
-			masses[i] = e.mass[r]
-		}
-		total := logAdd(u.q.Partials[r].LSE(), logSum(masses))
-		logs, share := u.ofRow(u.log, r), u.ofRow(u.shares, r)
-		copy(share, logs)
-		top := kernels.Largest(share, -inf)
-		total = logAdd(total, top+log(kernels.Weights(share, share, top)))
+		total := logAdd(u.q.Partials[r].LSE(), u.logSum(u.ofRow(u.mass, r)))
+		logs, shares := u.ofLeaves(u.log, r), u.ofLeaves(u.shares, r)
+		top := kernels.Largest(logs, -inf)
+		total = logAdd(total, top+log(kernels.Weights(shares, logs, top)))
 		change = max(change, float32(math.Abs(float64(total-u.total[r]))))
 		u.total[r] = total
-		f := exp(top - total)
-		for t, w := range share {
-			if w *= f; w < leastShare {
-				w = 0
-			}
-			share[t] = w
-		}
+		kernels.Shares(shares, u.sums[2*r*u.stride/tiers.LeafTokens:], exp(top-total), leastShare)
 	}
 	return change
 }
@@ -123,6 +41,68 @@ func (u *run) normalise() (change float32) {
 // processors take long over squares that leave float32's normal range.
 const leastShare = 1e-15
 
+// weighBest weighs those leaves which may be worth what the rest of the budget
+// buys, and adds what they offer to u.hist, which may hold other offers. Most are not worth weighing: a bound tells. Leaves
+// are taken by their bounds from the largest on, until what was offered above them costs more than there is.
+// The result is good until the next call.
+func (u *run) weighBest() (best []int32) {
+	u.byBound = sized(u.byBound, len(u.leaves))
+	bins := u.keys[:0]
+	clear(u.starts[:])
+	for i := range u.leaves {
+		bin := binOf(u.bound(&u.leaves[i]))
+		bins = append(bins, uint64(bin))
+		u.starts[bin]++
+	}
+	u.keys = bins
+	at := int32(0)
+	for b := len(u.starts) - 1; b >= 0; b-- {
+		u.starts[b], at = at, at+u.starts[b]
+	}
+	for i, b := range bins {
+		u.byBound[u.starts[b]] = int32(i)
+		u.starts[b]++ // in the end, where the next lower bin begins
+	}
+	left := u.left
+	for b := len(u.hist) - 1; b >= 0 && left >= 0; b-- {
+		for ; len(best) < int(u.starts[b]); best = u.byBound[:len(best)+1] {
+			x := &u.leaves[u.byBound[len(best)]]
+			if !x.weighed {
+				u.weigh(x)
+			}
+			u.offer(x)
+		}
+		left -= u.hist[b]
+	}
+	return best
+}
+
+// bound is more than what reading any more of a leaf is worth, for a byte.
+func (u *run) bound(x *leaf) (worth float32) {
+	planes := len(x.planes)
+	far := u.far[x.page*u.rows:][:u.rows]
+	for r, g := range u.grades(x, planes) {
+		sum, squares := u.sumsOf(x, r)
+		squares = min(squares*g.ofSquare, sum*g.ofShare)
+		worth += far[r] * (squares + alike*min(1, sum*sum*g.ofSquare, tiers.LeafTokens*squares))
+	}
+	return worth * u.mostPerByte[planes]
+}
+
+// mostPerByte returns how much of its error a byte takes away at most of a leaf of which so many planes are read.
+func mostPerByte(perByte []float32, perValue float32, planes int) float32 {
+	const tables = 1.25 // by which expectSquares may be too large
+	most := perValue
+	for p := planes; p < len(perByte); p++ {
+		if p == planes {
+			most = max(most, perByte[p])
+		} else {
+			most = max(most, mostGrowth*perByte[p])
+		}
+	}
+	return tables * most
+}
+
 // weigh computes what reading more of a leaf's tokens is worth: values and the
 // next plane of keys, and a bound for later ones.
 func (u *run) weigh(x *leaf) {
@@ -130,8 +110,8 @@ func (u *run) weigh(x *leaf) {
 	u.expectSquares(x, planes)
 	u.gain[0] = u.valueGain[x.at:][:tiers.LeafTokens]
 	clear(u.gain[0])
-	kernels.Axpys(u.gain[:], u.pages[x.page].scatter, u.rows, u.squares, tiers.LeafTokens, tiers.LeafTokens)
-	x.keyGain, x.bounded = [compress.NumKeyPlanes]float32{}, true
+	kernels.Axpys(u.gain[:], u.scatter[x.page*u.rows:], u.rows, u.squares, tiers.LeafTokens, tiers.LeafTokens)
+	x.weighed, x.bounded = true, true
 	for at := planes; at < x.most; at++ {
 		x.keyGain[at] = u.planeGain(x, at)
 		if at > planes {
@@ -154,24 +134,62 @@ func (u *run) weighAhead(x *leaf) {
 const mostGrowth = 4
 
 // expectSquares estimates the squares of the shares of a leaf's tokens as they
-// are if so many planes are known: u.squares, and u.sums.
+// are if so many planes are known: u.squares, and u.ends.
 func (u *run) expectSquares(x *leaf, planes int) {
 	for r, g := range u.grades(x, planes) {
 		u.curves[r] = g.squares
 		u.curves[r].From += u.total[r]
 	}
-	kernels.Curves(u.squares, u.sums, u.log[x.at:], u.stride, u.curves)
+	kernels.Curves(u.squares, u.ends, u.log[x.at:], u.stride, u.curves)
 }
 
 // planeGain is what reading a plane of a leaf's keys takes away, of tokens of
-// which u.sums knows the squares.
+// which u.ends knows the squares.
 func (u *run) planeGain(x *leaf, plane int) (gain float32) {
-	far := u.pages[x.page].far
+	far := u.far[x.page*u.rows:][:u.rows]
 	for r, g := range u.grades(x, plane) {
-		sum, roots := u.sums[2*r], min(u.sums[2*r+1], 1) // all shares together
+		sum, roots := u.ends[2*r], min(u.ends[2*r+1], 1) // all shares together
 		gain += far[r] * (sum*g.own + alike*max(0, roots*roots-sum)*g.common)
 	}
 	return gain
+}
+
+// offer adds a weighed leaf's next plane of keys and its values to what can be bought.
+func (u *run) offer(x *leaf) {
+	if p := len(x.planes); p < x.most {
+		u.hist.add(x.keyGain[p]*u.perByte[p], float32(u.planeBytes[p]))
+	}
+	perValue := 1 / u.valueBytes
+	for _, gain := range u.valueGain[x.at:][:tiers.LeafTokens] {
+		u.hist.add(gain*perValue, u.valueBytes)
+	}
+}
+
+// threshold returns the least worth that the rest of the budget buys, of what is offered in u.hist and of the planes of the
+// listed leaves behind the next one. These are left out where they cannot be worth it. Leaves of fewer planes than
+// so many were not worth the last one.
+func (u *run) threshold(list []int32, planes int) float32 {
+	least := u.hist.threshold(u.left) // more offers only raise it
+	for _, i := range list {
+		x := &u.leaves[i]
+		if len(x.planes) < planes {
+			continue
+		}
+		var worth float32
+		for p := len(x.planes) + 1; p < x.most; p++ {
+			worth = max(worth, x.keyGain[p]*u.perByte[p])
+		}
+		if worth < least {
+			continue
+		}
+		if x.bounded {
+			u.weighAhead(x)
+		}
+		for p := len(x.planes) + 1; p < x.most; p++ {
+			u.hist.add(x.keyGain[p]*u.perByte[p], float32(u.planeBytes[p]))
+		}
+	}
+	return u.hist.threshold(u.left)
 }
 
 // meanSquare is the mean of the square of a token's share of the softmax, whose
@@ -224,10 +242,12 @@ func (h *histogram) add(worth, bytes float32) {
 	}
 }
 
-// next returns the least worth that is told apart from those that threshold leaves out.
-func (h *histogram) next(bytes float64) float32 {
-	b := h.bin(bytes)
-	return math.Float32frombits(uint32(max(b-1, 0)) << worthShift)
+// binOf returns the bin of a worth: 0 if there is none, the last one if it is no number.
+func binOf(worth float32) int {
+	if worth <= 0 {
+		return 0
+	}
+	return int(math.Float32bits(worth) &^ (1 << 31) >> worthShift)
 }
 
 // threshold returns the least worth at which reading all that is worth as much

@@ -36,6 +36,9 @@ func (v View) Drains() int { return min(v.Info.Outliers, tiers.LeafTokens) }
 // drainLeaf returns the leaf of drains, if there are any.
 func (v View) drainLeaf() int { return v.Info.Body / tiers.LeafTokens }
 
+// PageOfDrains returns the page that holds the drains, if there are any.
+func (v View) PageOfDrains() int { return v.Info.Body / tiers.PageTokens }
+
 // IsDrain says whether leaf l holds drains.
 func (v View) IsDrain(l int) bool { return v.Drains() > 0 && l == v.drainLeaf() }
 

@@ -1,0 +1,190 @@
+package sparse
+
+import (
+	"math"
+
+	"kvtier/attention"
+	"kvtier/attention/kernels"
+	"kvtier/compress"
+	"kvtier/tiers"
+)
+
+// scorePages scores all pages, and estimates the normaliser and the output from them
+// and the exact zone.
+func (u *run) scorePages() error {
+	ranges := make([][]tiers.Range, len(u.segs))
+	for i := range u.segs {
+		ranges[i] = []tiers.Range{{Len: 2 * attention.MeansBytes(u.segs[i].view.Pages(), u.d)}}
+	}
+	u.mass, u.ruled, u.noise, u.rank = u.table(), u.table(), u.table(), u.table()
+	err := u.each(tiers.PlanePages, ranges, func(seg int, b [][]byte) error {
+		s := &u.segs[seg]
+		s.keys, s.values = s.view.PageMeans(b[0])
+		u.scoreMeans(s)
+		s.values.Norms2(u.norms[s.firstPage:])
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	if u.follows {
+		if err := u.readMap(); err != nil {
+			return err
+		}
+	}
+	u.acc.Pages, u.acc.PagesTotal = int64(u.pages), int64(u.pages)
+	for r := range u.rows {
+		for i := u.pages; i < u.slots; i++ {
+			u.mass[r*u.slots+i] = -inf // no drains yet
+		}
+		u.total[r] = logAdd(u.q.Partials[r].LSE(), u.logSum(u.ofRow(u.mass, r)))
+	}
+	copy(u.byMeans, u.mass)
+	u.judge()
+	return nil
+}
+
+// scoreMeans estimates what a segment's pages weigh, and how well that is known.
+func (u *run) scoreMeans(s *segmentRun) {
+	pages := s.view.Pages()
+	s.keys.Scores(u.mass[s.firstPage:], u.slots, u.q.Q)
+	spreads := u.spreads[:pages]
+	for i := range spreads {
+		u.tokens[s.firstPage+i] = int32(s.view.PageTokens(i))
+		spreads[i] = s.keys.Spread(i)
+	}
+	for r := range u.rows {
+		at := r*u.slots + s.firstPage
+		mass, rank, ruled, noise := u.mass[at:][:pages], u.rank[at:][:pages], u.ruled[at:][:pages], u.noise[at:][:pages]
+		for i, spread := range spreads {
+			n, score := s.view.PageTokens(i), attention.Softcap(mass[i], u.q.Softcap)
+			spread *= u.norm2[r]
+			mass[i] = attention.Mass(n, score, spread)
+			rank[i] = attention.Presence(n, score, spread)
+			noise[i] = min(spread, mostRaise) - mostRaise
+		}
+		kernels.Weights(noise, noise, 0)
+		for i, e := range noise {
+			raised, n := e*raiseUnit, float32(s.view.PageTokens(i))
+			ruled[i], noise[i] = min(1, raised/n), min(1, (raised-1)/n)
+		}
+	}
+}
+
+// mostRaise bounds how far the spread of keys is believed to rule which of a page's tokens weigh.
+const mostRaise = 4
+
+var raiseUnit = exp(mostRaise)
+
+// judge estimates the output from the exact zone and page means, and by it how
+// much each page's values matter.
+func (u *run) judge() {
+	outs := attention.NewPartials(u.rows, u.d)
+	value := u.floats(u.d)
+	for r := range u.rows {
+		u.q.Partials[r].Output(value)
+		compress.Rotate(value, u.d)
+		if lse := u.q.Partials[r].LSE(); lse > -inf {
+			outs[r].Add(lse, value)
+		}
+	}
+	weights := u.table()
+	copy(weights, u.mass)
+	attention.Weigh(outs, weights, u.slots, u.slots)
+	u.addMeans(outs, weights)
+	out := u.floats(u.rows * u.d)
+	for r := range u.rows {
+		outs[r].Output(out[r*u.d : (r+1)*u.d])
+	}
+	distance2 := u.distances(out)
+	for r := range u.rows {
+		inverse := 1 / max(attention.Norm2(out[r*u.d:(r+1)*u.d]), 1e-30)
+		for i := range u.segs {
+			s := &u.segs[i]
+			for p := range s.view.Pages() {
+				at := (s.firstPage+p)*u.rows + r
+				u.scatter[at] = s.values.Spread(p) * inverse
+				u.far[at] = u.scatter[at] + distance2[r*u.slots+s.firstPage+p]*inverse
+			}
+		}
+	}
+}
+
+// addMeans adds to outs the pages' mean values by weights, which it changes.
+func (u *run) addMeans(outs []attention.Partial, weights []float32) {
+	sums := attention.AppendSums(nil, outs)
+	for i := range u.segs {
+		s := &u.segs[i]
+		s.values.AddTo(sums, weights[s.firstPage:], u.slots)
+	}
+}
+
+// distances returns the squares of the distances of pages' mean values from outputs out [rows][d].
+func (u *run) distances(out []float32) []float32 {
+	table := u.table()
+	for i := range u.segs {
+		s := &u.segs[i]
+		s.values.Scores(table[s.firstPage:], u.slots, out)
+	}
+	for r := range u.rows {
+		norm2, row := attention.Norm2(out[r*u.d:(r+1)*u.d]), u.ofRow(table, r)[:u.pages]
+		for i, product := range row {
+			row[i] = max(0, u.norms[i]-2*product+norm2)
+		}
+	}
+	return table
+}
+
+// rankPages ranks each page by the best place that it has in the order of
+// presence of any head, or of all of them, so that no head takes the places of
+// another: presence is overestimated most for heads with large queries. Outliers
+// come first.
+func (u *run) rankPages() []float32 {
+	n := u.pages
+	rank, all, weights := u.floats(n), u.floats(n), u.floats(n)
+	place := func(presence []float32) {
+		keys := u.sortKeys(n)
+		for i, x := range presence {
+			keys[i] = descending(x)<<32 | uint64(i)
+		}
+		for at, key := range u.sortByUpper(keys) {
+			i := uint32(key)
+			rank[i] = max(rank[i], float32(n-at))
+		}
+	}
+	for r := range u.rows {
+		presence := u.ofRow(u.rank, r)[:n]
+		place(presence)
+		top := kernels.Largest(presence, -inf)
+		kernels.Weights(weights, presence, top)
+		attention.Axpy(all, exp(min(top-u.total[r], mostPresence)), weights)
+	}
+	place(all)
+	for i := range u.segs {
+		s := &u.segs[i]
+		for p := range s.view.Pages() {
+			if s.view.Outliers(p) {
+				rank[s.firstPage+p] = inf
+			}
+		}
+	}
+	return rank
+}
+
+// mostPresence keeps what is overestimated by far finite.
+const mostPresence = 80
+
+// logSum returns the log of the sum of exp(x).
+func (u *run) logSum(x []float32) float32 {
+	top := kernels.Largest(x, -inf)
+	return top + log(kernels.Weights(u.weights[:len(x)], x, top))
+}
+
+// descending returns 32 bits that are the smaller, the larger a number is.
+func descending(x float32) uint64 {
+	b := math.Float32bits(x)
+	if b>>31 == 0 {
+		return uint64(^b &^ (1 << 31))
+	}
+	return uint64(b)
+}
