@@ -19,7 +19,6 @@ type leaf struct {
 	// reading keys takes away of the error, as far as is known. What its values' take away is in run.valueGain.
 	weighed bool
 	keyGain [compress.NumKeyPlanes]float32
-	bounded bool   // of planes behind the next one it is a bound
 	chosen  uint16 // a bit for each token whose value is read
 }
 

@@ -16,7 +16,7 @@ func (u *run) refine(plane int) error {
 	} else {
 		list = u.offerDeep(plane)
 	}
-	least := u.threshold(list, plane)
+	least := u.hist.threshold(u.left)
 	var chosen []int
 	for _, i := range list {
 		if x := &u.leaves[i]; len(x.planes) == plane && plane < x.most && x.keyGain[plane]*u.perByte[plane] >= least {

@@ -90,9 +90,6 @@ func newRun(ctx context.Context, r Reader, segments []Segment, part []int, q Que
 		u.perByte[p] = 1 / float32(n)
 	}
 	u.valueBytes = valueBytes(d)
-	for p := range u.mostPerByte {
-		u.mostPerByte[p] = mostPerByte(u.perByte[:], 1/u.valueBytes, p)
-	}
 	u.scratch.reset(u, max(u.first, u.most)*tiers.PageTokens/tiers.LeafTokens, groups)
 	u.norm2, u.total, u.bias, u.massVar = u.floats(rows), u.floats(rows), u.floats(rows), u.floats(rows)
 	for i := range rows {

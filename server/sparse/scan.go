@@ -90,7 +90,8 @@ func (u *run) promising() []int {
 	for _, g := range gain {
 		u.hist.add(g/u.pageBytes, u.pageBytes)
 	}
-	least := u.threshold(u.weighBest(), 1)
+	u.weighBest()
+	least := u.hist.threshold(u.left)
 	var worth int
 	for i, g := range gain {
 		if g > 0 && g/u.pageBytes >= least {

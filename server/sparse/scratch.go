@@ -38,8 +38,7 @@ type scratch struct {
 	log, shares, valueGain []float32
 	sums                   []float32 // [rows][stride/16][2], of a leaf's shares, and of their squares
 	stride                 int
-	mostPerByte            [compress.NumKeyPlanes + 1]float32 // see bound
-	deep                   []int                              // leaves of which more than the first plane is read
+	deep                   []int // leaves of which more than the first plane is read
 
 	hist          histogram
 	starts        [len(histogram{})]int32 // see weighBest

@@ -82,59 +82,43 @@ func (u *run) bound(x *leaf) (worth float32) {
 	planes := len(x.planes)
 	far := u.far[x.page*u.rows:][:u.rows]
 	for r, g := range u.grades(x, planes) {
-		sum, squares := u.sumsOf(x, r)
+		sum, squares := u.sumsOf(x, r) // without shares that count for nothing, but may grow
+		sum, squares = sum+tiers.LeafTokens*leastShare, squares+tiers.LeafTokens*leastShare*leastShare
 		squares = min(squares*g.ofSquare, sum*g.ofShare)
 		worth += far[r] * (squares + alike*min(1, sum*sum*g.ofSquare, tiers.LeafTokens*squares))
 	}
-	return worth * u.mostPerByte[planes]
-}
-
-// mostPerByte returns how much of its error a byte takes away at most of a leaf of which so many planes are read.
-func mostPerByte(perByte []float32, perValue float32, planes int) float32 {
-	const tables = 1.25 // by which expectSquares may be too large
-	most := perValue
-	for p := planes; p < len(perByte); p++ {
-		if p == planes {
-			most = max(most, perByte[p])
-		} else {
-			most = max(most, mostGrowth*perByte[p])
-		}
+	perByte := 1 / u.valueBytes
+	if planes < x.most {
+		perByte = max(perByte, u.perByte[planes])
 	}
-	return tables * most
+	return worth * perByte * tables
 }
 
-// weigh computes what reading more of a leaf's tokens is worth: values and the
-// next plane of keys, and a bound for later ones.
+// tables is by how much expectSquares may be too large.
+const tables = 1.25
+
+// weigh computes what reading more of a leaf's tokens is worth: values and planes of keys.
 func (u *run) weigh(x *leaf) {
 	planes := len(x.planes)
+	x.weighed = true
 	u.expectSquares(x, planes)
 	u.gain[0] = u.valueGain[x.at:][:tiers.LeafTokens]
 	clear(u.gain[0])
 	kernels.Axpys(u.gain[:], u.scatter[x.page*u.rows:], u.rows, u.squares, tiers.LeafTokens, tiers.LeafTokens)
-	x.weighed, x.bounded = true, true
 	for at := planes; at < x.most; at++ {
 		x.keyGain[at] = u.planeGain(x, at)
 		if at > planes {
-			x.keyGain[at] *= mostGrowth
+			x.keyGain[at] *= behind
 		}
 	}
 }
 
-// weighAhead computes what planes behind the next one are worth.
-func (u *run) weighAhead(x *leaf) {
-	x.bounded = false
-	for at := len(x.planes) + 1; at < x.most; at++ {
-		u.expectSquares(x, at)
-		x.keyGain[at] = u.planeGain(x, at)
-	}
-}
+// behind is what a plane behind the next one is worth, of what it would be worth next: about
+// as much as when squares are estimated as they are expected to be then.
+const behind = .5
 
-// mostGrowth is more than by which the mean square of a share can grow when
-// more of its key is known: it falls, but for shares near 1.
-const mostGrowth = 4
-
-// expectSquares estimates the squares of the shares of a leaf's tokens as they
-// are if so many planes are known: u.squares, and u.ends.
+// expectSquares estimates the squares of the shares of a leaf's tokens, of which
+// so many planes are known: u.squares, and u.ends.
 func (u *run) expectSquares(x *leaf, planes int) {
 	for r, g := range u.grades(x, planes) {
 		u.curves[r] = g.squares
@@ -154,42 +138,15 @@ func (u *run) planeGain(x *leaf, plane int) (gain float32) {
 	return gain
 }
 
-// offer adds a weighed leaf's next plane of keys and its values to what can be bought.
+// offer adds a weighed leaf's planes of keys and its values to what can be bought.
 func (u *run) offer(x *leaf) {
-	if p := len(x.planes); p < x.most {
+	for p := len(x.planes); p < x.most; p++ {
 		u.hist.add(x.keyGain[p]*u.perByte[p], float32(u.planeBytes[p]))
 	}
 	perValue := 1 / u.valueBytes
 	for _, gain := range u.valueGain[x.at:][:tiers.LeafTokens] {
 		u.hist.add(gain*perValue, u.valueBytes)
 	}
-}
-
-// threshold returns the least worth that the rest of the budget buys, of what is offered in u.hist and of the planes of the
-// listed leaves behind the next one. These are left out where they cannot be worth it. Leaves of fewer planes than
-// so many were not worth the last one.
-func (u *run) threshold(list []int32, planes int) float32 {
-	least := u.hist.threshold(u.left) // more offers only raise it
-	for _, i := range list {
-		x := &u.leaves[i]
-		if len(x.planes) < planes {
-			continue
-		}
-		var worth float32
-		for p := len(x.planes) + 1; p < x.most; p++ {
-			worth = max(worth, x.keyGain[p]*u.perByte[p])
-		}
-		if worth < least {
-			continue
-		}
-		if x.bounded {
-			u.weighAhead(x)
-		}
-		for p := len(x.planes) + 1; p < x.most; p++ {
-			u.hist.add(x.keyGain[p]*u.perByte[p], float32(u.planeBytes[p]))
-		}
-	}
-	return u.hist.threshold(u.left)
 }
 
 // meanSquare is the mean of the square of a token's share of the softmax, whose

@@ -7,7 +7,9 @@ import (
 
 	"kvtier/attention"
 	"kvtier/attention/kernels"
+	"kvtier/compress"
 	"kvtier/tiers"
+	"kvtier/tiers/seal"
 )
 
 // The table is the function, and the function is the mean of what it says.
@@ -42,18 +44,54 @@ func curveAt(c kernels.Curve, x float32) float64 {
 	return float64(dst[0])
 }
 
-// Of a token of the same estimated weight, no mean square grows by more when noise falls.
-func TestMostGrowth(t *testing.T) {
-	raise := func(noise float64) float64 { return float64(attention.Mass(1, 0, float32(noise))) }
-	for weight := -30.; weight < 6; weight += .5 {
-		for noise := 0.; noise < 60; noise += .5 {
-			before := meanSquare(weight-raise(noise), noise)
-			for less := 0.; less < noise; less += .5 {
-				if after := meanSquare(weight-raise(less), less); after > mostGrowth*before {
-					t.Fatalf("log weight %v: %g with noise %v, %g with %v", weight, before, noise, after, less)
+// No leaf offers more than its bound says, whatever was read of it.
+func TestBound(t *testing.T) {
+	rng := rand.New(rand.NewPCG(55, 56))
+	f := sealed(rng, newSample(rng, 3000, 1, 64), seal.Options{Profile: tiers.ProfileBalanced}, compress.BF16, 2048, 3000)
+	near := 0
+	for _, scale := range []float32{.1, 1, 3, 10, 40} {
+		q := Query{Q: randn(rng, 3*64, .15*scale), Partials: attention.NewPartials(3, 64)}
+		u := newRun(t.Context(), f.reader, f.segs, []int{0, 1}, q, 1, &Trace{})
+		if err := u.scorePages(); err != nil {
+			t.Fatal(err)
+		}
+		for plane := range compress.NumKeyPlanes - 1 {
+			var all []int
+			var err error
+			if plane == 0 {
+				err = u.look(attention.Top(make([]float32, u.pages), u.pages))
+			} else {
+				for i := range u.leaves {
+					if len(u.leaves[i].planes) == plane {
+						all = append(all, i)
+					}
+				}
+				err = u.readKeys(plane, all)
+				u.normalise()
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			for i := range u.leaves {
+				x := &u.leaves[i]
+				u.weigh(x)
+				bound := u.bound(x)
+				clear(u.hist[:])
+				u.offer(x)
+				best := u.hist.bin(0) - 1 // of the most worth
+				if best > binOf(bound) {
+					t.Fatalf("queries times %v, %d planes: a leaf offers %v a byte, its bound is %v",
+						scale, len(x.planes), math.Float32frombits(uint32(best)<<worthShift), bound)
+				}
+				if bound > 0 && best+8*4 > binOf(bound) { // within a factor of 16
+					near++
 				}
 			}
 		}
+		u.release()
+	}
+	if near < 1000 {
+		t.Errorf("only %d bounds are of any use", near)
 	}
 }
 
