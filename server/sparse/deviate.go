@@ -34,7 +34,7 @@ func (u *run) readMap() error {
 }
 
 // leastDeviating is the share of the softmax of which it makes no difference how its keys deviate.
-const leastDeviating = .001
+const leastDeviating = .01
 
 // deviate adds up by how much the keys of a leaf's unread tokens deviate from
 // their page's mean. mass [rows] is their share.

@@ -50,7 +50,7 @@ func (u *run) estimatePages(e estimate) {
 // measured no better. Of drains, whose values are next to nothing, nothing stands for the value.
 func (u *run) estimateLeaves(e estimate) {
 	mass := u.floats(u.rows)
-	for i := range u.leaves {
+	for _, i := range u.inOrder {
 		x := &u.leaves[i]
 		n := x.n - bits.OnesCount16(x.chosen)
 		if n == 0 {
@@ -61,7 +61,8 @@ func (u *run) estimateLeaves(e estimate) {
 			slot = u.pages + x.seg
 		}
 		u.tokens[slot] += int32(n)
-		for r, g := range u.grades(x, len(x.planes)) {
+		grades := u.grades(x, len(x.planes))
+		for r := range grades {
 			sum, squares := u.sumsOf(x, r)
 			if x.chosen != 0 {
 				sum, squares = sums(u.sharesOf(x, r)) // 0 of those that were read
@@ -69,7 +70,7 @@ func (u *run) estimateLeaves(e estimate) {
 			at := r*u.slots + slot
 			e.share[at] += sum
 			e.squares[at] += squares
-			e.variance[at] += squares * g.scatter
+			e.variance[at] += squares * grades[r].scatter
 			mass[r] = sum
 		}
 		if u.follows && !drains {

@@ -10,23 +10,22 @@ import (
 // than anything else that the rest of the budget can buy.
 func (u *run) refine(plane int) error {
 	clear(u.hist[:])
-	var list []int32
+	list := u.deep
 	if plane == 1 {
-		list = u.weighBest()
+		u.weighBest()
+		list = u.inOrder
 	} else {
-		list = u.offerDeep(plane)
+		u.offerDeep(plane)
 	}
 	least := u.hist.threshold(u.left)
 	var chosen []int
 	for _, i := range list {
-		if x := &u.leaves[i]; len(x.planes) == plane && plane < x.most && x.keyGain[plane]*u.perByte[plane] >= least {
-			chosen = append(chosen, int(i))
+		if x := &u.leaves[i]; x.weighed && len(x.planes) == plane && plane < x.most && x.keyGain[plane]*u.perByte[plane] >= least {
+			chosen = append(chosen, i)
 		}
 	}
-	u.sortLeaves(chosen)
 	if plane == 1 {
 		u.acc.Scans = int64(len(chosen))
-		u.deep = append(u.deep, chosen...)
 	} else if plane == 3 {
 		u.acc.Refined = int64(len(chosen))
 	}
@@ -36,12 +35,18 @@ func (u *run) refine(plane int) error {
 	for _, i := range chosen {
 		u.weigh(&u.leaves[i])
 	}
+	if plane == 1 {
+		for _, i := range u.inOrder {
+			if len(u.leaves[i].planes) > 1 {
+				u.deep = append(u.deep, i)
+			}
+		}
+	}
 	return nil
 }
 
-// offerDeep adds to u.hist what the leaves offer of which so many planes are read, more than one, and returns them.
-func (u *run) offerDeep(planes int) (list []int32) {
-	u.byBound = u.byBound[:0]
+// offerDeep adds to u.hist what the deep leaves offer of which so many planes are read.
+func (u *run) offerDeep(planes int) {
 	for _, i := range u.deep {
 		x := &u.leaves[i]
 		if len(x.planes) < planes {
@@ -51,9 +56,7 @@ func (u *run) offerDeep(planes int) (list []int32) {
 			u.weigh(x)
 		}
 		u.offer(x)
-		u.byBound = append(u.byBound, int32(i))
 	}
-	return u.byBound
 }
 
 // valueBytes is about what reading one value costs: its row, and a share of the

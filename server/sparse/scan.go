@@ -1,9 +1,6 @@
 package sparse
 
 import (
-	"cmp"
-	"slices"
-
 	"kvtier/attention"
 	"kvtier/attention/kernels"
 	"kvtier/compress"
@@ -28,6 +25,18 @@ func (u *run) scan() error {
 	return nil
 }
 
+// mergeLeaves brings the leaves into order of place, after those from the n-th on were added.
+func (u *run) mergeLeaves(n int) {
+	first, rest := u.leaves[:n], u.leaves[n:]
+	for u.inOrder = u.inOrder[:0]; len(first)+len(rest) > 0; {
+		if len(rest) == 0 || len(first) > 0 && first[0].page < rest[0].page {
+			u.inOrder, first = append(u.inOrder, first[0].at/tiers.LeafTokens), first[1:]
+		} else {
+			u.inOrder, rest = append(u.inOrder, rest[0].at/tiers.LeafTokens), rest[1:]
+		}
+	}
+}
+
 // changed is how little the log of a normaliser may change for worths to be good still.
 const changed = .01
 
@@ -38,6 +47,7 @@ func (u *run) look(chosen []int) error {
 	}
 	at := len(u.leaves)
 	u.addLeaves(chosen)
+	u.mergeLeaves(at)
 	u.reveal(chosen)
 	leaves := make([]int, 0, len(u.leaves)-at) // added now
 	var outliers []int
@@ -59,7 +69,6 @@ func (u *run) look(chosen []int) error {
 			return err
 		}
 	}
-	u.deep = append(u.deep, outliers...)
 	if u.normalise() > changed {
 		for i := range u.leaves {
 			u.leaves[i].weighed = false
@@ -216,9 +225,4 @@ func (u *run) calibrate() {
 		}
 		u.massVar[r] = min(maxMassVar, err2/max(mass2, 1e-9))
 	}
-}
-
-// sortLeaves brings lists of leaves into order of place.
-func (u *run) sortLeaves(list []int) {
-	slices.SortFunc(list, func(a, b int) int { return cmp.Or(u.leaves[a].page-u.leaves[b].page, a-b) })
 }

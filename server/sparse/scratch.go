@@ -15,6 +15,7 @@ type scratch struct {
 	arena[float32]
 	wordArena  arena[int16]
 	gradeArena arena[grade]
+	lineArena  arena[uint64]
 
 	groups []group // of tokens, those of all segments
 	// Tables of slots, see run: estimates of what is not read: its mass, log, -Inf if there is nothing; which part of its
@@ -38,7 +39,8 @@ type scratch struct {
 	log, shares, valueGain []float32
 	sums                   []float32 // [rows][stride/16][2], of a leaf's shares, and of their squares
 	stride                 int
-	deep                   []int // leaves of which more than the first plane is read
+	inOrder                []int // all leaves, by place
+	deep                   []int // those of which more than the first plane is read
 
 	hist          histogram
 	starts        [len(histogram{})]int32 // see weighBest
@@ -64,6 +66,7 @@ func (s *scratch) reset(u *run, leaves, groups int) {
 	s.arena.reset()
 	s.wordArena.reset()
 	s.gradeArena.reset()
+	s.lineArena.reset()
 	rows, d := u.rows, u.d
 	s.groups = sized(s.groups, groups)
 	clear(s.groups)
@@ -75,7 +78,7 @@ func (s *scratch) reset(u *run, leaves, groups int) {
 	s.scatter, s.far = sized(s.scatter, rows*u.pages), sized(s.far, rows*u.pages)
 
 	s.stride = leaves * tiers.LeafTokens
-	s.leaves, s.deep = slices.Grow(s.leaves[:0], leaves), s.deep[:0]
+	s.leaves, s.inOrder, s.deep = slices.Grow(s.leaves[:0], leaves), slices.Grow(s.inOrder[:0], leaves), s.deep[:0]
 	s.planes = sized(s.planes, leaves*compress.NumKeyPlanes)
 	s.log, s.shares = sized(s.log, rows*s.stride), sized(s.shares, rows*s.stride)
 	s.valueGain, s.sums = sized(s.valueGain, s.stride), sized(s.sums, 2*rows*leaves)

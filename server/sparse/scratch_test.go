@@ -65,7 +65,7 @@ func TestValueLines(t *testing.T) {
 		v := view(f.segs[0], 0)
 		for _, n := range []int{1, 20, v.Stored()} {
 			places := rng.Perm(v.Stored())[:n]
-			lines, got := newValueLines(v), 0.
+			lines, got := newValueLines(v, func(n int) []uint64 { return make([]uint64, n) }), 0.
 			for _, t := range places {
 				got += lines.take(v, t)
 			}

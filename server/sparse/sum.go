@@ -16,23 +16,19 @@ type sum struct {
 }
 
 func newSum(ps []attention.Partial, d int) *sum {
-	return &sum{ps: ps, out: attention.AppendSums(nil, ps), d: d, scores: make([]float32, len(ps)*compress.BatchTokens)}
+	return &sum{ps: ps, out: attention.AppendSums(nil, ps), d: d, scores: make([]float32, (len(ps)+1)*compress.BatchTokens)}
 }
 
 // add takes in a token of which scale, high and low are what is stored of its
-// value, as compress.UnpackValue wants them; its scores are to be set before the next one comes.
-func (s *sum) add(scale, high, low []byte) (scores tokenScores) {
+// value, as compress.UnpackValue wants them. Its scores are to be set before the
+// next one comes: every compress.BatchTokens from the first of those that it returns, one for each row.
+func (s *sum) add(scale, high, low []byte) (scores []float32) {
 	if !s.batch.Append(scale, high, low) {
 		s.flush()
 		s.batch.Append(scale, high, low)
 	}
 	return s.scores[s.batch.Len()-1:]
 }
-
-// tokenScores are a token's scores, one for each row.
-type tokenScores []float32
-
-func (s tokenScores) set(r int, score float32) { s[r*compress.BatchTokens] = score }
 
 // flush brings the partials up to date.
 func (s *sum) flush() {

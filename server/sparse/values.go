@@ -19,15 +19,14 @@ func (u *run) readValues() error {
 // for, and returns them, in order. It takes them one after the other, as the cache lines that they
 // share with better ones cost nothing more.
 func (u *run) affordable() []int {
-	u.sortLeaves(u.deep)
-	lines := make([]*valueLines, len(u.segs))
+	lines := make([]valueLines, len(u.segs))
 	left, n := u.left, 0
 	for _, key := range u.sortByUpper(u.candidates()) {
 		token := int(uint32(key))
 		leaf, t := leafOf(token)
 		x := &u.leaves[leaf]
-		if lines[x.seg] == nil {
-			lines[x.seg] = newValueLines(u.segs[x.seg].view)
+		if lines[x.seg].codes == nil {
+			lines[x.seg] = newValueLines(u.segs[x.seg].view, u.lineArena.zeros)
 		}
 		if left -= lines[x.seg].take(u.segs[x.seg].view, x.place+t); left < 0 && n > 0 {
 			break
@@ -84,12 +83,20 @@ func (u *run) bySegment(list []int, leaf func(int) int) [][]int {
 	return out
 }
 
-// valueRanges returns where the scales of tokens lie, which share cache lines
-// with their neighbours', and after them where the codes lie.
+// valueRanges returns where the codes of tokens' values lie, and behind them where the
+// scales lie, from the first to the last of each leaf's tokens.
 func (u *run) valueRanges(seg int, tokens []int) []tiers.Range {
-	out := make([]tiers.Range, 2*len(tokens))
+	out := make([]tiers.Range, len(tokens), 2*len(tokens))
+	view, last := &u.segs[seg].view, -1
 	for i, c := range tokens {
-		out[i], out[len(tokens)+i] = u.segs[seg].view.ValueRanges(u.place(c))
+		var scale tiers.Range
+		scale, out[i] = view.ValueRanges(u.place(c))
+		if leaf, _ := leafOf(c); leaf != last {
+			last = leaf
+			out = append(out, scale)
+		}
+		scales := &out[len(out)-1]
+		scales.Len = scale.Off + scale.Len - scales.Off
 	}
 	return out
 }
@@ -117,26 +124,38 @@ func (u *run) fetch(chosen []int) error {
 	}
 	values := newSum(u.rot, u.d)
 	err = u.each(tiers.PlaneV4, ranges, func(seg int, b [][]byte) error {
-		n := len(bySeg[seg])
+		codes, scales, last, first := b[:len(bySeg[seg])], b[len(bySeg[seg])-1:], -1, 0
+		received := float32(0)
 		for i, c := range bySeg[seg] {
-			kernels.Prefetch(b[n+min(i+aheadValues, n-1)])
+			kernels.Prefetch(codes[min(i+aheadValues, len(codes)-1)])
 			leaf, t := leafOf(c)
-			x := &u.leaves[leaf]
-			scores := values.add(b[i], b[n+i], low[c])
-			for r := range u.rows {
-				at := r*u.stride + x.at + t
-				scores.set(r, u.log[at])
-				u.segs[seg].received += u.shares[at]
-				u.shares[at] = 0
-				if u.tr.Token != nil {
-					u.tr.Token(r, u.segs[seg].index, x.place+t, u.log[at], Read)
-				}
+			if leaf != last {
+				last, first, scales = leaf, t, scales[1:]
 			}
+			x := &u.leaves[leaf]
+			weights := values.add(scales[0][(t-first)*compress.ValueScaleBytes:], codes[i], low[c])
+			for at := x.at + t; at < len(u.log); at += u.stride {
+				weights[0], weights = u.log[at], weights[compress.BatchTokens:]
+				received += u.shares[at]
+				u.shares[at] = 0
+			}
+			u.traceRead(seg, x, t)
 		}
+		u.segs[seg].received += received
 		return nil
 	})
 	values.flush()
 	return err
+}
+
+// traceRead tells of a token whose value was read.
+func (u *run) traceRead(seg int, x *leaf, t int) {
+	if u.tr.Token == nil {
+		return
+	}
+	for r := range u.rows {
+		u.tr.Token(r, u.segs[seg].index, x.place+t, u.log[r*u.stride+x.at+t], Read)
+	}
 }
 
 // drainValues reads the low codes of the chosen tokens that are drains.
@@ -169,10 +188,10 @@ func (u *run) drainRanges(seg int, tokens []int) (ranges []tiers.Range, drains [
 // valueLines are the cache lines of a segment's values that were taken: bit sets.
 type valueLines struct{ scales, codes, drains []uint64 }
 
-func newValueLines(v seal.View) *valueLines {
-	set := func(bytes int) []uint64 { return make([]uint64, bytes/tiers.LineSize/64+1) }
+func newValueLines(v seal.View, zeros func(n int) []uint64) valueLines {
+	set := func(bytes int) []uint64 { return zeros(bytes/tiers.LineSize/64 + 1) }
 	n := v.BytesAt4Bits()
-	return &valueLines{set(n), set(n), set(v.DrainValue(v.Info.Body + v.Drains()).Off)}
+	return valueLines{set(n), set(n), set(v.DrainValue(v.Info.Body + v.Drains()).Off)}
 }
 
 // take adds the value at place t and returns how many more bytes that takes.

@@ -44,8 +44,7 @@ const leastShare = 1e-15
 // weighBest weighs those leaves which may be worth what the rest of the budget
 // buys, and adds what they offer to u.hist, which may hold other offers. Most are not worth weighing: a bound tells. Leaves
 // are taken by their bounds from the largest on, until what was offered above them costs more than there is.
-// The result is good until the next call.
-func (u *run) weighBest() (best []int32) {
+func (u *run) weighBest() {
 	u.byBound = sized(u.byBound, len(u.leaves))
 	bins := u.keys[:0]
 	clear(u.starts[:])
@@ -63,10 +62,10 @@ func (u *run) weighBest() (best []int32) {
 		u.byBound[u.starts[b]] = int32(i)
 		u.starts[b]++ // in the end, where the next lower bin begins
 	}
-	left := u.left
+	left, next := u.left, int32(0)
 	for b := len(u.hist) - 1; b >= 0 && left >= 0; b-- {
-		for ; len(best) < int(u.starts[b]); best = u.byBound[:len(best)+1] {
-			x := &u.leaves[u.byBound[len(best)]]
+		for ; next < u.starts[b]; next++ {
+			x := &u.leaves[u.byBound[next]]
 			if !x.weighed {
 				u.weigh(x)
 			}
@@ -74,14 +73,15 @@ func (u *run) weighBest() (best []int32) {
 		}
 		left -= u.hist[b]
 	}
-	return best
 }
 
 // bound is more than what reading any more of a leaf is worth, for a byte.
 func (u *run) bound(x *leaf) (worth float32) {
 	planes := len(x.planes)
 	far := u.far[x.page*u.rows:][:u.rows]
-	for r, g := range u.grades(x, planes) {
+	grades := u.grades(x, planes)
+	for r := range grades {
+		g := &grades[r]
 		sum, squares := u.sumsOf(x, r) // without shares that count for nothing, but may grow
 		sum, squares = sum+tiers.LeafTokens*leastShare, squares+tiers.LeafTokens*leastShare*leastShare
 		squares = min(squares*g.ofSquare, sum*g.ofShare)
@@ -120,8 +120,9 @@ const behind = .5
 // expectSquares estimates the squares of the shares of a leaf's tokens, of which
 // so many planes are known: u.squares, and u.ends.
 func (u *run) expectSquares(x *leaf, planes int) {
-	for r, g := range u.grades(x, planes) {
-		u.curves[r] = g.squares
+	grades := u.grades(x, planes)
+	for r := range grades {
+		u.curves[r] = grades[r].squares
 		u.curves[r].From += u.total[r]
 	}
 	kernels.Curves(u.squares, u.ends, u.log[x.at:], u.stride, u.curves)
@@ -130,8 +131,9 @@ func (u *run) expectSquares(x *leaf, planes int) {
 // planeGain is what reading a plane of a leaf's keys takes away, of tokens of
 // which u.ends knows the squares.
 func (u *run) planeGain(x *leaf, plane int) (gain float32) {
-	far := u.far[x.page*u.rows:][:u.rows]
-	for r, g := range u.grades(x, plane) {
+	far, grades := u.far[x.page*u.rows:][:u.rows], u.grades(x, plane)
+	for r := range grades {
+		g := &grades[r]
 		sum, roots := u.ends[2*r], min(u.ends[2*r+1], 1) // all shares together
 		gain += far[r] * (sum*g.own + alike*max(0, roots*roots-sum)*g.common)
 	}
