@@ -23,7 +23,7 @@ func weightsAVX2(dst *float32, x *float32, n int, top float32) (sum float32)
 func largestAVX2(x *float32, n int, least float32) (most float32)
 
 //go:noescape
-func curvesAVX2(dst *float32, sums *float32, x *float32, stride int, curves **[225]float32, rows int)
+func gainsAVX2(gain *float32, shares *float32, sums *float32, x *float32, stride int, rows *float32, n int, least float32)
 
 //go:noescape
 func sharesAVX2(x *float32, sums *float32, leaves int, factor float32, least float32)

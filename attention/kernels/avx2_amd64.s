@@ -1157,144 +1157,112 @@ loop:
 	VZEROUPPER
 	RET
 
-// func curvesAVX2(dst *float32, sums *float32, x *float32, stride int, curves **[225]float32, rows int)
+// func gainsAVX2(gain *float32, shares *float32, sums *float32, x *float32, stride int, rows *float32, n int, least float32)
 // Requires: AVX, AVX2, FMA3
-TEXT ·curvesAVX2(SB), NOSPLIT, $0-48
-	MOVQ dst+0(FP), AX
-	MOVQ sums+8(FP), CX
-	MOVQ x+16(FP), DX
-	MOVQ stride+24(FP), BX
-	MOVQ curves+32(FP), SI
-	MOVQ rows+40(FP), DI
-	SHLQ $0x02, BX
+TEXT ·gainsAVX2(SB), NOSPLIT, $0-60
+	MOVQ         shares+8(FP), AX
+	MOVQ         sums+16(FP), CX
+	MOVQ         x+24(FP), DX
+	MOVQ         stride+32(FP), BX
+	MOVQ         rows+40(FP), SI
+	MOVQ         n+48(FP), DI
+	SHLQ         $0x02, BX
+	VBROADCASTSS least+56(FP), Y0
+	VXORPS       Y1, Y1, Y1
+	VXORPS       Y2, Y2, Y2
 
 row:
-	MOVQ         (SI), R8
-	MOVQ         8(SI), R9
-	VBROADCASTSS 20(SI), Y0
-	VBROADCASTSS 16(SI), Y1
-	VXORPS       Y2, Y2, Y2
-	VXORPS       Y3, Y3, Y3
-	VMOVUPS      (DX), Y4
-	VSUBPS       Y0, Y4, Y4
-	VMULPS       c4p0AVX2<>+0(SB), Y4, Y4
-	VCMPPS       $0x1e, c0p0AVX2<>+0(SB), Y4, Y7
-	VMINPS       c223p0AVX2<>+0(SB), Y4, Y4
-	VCVTTPS2DQ   Y4, Y6
-	VCVTDQ2PS    Y6, Y5
-	VSUBPS       Y5, Y4, Y5
-	VMOVAPS      Y7, Y8
-	VXORPS       Y4, Y4, Y4
-	VGATHERDPS   Y8, (R8)(Y6*4), Y4
-	VMOVAPS      Y7, Y9
-	VXORPS       Y8, Y8, Y8
-	VGATHERDPS   Y9, 4(R8)(Y6*4), Y8
-	VSUBPS       Y4, Y8, Y8
-	VFMADD231PS  Y5, Y8, Y4
-	VMOVAPS      Y7, Y9
-	VXORPS       Y8, Y8, Y8
-	VGATHERDPS   Y9, (R9)(Y6*4), Y8
-	VMOVAPS      Y7, Y10
-	VXORPS       Y9, Y9, Y9
-	VGATHERDPS   Y10, 4(R9)(Y6*4), Y9
-	VSUBPS       Y8, Y9, Y9
-	VFMADD231PS  Y5, Y9, Y8
-	VSUBPS       Y4, Y8, Y8
-	VFMADD231PS  Y1, Y8, Y4
-	VANDPS       Y7, Y4, Y4
-	VMOVUPS      Y4, (AX)
-	VADDPS       Y4, Y2, Y2
-	VSQRTPS      Y4, Y4
-	VADDPS       Y4, Y3, Y3
-	VMOVUPS      32(DX), Y4
-	VSUBPS       Y0, Y4, Y4
-	VMULPS       c4p0AVX2<>+0(SB), Y4, Y4
-	VCMPPS       $0x1e, c0p0AVX2<>+0(SB), Y4, Y6
-	VMINPS       c223p0AVX2<>+0(SB), Y4, Y4
-	VCVTTPS2DQ   Y4, Y5
-	VCVTDQ2PS    Y5, Y0
-	VSUBPS       Y0, Y4, Y0
-	VMOVAPS      Y6, Y7
-	VXORPS       Y4, Y4, Y4
-	VGATHERDPS   Y7, (R8)(Y5*4), Y4
-	VMOVAPS      Y6, Y8
-	VXORPS       Y7, Y7, Y7
-	VGATHERDPS   Y8, 4(R8)(Y5*4), Y7
-	VSUBPS       Y4, Y7, Y7
-	VFMADD231PS  Y0, Y7, Y4
-	VMOVAPS      Y6, Y8
-	VXORPS       Y7, Y7, Y7
-	VGATHERDPS   Y8, (R9)(Y5*4), Y7
-	VMOVAPS      Y6, Y9
-	VXORPS       Y8, Y8, Y8
-	VGATHERDPS   Y9, 4(R9)(Y5*4), Y8
-	VSUBPS       Y7, Y8, Y8
-	VFMADD231PS  Y0, Y8, Y7
-	VSUBPS       Y4, Y7, Y7
-	VFMADD231PS  Y1, Y7, Y4
-	VANDPS       Y6, Y4, Y4
-	VMOVUPS      Y4, 32(AX)
-	VADDPS       Y4, Y2, Y2
-	VSQRTPS      Y4, Y4
-	VADDPS       Y4, Y3, Y3
-	VEXTRACTF128 $0x01, Y2, X0
-	VADDPS       X0, X2, X0
-	VSHUFPS      $0xee, X0, X0, X1
-	VADDPS       X1, X0, X0
-	VSHUFPS      $0x55, X0, X0, X1
-	VADDPS       X1, X0, X0
-	VMOVSS       X0, (CX)
-	VEXTRACTF128 $0x01, Y3, X0
-	VADDPS       X0, X3, X0
-	VSHUFPS      $0xee, X0, X0, X1
-	VADDPS       X1, X0, X0
-	VSHUFPS      $0x55, X0, X0, X1
-	VADDPS       X1, X0, X0
-	VMOVSS       X0, 4(CX)
-	ADDQ         $0x40, AX
+	VBROADCASTSS (SI), Y3
+	VBROADCASTSS 4(SI), Y4
+	VBROADCASTSS 8(SI), Y5
+	VBROADCASTSS 12(SI), Y6
+	VMOVUPS      (DX), Y7
+	VSUBPS       Y3, Y7, Y7
+	VCMPPS       $0x1d, cm87p0AVX2<>+0(SB), Y7, Y8
+	VMINPS       c0p0AVX2<>+0(SB), Y7, Y7
+	VMAXPS       cm87p0AVX2<>+0(SB), Y7, Y7
+	VMULPS       c1p442695AVX2<>+0(SB), Y7, Y9
+	VROUNDPS     $0x00, Y9, Y9
+	VFNMADD231PS c0p6933594AVX2<>+0(SB), Y9, Y7
+	VFNMADD231PS cm0p00021219444AVX2<>+0(SB), Y9, Y7
+	VMOVUPS      c0p00019875691AVX2<>+0(SB), Y10
+	VFMADD213PS  c0p0013981999AVX2<>+0(SB), Y7, Y10
+	VFMADD213PS  c0p008333452AVX2<>+0(SB), Y7, Y10
+	VFMADD213PS  c0p041665796AVX2<>+0(SB), Y7, Y10
+	VFMADD213PS  c0p16666666AVX2<>+0(SB), Y7, Y10
+	VFMADD213PS  c0p5AVX2<>+0(SB), Y7, Y10
+	VMULPS       Y7, Y10, Y10
+	VFMADD213PS  Y7, Y7, Y10
+	VADDPS       c1p0AVX2<>+0(SB), Y10, Y10
+	VCVTPS2DQ    Y9, Y9
+	VPSLLD       $0x17, Y9, Y9
+	VPADDD       Y9, Y10, Y10
+	VANDPS       Y8, Y10, Y10
+	VCMPPS       $0x1d, Y0, Y10, Y7
+	VANDPS       Y7, Y10, Y10
+	VMOVUPS      Y10, (AX)
+	VMOVAPS      Y10, Y7
+	VMULPS       Y10, Y10, Y8
+	VMULPS       Y4, Y10, Y9
+	VMINPS       Y5, Y9, Y9
+	VMULPS       Y10, Y9, Y9
+	VFMADD231PS  Y9, Y6, Y1
+	VMOVUPS      32(DX), Y9
+	VSUBPS       Y3, Y9, Y9
+	VCMPPS       $0x1d, cm87p0AVX2<>+0(SB), Y9, Y3
+	VMINPS       c0p0AVX2<>+0(SB), Y9, Y9
+	VMAXPS       cm87p0AVX2<>+0(SB), Y9, Y9
+	VMULPS       c1p442695AVX2<>+0(SB), Y9, Y10
+	VROUNDPS     $0x00, Y10, Y10
+	VFNMADD231PS c0p6933594AVX2<>+0(SB), Y10, Y9
+	VFNMADD231PS cm0p00021219444AVX2<>+0(SB), Y10, Y9
+	VMOVUPS      c0p00019875691AVX2<>+0(SB), Y11
+	VFMADD213PS  c0p0013981999AVX2<>+0(SB), Y9, Y11
+	VFMADD213PS  c0p008333452AVX2<>+0(SB), Y9, Y11
+	VFMADD213PS  c0p041665796AVX2<>+0(SB), Y9, Y11
+	VFMADD213PS  c0p16666666AVX2<>+0(SB), Y9, Y11
+	VFMADD213PS  c0p5AVX2<>+0(SB), Y9, Y11
+	VMULPS       Y9, Y11, Y11
+	VFMADD213PS  Y9, Y9, Y11
+	VADDPS       c1p0AVX2<>+0(SB), Y11, Y11
+	VCVTPS2DQ    Y10, Y10
+	VPSLLD       $0x17, Y10, Y10
+	VPADDD       Y10, Y11, Y11
+	VANDPS       Y3, Y11, Y11
+	VCMPPS       $0x1d, Y0, Y11, Y3
+	VANDPS       Y3, Y11, Y11
+	VMOVUPS      Y11, 32(AX)
+	VADDPS       Y11, Y7, Y7
+	VFMADD231PS  Y11, Y11, Y8
+	VMULPS       Y4, Y11, Y3
+	VMINPS       Y5, Y3, Y3
+	VMULPS       Y11, Y3, Y3
+	VFMADD231PS  Y3, Y6, Y2
+	VEXTRACTF128 $0x01, Y7, X3
+	VADDPS       X3, X7, X3
+	VSHUFPS      $0xee, X3, X3, X4
+	VADDPS       X4, X3, X3
+	VSHUFPS      $0x55, X3, X3, X4
+	VADDPS       X4, X3, X3
+	VMOVSS       X3, (CX)
+	VEXTRACTF128 $0x01, Y8, X3
+	VADDPS       X3, X8, X3
+	VSHUFPS      $0xee, X3, X3, X4
+	VADDPS       X4, X3, X3
+	VSHUFPS      $0x55, X3, X3, X4
+	VADDPS       X4, X3, X3
+	VMOVSS       X3, 4(CX)
 	ADDQ         $0x08, CX
 	ADDQ         BX, DX
-	ADDQ         $0x18, SI
+	ADDQ         BX, AX
+	ADDQ         $0x10, SI
 	DECQ         DI
 	JNZ          row
+	MOVQ         gain+0(FP), AX
+	VMOVUPS      Y1, (AX)
+	VMOVUPS      Y2, 32(AX)
 	VZEROUPPER
 	RET
-
-DATA c4p0AVX2<>+0(SB)/4, $(4.0)
-DATA c4p0AVX2<>+4(SB)/4, $(4.0)
-DATA c4p0AVX2<>+8(SB)/4, $(4.0)
-DATA c4p0AVX2<>+12(SB)/4, $(4.0)
-DATA c4p0AVX2<>+16(SB)/4, $(4.0)
-DATA c4p0AVX2<>+20(SB)/4, $(4.0)
-DATA c4p0AVX2<>+24(SB)/4, $(4.0)
-DATA c4p0AVX2<>+28(SB)/4, $(4.0)
-DATA c4p0AVX2<>+32(SB)/4, $(4.0)
-DATA c4p0AVX2<>+36(SB)/4, $(4.0)
-DATA c4p0AVX2<>+40(SB)/4, $(4.0)
-DATA c4p0AVX2<>+44(SB)/4, $(4.0)
-DATA c4p0AVX2<>+48(SB)/4, $(4.0)
-DATA c4p0AVX2<>+52(SB)/4, $(4.0)
-DATA c4p0AVX2<>+56(SB)/4, $(4.0)
-DATA c4p0AVX2<>+60(SB)/4, $(4.0)
-GLOBL c4p0AVX2<>(SB), RODATA|NOPTR, $64
-
-DATA c223p0AVX2<>+0(SB)/4, $(223.0)
-DATA c223p0AVX2<>+4(SB)/4, $(223.0)
-DATA c223p0AVX2<>+8(SB)/4, $(223.0)
-DATA c223p0AVX2<>+12(SB)/4, $(223.0)
-DATA c223p0AVX2<>+16(SB)/4, $(223.0)
-DATA c223p0AVX2<>+20(SB)/4, $(223.0)
-DATA c223p0AVX2<>+24(SB)/4, $(223.0)
-DATA c223p0AVX2<>+28(SB)/4, $(223.0)
-DATA c223p0AVX2<>+32(SB)/4, $(223.0)
-DATA c223p0AVX2<>+36(SB)/4, $(223.0)
-DATA c223p0AVX2<>+40(SB)/4, $(223.0)
-DATA c223p0AVX2<>+44(SB)/4, $(223.0)
-DATA c223p0AVX2<>+48(SB)/4, $(223.0)
-DATA c223p0AVX2<>+52(SB)/4, $(223.0)
-DATA c223p0AVX2<>+56(SB)/4, $(223.0)
-DATA c223p0AVX2<>+60(SB)/4, $(223.0)
-GLOBL c223p0AVX2<>(SB), RODATA|NOPTR, $64
 
 // func sharesAVX2(x *float32, sums *float32, leaves int, factor float32, least float32)
 // Requires: AVX, FMA3

@@ -23,7 +23,7 @@ func weightsAVX512(dst *float32, x *float32, n int, top float32) (sum float32)
 func largestAVX512(x *float32, n int, least float32) (most float32)
 
 //go:noescape
-func curvesAVX512(dst *float32, sums *float32, x *float32, stride int, curves **[225]float32, rows int)
+func gainsAVX512(gain *float32, shares *float32, sums *float32, x *float32, stride int, rows *float32, n int, least float32)
 
 //go:noescape
 func sharesAVX512(x *float32, sums *float32, leaves int, factor float32, least float32)

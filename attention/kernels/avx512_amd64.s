@@ -2513,117 +2513,83 @@ loop:
 	VZEROUPPER
 	RET
 
-// func curvesAVX512(dst *float32, sums *float32, x *float32, stride int, curves **[225]float32, rows int)
+// func gainsAVX512(gain *float32, shares *float32, sums *float32, x *float32, stride int, rows *float32, n int, least float32)
 // Requires: AVX, AVX512DQ, AVX512F, AVX512VL
-TEXT ·curvesAVX512(SB), NOSPLIT, $0-48
-	MOVQ dst+0(FP), AX
-	MOVQ sums+8(FP), CX
-	MOVQ x+16(FP), DX
-	MOVQ stride+24(FP), BX
-	MOVQ curves+32(FP), SI
-	MOVQ rows+40(FP), DI
-	SHLQ $0x02, BX
+TEXT ·gainsAVX512(SB), NOSPLIT, $0-60
+	MOVQ         shares+8(FP), AX
+	MOVQ         sums+16(FP), CX
+	MOVQ         x+24(FP), DX
+	MOVQ         stride+32(FP), BX
+	MOVQ         rows+40(FP), SI
+	MOVQ         n+48(FP), DI
+	SHLQ         $0x02, BX
+	VBROADCASTSS least+56(FP), Z0
+	VXORPS       Z1, Z1, Z1
 
 row:
-	MOVQ          (SI), R8
-	MOVQ          8(SI), R9
-	VBROADCASTSS  20(SI), Z0
-	VBROADCASTSS  16(SI), Z1
-	VXORPS        Z2, Z2, Z2
-	VXORPS        Z3, Z3, Z3
-	VMOVUPS       (DX), Z4
-	VSUBPS        Z0, Z4, Z4
-	VMULPS        c4p0AVX512<>+0(SB), Z4, Z4
-	VCMPPS        $0x1e, c0p0AVX512<>+0(SB), Z4, K1
-	VMINPS        c223p0AVX512<>+0(SB), Z4, Z4
-	VCVTTPS2DQ    Z4, Z5
-	VCVTDQ2PS     Z5, Z0
-	VSUBPS        Z0, Z4, Z0
-	KMOVW         K1, K2
-	VXORPS        Z4, Z4, Z4
-	VGATHERDPS    (R8)(Z5*4), K2, Z4
-	KMOVW         K1, K2
-	VXORPS        Z6, Z6, Z6
-	VGATHERDPS    4(R8)(Z5*4), K2, Z6
-	VSUBPS        Z4, Z6, Z6
-	VFMADD231PS   Z0, Z6, Z4
-	KMOVW         K1, K2
-	VXORPS        Z6, Z6, Z6
-	VGATHERDPS    (R9)(Z5*4), K2, Z6
-	KMOVW         K1, K2
-	VXORPS        Z7, Z7, Z7
-	VGATHERDPS    4(R9)(Z5*4), K2, Z7
-	VSUBPS        Z6, Z7, Z7
-	VFMADD231PS   Z0, Z7, Z6
-	VSUBPS        Z4, Z6, Z6
-	VFMADD231PS   Z1, Z6, Z4
-	VMOVAPS.Z     Z4, K1, Z4
-	VMOVUPS       Z4, (AX)
-	VADDPS        Z4, Z2, Z2
-	VSQRTPS       Z4, Z4
-	VADDPS        Z4, Z3, Z3
-	VEXTRACTF64X4 $0x01, Z2, Y0
-	VADDPS        Y0, Y2, Y0
-	VEXTRACTF32X4 $0x01, Y0, X1
-	VADDPS        X1, X0, X0
-	VSHUFPS       $0xee, X0, X0, X1
-	VADDPS        X1, X0, X0
-	VSHUFPS       $0x55, X0, X0, X1
-	VADDPS        X1, X0, X0
-	VMOVSS        X0, (CX)
-	VEXTRACTF64X4 $0x01, Z3, Y0
-	VADDPS        Y0, Y3, Y0
-	VEXTRACTF32X4 $0x01, Y0, X1
-	VADDPS        X1, X0, X0
-	VSHUFPS       $0xee, X0, X0, X1
-	VADDPS        X1, X0, X0
-	VSHUFPS       $0x55, X0, X0, X1
-	VADDPS        X1, X0, X0
-	VMOVSS        X0, 4(CX)
-	ADDQ          $0x40, AX
+	VBROADCASTSS  (SI), Z2
+	VBROADCASTSS  4(SI), Z3
+	VBROADCASTSS  8(SI), Z4
+	VBROADCASTSS  12(SI), Z5
+	VMOVUPS       (DX), Z6
+	VSUBPS        Z2, Z6, Z6
+	VCMPPS        $0x1d, cm87p0AVX512<>+0(SB), Z6, K1
+	VMINPS        c0p0AVX512<>+0(SB), Z6, Z6
+	VMAXPS        cm87p0AVX512<>+0(SB), Z6, Z6
+	VMULPS        c1p442695AVX512<>+0(SB), Z6, Z2
+	VRNDSCALEPS   $0x00, Z2, Z2
+	VFNMADD231PS  c0p6933594AVX512<>+0(SB), Z2, Z6
+	VFNMADD231PS  cm0p00021219444AVX512<>+0(SB), Z2, Z6
+	VMOVUPS       c0p00019875691AVX512<>+0(SB), Z7
+	VFMADD213PS   c0p0013981999AVX512<>+0(SB), Z6, Z7
+	VFMADD213PS   c0p008333452AVX512<>+0(SB), Z6, Z7
+	VFMADD213PS   c0p041665796AVX512<>+0(SB), Z6, Z7
+	VFMADD213PS   c0p16666666AVX512<>+0(SB), Z6, Z7
+	VFMADD213PS   c0p5AVX512<>+0(SB), Z6, Z7
+	VMULPS        Z6, Z7, Z7
+	VFMADD213PS   Z6, Z6, Z7
+	VADDPS        c1p0AVX512<>+0(SB), Z7, Z7
+	VCVTPS2DQ     Z2, Z2
+	VPSLLD        $0x17, Z2, Z2
+	VPADDD        Z2, Z7, Z7
+	VMOVAPS.Z     Z7, K1, Z7
+	VCMPPS        $0x1d, Z0, Z7, K1
+	VMOVAPS.Z     Z7, K1, Z7
+	VMOVUPS       Z7, (AX)
+	VMOVAPS       Z7, Z2
+	VMULPS        Z7, Z7, Z6
+	VMULPS        Z3, Z7, Z3
+	VMINPS        Z4, Z3, Z3
+	VMULPS        Z7, Z3, Z3
+	VFMADD231PS   Z3, Z5, Z1
+	VEXTRACTF64X4 $0x01, Z2, Y3
+	VADDPS        Y3, Y2, Y2
+	VEXTRACTF32X4 $0x01, Y2, X3
+	VADDPS        X3, X2, X2
+	VSHUFPS       $0xee, X2, X2, X3
+	VADDPS        X3, X2, X2
+	VSHUFPS       $0x55, X2, X2, X3
+	VADDPS        X3, X2, X2
+	VMOVSS        X2, (CX)
+	VEXTRACTF64X4 $0x01, Z6, Y2
+	VADDPS        Y2, Y6, Y2
+	VEXTRACTF32X4 $0x01, Y2, X3
+	VADDPS        X3, X2, X2
+	VSHUFPS       $0xee, X2, X2, X3
+	VADDPS        X3, X2, X2
+	VSHUFPS       $0x55, X2, X2, X3
+	VADDPS        X3, X2, X2
+	VMOVSS        X2, 4(CX)
 	ADDQ          $0x08, CX
 	ADDQ          BX, DX
-	ADDQ          $0x18, SI
+	ADDQ          BX, AX
+	ADDQ          $0x10, SI
 	DECQ          DI
 	JNZ           row
+	MOVQ          gain+0(FP), AX
+	VMOVUPS       Z1, (AX)
 	VZEROUPPER
 	RET
-
-DATA c4p0AVX512<>+0(SB)/4, $(4.0)
-DATA c4p0AVX512<>+4(SB)/4, $(4.0)
-DATA c4p0AVX512<>+8(SB)/4, $(4.0)
-DATA c4p0AVX512<>+12(SB)/4, $(4.0)
-DATA c4p0AVX512<>+16(SB)/4, $(4.0)
-DATA c4p0AVX512<>+20(SB)/4, $(4.0)
-DATA c4p0AVX512<>+24(SB)/4, $(4.0)
-DATA c4p0AVX512<>+28(SB)/4, $(4.0)
-DATA c4p0AVX512<>+32(SB)/4, $(4.0)
-DATA c4p0AVX512<>+36(SB)/4, $(4.0)
-DATA c4p0AVX512<>+40(SB)/4, $(4.0)
-DATA c4p0AVX512<>+44(SB)/4, $(4.0)
-DATA c4p0AVX512<>+48(SB)/4, $(4.0)
-DATA c4p0AVX512<>+52(SB)/4, $(4.0)
-DATA c4p0AVX512<>+56(SB)/4, $(4.0)
-DATA c4p0AVX512<>+60(SB)/4, $(4.0)
-GLOBL c4p0AVX512<>(SB), RODATA|NOPTR, $64
-
-DATA c223p0AVX512<>+0(SB)/4, $(223.0)
-DATA c223p0AVX512<>+4(SB)/4, $(223.0)
-DATA c223p0AVX512<>+8(SB)/4, $(223.0)
-DATA c223p0AVX512<>+12(SB)/4, $(223.0)
-DATA c223p0AVX512<>+16(SB)/4, $(223.0)
-DATA c223p0AVX512<>+20(SB)/4, $(223.0)
-DATA c223p0AVX512<>+24(SB)/4, $(223.0)
-DATA c223p0AVX512<>+28(SB)/4, $(223.0)
-DATA c223p0AVX512<>+32(SB)/4, $(223.0)
-DATA c223p0AVX512<>+36(SB)/4, $(223.0)
-DATA c223p0AVX512<>+40(SB)/4, $(223.0)
-DATA c223p0AVX512<>+44(SB)/4, $(223.0)
-DATA c223p0AVX512<>+48(SB)/4, $(223.0)
-DATA c223p0AVX512<>+52(SB)/4, $(223.0)
-DATA c223p0AVX512<>+56(SB)/4, $(223.0)
-DATA c223p0AVX512<>+60(SB)/4, $(223.0)
-GLOBL c223p0AVX512<>(SB), RODATA|NOPTR, $64
 
 // func sharesAVX512(x *float32, sums *float32, leaves int, factor float32, least float32)
 // Requires: AVX, AVX512F, AVX512VL

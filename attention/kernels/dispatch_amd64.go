@@ -140,14 +140,14 @@ func binSquares(dst, q []float32, rows int, step []float32) {
 	}
 }
 
-func curves(dst, sums, x []float32, stride int, c []Curve) {
+func gains(gain, shares, sums, x []float32, stride int, rows []GainRow, least float32) {
 	switch Variant(active.Load()) {
 	case AVX512:
-		curvesAVX512(&dst[0], &sums[0], &x[0], stride, &c[0].Below, len(c))
+		gainsAVX512(&gain[0], &shares[0], &sums[0], &x[0], stride, &rows[0].Top, len(rows), least)
 	case AVX2:
-		curvesAVX2(&dst[0], &sums[0], &x[0], stride, &c[0].Below, len(c))
+		gainsAVX2(&gain[0], &shares[0], &sums[0], &x[0], stride, &rows[0].Top, len(rows), least)
 	default:
-		plainCurves(dst, sums, x, stride, c)
+		plainGains(gain, shares, sums, x, stride, rows, least)
 	}
 }
 

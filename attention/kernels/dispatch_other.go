@@ -38,7 +38,9 @@ func readBins(lo, step []float32, src []byte, unit float32) bool {
 
 func binSquares(dst, q []float32, rows int, step []float32) { plainBinSquares(dst, q, rows, step) }
 
-func curves(dst, sums, x []float32, stride int, c []Curve) { plainCurves(dst, sums, x, stride, c) }
+func gains(gain, shares, sums, x []float32, stride int, rows []GainRow, least float32) {
+	plainGains(gain, shares, sums, x, stride, rows, least)
+}
 
 func addValues(out [][]float32, w []float32, stride int, scale []float32, high, low [][]byte, d int) {
 	plainAddValues(out, w, stride, scale, high, low, d)

@@ -213,9 +213,10 @@ func TestShortSlicesPanic(t *testing.T) {
 		"axpys: row":           func() { Axpys([][]float32{f(16), f(15)}, f(8), 4, f(64), 16, 16) },
 		"values: row":          func() { AddValues([][]float32{f(15)}, f(1), 1, f(2), [][]byte{b(8)}, nil, 16) },
 		"axpys int8: w":        func() { AxpysInt8(rowsOf(f(32), 16), f(7), 4, b(64), 16) },
-		"curves: dst":          func() { Curves(f(31), f(4), f(32), 16, make([]Curve, 2)) },
-		"curves: x":            func() { Curves(f(32), f(4), f(31), 16, make([]Curve, 2)) },
-		"curves: no points":    func() { Curves(f(16), f(2), f(16), 16, make([]Curve, 1)) },
+		"gains: gain":          func() { Gains(f(15), f(32), f(4), f(32), 16, make([]GainRow, 2), 0) },
+		"gains: sums":          func() { Gains(f(16), f(32), f(3), f(32), 16, make([]GainRow, 2), 0) },
+		"gains: x":             func() { Gains(f(16), f(32), f(4), f(31), 16, make([]GainRow, 2), 0) },
+		"gains: shares":        func() { Gains(f(16), f(31), f(4), f(32), 16, make([]GainRow, 2), 0) },
 		"fold: words":          func() { l.Fold(query(31, 1), f(32), 32, f(32), f(32)) },
 		"fold: scale":          func() { l.Fold(KeyQuery{make([]int16, 64), f(3)}, f(64), 32, f(32), f(32)) },
 		"fold: steps":          func() { l.Fold(query(32, 1), f(32), 32, f(32), f(31)) },
@@ -277,7 +278,7 @@ func TestNothing(t *testing.T) {
 		Axpys(nil, nil, 0, nil, 16, 16)
 		AddValues([][]float32{make([]float32, 16)}, nil, 0, nil, nil, nil, 16)
 		ScoreKeys(nil, 0, KeyQuery{}, &Layout{}, nil)
-		Curves(nil, nil, nil, 0, nil)
+		Gains(make([]float32, 16), nil, nil, nil, 0, nil, 0)
 		UnpackKeys(make([]float32, 256), 16, &Layout{}, nil, nil, nil)
 		(&Layout{}).Fold(KeyQuery{}, nil, 16, nil, nil)
 		Bins(nil, nil, nil, 1)
@@ -323,7 +324,7 @@ func TestNoAllocations(t *testing.T) {
 			l.Fold(KeyQuery{query.Words, dst}, q, d, k, k[d:])
 			Bins(q[:d], dst, c, 1)
 			BinSquares(dst, q, k[:d])
-			Curves(dst, q, k, LineTokens, []Curve{{new(CurveRow), new(CurveRow), 0, 0}})
+			Gains(dst, q, k, k, LineTokens, []GainRow{{}, {}}, 0)
 			UnpackKeys(k, d, &l, planes, q, q)
 		}); a != 0 {
 			t.Errorf("%v: %v allocations", v, a)

@@ -67,32 +67,6 @@ func plainSquaresInt8(dst []float32, c []byte, n, d int) {
 	}
 }
 
-func plainCurves(dst, sums, x []float32, stride int, c []Curve) {
-	for r := range c {
-		var sum, roots float32
-		for t, x := range x[r*stride:][:LineTokens] {
-			y := c[r].at(x)
-			dst[r*LineTokens+t] = y
-			sum += y
-			roots += float32(math.Sqrt(float64(y)))
-		}
-		sums[2*r], sums[2*r+1] = sum, roots
-	}
-}
-
-func (c *Curve) at(x float32) float32 {
-	at := (x - c.From) * CurveSteps
-	if !(at > 0) {
-		return 0
-	}
-	at = min(at, CurvePoints-2)
-	i := int(at)
-	f := at - float32(i)
-	below := c.Below[i] + f*(c.Below[i+1]-c.Below[i])
-	above := c.Above[i] + f*(c.Above[i+1]-c.Above[i])
-	return below + c.Part*(above-below)
-}
-
 func plainAddValues(out [][]float32, w []float32, stride int, scale []float32, high, low [][]byte, d int) {
 	half := d / 2
 	for t, b := range high {

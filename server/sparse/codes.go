@@ -111,11 +111,11 @@ func (u *run) query(x *leaf) kernels.KeyQuery {
 
 // grade is what the bits that are not known mean for a row's scores of a group of tokens.
 type grade struct {
-	noise   float32       // the variance of what scores lack
-	raise   float32       // by how much noise raises a weight on average, log
-	scatter float32       // the relative variance of a weight, at most 1
-	squares kernels.Curve // of a share's log, without total and raise
-	// At most so many times a share, or its square, is what its square is expected to be.
+	noise   float32 // the variance of what scores lack
+	raise   float32 // by how much noise raises a weight on average, log
+	scatter float32 // the relative variance of a weight, at most 1
+	// The mean of the square of a token's share, of which no share is more than 1, is about the least of so
+	// many times its expected share, and so many times the square of that; and no more.
 	ofShare, ofSquare float32
 	// What the next plane takes away, as a share: of the error of tokens that err
 	// each on its own, and of those that err alike.
@@ -139,8 +139,7 @@ func (u *run) grade(x *leaf, planes int) []grade {
 		x, parts, logs := &out[r], parts[r*u.d/16:(r+1)*u.d/16], logs[each*r:]
 		coarse, missing := noise(parts, &c.levels[planes-1])
 		x.noise = coarse + missing
-		x.raise, x.squares = attention.Mass(1, 0, x.noise), squaresFor(x.noise)
-		x.squares.From += x.raise
+		x.raise = attention.Mass(1, 0, x.noise)
 		logs[0] = min(x.noise, mostRaise) - mostRaise
 		logs[1], logs[2] = x.raise-x.noise/2, 2*(x.raise-x.noise)
 		if planes < compress.NumKeyPlanes {

@@ -15,11 +15,12 @@ type leaf struct {
 	planes   [][]byte
 	most     int // planes of keys that can be read: the last one of drains only
 	at       int // of its tokens in the tables of scratch
-	// What reading more of it is worth, once it is weighed: by the number of planes that are read then, what
-	// reading keys takes away of the error, as far as is known. What its values' take away is in run.valueGain.
-	weighed bool
-	keyGain [compress.NumKeyPlanes]float32
-	chosen  uint16 // a bit for each token whose value is read
+	// What reading more of it takes away of the error, as far as is known, once it is weighed: keys, by
+	// the number of planes that are read then; and values, and about how many tokens rule that.
+	weighed                bool
+	keyGain                [compress.NumKeyPlanes]float32
+	valueGain, valueTokens float32
+	chosen                 uint16 // a bit for each token whose value is read
 }
 
 // addLeaves adds the leaves of the chosen pages, which are in order.

@@ -12,7 +12,7 @@ func (u *run) refine(plane int) error {
 	clear(u.hist[:])
 	list := u.deep
 	if plane == 1 {
-		u.weighBest()
+		u.offerAll()
 		list = u.inOrder
 	} else {
 		u.offerDeep(plane)

@@ -42,21 +42,18 @@ type scratch struct {
 	inOrder                []int // all leaves, by place
 	deep                   []int // those of which more than the first plane is read
 
-	hist          histogram
-	starts        [len(histogram{})]int32 // see weighBest
-	byBound       []int32
-	keys, keys2   []uint64 // see sortByUpper
-	weights       []float32
-	chosen        []int
-	scale         []float32       // [rows][2], see scoreLeaf
-	curves        []kernels.Curve // [rows], see weigh
-	squares, ends []float32       // [rows][16] their values, [rows][2] the sums of these
-	gain          [1][]float32    // a leaf's valueGain
-	less          []float32       // [rows], see deviate
-	leafKeys      []float32       // [16][d], those of one leaf
-	row2          []float32       // [2][d]
-	mean          []float32       // [d], see unpack
-	meanOf        int             // page
+	hist        histogram
+	keys, keys2 []uint64 // see sortByUpper
+	weights     []float32
+	chosen      []int
+	scale       []float32         // [rows][2], see scoreLeaf
+	gainRows    []kernels.GainRow // [rows], see weighTokens
+	ends        []float32         // [rows][2], sums of a leaf's shares
+	less        []float32         // [rows], see deviate
+	leafKeys    []float32         // [16][d], those of one leaf
+	row2        []float32         // [2][d]
+	mean        []float32         // [d], see unpack
+	meanOf      int               // page
 }
 
 var scratches = sync.Pool{New: func() any { return new(scratch) }}
@@ -84,8 +81,7 @@ func (s *scratch) reset(u *run, leaves, groups int) {
 	s.valueGain, s.sums = sized(s.valueGain, s.stride), sized(s.sums, 2*rows*leaves)
 	s.weights = sized(s.weights, max(u.slots, s.stride))
 
-	s.scale, s.curves = sized(s.scale, 2*rows), sized(s.curves, rows)
-	s.squares, s.ends = sized(s.squares, rows*tiers.LeafTokens), sized(s.ends, 2*rows)
+	s.scale, s.gainRows, s.ends = sized(s.scale, 2*rows), sized(s.gainRows, rows), sized(s.ends, 2*rows)
 	s.less, s.leafKeys = sized(s.less, rows), sized(s.leafKeys, tiers.LeafTokens*d)
 	s.row2, s.mean, s.meanOf = sized(s.row2, 2*d), sized(s.mean, d), -1
 }

@@ -3,95 +3,108 @@ package sparse
 import (
 	"math"
 	"math/rand/v2"
+	"slices"
 	"testing"
 
 	"kvtier/attention"
-	"kvtier/attention/kernels"
 	"kvtier/compress"
 	"kvtier/tiers"
 	"kvtier/tiers/seal"
 )
 
-// The table is the function, and the function is the mean of what it says.
-func TestMeanSquare(t *testing.T) {
+// What the square of a share is said to be is no less than its mean, and not much more
+// but where a share may be near 1.
+func TestExpectedSquares(t *testing.T) {
 	rng := rand.New(rand.NewPCG(51, 52))
-	for range 300 {
-		mu, noise := -20+26*rng.Float64(), 8*rng.Float64()*rng.Float64()
-		want := meanSquare(mu, noise)
-		if got := curveAt(squaresFor(float32(noise)), float32(mu)); math.Abs(got-want) > .2*want+1e-12 {
-			t.Errorf("mu %.2f, noise %.2f: %g by the table, %g", mu, noise, got, want)
-		}
-		if mu < -4 || noise > 3 { // few samples would show what rules the mean
-			continue
-		}
-		const n = 20000
-		var sum, sum2 float64
-		for range n {
-			x := min(1, math.Exp(2*(mu+math.Sqrt(noise)*rng.NormFloat64())))
-			sum, sum2 = sum+x/n, sum2+x*x/n
-		}
-		if sd := math.Sqrt((sum2 - sum*sum) / n); math.Abs(sum-want) > 6*sd+1e-4 {
-			t.Errorf("mu %.2f, noise %.2f: %g, sampled %g +- %g", mu, noise, want, sum, sd)
-		}
-	}
-}
-
-func curveAt(c kernels.Curve, x float32) float64 {
-	var dst, at [tiers.LeafTokens]float32
-	var sums [2]float32
-	at[0] = x
-	kernels.Curves(dst[:], sums[:], at[:], tiers.LeafTokens, []kernels.Curve{c})
-	return float64(dst[0])
-}
-
-// No leaf offers more than its bound says, whatever was read of it.
-func TestBound(t *testing.T) {
-	rng := rand.New(rand.NewPCG(55, 56))
-	f := sealed(rng, newSample(rng, 3000, 1, 64), seal.Options{Profile: tiers.ProfileBalanced}, compress.BF16, 2048, 3000)
-	near := 0
-	for _, scale := range []float32{.1, 1, 3, 10, 40} {
+	f := sealed(rng, newSample(rng, 2048, 1, 64), seal.Options{Profile: tiers.ProfileBalanced}, compress.BF16, 2048)
+	far := 0
+	for _, scale := range []float32{.1, 1, 3, 10} {
 		q := Query{Q: randn(rng, 3*64, .15*scale), Partials: attention.NewPartials(3, 64)}
-		u := newRun(t.Context(), f.reader, f.segs, []int{0, 1}, q, 1, &Trace{})
+		u := newRun(t.Context(), f.reader, f.segs, []int{0}, q, 1, &Trace{})
 		if err := u.scorePages(); err != nil {
 			t.Fatal(err)
 		}
-		for plane := range compress.NumKeyPlanes - 1 {
-			var all []int
-			var err error
-			if plane == 0 {
-				err = u.look(attention.Top(make([]float32, u.pages), u.pages))
-			} else {
-				for i := range u.leaves {
-					if len(u.leaves[i].planes) == plane {
-						all = append(all, i)
+		if err := u.look([]int{0, 9, u.pages - 1}); err != nil {
+			t.Fatal(err)
+		}
+		for i := range u.leaves {
+			for planes := 1; planes <= len(u.leaves[i].planes); planes++ {
+				for _, g := range u.grades(&u.leaves[i], planes) {
+					for share := 1e-6; share <= 1; share *= 3 {
+						noise := float64(g.noise)
+						want := meanSquare(math.Log(share)-float64(g.raise), noise)
+						got := min(share*float64(g.ofShare), share*share*float64(g.ofSquare))
+						if want > 1.001*got {
+							t.Fatalf("share %g, noise %g: square %g is expected, not %g", share, noise, got, want)
+						}
+						if got > 3*want && share*math.Exp(2*noise) < .01 {
+							far++
+						}
 					}
-				}
-				err = u.readKeys(plane, all)
-				u.normalise()
-			}
-			if err != nil {
-				t.Fatal(err)
-			}
-			for i := range u.leaves {
-				x := &u.leaves[i]
-				u.weigh(x)
-				bound := u.bound(x)
-				clear(u.hist[:])
-				u.offer(x)
-				best := u.hist.bin(0) - 1 // of the most worth
-				if best > binOf(bound) {
-					t.Fatalf("queries times %v, %d planes: a leaf offers %v a byte, its bound is %v",
-						scale, len(x.planes), math.Float32frombits(uint32(best)<<worthShift), bound)
-				}
-				if bound > 0 && best+8*4 > binOf(bound) { // within a factor of 16
-					near++
 				}
 			}
 		}
 		u.release()
 	}
-	if near < 1000 {
-		t.Errorf("only %d bounds are of any use", near)
+	if far > 0 {
+		t.Errorf("%d squares are expected to be thrice what they are", far)
+	}
+}
+
+// meanSquare is the mean of the square of a token's share of the softmax, whose
+// log is normal with mean mu and variance noise, but no share is more than 1.
+func meanSquare(mu, noise float64) float64 {
+	if noise == 0 {
+		return math.Exp(min(0, 2*mu))
+	}
+	sd := math.Sqrt(2 * noise)
+	return math.Exp(2*mu+2*noise)*math.Erfc((mu+2*noise)/sd)/2 + math.Erfc(-mu/sd)/2
+}
+
+// What is known of tokens adds up to no more than what their leaf was weighed by, and the shares are those of all leaves.
+func TestWeighTokens(t *testing.T) {
+	rng := rand.New(rand.NewPCG(55, 56))
+	f := sealed(rng, newSample(rng, 3000, 1, 64), seal.Options{Profile: tiers.ProfileBalanced}, compress.BF16, 2048, 3000)
+	q := Query{Q: randn(rng, 3*64, .3), Partials: attention.NewPartials(3, 64)}
+	u := newRun(t.Context(), f.reader, f.segs, []int{0, 1}, q, 1, &Trace{})
+	defer u.release()
+	if err := u.scorePages(); err != nil {
+		t.Fatal(err)
+	}
+	if err := u.look(attention.Top(make([]float32, u.pages), u.pages)); err != nil {
+		t.Fatal(err)
+	}
+	before, sums, deep := slices.Clone(u.shares), slices.Clone(u.sums), 0
+	for i := range u.leaves {
+		x := &u.leaves[i]
+		u.weigh(x)
+		if len(x.planes) == 1 {
+			continue
+		}
+		deep++
+		var together float32
+		for _, gain := range u.valueGain[x.at:][:tiers.LeafTokens] {
+			together += gain
+		}
+		if together > 1.0001*x.valueGain || !(together > 0) {
+			t.Errorf("leaf %d: values are worth %v together, one by one %v", i, x.valueGain, together)
+		}
+		if x.valueTokens < .999 || x.valueTokens > tiers.LeafTokens+.001 {
+			t.Errorf("leaf %d: %v tokens", i, x.valueTokens)
+		}
+	}
+	if deep == 0 {
+		t.Error("there are no deep leaves")
+	}
+	for i, x := range u.shares {
+		if math.Abs(float64(x-before[i])) > 1e-5*float64(x) {
+			t.Fatalf("share %v, %v before", x, before[i])
+		}
+	}
+	for i, x := range u.sums {
+		if math.Abs(float64(x-sums[i])) > 1e-5*float64(x) {
+			t.Fatalf("sum %v, %v before", x, sums[i])
+		}
 	}
 }
 

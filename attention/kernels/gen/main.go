@@ -41,7 +41,7 @@ func main() {
 	}
 	v.weights()
 	v.largest()
-	v.curves()
+	v.gains()
 	v.shares()
 	v.squaresInt8()
 	v.addValues()
