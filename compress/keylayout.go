@@ -52,6 +52,12 @@ func (l *KeyLayout) Score(dst []float32, stride int, q kernels.KeyQuery, planes 
 	kernels.ScoreKeys(dst, stride, q, &l.lines, planes)
 }
 
+// SumCodes adds to each row of out, at least [Known], the codes of a leaf's tokens, weighted by its row of
+// w [rows][16], a row beginning every stride; kernels.AddBins makes sums of keys of them.
+func (l *KeyLayout) SumCodes(out [][]float32, w []float32, stride int, planes [][]byte) {
+	kernels.SumCodes(out, w, stride, &l.lines, planes)
+}
+
 // Fold prepares query rows q [rows][d], channels in stored order, for Score:
 // the bins of keys with steps s are multiplied into them (kernels.Layout.Fold). dst has
 // room for Known words and 2 numbers of scale a row.

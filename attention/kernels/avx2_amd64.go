@@ -47,7 +47,13 @@ func readBinsAVX2(lo *float32, step *float32, src *byte, d int, unit float32) (b
 func binSquaresAVX2(dst *float32, q *float32, rows int, step *float32, d int)
 
 //go:noescape
+func addBinsAVX2(out *[]float32, spread *[]float32, codes *[]float32, mass *float32, rows int, lo *float32, step *float32, levels *byte, groups int, noise *float32)
+
+//go:noescape
 func unpackKeysAVX2(dst *float32, d int, planes *[]byte, lines *uint16, levels *byte, groups int, lo *float32, step *float32)
+
+//go:noescape
+func sumCodesAVX2(out *[]float32, w *float32, stride int, rows int, planes *[]byte, lines *uint16, levels *byte, groups int)
 
 //go:noescape
 func gatherDotsAVX2(dst *float32, x *float32, tokens *int, n int, d int, w *float32)

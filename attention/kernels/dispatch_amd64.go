@@ -188,6 +188,28 @@ func unpackKeys(dst []float32, d int, l *Layout, planes [][]byte, lo, step []flo
 	}
 }
 
+func sumCodes(out [][]float32, w []float32, stride int, l *Layout, planes [][]byte) {
+	switch Variant(active.Load()) {
+	case AVX512:
+		sumCodesAVX512(&out[0], &w[0], stride, len(out), &planes[0], &l.lines[0].Plane, &l.levels[0], l.groups)
+	case AVX2:
+		sumCodesAVX2(&out[0], &w[0], stride, len(out), &planes[0], &l.lines[0].Plane, &l.levels[0], l.groups)
+	default:
+		plainSumCodes(out, w, stride, l, planes)
+	}
+}
+
+func addBins(out, spread, codes [][]float32, mass, lo, step []float32, levels []uint8, noise *[mostLevels + 1]float32) {
+	switch Variant(active.Load()) {
+	case AVX512:
+		addBinsAVX512(&out[0], &spread[0], &codes[0], &mass[0], len(out), &lo[0], &step[0], &levels[0], len(levels), &noise[0])
+	case AVX2:
+		addBinsAVX2(&out[0], &spread[0], &codes[0], &mass[0], len(out), &lo[0], &step[0], &levels[0], len(levels), &noise[0])
+	default:
+		plainAddBins(out, spread, codes, mass, lo, step, levels, noise)
+	}
+}
+
 func sweep(b []byte) uint64 {
 	switch Variant(active.Load()) {
 	case AVX512:

@@ -54,6 +54,14 @@ func unpackKeys(dst []float32, d int, l *Layout, planes [][]byte, lo, step []flo
 	plainUnpackKeys(dst, d, l, planes, lo, step)
 }
 
+func sumCodes(out [][]float32, w []float32, stride int, l *Layout, planes [][]byte) {
+	plainSumCodes(out, w, stride, l, planes)
+}
+
+func addBins(out, spread, codes [][]float32, mass, lo, step []float32, levels []uint8, noise *[mostLevels + 1]float32) {
+	plainAddBins(out, spread, codes, mass, lo, step, levels, noise)
+}
+
 func sweep(b []byte) uint64 { return plainSweep(b) }
 
 func prefetch([]byte) {}

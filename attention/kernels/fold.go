@@ -61,6 +61,38 @@ func BinSquares(dst, q, step []float32) {
 	}
 }
 
+// AddBins adds to each row of out, at least [d], what sums of weighted codes, codes [rows][d], mean as sums of
+// keys, mass [rows] being the sums of weights: in those channels of which levels [d/16] says that lines are known; and to each row
+// of spread the mass times the square of the bins' size step [d] times noise, by the number of lines known. lo [d] are bins' lower ends.
+func AddBins(out, spread, codes [][]float32, mass, lo, step []float32, levels []uint8, noise *[mostLevels + 1]float32) {
+	d := len(levels) * LineTokens
+	rows := len(out)
+	must(len(spread) >= rows && len(mass) >= rows && len(codes) >= rows, "rows are missing")
+	must(len(lo) >= d && len(step) >= d, "lo or step is too short")
+	for r := range out {
+		must(len(out[r]) >= d && len(spread[r]) >= d && len(codes[r]) >= d, "a row is too short")
+	}
+	for _, l := range levels {
+		must(l <= mostLevels, "too many lines")
+	}
+	if rows > 0 && d > 0 {
+		addBins(out, spread, codes, mass, lo, step, levels, noise)
+	}
+}
+
+func plainAddBins(out, spread, codes [][]float32, mass, lo, step []float32, levels []uint8, noise *[mostLevels + 1]float32) {
+	d := len(levels) * LineTokens
+	for r, m := range mass[:len(out)] {
+		for j := range d {
+			l := levels[j/LineTokens]
+			spread[r][j] += m * min(step[j]*step[j]*noise[l], math.MaxFloat32)
+			if p := places[l]; l > 0 {
+				out[r][j] += m*lo[j] + step[j]*(p.scale*codes[r][j]+p.offset*m)
+			}
+		}
+	}
+}
+
 func plainFold(dst KeyQuery, q []float32, rows, d int, lo, step []float32, l *Layout) {
 	for r := range rows {
 		x := q[r*d:][:l.groups*LineTokens]

@@ -211,3 +211,42 @@ func TestSquaresInt8(t *testing.T) {
 		})
 	}
 }
+
+// Weighted sums of codes, brought into their bins, are those of the unpacked keys.
+func TestSumsOfCodes(t *testing.T) {
+	noise := [mostLevels + 1]float32{5, 4, 3, 2, 1}
+	for _, v := range Variants() {
+		defer Use(v)()
+		for groups := 1; groups <= mostGroups; groups++ {
+			for _, rows := range []int{1, 2, 3, 4, 5, 9} {
+				rng := rand.New(rand.NewPCG(uint64(groups), uint64(rows)))
+				l, planes := leaf(rng, groups)
+				known := groups * LineTokens
+				d := known + LineTokens*rng.IntN(3)
+				levels := append(slices.Clone(l.Levels()), make([]uint8, d/LineTokens-groups)...)
+				lo, step, keys, mass := odd(rng, d), magnitudes(odd(rng, d)), make([]float32, LineTokens*d), make([]float32, rows)
+				stride := LineTokens + rng.IntN(3)
+				w, codes := odd(rng, (rows-1)*stride+LineTokens), make([]float32, rows*d)
+				for r := range rows {
+					for _, x := range w[r*stride:][:LineTokens] {
+						mass[r] += x
+					}
+				}
+				SumCodes(rowsOf(codes, d), w, stride, &l, planes)
+				got, want, spread := odd(rng, rows*d), make([]float32, rows*d), odd(rng, rows*d)
+				wantSpread := slices.Clone(spread)
+				copy(want, got)
+				AddBins(rowsOf(got, d), rowsOf(spread, d), rowsOf(codes, d), mass, lo, step, levels, &noise)
+				UnpackKeys(keys, d, &l, planes, lo, step)
+				Axpys(rowsOf(want, d), w, stride, keys, d, known)
+				near(t, fmt.Sprintf("%v: %d groups, %d rows", v, groups, rows), got, want, 1e4)
+				for r := range rows {
+					for j := range d {
+						wantSpread[r*d+j] += mass[r] * step[j] * step[j] * noise[levels[j/LineTokens]]
+					}
+				}
+				near(t, "spread", spread, wantSpread, 1e3)
+			}
+		}
+	}
+}

@@ -223,6 +223,18 @@ func TestShortSlicesPanic(t *testing.T) {
 		"fold: more than d":    func() { l.Fold(query(32, 1), f(32), 16, f(32), f(32)) },
 		"bins: src":            func() { Bins(f(16), f(16), b(63), 1) },
 		"bins: step":           func() { Bins(f(16), f(15), b(64), 1) },
+		"sums of codes: w":     func() { SumCodes(rowsOf(f(64), 32), f(31), 16, &l, planes) },
+		"sums of codes: row":   func() { SumCodes([][]float32{f(31)}, f(16), 16, &l, planes) },
+		"sums of codes: plane": func() { SumCodes([][]float32{f(32)}, f(16), 16, &l, [][]byte{b(127)}) },
+		"bins: codes": func() {
+			AddBins(rowsOf(f(32), 32), rowsOf(f(32), 32), rowsOf(f(31), 31), f(1), f(32), f(32), b(2), new([5]float32))
+		},
+		"bins: spread": func() {
+			AddBins(rowsOf(f(32), 32), rowsOf(f(31), 31), rowsOf(f(32), 32), f(1), f(32), f(32), b(2), new([5]float32))
+		},
+		"bins: five lines": func() {
+			AddBins(rowsOf(f(16), 16), rowsOf(f(16), 16), rowsOf(f(16), 16), f(1), f(16), f(16), []byte{5}, new([5]float32))
+		},
 		"squares: dst":         func() { BinSquares(f(3), f(64), f(32)) },
 		"squares: d":           func() { BinSquares(f(3), f(48), f(24)) },
 		"squares int8: dst":    func() { SquaresInt8(f(1), b(32), 16) },
@@ -323,6 +335,8 @@ func TestNoAllocations(t *testing.T) {
 			SquaresInt8(dst, c, d)
 			l.Fold(KeyQuery{query.Words, dst}, q, d, k, k[d:])
 			Bins(q[:d], dst, c, 1)
+			SumCodes(out, dst, LineTokens, &l, planes)
+			AddBins(out[:1], out[1:2], out[2:], dst, k, k, l.Levels(), new([5]float32))
 			BinSquares(dst, q, k[:d])
 			Gains(dst, q, k, k, LineTokens, []GainRow{{}, {}}, 0)
 			UnpackKeys(k, d, &l, planes, q, q)

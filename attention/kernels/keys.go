@@ -115,3 +115,13 @@ func UnpackKeys(dst []float32, d int, l *Layout, planes [][]byte, lo, step []flo
 		unpackKeys(dst, d, l, planes, lo, step)
 	}
 }
+
+// SumCodes adds to each row of out, of each channel of the layout's groups, the codes of a leaf's 16 tokens,
+// weighted by its row of w [rows][16], a row beginning every stride. Bits of codes that no line holds are 0.
+func SumCodes(out [][]float32, w []float32, stride int, l *Layout, planes [][]byte) {
+	mustAdd(out, len(w), stride, LineTokens, l.groups*LineTokens)
+	l.mustFit(planes)
+	if len(out) > 0 && l.groups > 0 {
+		sumCodes(out, w, stride, l, planes)
+	}
+}

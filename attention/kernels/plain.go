@@ -146,6 +146,23 @@ func plainScoreRows(dst []float32, stride int, q KeyQuery, l *Layout, planes [][
 	}
 }
 
+func plainSumCodes(out [][]float32, w []float32, stride int, l *Layout, planes [][]byte) {
+	at := 0
+	for g, level := range l.Levels() {
+		tokens := codes(l, planes, at, int(level))
+		at += int(level)
+		for r, to := range out {
+			to = to[g*LineTokens:][:LineTokens]
+			for t := range tokens {
+				a := w[r*stride+t]
+				for c, x := range tokens[t] {
+					to[c] += a * float32(x)
+				}
+			}
+		}
+	}
+}
+
 func plainUnpackKeys(dst []float32, d int, l *Layout, planes [][]byte, lo, step []float32) {
 	at := 0
 	for g, level := range l.Levels() {

@@ -32,9 +32,8 @@ type group struct {
 
 // grouped is what depends on how many planes are read.
 type grouped struct {
-	grades  []grade          // [rows], nil until they are needed
-	query   kernels.KeyQuery // in the bins of keys; no Scale until it is needed
-	leaning []float32        // [rows], see lean
+	grades []grade          // [rows], nil until they are needed
+	query  kernels.KeyQuery // in the bins of keys; no Scale until it is needed
 }
 
 // begin takes in the order of the keys' bits.

@@ -1,7 +1,6 @@
 package sparse
 
 import (
-	"math"
 	"slices"
 
 	"kvtier/attention"
@@ -36,91 +35,129 @@ func (u *run) readMap() error {
 // leastDeviating is the share of the softmax of which it makes no difference how its keys deviate.
 const leastDeviating = .01
 
-// deviate adds up by how much the keys of a leaf's unread tokens deviate from
-// their page's mean. mass [rows] is their share.
-func (u *run) deviate(x *leaf, mass []float32) {
+// followers adds up the keys of unread tokens, each times its share, a segment after the other and a
+// group of tokens after the other, since those have bins of their own.
+type followers struct {
+	seg, group int // under way; -1: none
+	// Of the group, by the number of planes that are read: sums of codes [rows][d], and of shares [rows].
+	codes [compress.NumKeyPlanes][][]float32
+	mass  [compress.NumKeyPlanes][]float32
+	used  [compress.NumKeyPlanes]bool
+	// Of the segment: by planes, the shares of pages [rows][pages], nil if there are none; and sums [rows][d], channels in
+	// stored order, of keys, and of the variance of what is not known of them.
+	pages        [compress.NumKeyPlanes][]float32
+	keys, spread [][]float32
+	// deviations is by how much keys of all segments deviate from their pages' means, [rows][d]; nil if there are none.
+	deviations [][]float32
+}
+
+// deviate takes in a leaf's unread tokens; leaves come in order of place. mass [rows] is their share.
+func (u *run) deviate(f *followers, x *leaf, mass []float32) {
 	if slices.Max(mass) < leastDeviating/float32(len(u.leaves)) {
 		return
 	}
-	s := &u.segs[x.seg]
-	if s.deviation == nil {
-		s.deviation = u.newRows()
+	if f.group != x.group {
+		u.endGroup(f)
+		if f.seg != x.seg {
+			u.endSegment(f)
+		}
+		f.seg, f.group = x.seg, x.group
 	}
-	known, mean := u.unpack(x)
+	s, p := &u.segs[x.seg], len(x.planes)-1
+	pages := s.view.Pages()
+	if f.codes[p] == nil {
+		f.codes[p], f.mass[p] = u.newRows(), u.floats(u.rows)
+	}
+	if f.pages[p] == nil {
+		f.pages[p] = u.floats(u.rows * pages)
+	}
+	f.used[p] = true
 	for r, m := range mass {
-		u.less[r] = -m
+		f.mass[p][r] += m
+		f.pages[p][r*pages+x.page-s.firstPage] += m
 	}
-	kernels.Axpys(s.deviation, u.less, 1, mean, u.d, known)
-	kernels.Axpys(s.deviation, u.shares[x.at:], u.stride, u.leafKeys, u.d, known)
-	u.lean(mass, x)
+	u.layoutOf(s, p+1).SumCodes(f.codes[p], u.shares[x.at:], u.stride, x.planes)
 }
+
+// endGroup brings sums of codes into the group's bins.
+func (u *run) endGroup(f *followers) {
+	for p := range f.used {
+		if !f.used[p] {
+			continue
+		}
+		if f.keys == nil {
+			f.keys, f.spread = u.newRows(), u.newRows()
+		}
+		c, steps := &u.segs[f.seg].codes, u.groups[f.group].steps
+		kernels.AddBins(f.keys, f.spread, f.codes[p], f.mass[p], steps.Lo, steps.Step, c.levels[p][:u.d/16], &unknownOf)
+		for r := range f.codes[p] {
+			clear(f.codes[p][r][:c.known[p]])
+		}
+		clear(f.mass[p])
+		f.used[p] = false
+	}
+}
+
+// endSegment takes means off what was summed. In the bits that are not known keys deviate on average, weighted
+// as they are by their row, as a normal deviation e does: the mean of e exp(q.e) is cov(e) q times that of exp(q.e).
+func (u *run) endSegment(f *followers) {
+	if f.keys == nil {
+		return
+	}
+	if f.deviations == nil {
+		f.deviations = u.newRows()
+	}
+	s, means := &u.segs[f.seg], u.newRows()
+	for p, shares := range f.pages {
+		if shares == nil {
+			continue
+		}
+		for r := range means {
+			clear(means[r])
+		}
+		s.keys.AddTo(means, shares, s.view.Pages())
+		for r, row := range means {
+			for j, c := range s.codes.order.Channels[:s.codes.known[p]] {
+				f.keys[r][j] -= row[c]
+			}
+		}
+		f.pages[p] = nil
+	}
+	for r, keys := range f.keys {
+		spread, q, out := f.spread[r], s.codes.q[r*u.d:], f.deviations[r]
+		for j, c := range s.codes.order.Channels {
+			out[c] += keys[j] + q[j]*spread[j]
+		}
+		clear(keys)
+		clear(spread)
+	}
+}
+
+// unknownOf is the variance of what is not known of a channel of which so many pairs of bits are, over the square of a bin.
+var unknownOf = func() (t [len(compress.KeyNoise)]float32) {
+	for l, noise := range compress.KeyNoise {
+		t[l] = 256 * 256 * noise
+	}
+	return t
+}()
 
 // newRows returns rows [rows][d] of zeros.
 func (u *run) newRows() [][]float32 {
-	all, rows := u.floats(u.rows*u.d), make([][]float32, u.rows)
+	all, rows := u.floats(u.rows*u.d), u.rowArena.zeros(u.rows)
 	for r := range rows {
 		rows[r] = all[r*u.d : (r+1)*u.d]
 	}
 	return rows
 }
 
-// lean notes that a leaf's keys weigh mass [rows].
-func (u *run) lean(mass []float32, x *leaf) {
-	by := &u.groups[x.group].by[len(x.planes)-1]
-	if by.leaning == nil {
-		by.leaning = u.floats(u.rows)
-	}
-	for r, m := range mass {
-		by.leaning[r] += m
-	}
-}
-
-// addLean adds to a segment's deviations by how much its keys deviate on average, weighted
-// as they are by their row, in the bits that are not known (channels in stored
-// order): of a normal deviation e, the mean of e exp(q.e) is cov(e) q times that of exp(q.e).
-func (u *run) addLean(s *segmentRun) {
-	var variance [compress.MaxHeadDim]float32
-	for i := range s.view.StepGroups() {
-		group := &u.groups[s.firstGroup+i]
-		for p := range group.by {
-			mass := group.by[p].leaning
-			if mass == nil {
-				continue
-			}
-			for j, w := range group.steps.Step {
-				w *= 256
-				variance[j] = min(w*compress.KeyNoise[s.codes.levels[p][j/16]]*w, math.MaxFloat32)
-			}
-			for r, m := range mass {
-				q, dst := s.codes.q[r*u.d:(r+1)*u.d], s.deviation[r][:u.d]
-				for j := range dst {
-					dst[j] += m * q[j] * variance[j]
-				}
-			}
-		}
-	}
-}
-
 // follow moves the answer by what the deviations of keys say of values.
-func (u *run) follow() {
-	dk, v, all := u.row2[:u.d], u.row2[u.d:], u.newRows()
-	any := false
-	for i := range u.segs {
-		s := &u.segs[i]
-		if s.deviation != nil {
-			u.addLean(s)
-			any = true
-		}
-		for r, deviation := range s.deviation {
-			s.codes.order.Restore(dk, deviation)
-			attention.Axpy(all[r], 1, dk)
-		}
-	}
-	for r := range all {
-		if any {
-			clear(v)
-			u.values.Add(v, all[r])
-			u.rot[r].Shift(u.total[r], v)
-		}
+func (u *run) follow(f *followers) {
+	u.endGroup(f)
+	u.endSegment(f)
+	v := u.floats(u.d)
+	for r, x := range f.deviations {
+		clear(v)
+		u.values.Add(v, x)
+		u.rot[r].Shift(u.total[r], v)
 	}
 }

@@ -18,12 +18,13 @@ type estimate struct{ share, squares, variance []float32 }
 func (u *run) finish() {
 	e := estimate{u.table(), u.table(), u.table()}
 	u.estimatePages(e)
-	u.estimateLeaves(e)
+	f := followers{seg: -1, group: -1}
+	u.estimateLeaves(e, &f)
 	for _, n := range u.tokens {
 		u.acc.Estimated += int64(n)
 	}
 	u.addEstimate(e)
-	u.follow()
+	u.follow(&f)
 	mergeRotated(u.q.Partials, u.rot, u.d)
 	u.estimateError(e)
 }
@@ -48,7 +49,7 @@ func (u *run) estimatePages(e estimate) {
 // how they deviate from it. Mean values of leaves hardly
 // did better; taking out of the mean what was read magnifies its rounding, and
 // measured no better. Of drains, whose values are next to nothing, nothing stands for the value.
-func (u *run) estimateLeaves(e estimate) {
+func (u *run) estimateLeaves(e estimate, f *followers) {
 	mass := u.floats(u.rows)
 	for _, i := range u.inOrder {
 		x := &u.leaves[i]
@@ -74,7 +75,7 @@ func (u *run) estimateLeaves(e estimate) {
 			mass[r] = sum
 		}
 		if u.follows && !drains {
-			u.deviate(x, mass)
+			u.deviate(f, x, mass)
 		}
 		u.traceScanned(x)
 	}

@@ -82,19 +82,6 @@ func (u *run) scoreLeaf(x *leaf) {
 	}
 }
 
-// unpack reconstructs the keys of a leaf in u.leafKeys, [16][d], channels in stored
-// order; how many channels are known; and its page's mean key in that order.
-func (u *run) unpack(x *leaf) (known int, mean []float32) {
-	s := &u.segs[x.seg]
-	u.layoutOf(s, len(x.planes)).Unpack(u.leafKeys, u.groups[x.group].steps, x.planes)
-	if u.meanOf != x.page { // a page's leaves come together
-		u.meanOf = x.page
-		s.keys.Row(u.row2[:u.d], x.page-s.firstPage)
-		s.codes.order.Permute(u.mean, u.row2[:u.d])
-	}
-	return s.codes.known[len(x.planes)-1], u.mean
-}
-
 // sumsOf returns the sum of a leaf's shares of row r, and the sum of their squares.
 func (u *run) sumsOf(x *leaf, r int) (sum, squares float32) {
 	at := 2 * (r*u.stride + x.at) / tiers.LeafTokens

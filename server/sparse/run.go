@@ -57,9 +57,6 @@ type segmentRun struct {
 	pins         []tiers.Pin
 	received     float32 // share of the attention that its read tokens received, summed over heads
 	codes        codes   // once any of its pages is scanned
-	// deviation is by how much the keys of unread tokens deviate from their pages'
-	// means, each times its share: [rows][d], channels in stored order; nil if there are none.
-	deviation [][]float32
 }
 
 // pageTokens returns how many tokens a page of the segment has.

@@ -16,6 +16,7 @@ type scratch struct {
 	wordArena  arena[int16]
 	gradeArena arena[grade]
 	lineArena  arena[uint64]
+	rowArena   arena[[]float32]
 
 	groups []group // of tokens, those of all segments
 	// Tables of slots, see run: estimates of what is not read: its mass, log, -Inf if there is nothing; which part of its
@@ -49,11 +50,6 @@ type scratch struct {
 	scale       []float32         // [rows][2], see scoreLeaf
 	gainRows    []kernels.GainRow // [rows], see weighTokens
 	ends        []float32         // [rows][2], sums of a leaf's shares
-	less        []float32         // [rows], see deviate
-	leafKeys    []float32         // [16][d], those of one leaf
-	row2        []float32         // [2][d]
-	mean        []float32         // [d], see unpack
-	meanOf      int               // page
 }
 
 var scratches = sync.Pool{New: func() any { return new(scratch) }}
@@ -64,7 +60,8 @@ func (s *scratch) reset(u *run, leaves, groups int) {
 	s.wordArena.reset()
 	s.gradeArena.reset()
 	s.lineArena.reset()
-	rows, d := u.rows, u.d
+	s.rowArena.reset()
+	rows := u.rows
 	s.groups = sized(s.groups, groups)
 	clear(s.groups)
 	s.byMeans, s.tokens = sized(s.byMeans, rows*u.slots), sized(s.tokens, u.slots)
@@ -82,8 +79,6 @@ func (s *scratch) reset(u *run, leaves, groups int) {
 	s.weights = sized(s.weights, max(u.slots, s.stride))
 
 	s.scale, s.gainRows, s.ends = sized(s.scale, 2*rows), sized(s.gainRows, rows), sized(s.ends, 2*rows)
-	s.less, s.leafKeys = sized(s.less, rows), sized(s.leafKeys, tiers.LeafTokens*d)
-	s.row2, s.mean, s.meanOf = sized(s.row2, 2*d), sized(s.mean, d), -1
 }
 
 // free lets another run have the scratch. Nothing of it may be in use.

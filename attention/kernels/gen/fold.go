@@ -14,18 +14,27 @@ var places = [][3]F32{{}, {128 - 96*.89, .89, 96}, {8, 1, 120}, {2, 1, 126}, {.5
 
 const placeOffset, placeScale, placeMiddle = 0, 4, 8
 
+// placeTable returns the places, 16 bytes for each number of lines.
+func (v isa) placeTable() Mem {
+	name := "places" + v.suffix
+	if _, ok := constants[name]; !ok {
+		constants[name] = GLOBL(name, RODATA|NOPTR)
+		for l, x := range places {
+			for i, f := range append(x[:], 0) {
+				DATA(16*l+4*i, f)
+			}
+		}
+	}
+	return constants[name]
+}
+
 // maxFloat is the largest finite number.
 const maxFloat = F32(math.MaxFloat32)
 
 // fold: the first pass over a row's channels finds the largest product and sums
 // the offset, the second rounds the products to words. It computes products anew.
 func (v isa) fold() {
-	table := GLOBL("places"+v.suffix, RODATA|NOPTR)
-	for l, x := range places {
-		for i, f := range append(x[:], 0) {
-			DATA(16*l+4*i, f)
-		}
-	}
+	table := v.placeTable()
 	v.function("fold", "words *int16, scale *float32, q *float32, d int, rows int, lo *float32, step *float32, levels *byte, groups int")
 	words, scale, q, d, rows := param("words"), param("scale"), param("q"), param("d"), param("rows")
 	pitch, base := GP64(), GP64() // from group to group of words
@@ -215,6 +224,62 @@ func (m *lanesMask) missing() reg.GPVirtual {
 	}
 	XORQ(U32(1<<m.lanes-1), out)
 	return out
+}
+
+// addBins: a row after the other; of groups without lines there is only the spread.
+func (v isa) addBins() {
+	table := v.placeTable()
+	v.function("addBins", "out *[]float32, spread *[]float32, codes *[]float32, mass *float32, rows int, lo *float32, step *float32, levels *byte, groups int, noise *float32")
+	out, spread, codes, mass, rows, noise := param("out"), param("spread"), param("codes"), param("mass"), param("rows"), param("noise")
+	base := GP64()
+	LEAQ(table, base)
+	Label("row")
+	lo, step, levels, left := param("lo"), param("step"), param("levels"), param("groups")
+	to, toSpread, from := rowOf(out, 0), rowOf(spread, 0), rowOf(codes, 0)
+	m := v.vec()
+	VBROADCASTSS(Mem{Base: mass}, m)
+	Label("group")
+	entry, unknown := GP64(), v.vec()
+	MOVBQZX(Mem{Base: levels}, entry)
+	VBROADCASTSS(Mem{Base: noise, Index: entry, Scale: 4}, unknown)
+	for i := 0; i < 64; i += 4 * v.lanes {
+		w := v.vec()
+		VMOVUPS(Mem{Base: step, Disp: i}, w)
+		VMULPS(w, w, w)
+		VMULPS(unknown, w, w)
+		VMINPS(v.constant(maxFloat), w, w)
+		VMULPS(m, w, w)
+		v.addTo(Mem{Base: toSpread, Disp: i}, w)
+	}
+	SHLQ(Imm(4), entry)
+	JZ(LabelRef("next"))
+	ADDQ(base, entry)
+	offset, scale := v.vec(), v.vec()
+	VBROADCASTSS(Mem{Base: entry, Disp: placeOffset}, offset)
+	VBROADCASTSS(Mem{Base: entry, Disp: placeScale}, scale)
+	for i := 0; i < 64; i += 4 * v.lanes {
+		x, w := v.vec(), v.vec()
+		VMOVUPS(Mem{Base: step, Disp: i}, w)
+		VMULPS(Mem{Base: from, Disp: i}, scale, x)
+		VFMADD231PS(m, offset, x)
+		VMULPS(w, x, x)
+		VFMADD231PS(Mem{Base: lo, Disp: i}, m, x)
+		v.addTo(Mem{Base: to, Disp: i}, x)
+	}
+	Label("next")
+	for _, r := range []reg.GPVirtual{lo, step, to, toSpread, from} {
+		ADDQ(Imm(64), r)
+	}
+	INCQ(levels)
+	DECQ(left)
+	JNZ(LabelRef("group"))
+	for _, r := range []reg.GPVirtual{out, spread, codes} {
+		ADDQ(Imm(sliceSize), r)
+	}
+	ADDQ(Imm(4), mass)
+	DECQ(rows)
+	JNZ(LabelRef("row"))
+	end()
 }
 
 // binSquares: a vector a group, added across.

@@ -241,12 +241,7 @@ func (v isa) binConstants(table, entry reg.GPVirtual) (c [3]reg.VecVirtual) {
 // dequantise writes the 16 channels in a 128-bit lane of codes. Nothing is
 // fused: all kernels compute the same bits.
 func (v isa) dequantise(codes reg.VecVirtual, lane int, place [3]reg.VecVirtual, lo, step reg.GPVirtual, to Mem) {
-	bytes := XMM()
-	if v.lanes == 16 {
-		VEXTRACTI32X4(U8(lane), codes, bytes)
-	} else {
-		VEXTRACTI128(U8(lane), codes, bytes)
-	}
+	bytes := v.part(codes, lane)
 	for at := 0; at < 64; at += 4 * v.lanes {
 		x := v.vec()
 		VPMOVZXBD(bytes, x)
@@ -263,4 +258,78 @@ func (v isa) dequantise(codes reg.VecVirtual, lane int, place [3]reg.VecVirtual,
 			VPSRLDQ(Imm(8), bytes, bytes)
 		}
 	}
+}
+
+// sumCodes: sums of a group's channels stay in registers over all tokens; groups are unpacked once for up to v.rows rows.
+func (v isa) sumCodes() {
+	v.function("sumCodes", "out *[]float32, w *float32, stride int, rows int, planes *[]byte, lines *uint16, levels *byte, groups int")
+	out, w, stride, rows := param("out"), param("w"), param("stride"), param("rows")
+	stride3 := triple(stride)
+	rowBlocks(v.rows, rows, func(r int) {
+		p, left, col := v.newPlanes(), param("groups"), GP64()
+		XORQ(col, col)
+		label := fmt.Sprintf("groups%d", r)
+		Label(label)
+		halves := 16 / v.lanes
+		acc := v.zeros(r * halves)
+		for part := range halves {
+			codes := p.group(fmt.Sprintf("%spart%d", label, part), part)
+			v.transpose(codes)
+			for i, x := range codes {
+				for lane := range v.lanes / 4 {
+					token := v.lanes*part + 4*lane + i
+					v.addCodes(acc, x, lane, r, func(row int) Mem {
+						m := strided(w, stride, stride3, 4, row)
+						m.Disp += 4 * token
+						return m
+					})
+				}
+			}
+		}
+		for i := range r {
+			row := rowOf(out, i)
+			for half := range halves {
+				v.addTo(Mem{Base: row, Index: col, Scale: 4, Disp: 4 * v.lanes * half}, acc[i*halves+half])
+			}
+		}
+		p.next()
+		ADDQ(Imm(16), col)
+		DECQ(left)
+		JNZ(LabelRef(label))
+		nextRows(out, w, stride, r)
+	})
+}
+
+// addCodes adds the 16 channels in a 128-bit lane of codes, weighted by each row's number, to acc [rows][16/lanes].
+func (v isa) addCodes(acc []reg.VecVirtual, codes reg.VecVirtual, lane, rows int, weight func(row int) Mem) {
+	bytes := v.part(codes, lane)
+	for half := range 16 / v.lanes {
+		x := v.vec()
+		VPMOVZXBD(bytes, x)
+		VCVTDQ2PS(x, x)
+		for r := range rows {
+			a := acc[r*16/v.lanes+half]
+			if v.lanes == 16 {
+				VFMADD231PS_BCST(weight(r), x, a)
+				continue
+			}
+			f := v.vec()
+			VBROADCASTSS(weight(r), f)
+			VFMADD231PS(f, x, a)
+		}
+		if v.lanes == 8 {
+			VPSRLDQ(Imm(8), bytes, bytes)
+		}
+	}
+}
+
+// part returns a 128-bit lane.
+func (v isa) part(x reg.VecVirtual, lane int) reg.VecVirtual {
+	out := XMM()
+	if v.lanes == 16 {
+		VEXTRACTI32X4(U8(lane), x, out)
+	} else {
+		VEXTRACTI128(U8(lane), x, out)
+	}
+	return out
 }
