@@ -2,6 +2,7 @@ package sparse
 
 import (
 	"kvtier/attention"
+	"kvtier/attention/kernels"
 	"kvtier/compress"
 	"kvtier/tiers"
 )
@@ -46,26 +47,23 @@ func (u *run) addLeaves(chosen []int) {
 	}
 }
 
+// scoring is how the leaves of a page are scored of which so many planes are read.
+type scoring struct {
+	page, group, planes int
+	layout              *compress.KeyLayout
+	query               kernels.KeyQuery
+	grades              []grade
+}
+
 // scoreLeaf scores the leaf's tokens from the planes that were read. Channels of
 // which nothing is known yet stand at the page's mean. What the unknown bits
 // scatter raises a weight on average, as it does a mass (attention.Mass). Padding weighs nothing.
 func (u *run) scoreLeaf(x *leaf) {
-	s, planes := &u.segs[x.seg], len(x.planes)
-	query, grades, pages := u.query(x), u.grades(x, planes), s.view.Pages()
-	scale := query.Scale
-	query.Scale = u.scale
-	copy(query.Scale, scale)
-	if hidden := u.hiddenOf(s, planes); hidden != nil {
-		for r := range u.rows {
-			query.Scale[2*r+1] += hidden[r*pages+x.page-s.firstPage]
-		}
+	how := &u.scoring
+	if how.page != x.page || how.planes != len(x.planes) || how.group != x.group { // a page's leaves come together
+		u.prepare(how, x)
 	}
-	if u.q.Softcap == 0 {
-		for r := range grades {
-			query.Scale[2*r+1] += grades[r].raise
-		}
-	}
-	u.layoutOf(s, planes).Score(u.log[x.at:], u.stride, query, x.planes)
+	how.layout.Score(u.log[x.at:], u.stride, how.query, x.planes)
 	if u.q.Softcap == 0 && x.n == tiers.LeafTokens {
 		return
 	}
@@ -73,11 +71,28 @@ func (u *run) scoreLeaf(x *leaf) {
 		log := u.log[r*u.stride+x.at:][:tiers.LeafTokens]
 		if u.q.Softcap != 0 {
 			for t, score := range log {
-				log[t] = grades[r].raise + attention.Softcap(score, u.q.Softcap)
+				log[t] = how.grades[r].raise + attention.Softcap(score, u.q.Softcap)
 			}
 		}
 		for t := x.n; t < len(log); t++ {
 			log[t] = -inf
+		}
+	}
+}
+
+func (u *run) prepare(how *scoring, x *leaf) {
+	s, planes := &u.segs[x.seg], len(x.planes)
+	query, scale := u.query(x), how.query.Scale
+	*how = scoring{x.page, x.group, planes, u.layoutOf(s, planes), kernels.KeyQuery{Words: query.Words, Scale: scale}, u.grades(x, planes)}
+	copy(scale, query.Scale)
+	if hidden := u.hiddenOf(s, planes); hidden != nil {
+		for r, pages := 0, s.view.Pages(); r < u.rows; r++ {
+			scale[2*r+1] += hidden[r*pages+x.page-s.firstPage]
+		}
+	}
+	if u.q.Softcap == 0 {
+		for r := range how.grades {
+			scale[2*r+1] += how.grades[r].raise
 		}
 	}
 }

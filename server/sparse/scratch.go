@@ -47,7 +47,7 @@ type scratch struct {
 	keys, keys2 []uint64 // see sortByUpper
 	weights     []float32
 	chosen      []int
-	scale       []float32         // [rows][2], see scoreLeaf
+	scoring     scoring           // see scoreLeaf
 	gainRows    []kernels.GainRow // [rows], see weighTokens
 	ends        []float32         // [rows][2], sums of a leaf's shares
 }
@@ -78,7 +78,8 @@ func (s *scratch) reset(u *run, leaves, groups int) {
 	s.valueGain, s.sums = sized(s.valueGain, s.stride), sized(s.sums, 2*rows*leaves)
 	s.weights = sized(s.weights, max(u.slots, s.stride))
 
-	s.scale, s.gainRows, s.ends = sized(s.scale, 2*rows), sized(s.gainRows, rows), sized(s.ends, 2*rows)
+	s.scoring = scoring{page: -1, query: kernels.KeyQuery{Scale: sized(s.scoring.query.Scale, 2*rows)}}
+	s.gainRows, s.ends = sized(s.gainRows, rows), sized(s.ends, 2*rows)
 }
 
 // free lets another run have the scratch. Nothing of it may be in use.
