@@ -23,10 +23,10 @@ func weightsAVX2(dst *float32, x *float32, n int, top float32) (sum float32)
 func largestAVX2(x *float32, n int, least float32) (most float32)
 
 //go:noescape
-func gainsAVX2(gain *float32, shares *float32, sums *float32, x *float32, stride int, rows *float32, n int, least float32)
+func gainsAVX2(gain *float32, w *float32, rows *float32, n int)
 
 //go:noescape
-func sharesAVX2(x *float32, sums *float32, leaves int, factor float32, least float32)
+func leafWeightsAVX2(x *float32, sums *float32, leaves int, least float32)
 
 //go:noescape
 func squaresInt8AVX2(dst *float32, c *byte, n int, d int)

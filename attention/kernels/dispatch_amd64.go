@@ -86,14 +86,14 @@ func weights(dst, x []float32, top float32) float32 {
 	return plainWeights(dst, x, top)
 }
 
-func shares(x, sums []float32, factor, least float32) {
+func leafWeights(x, sums []float32, least float32) {
 	switch Variant(active.Load()) {
 	case AVX512:
-		sharesAVX512(&x[0], &sums[0], len(x)/LineTokens, factor, least)
+		leafWeightsAVX512(&x[0], &sums[0], len(x)/LineTokens, least)
 	case AVX2:
-		sharesAVX2(&x[0], &sums[0], len(x)/LineTokens, factor, least)
+		leafWeightsAVX2(&x[0], &sums[0], len(x)/LineTokens, least)
 	default:
-		plainShares(x, sums, factor, least)
+		plainLeafWeights(x, sums, least)
 	}
 }
 
@@ -140,14 +140,14 @@ func binSquares(dst, q []float32, rows int, step []float32) {
 	}
 }
 
-func gains(gain, shares, sums, x []float32, stride int, rows []GainRow, least float32) {
+func gains(gain, w []float32, rows []GainRow) {
 	switch Variant(active.Load()) {
 	case AVX512:
-		gainsAVX512(&gain[0], &shares[0], &sums[0], &x[0], stride, &rows[0].Top, len(rows), least)
+		gainsAVX512(&gain[0], &w[0], &rows[0].OfSquare, len(rows))
 	case AVX2:
-		gainsAVX2(&gain[0], &shares[0], &sums[0], &x[0], stride, &rows[0].Top, len(rows), least)
+		gainsAVX2(&gain[0], &w[0], &rows[0].OfSquare, len(rows))
 	default:
-		plainGains(gain, shares, sums, x, stride, rows, least)
+		plainGains(gain, w, rows)
 	}
 }
 

@@ -24,7 +24,7 @@ func largest(x []float32, least float32) float32 { return plainLargest(x, least)
 
 func weights(dst, x []float32, top float32) float32 { return plainWeights(dst, x, top) }
 
-func shares(x, sums []float32, factor, least float32) { plainShares(x, sums, factor, least) }
+func leafWeights(x, sums []float32, least float32) { plainLeafWeights(x, sums, least) }
 
 func squaresInt8(dst []float32, c []byte, n, d int) { plainSquaresInt8(dst, c, n, d) }
 
@@ -38,9 +38,7 @@ func readBins(lo, step []float32, src []byte, unit float32) bool {
 
 func binSquares(dst, q []float32, rows int, step []float32) { plainBinSquares(dst, q, rows, step) }
 
-func gains(gain, shares, sums, x []float32, stride int, rows []GainRow, least float32) {
-	plainGains(gain, shares, sums, x, stride, rows, least)
-}
+func gains(gain, w []float32, rows []GainRow) { plainGains(gain, w, rows) }
 
 func addValues(out [][]float32, w []float32, stride int, scale []float32, high, low [][]byte, d int) {
 	plainAddValues(out, w, stride, scale, high, low, d)

@@ -168,31 +168,6 @@ func TestBinSquares(t *testing.T) {
 	})
 }
 
-func TestShares(t *testing.T) {
-	nan := float32(math.NaN())
-	others(t, func(t *testing.T) {
-		for leaves := range 14 {
-			rng := rand.New(rand.NewPCG(35, uint64(leaves)))
-			x := odd(rng, leaves*LineTokens)
-			for i := range x {
-				if x[i] = float32(math.Exp(float64(9 * x[i]))); rng.IntN(20) == 0 {
-					x[i] = nan
-				}
-			}
-			got, want := slices.Clone(x), slices.Clone(x)
-			sums, wantSums := odd(rng, 2*leaves), make([]float32, 2*leaves)
-			Shares(got, sums, .3, .01)
-			plain(func() { Shares(want, wantSums, .3, .01) })
-			if !slices.Equal(got, want) {
-				t.Fatalf("%d leaves: %v, not %v", leaves, got, want)
-			}
-			for i, w := range wantSums {
-				near(t, "sums", sums[i:i+1], wantSums[i:i+1], math.Abs(float64(w)))
-			}
-		}
-	})
-}
-
 func TestSquaresInt8(t *testing.T) {
 	for _, v := range Variants() {
 		defer Use(v)()

@@ -9,65 +9,75 @@ import (
 )
 
 func TestGains(t *testing.T) {
-	inf, nan := float32(math.Inf(1)), float32(math.NaN())
 	others(t, func(t *testing.T) {
 		for n := range 9 {
 			rng := rand.New(rand.NewPCG(61, uint64(n)))
-			stride := LineTokens + rng.IntN(20)
-			size := max(0, (n-1)*stride+LineTokens)
-			x, rows := odd(rng, size), make([]GainRow, n)
+			w, rows := magnitudes(odd(rng, n*LineTokens)), make([]GainRow, n)
 			for r := range rows {
-				rows[r] = GainRow{3 * rng.Float32(), 50 * rng.Float32(), rng.Float32(), rng.Float32()}
-				for i := range LineTokens {
-					x[r*stride+i] *= 9
-				}
+				rows[r] = GainRow{5 * rng.Float32(), rng.Float32(), rng.Float32()}
 				if rng.IntN(3) == 0 {
-					rows[r].OfSquare = inf
+					rows[r].OfSquare = float32(math.Inf(1))
 				}
-				for i, special := range []float32{inf, -inf, nan, math.MaxFloat32, -math.MaxFloat32} {
-					x[r*stride+(r+i)%LineTokens] = special
-				}
+				w[r*LineTokens+rng.IntN(LineTokens)] = 0
 			}
-			got, want := odd(rng, LineTokens), make([]float32, LineTokens)
-			shares, sums := odd(rng, size), odd(rng, 2*n)
-			wantShares, wantSums := slices.Clone(shares), make([]float32, 2*n)
-			Gains(got, shares, sums, x, stride, rows, 1e-4)
-			what := fmt.Sprintf("%d rows", n)
-			plain(func() { Gains(want, wantShares, wantSums, x, stride, rows, 1e-4) })
-			if n > 0 {
-				near(t, what, got, want, float64(n))
-			}
-			near(t, what+", shares", shares, wantShares, 1)
-			near(t, what+", sums", sums, wantSums, LineTokens)
+			got := odd(rng, LineTokens)
+			want := slices.Clone(got)
+			Gains(got, w, rows)
+			plain(func() { Gains(want, w, rows) })
+			near(t, fmt.Sprintf("%d rows", n), got, want, 9)
 		}
 	})
 }
 
 func TestGain(t *testing.T) {
-	x := make([]float32, 2*LineTokens)
-	for i := range x {
-		x[i] = -inf32
-	}
-	x[0], x[1], x[LineTokens] = 0, log32(.25), log32(.5)
-	gain, shares, sums := make([]float32, LineTokens), make([]float32, 2*LineTokens), make([]float32, 4)
-	Gains(gain, shares, sums, x, LineTokens, []GainRow{{0, 2, 1, 10}, {0, 1, 1, 1}}, 0)
+	w := make([]float32, 2*LineTokens)
+	w[0], w[1], w[LineTokens] = 1, .25, .5
+	gain := make([]float32, LineTokens)
+	Gains(gain, w, []GainRow{{2, 1, 10}, {1, 1, 1}})
 	near(t, "gain", gain[:3], []float32{10.25, 10 * .25 * .5, 0}, 10)
-	near(t, "sums", sums, []float32{1.25, 1.0625, .5, .25}, 1)
 }
 
-var inf32 = float32(math.Inf(1))
-
-func log32(x float64) float32 { return float32(math.Log(x)) }
+func TestLeafWeights(t *testing.T) {
+	others(t, func(t *testing.T) {
+		for leaves := range 14 {
+			rng := rand.New(rand.NewPCG(35, uint64(leaves)))
+			x := odd(rng, leaves*LineTokens)
+			for i := range x {
+				if x[i] = 30*x[i] - 20; rng.IntN(20) == 0 {
+					x[i] = []float32{float32(math.NaN()), float32(math.Inf(1)), float32(math.Inf(-1)), -87, 0}[rng.IntN(5)]
+				}
+			}
+			got, want := slices.Clone(x), slices.Clone(x)
+			sums, wantSums := odd(rng, 2*leaves), make([]float32, 2*leaves)
+			LeafWeights(got, sums, 1e-15)
+			plain(func() { LeafWeights(want, wantSums, 1e-15) })
+			for i, w := range want {
+				if math.Abs(float64(got[i]-w)) > 2e-7*float64(w) {
+					t.Fatalf("exp(%v) = %v, not %v", x[i], got[i], w)
+				}
+			}
+			for i, w := range wantSums {
+				near(t, "sums", sums[i:i+1], wantSums[i:i+1], math.Abs(float64(w)))
+			}
+		}
+	})
+}
 
 func BenchmarkGains(b *testing.B) {
 	rng := rand.New(rand.NewPCG(62, 63))
 	const rows = 4
-	dst, shares, sums, x := make([]float32, LineTokens), odd(rng, rows*LineTokens), make([]float32, 2*rows), odd(rng, rows*LineTokens)
+	gain, w, sums, r := make([]float32, LineTokens), odd(rng, rows*LineTokens), make([]float32, 2*rows), make([]GainRow, rows)
 	for _, v := range Variants() {
 		b.Run(v.String(), func(b *testing.B) {
 			defer Use(v)()
 			for b.Loop() {
-				Gains(dst, shares, sums, x, LineTokens, make([]GainRow, rows), 0)
+				Gains(gain, w, r)
+			}
+		})
+		b.Run(v.String()+", weights", func(b *testing.B) {
+			defer Use(v)()
+			for b.Loop() {
+				LeafWeights(w, sums, 0)
 			}
 		})
 	}

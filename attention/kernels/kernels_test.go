@@ -213,10 +213,8 @@ func TestShortSlicesPanic(t *testing.T) {
 		"axpys: row":           func() { Axpys([][]float32{f(16), f(15)}, f(8), 4, f(64), 16, 16) },
 		"values: row":          func() { AddValues([][]float32{f(15)}, f(1), 1, f(2), [][]byte{b(8)}, nil, 16) },
 		"axpys int8: w":        func() { AxpysInt8(rowsOf(f(32), 16), f(7), 4, b(64), 16) },
-		"gains: gain":          func() { Gains(f(15), f(32), f(4), f(32), 16, make([]GainRow, 2), 0) },
-		"gains: sums":          func() { Gains(f(16), f(32), f(3), f(32), 16, make([]GainRow, 2), 0) },
-		"gains: x":             func() { Gains(f(16), f(32), f(4), f(31), 16, make([]GainRow, 2), 0) },
-		"gains: shares":        func() { Gains(f(16), f(31), f(4), f(32), 16, make([]GainRow, 2), 0) },
+		"gains: gain":          func() { Gains(f(15), f(32), make([]GainRow, 2)) },
+		"gains: w":             func() { Gains(f(16), f(31), make([]GainRow, 2)) },
 		"fold: words":          func() { l.Fold(query(31, 1), f(32), 32, f(32), f(32)) },
 		"fold: scale":          func() { l.Fold(KeyQuery{make([]int16, 64), f(3)}, f(64), 32, f(32), f(32)) },
 		"fold: steps":          func() { l.Fold(query(32, 1), f(32), 32, f(32), f(31)) },
@@ -238,7 +236,7 @@ func TestShortSlicesPanic(t *testing.T) {
 		"squares: dst":         func() { BinSquares(f(3), f(64), f(32)) },
 		"squares: d":           func() { BinSquares(f(3), f(48), f(24)) },
 		"squares int8: dst":    func() { SquaresInt8(f(1), b(32), 16) },
-		"shares: sums":         func() { Shares(f(32), f(3), 1, 0) },
+		"leaf weights: sums":   func() { LeafWeights(f(32), f(3), 0) },
 		"weights: dst":         func() { Weights(f(3), f(4), 0) },
 		"widen: src":           func() { WidenBF16(f(16), b(31)) },
 		"gather: dst":          func() { GatherDots(f(1), f(64), []int{0, 1}, f(16)) },
@@ -290,12 +288,12 @@ func TestNothing(t *testing.T) {
 		Axpys(nil, nil, 0, nil, 16, 16)
 		AddValues([][]float32{make([]float32, 16)}, nil, 0, nil, nil, nil, 16)
 		ScoreKeys(nil, 0, KeyQuery{}, &Layout{}, nil)
-		Gains(make([]float32, 16), nil, nil, nil, 0, nil, 0)
+		Gains(make([]float32, 16), nil, nil)
 		UnpackKeys(make([]float32, 256), 16, &Layout{}, nil, nil, nil)
 		(&Layout{}).Fold(KeyQuery{}, nil, 16, nil, nil)
 		Bins(nil, nil, nil, 1)
 		BinSquares(nil, nil, make([]float32, 16))
-		Shares(nil, nil, 1, 0)
+		LeafWeights(nil, nil, 0)
 		SquaresInt8(nil, nil, 16)
 		if Largest(nil, 3) != 3 || Weights(nil, nil, 3) != 0 {
 			t.Errorf("%v: of nothing", v)
@@ -331,14 +329,14 @@ func TestNoAllocations(t *testing.T) {
 			GatherDots(dst, q, tokens, q[:d])
 			GatherAxpy(q[:d], dst, k, tokens)
 			WidenBF16(dst, c)
-			Shares(dst, out[0], .5, 0)
+			LeafWeights(dst, out[0], 0)
 			SquaresInt8(dst, c, d)
 			l.Fold(KeyQuery{query.Words, dst}, q, d, k, k[d:])
 			Bins(q[:d], dst, c, 1)
 			SumCodes(out, dst, LineTokens, &l, planes)
 			AddBins(out[:1], out[1:2], out[2:], dst, k, k, l.Levels(), new([5]float32))
 			BinSquares(dst, q, k[:d])
-			Gains(dst, q, k, k, LineTokens, []GainRow{{}, {}}, 0)
+			Gains(dst, q, []GainRow{{}, {}})
 			UnpackKeys(k, d, &l, planes, q, q)
 		}); a != 0 {
 			t.Errorf("%v: %v allocations", v, a)

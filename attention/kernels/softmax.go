@@ -43,13 +43,13 @@ func padded(x []float32) (out [16]float32) {
 	return out
 }
 
-// Shares multiplies weights x, those of 16 tokens a leaf, by factor, clears what is then less than
-// least or no number, and writes to sums [leaves][2] each leaf's sum and the sum of its squares.
-func Shares(x, sums []float32, factor, least float32) {
+// LeafWeights replaces scores x, those of 16 tokens a leaf, by their weights exp(x), and writes to sums [leaves][2] each leaf's
+// sum and the sum of its squares. No weight is more than 1; it is 0 if it is less than least, or its score less than -87 or no number.
+func LeafWeights(x, sums []float32, least float32) {
 	leaves := len(x) / LineTokens
 	must(len(sums) >= 2*leaves, "sums is too short")
 	if leaves > 0 {
-		shares(x[:leaves*LineTokens], sums, factor, least)
+		leafWeights(x[:leaves*LineTokens], sums, least)
 	}
 }
 
@@ -74,15 +74,15 @@ func plainWeights(dst, x []float32, top float32) float32 {
 	return float32(sum)
 }
 
-func plainShares(x, sums []float32, factor, least float32) {
+func plainLeafWeights(x, sums []float32, least float32) {
+	plainWeights(x, x, 0)
 	for leaf := range len(x) / LineTokens {
 		x := x[leaf*LineTokens:][:LineTokens]
 		var sum, squares float32
 		for t, w := range x {
-			if w *= factor; !(w >= least) {
-				w = 0
+			if w < least {
+				w, x[t] = 0, 0
 			}
-			x[t] = w
 			sum += w
 			squares += w * w
 		}

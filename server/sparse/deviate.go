@@ -35,15 +35,15 @@ func (u *run) readMap() error {
 // leastDeviating is the share of the softmax of which it makes no difference how its keys deviate.
 const leastDeviating = .01
 
-// followers adds up the keys of unread tokens, each times its share, a segment after the other and a
+// followers adds up the keys of unread tokens, each times its weight, a segment after the other and a
 // group of tokens after the other, since those have bins of their own.
 type followers struct {
 	seg, group int // under way; -1: none
-	// Of the group, by the number of planes that are read: sums of codes [rows][d], and of shares [rows].
+	// Of the group, by the number of planes that are read: sums of codes [rows][d], and of weights [rows].
 	codes [compress.NumKeyPlanes][][]float32
 	mass  [compress.NumKeyPlanes][]float32
 	used  [compress.NumKeyPlanes]bool
-	// Of the segment: by planes, the shares of pages [rows][pages], nil if there are none; and sums [rows][d], channels in
+	// Of the segment: by planes, the weights of pages [rows][pages], nil if there are none; and sums [rows][d], channels in
 	// stored order, of keys, and of the variance of what is not known of them.
 	pages        [compress.NumKeyPlanes][]float32
 	keys, spread [][]float32
@@ -51,9 +51,9 @@ type followers struct {
 	deviations [][]float32
 }
 
-// deviate takes in a leaf's unread tokens; leaves come in order of place. mass [rows] is their share.
-func (u *run) deviate(f *followers, x *leaf, mass []float32) {
-	if slices.Max(mass) < leastDeviating/float32(len(u.leaves)) {
+// deviate takes in a leaf's unread tokens; leaves come in order of place. share [rows] is theirs.
+func (u *run) deviate(f *followers, x *leaf, share []float32) {
+	if slices.Max(share) < leastDeviating/float32(len(u.leaves)) {
 		return
 	}
 	if f.group != x.group {
@@ -72,11 +72,12 @@ func (u *run) deviate(f *followers, x *leaf, mass []float32) {
 		f.pages[p] = u.floats(u.rows * pages)
 	}
 	f.used[p] = true
-	for r, m := range mass {
-		f.mass[p][r] += m
-		f.pages[p][r*pages+x.page-s.firstPage] += m
+	sums := u.sumsOf(x)
+	for r := range u.rows {
+		f.mass[p][r] += sums[2*r]
+		f.pages[p][r*pages+x.page-s.firstPage] += sums[2*r]
 	}
-	u.layoutOf(s, p+1).SumCodes(f.codes[p], u.shares[x.at:], u.stride, x.planes)
+	u.layoutOf(s, p+1).SumCodes(f.codes[p], u.weightsOf(x), tiers.LeafTokens, x.planes)
 }
 
 // endGroup brings sums of codes into the group's bins.
@@ -108,14 +109,14 @@ func (u *run) endSegment(f *followers) {
 		f.deviations = u.newRows()
 	}
 	s, means := &u.segs[f.seg], u.newRows()
-	for p, shares := range f.pages {
-		if shares == nil {
+	for p, weights := range f.pages {
+		if weights == nil {
 			continue
 		}
 		for r := range means {
 			clear(means[r])
 		}
-		s.keys.AddTo(means, shares, s.view.Pages())
+		s.keys.AddTo(means, weights, s.view.Pages())
 		for r, row := range means {
 			for j, c := range s.codes.order.Channels[:s.codes.known[p]] {
 				f.keys[r][j] -= row[c]
@@ -158,6 +159,6 @@ func (u *run) follow(f *followers) {
 	for r, x := range f.deviations {
 		clear(v)
 		u.values.Add(v, x)
-		u.rot[r].Shift(u.total[r], v)
+		u.rot[r].Shift(u.base[r], v)
 	}
 }

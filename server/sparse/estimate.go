@@ -62,17 +62,17 @@ func (u *run) estimateLeaves(e estimate, f *followers) {
 			slot = u.pages + x.seg
 		}
 		u.tokens[slot] += int32(n)
-		grades := u.grades(x, len(x.planes))
+		grades, sums := u.grades(x, len(x.planes)), u.sumsOf(x)
 		for r := range grades {
-			sum, squares := u.sumsOf(x, r)
 			if x.chosen != 0 {
-				sum, squares = sums(u.sharesOf(x, r)) // 0 of those that were read
+				sums[2*r], sums[2*r+1] = sumSquares(u.weightsOf(x)[r*tiers.LeafTokens:]) // 0 of those that were read
 			}
-			at := r*u.slots + slot
-			e.share[at] += sum
+			at, unit := r*u.slots+slot, u.unit[r]
+			share, squares := sums[2*r]*unit, sums[2*r+1]*unit*unit
+			e.share[at] += share
 			e.squares[at] += squares
 			e.variance[at] += squares * grades[r].scatter
-			mass[r] = sum
+			mass[r] = share
 		}
 		if u.follows && !drains {
 			u.deviate(f, x, mass)
@@ -81,21 +81,13 @@ func (u *run) estimateLeaves(e estimate, f *followers) {
 	}
 }
 
-// sharesOf returns a row's shares of a leaf's tokens.
-func (u *run) sharesOf(x *leaf, r int) *[tiers.LeafTokens]float32 {
-	return (*[tiers.LeafTokens]float32)(u.shares[r*u.stride+x.at:])
-}
-
-// sums adds numbers and their squares up, the even and the odd apart: additions take long.
-func sums(x *[tiers.LeafTokens]float32) (sum, squares float32) {
-	var s0, s1, q0, q1 float32
-	for t := 0; t < len(x); t += 2 {
-		s0 += x[t]
-		q0 += x[t] * x[t]
-		s1 += x[t+1]
-		q1 += x[t+1] * x[t+1]
+// sumSquares adds a leaf's weights and their squares up.
+func sumSquares(w []float32) (sum, squares float32) {
+	for _, x := range w[:tiers.LeafTokens] {
+		sum += x
+		squares += x * x
 	}
-	return s0 + s1, q0 + q1
+	return sum, squares
 }
 
 // addEstimate adds mean values by their shares.
@@ -183,7 +175,7 @@ func (u *run) traceScanned(x *leaf) {
 	for r := range u.rows {
 		for t := range x.n {
 			if x.chosen>>t&1 == 0 {
-				u.tr.Token(r, u.segs[x.seg].index, x.place+t, u.log[r*u.stride+x.at+t], Scanned)
+				u.tr.Token(r, u.segs[x.seg].index, x.place+t, u.logOf(r, u.weightsOf(x)[r*tiers.LeafTokens+t]), Scanned)
 			}
 		}
 	}

@@ -38,6 +38,7 @@ func (u *run) scorePages() error {
 			u.mass[r*u.slots+i] = -inf // no drains yet
 		}
 		u.total[r] = logAdd(u.q.Partials[r].LSE(), u.logSum(u.ofRow(u.mass, r)))
+		u.base[r] = u.total[r] + headroom
 	}
 	copy(u.byMeans, u.mass)
 	u.judge()

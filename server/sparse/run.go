@@ -34,6 +34,8 @@ type run struct {
 	valueBytes float32             // what reading one value costs, about
 	norm2      []float32           // [rows], |q|^2
 	total      []float32           // [rows], estimated log of the whole softmax sum
+	base       []float32           // [rows], log of the unit of weights
+	unit       []float32           // [rows], what share of the softmax that is
 	rot        []attention.Partial // [rows], in rotated space
 	follows    bool                // the map of values is read
 	values     *attention.ValueMap // how values follow keys
@@ -88,7 +90,8 @@ func newRun(ctx context.Context, r Reader, segments []Segment, part []int, q Que
 	}
 	u.valueBytes = valueBytes(d)
 	u.scratch.reset(u, max(u.first, u.most)*tiers.PageTokens/tiers.LeafTokens, groups)
-	u.norm2, u.total, u.bias, u.massVar = u.floats(rows), u.floats(rows), u.floats(rows), u.floats(rows)
+	u.norm2, u.bias, u.massVar = u.floats(rows), u.floats(rows), u.floats(rows)
+	u.total, u.base, u.unit = u.floats(rows), u.floats(rows), u.floats(rows)
 	for i := range rows {
 		u.norm2[i] = attention.Dot(u.row(i), u.row(i))
 	}

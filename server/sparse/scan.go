@@ -30,9 +30,9 @@ func (u *run) mergeLeaves(n int) {
 	first, rest := u.leaves[:n], u.leaves[n:]
 	for u.inOrder = u.inOrder[:0]; len(first)+len(rest) > 0; {
 		if len(rest) == 0 || len(first) > 0 && first[0].page < rest[0].page {
-			u.inOrder, first = append(u.inOrder, first[0].at/tiers.LeafTokens), first[1:]
+			u.inOrder, first = append(u.inOrder, first[0].at), first[1:]
 		} else {
-			u.inOrder, rest = append(u.inOrder, rest[0].at/tiers.LeafTokens), rest[1:]
+			u.inOrder, rest = append(u.inOrder, rest[0].at), rest[1:]
 		}
 	}
 }
@@ -195,8 +195,8 @@ func (u *run) calibrate() {
 	for r := range u.rows {
 		clear(found)
 		for i := range u.leaves {
-			sum, _ := u.sumsOf(&u.leaves[i], r)
-			found[u.leaves[i].page] += sum
+			x := &u.leaves[i]
+			found[x.page] += u.sumsOf(x)[2*r] * u.unit[r]
 		}
 		masses := u.ofRow(u.byMeans, r)
 		keys := u.sortKeys(len(scanned))

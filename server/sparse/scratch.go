@@ -34,14 +34,11 @@ type scratch struct {
 
 	leaves []leaf   // of the pages that are scanned
 	planes [][]byte // of leaves
-	// Of each token of a leaf, by the leaf's place at: [rows][stride] its log weight and
-	// that as a share of the softmax, 0 once its value is read; [stride] what
-	// reading its value takes away of the error, as far as is known.
-	log, shares, valueGain []float32
-	sums                   []float32 // [rows][stride/16][2], of a leaf's shares, and of their squares
-	stride                 int
-	inOrder                []int // all leaves, by place
-	deep                   []int // those of which more than the first plane is read
+	// Of each leaf: [rows][16] its tokens' weights, of which exp(run.base) is 1, 0 once the value is read; [rows][2] their sum and
+	// that of their squares; [16] what reading a value takes away of the error, as far as is known.
+	w, sums, valueGain []float32
+	inOrder            []int // all leaves, by place
+	deep               []int // those of which more than the first plane is read
 
 	hist        histogram
 	keys, keys2 []uint64 // see sortByUpper
@@ -49,7 +46,7 @@ type scratch struct {
 	chosen      []int
 	scoring     scoring           // see scoreLeaf
 	gainRows    []kernels.GainRow // [rows], see weighTokens
-	ends        []float32         // [rows][2], sums of a leaf's shares
+	rescored    []float32         // [rows][16], see raise
 }
 
 var scratches = sync.Pool{New: func() any { return new(scratch) }}
@@ -71,15 +68,13 @@ func (s *scratch) reset(u *run, leaves, groups int) {
 	s.norms, s.spreads = sized(s.norms, u.pages), sized(s.spreads, u.pages)
 	s.scatter, s.far = sized(s.scatter, rows*u.pages), sized(s.far, rows*u.pages)
 
-	s.stride = leaves * tiers.LeafTokens
 	s.leaves, s.inOrder, s.deep = slices.Grow(s.leaves[:0], leaves), slices.Grow(s.inOrder[:0], leaves), s.deep[:0]
 	s.planes = sized(s.planes, leaves*compress.NumKeyPlanes)
-	s.log, s.shares = sized(s.log, rows*s.stride), sized(s.shares, rows*s.stride)
-	s.valueGain, s.sums = sized(s.valueGain, s.stride), sized(s.sums, 2*rows*leaves)
-	s.weights = sized(s.weights, max(u.slots, s.stride))
-
+	s.w, s.sums, s.valueGain = sized(s.w, leaves*rows*tiers.LeafTokens), sized(s.sums, 2*leaves*rows), sized(s.valueGain, leaves*tiers.LeafTokens)
+	s.weights = sized(s.weights, u.slots)
+	s.rescored = sized(s.rescored, rows*tiers.LeafTokens)
 	s.scoring = scoring{page: -1, query: kernels.KeyQuery{Scale: sized(s.scoring.query.Scale, 2*rows)}}
-	s.gainRows, s.ends = sized(s.gainRows, rows), sized(s.ends, 2*rows)
+	s.gainRows = sized(s.gainRows, rows)
 }
 
 // free lets another run have the scratch. Nothing of it may be in use.
@@ -98,11 +93,6 @@ func (s *scratch) floats(n int) []float32 { return s.arena.zeros(n) }
 func (s *scratch) words(n int) []int16 { return s.wordArena.zeros(n) }
 
 func (s *scratch) newGrades(n int) []grade { return s.gradeArena.zeros(n) }
-
-// ofLeaves returns row r of a table of leaves' tokens, as far as there are leaves.
-func (s *scratch) ofLeaves(table []float32, r int) []float32 {
-	return table[r*s.stride:][:len(s.leaves)*tiers.LeafTokens]
-}
 
 // sortKeys returns room for n keys, until the next call.
 func (s *scratch) sortKeys(n int) []uint64 {

@@ -3,36 +3,47 @@ package sparse
 import (
 	"kvtier/attention"
 	"kvtier/compress"
+	"kvtier/tiers"
 )
 
-// sum adds tokens' stored values to partials, a batch at a time, so that all
+// sum adds tokens' stored values to a run's partials, a batch at a time, so that all
 // rows share each read of a value.
 type sum struct {
-	ps     []attention.Partial
-	out    [][]float32 // the partials' sums
-	d      int
-	batch  compress.ValueBatch
-	scores []float32 // [rows][compress.BatchTokens]
+	u       *run
+	out     [][]float32 // the partials' sums
+	batch   compress.ValueBatch
+	weights []float32 // [rows][compress.BatchTokens]
 }
 
-func newSum(ps []attention.Partial, d int) *sum {
-	return &sum{ps: ps, out: attention.AppendSums(nil, ps), d: d, scores: make([]float32, (len(ps)+1)*compress.BatchTokens)}
+// newSum begins with empty partials, whose unit is that of the run's weights.
+func newSum(u *run) *sum {
+	for r := range u.rot {
+		u.rot[r].Max = u.base[r]
+	}
+	return &sum{u: u, out: attention.AppendSums(nil, u.rot), weights: u.floats(u.rows * compress.BatchTokens)}
 }
 
 // add takes in a token of which scale, high and low are what is stored of its
-// value, as compress.UnpackValue wants them. Its scores are to be set before the
-// next one comes: every compress.BatchTokens from the first of those that it returns, one for each row.
-func (s *sum) add(scale, high, low []byte) (scores []float32) {
+// value, as compress.UnpackValue wants them, and w, every 16, the rows' weights. These it sets to 0, and
+// returns what share of the attention they are, summed over rows.
+func (s *sum) add(scale, high, low []byte, w []float32) (share float32) {
 	if !s.batch.Append(scale, high, low) {
 		s.flush()
 		s.batch.Append(scale, high, low)
 	}
-	return s.scores[s.batch.Len()-1:]
+	at := s.batch.Len() - 1
+	for r := range s.u.rot {
+		x := &w[r*tiers.LeafTokens]
+		s.weights[r*compress.BatchTokens+at] = *x
+		s.u.rot[r].Sum += float64(*x)
+		share += *x * s.u.unit[r]
+		*x = 0
+	}
+	return share
 }
 
 // flush brings the partials up to date.
 func (s *sum) flush() {
-	attention.Weigh(s.ps, s.scores, compress.BatchTokens, s.batch.Len())
-	s.batch.AddTo(s.out, s.scores, compress.BatchTokens, s.d)
+	s.batch.AddTo(s.out, s.weights, compress.BatchTokens, s.u.d)
 	s.batch.Reset()
 }

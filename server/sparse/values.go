@@ -51,7 +51,7 @@ func (u *run) candidates() []uint64 {
 	clear(u.hist[:])
 	for _, i := range u.deep {
 		x := &u.leaves[i]
-		for _, gain := range u.valueGain[x.at:][:x.n] {
+		for _, gain := range u.gainsOf(x)[:x.n] {
 			u.hist.add(gain, each)
 		}
 	}
@@ -60,7 +60,7 @@ func (u *run) candidates() []uint64 {
 	keys := u.sortKeys(len(u.deep) * tiers.LeafTokens)
 	for _, i := range u.deep {
 		x := &u.leaves[i]
-		for t, gain := range u.valueGain[x.at:][:x.n] {
+		for t, gain := range u.gainsOf(x)[:x.n] {
 			if binOf(gain) >= least {
 				keys[n] = descending(gain)<<32 | uint64(i*tiers.LeafTokens+t)
 				n++
@@ -122,10 +122,9 @@ func (u *run) fetch(chosen []int) error {
 	if err != nil {
 		return err
 	}
-	values := newSum(u.rot, u.d)
+	values := newSum(u)
 	err = u.each(tiers.PlaneV4, ranges, func(seg int, b [][]byte) error {
 		codes, scales, last, first := b[:len(bySeg[seg])], b[len(bySeg[seg])-1:], -1, 0
-		received := float32(0)
 		for i, c := range bySeg[seg] {
 			kernels.Prefetch(codes[min(i+aheadValues, len(codes)-1)])
 			leaf, t := leafOf(c)
@@ -133,15 +132,9 @@ func (u *run) fetch(chosen []int) error {
 				last, first, scales = leaf, t, scales[1:]
 			}
 			x := &u.leaves[leaf]
-			weights := values.add(scales[0][(t-first)*compress.ValueScaleBytes:], codes[i], low[c])
-			for at := x.at + t; at < len(u.log); at += u.stride {
-				weights[0], weights = u.log[at], weights[compress.BatchTokens:]
-				received += u.shares[at]
-				u.shares[at] = 0
-			}
 			u.traceRead(seg, x, t)
+			u.segs[seg].received += values.add(scales[0][(t-first)*compress.ValueScaleBytes:], codes[i], low[c], u.weightsOf(x)[t:])
 		}
-		u.segs[seg].received += received
 		return nil
 	})
 	values.flush()
@@ -154,7 +147,7 @@ func (u *run) traceRead(seg int, x *leaf, t int) {
 		return
 	}
 	for r := range u.rows {
-		u.tr.Token(r, u.segs[seg].index, x.place+t, u.log[r*u.stride+x.at+t], Read)
+		u.tr.Token(r, u.segs[seg].index, x.place+t, u.logOf(r, u.weightsOf(x)[r*tiers.LeafTokens+t]), Read)
 	}
 }
 

@@ -21,24 +21,23 @@ import (
 const alike = .2
 
 // normalise estimates the normaliser anew, from the tokens that are scanned and
-// the means of all other pages, and the shares of scanned tokens. It returns by
-// how much the normaliser's log changed at most.
+// the means of all other pages. It returns by how much the normaliser's log changed at most.
 func (u *run) normalise() (change float32) {
-	for r := range u.rows {
+	found := u.floats(u.rows)
+	for i := range u.leaves {
+		sums := u.sumsOf(&u.leaves[i])
+		for r := range found {
+			found[r] += sums[2*r]
+		}
+	}
+	for r, sum := range found {
 		total := logAdd(u.q.Partials[r].LSE(), u.logSum(u.ofRow(u.mass, r)))
-		logs, shares := u.ofLeaves(u.log, r), u.ofLeaves(u.shares, r)
-		top := kernels.Largest(logs, -inf)
-		total = logAdd(total, top+log(kernels.Weights(shares, logs, top)))
+		total = logAdd(total, log(sum)+u.base[r])
 		change = max(change, float32(math.Abs(float64(total-u.total[r]))))
-		u.total[r] = total
-		kernels.Shares(shares, u.sums[2*r*u.stride/tiers.LeafTokens:], exp(top-total), leastShare)
+		u.total[r], u.unit[r] = total, exp(u.base[r]-total)
 	}
 	return change
 }
-
-// leastShare is the least share of the softmax that counts for something:
-// processors take long over squares that leave float32's normal range.
-const leastShare = 1e-15
 
 // offerAll adds to u.hist what all leaves offer.
 func (u *run) offerAll() {
@@ -52,17 +51,15 @@ func (u *run) offerAll() {
 }
 
 // weigh computes what reading more of a leaf is worth, by the sums of its shares: planes of keys, and
-// all values together. Of leaves of which more than the first plane is read weighTokens tells values apart.
+// all values together. Of leaves of which more than the first plane is read it tells values apart.
 func (u *run) weigh(x *leaf) {
 	planes := len(x.planes)
-	if planes > 1 {
-		u.weighTokens(x)
-	}
 	far, scatter, grades := u.far[x.page*u.rows:][:u.rows], u.scatter[x.page*u.rows:][:u.rows], u.grades(x, planes)
+	sums := u.sumsOf(x)
 	var keys, values, tokens float32
 	for r := range grades {
-		g := &grades[r]
-		sum, squares := u.sumsOf(x, r)
+		g, unit := &grades[r], u.unit[r]
+		sum, squares := sums[2*r]*unit, sums[2*r+1]*unit*unit
 		expected := min(squares*g.ofSquare, sum*g.ofShare)
 		together := min(1, sum*sum*g.ofSquare, tiers.LeafTokens*expected) // the square of the expected sum
 		keys += far[r] * (expected*g.own + alike*max(0, together-expected)*g.common)
@@ -70,6 +67,7 @@ func (u *run) weigh(x *leaf) {
 			values += scatter[r] * expected
 			tokens += scatter[r] * expected * min(tiers.LeafTokens, sum*sum/squares)
 		}
+		u.gainRows[r] = kernels.GainRow{OfSquare: g.ofSquare * unit, OfWeight: g.ofShare, Factor: scatter[r] * unit}
 	}
 	for at := planes; at < x.most; at++ {
 		if x.keyGain[at] = keys; at > planes {
@@ -80,19 +78,8 @@ func (u *run) weigh(x *leaf) {
 	if values > 0 {
 		x.valueTokens = tokens / values
 	}
-}
-
-// weighTokens computes the shares of a leaf's tokens anew, and what reading each one's value is worth.
-func (u *run) weighTokens(x *leaf) {
-	scatter, grades := u.scatter[x.page*u.rows:][:u.rows], u.grades(x, len(x.planes))
-	for r := range grades {
-		g := &grades[r]
-		u.gainRows[r] = kernels.GainRow{Top: u.total[r], OfSquare: g.ofSquare, OfShare: g.ofShare, Factor: scatter[r]}
-	}
-	kernels.Gains(u.valueGain[x.at:], u.shares[x.at:], u.ends, u.log[x.at:], u.stride, u.gainRows, leastShare)
-	for r := range grades {
-		at := 2 * (r*u.stride + x.at) / tiers.LeafTokens
-		u.sums[at], u.sums[at+1] = u.ends[2*r], u.ends[2*r+1]
+	if planes > 1 {
+		kernels.Gains(u.gainsOf(x), u.weightsOf(x), u.gainRows)
 	}
 }
 
@@ -112,7 +99,7 @@ func (u *run) offer(x *leaf) {
 		}
 		return
 	}
-	for _, gain := range u.valueGain[x.at:][:tiers.LeafTokens] {
+	for _, gain := range u.gainsOf(x) {
 		u.hist.add(gain*perValue, u.valueBytes)
 	}
 }

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"fmt"
 	"math"
 
 	. "github.com/mmcloughlin/avo/build"
@@ -311,75 +310,6 @@ func (v isa) binSquares() {
 	DECQ(rows)
 	JNZ(LabelRef("row"))
 	end()
-}
-
-// shares: of four leaves at a time the sums are added across at once.
-func (v isa) shares() {
-	v.function("shares", "x *float32, sums *float32, leaves int, factor float32, least float32")
-	at, sums, left := param("x"), param("sums"), param("leaves")
-	factor, least := v.vec(), v.vec()
-	VBROADCASTSS(NewParamAddr("factor", 24), factor)
-	VBROADCASTSS(NewParamAddr("least", 28), least)
-	for _, n := range []int{4, 1} {
-		label := fmt.Sprintf("leaves%d", n)
-		Label(label)
-		CMPQ(left, Imm(uint64(n)))
-		JL(LabelRef(label + "end"))
-		sum, squares := make([]reg.VecVirtual, n), make([]reg.VecVirtual, n)
-		for i := range n {
-			sum[i], squares[i] = v.shareLeaf(Mem{Base: at, Disp: 64 * i}, factor, least)
-		}
-		if n == 4 {
-			s, q := v.narrow(v.transposedSum(sum), VADDPS), v.narrow(v.transposedSum(squares), VADDPS)
-			lo, hi := XMM(), XMM()
-			VUNPCKLPS(q, s, lo)
-			VUNPCKHPS(q, s, hi)
-			VMOVUPS(lo, Mem{Base: sums})
-			VMOVUPS(hi, Mem{Base: sums, Disp: 16})
-		} else {
-			VMOVSS(v.scalar(sum[0], VADDPS), Mem{Base: sums})
-			VMOVSS(v.scalar(squares[0], VADDPS), Mem{Base: sums, Disp: 4})
-		}
-		ADDQ(U32(uint64(64*n)), at)
-		ADDQ(Imm(uint64(8*n)), sums)
-		SUBQ(Imm(uint64(n)), left)
-		JMP(LabelRef(label))
-		Label(label + "end")
-	}
-	end()
-}
-
-// shareLeaf writes a leaf's shares and returns vectors of their sums and their squares'.
-func (v isa) shareLeaf(at Mem, factor, least reg.VecVirtual) (sum, squares reg.VecVirtual) {
-	for i := 0; i < 16; i += v.lanes {
-		x, m := v.vec(), at
-		m.Disp += 4 * i
-		VMULPS(m, factor, x)
-		v.clearBelow(x, least)
-		VMOVUPS(x, m)
-		if i == 0 {
-			sum, squares = x, v.vec()
-			VMULPS(x, x, squares)
-		} else {
-			VFMADD231PS(x, x, squares)
-			VADDPS(x, sum, sum)
-		}
-	}
-	return sum, squares
-}
-
-// clearBelow clears lanes of x that are less than least, or no number.
-func (v isa) clearBelow(x, least reg.VecVirtual) {
-	const greaterOrEqual = U8(0x1d)
-	if v.lanes == 16 {
-		mask := K()
-		VCMPPS(greaterOrEqual, least, x, mask)
-		VMOVAPS_Z(x, mask, x)
-		return
-	}
-	mask := YMM()
-	VCMPPS(greaterOrEqual, least, x, mask)
-	VANDPS(mask, x, x)
 }
 
 // squaresInt8: products of pairs are added in 32 bits.

@@ -42,7 +42,7 @@ func main() {
 	v.weights()
 	v.largest()
 	v.gains()
-	v.shares()
+	v.leafWeights()
 	v.squaresInt8()
 	v.addValues()
 	v.scoreKeys()

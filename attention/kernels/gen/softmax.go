@@ -1,6 +1,8 @@
 package main
 
 import (
+	"fmt"
+
 	. "github.com/mmcloughlin/avo/build"
 	. "github.com/mmcloughlin/avo/operand"
 	"github.com/mmcloughlin/avo/reg"
@@ -92,4 +94,75 @@ func (v isa) largest() {
 	JNZ(LabelRef("loop"))
 	Store(v.scalar(most, VMAXPS), Return("most"))
 	end()
+}
+
+// leafWeights: of four leaves at a time the sums are added across at once.
+func (v isa) leafWeights() {
+	v.function("leafWeights", "x *float32, sums *float32, leaves int, least float32")
+	at, sums, left := param("x"), param("sums"), param("leaves")
+	least := v.vec()
+	VBROADCASTSS(NewParamAddr("least", 24), least)
+	for _, n := range []int{4, 1} {
+		label := fmt.Sprintf("leaves%d", n)
+		Label(label)
+		CMPQ(left, Imm(uint64(n)))
+		JL(LabelRef(label + "end"))
+		sum, squares := make([]reg.VecVirtual, n), make([]reg.VecVirtual, n)
+		for i := range n {
+			sum[i], squares[i] = v.leaf(Mem{Base: at, Disp: 64 * i}, least)
+		}
+		if n == 4 {
+			s, q := v.narrow(v.transposedSum(sum), VADDPS), v.narrow(v.transposedSum(squares), VADDPS)
+			lo, hi := XMM(), XMM()
+			VUNPCKLPS(q, s, lo)
+			VUNPCKHPS(q, s, hi)
+			VMOVUPS(lo, Mem{Base: sums})
+			VMOVUPS(hi, Mem{Base: sums, Disp: 16})
+		} else {
+			VMOVSS(v.scalar(sum[0], VADDPS), Mem{Base: sums})
+			VMOVSS(v.scalar(squares[0], VADDPS), Mem{Base: sums, Disp: 4})
+		}
+		ADDQ(U32(uint64(64*n)), at)
+		ADDQ(Imm(uint64(8*n)), sums)
+		SUBQ(Imm(uint64(n)), left)
+		JMP(LabelRef(label))
+		Label(label + "end")
+	}
+	end()
+}
+
+// leaf writes a leaf's weights and returns vectors of their sums and their squares'.
+func (v isa) leaf(at Mem, least reg.VecVirtual) (sum, squares reg.VecVirtual) {
+	for i := 0; i < 16; i += v.lanes {
+		x, m := v.vec(), at
+		m.Disp += 4 * i
+		VMOVUPS(m, x)
+		keep := v.notBelow(x, v.constant(F32(-87)))
+		x = v.exp(x)
+		keep(x)
+		v.clearBelow(x, least)
+		VMOVUPS(x, m)
+		if i == 0 {
+			sum, squares = x, v.vec()
+			VMULPS(x, x, squares)
+		} else {
+			VFMADD231PS(x, x, squares)
+			VADDPS(x, sum, sum)
+		}
+	}
+	return sum, squares
+}
+
+// clearBelow clears lanes of x that are less than least, or no number.
+func (v isa) clearBelow(x, least reg.VecVirtual) {
+	const greaterOrEqual = U8(0x1d)
+	if v.lanes == 16 {
+		mask := K()
+		VCMPPS(greaterOrEqual, least, x, mask)
+		VMOVAPS_Z(x, mask, x)
+		return
+	}
+	mask := YMM()
+	VCMPPS(greaterOrEqual, least, x, mask)
+	VANDPS(mask, x, x)
 }
