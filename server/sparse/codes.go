@@ -99,7 +99,7 @@ func (u *run) readGroup(s *segmentRun, g *group, b []byte) error {
 
 // query returns the query in the bins of a leaf's keys.
 func (u *run) query(x *leaf) kernels.KeyQuery {
-	s, planes := &u.segs[x.seg], len(x.planes)
+	s, planes := &u.segs[x.seg], int(x.planes)
 	q := &u.groups[x.group].by[planes-1].query
 	if q.Scale == nil {
 		*q = kernels.KeyQuery{Words: u.words(u.rows * s.codes.known[planes-1]), Scale: u.floats(2 * u.rows)}

@@ -38,7 +38,7 @@ const leastDeviating = .01
 // followers adds up the keys of unread tokens, each times its weight, a segment after the other and a
 // group of tokens after the other, since those have bins of their own.
 type followers struct {
-	seg, group int // under way; -1: none
+	seg, group int32 // under way; -1: none
 	// Of the group, by the number of planes that are read: sums of codes [rows][d], and of weights [rows].
 	codes [compress.NumKeyPlanes][][]float32
 	mass  [compress.NumKeyPlanes][]float32
@@ -63,7 +63,7 @@ func (u *run) deviate(f *followers, x *leaf, share []float32) {
 		}
 		f.seg, f.group = x.seg, x.group
 	}
-	s, p := &u.segs[x.seg], len(x.planes)-1
+	s, p := &u.segs[x.seg], int(x.planes)-1
 	pages := s.view.Pages()
 	if f.codes[p] == nil {
 		f.codes[p], f.mass[p] = u.newRows(), u.floats(u.rows)
@@ -75,9 +75,9 @@ func (u *run) deviate(f *followers, x *leaf, share []float32) {
 	sums := u.sumsOf(x)
 	for r := range u.rows {
 		f.mass[p][r] += sums[2*r]
-		f.pages[p][r*pages+x.page-s.firstPage] += sums[2*r]
+		f.pages[p][r*pages+int(x.page)-s.firstPage] += sums[2*r]
 	}
-	u.layoutOf(s, p+1).SumCodes(f.codes[p], u.weightsOf(x), tiers.LeafTokens, x.planes)
+	u.layoutOf(s, p+1).SumCodes(f.codes[p], u.weightsOf(x), tiers.LeafTokens, u.planesOf(x))
 }
 
 // endGroup brings sums of codes into the group's bins.

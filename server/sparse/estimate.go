@@ -51,18 +51,19 @@ func (u *run) estimatePages(e estimate) {
 // measured no better. Of drains, whose values are next to nothing, nothing stands for the value.
 func (u *run) estimateLeaves(e estimate, f *followers) {
 	mass := u.floats(u.rows)
-	for _, i := range u.inOrder {
+	for at, i := range u.inOrder {
 		x := &u.leaves[i]
-		n := x.n - bits.OnesCount16(x.chosen)
+		u.prefetch(&u.leaves[u.inOrder[min(at+aheadLeaves, len(u.inOrder)-1)]])
+		n := int(x.n) - bits.OnesCount16(x.chosen)
 		if n == 0 {
 			continue
 		}
-		slot, drains := x.page, u.segs[x.seg].view.IsDrain(x.i)
+		slot, drains := int(x.page), u.segs[x.seg].view.IsDrain(int(x.i))
 		if drains {
-			slot = u.pages + x.seg
+			slot = u.pages + int(x.seg)
 		}
 		u.tokens[slot] += int32(n)
-		grades, sums := u.grades(x, len(x.planes)), u.sumsOf(x)
+		grades, sums := u.grades(x, int(x.planes)), u.sumsOf(x)
 		for r := range grades {
 			if x.chosen != 0 {
 				sums[2*r], sums[2*r+1] = sumSquares(u.weightsOf(x)[r*tiers.LeafTokens:]) // 0 of those that were read
@@ -173,9 +174,9 @@ func (u *run) traceScanned(x *leaf) {
 		return
 	}
 	for r := range u.rows {
-		for t := range x.n {
+		for t := range int(x.n) {
 			if x.chosen>>t&1 == 0 {
-				u.tr.Token(r, u.segs[x.seg].index, x.place+t, u.logOf(r, u.weightsOf(x)[r*tiers.LeafTokens+t]), Scanned)
+				u.tr.Token(r, u.segs[x.seg].index, x.place()+t, u.logOf(r, u.weightsOf(x)[r*tiers.LeafTokens+t]), Scanned)
 			}
 		}
 	}

@@ -7,21 +7,56 @@ import (
 	"kvtier/tiers"
 )
 
-// leaf is 16 tokens whose keys are read in part.
+// leaf is 16 tokens whose keys are read in part. There may be many: it is kept small.
 type leaf struct {
-	page     int // in the run's tables
-	seg, i   int
-	place, n int // first token, number of tokens
-	group    int // of steps, in run.groups
-	planes   [][]byte
-	most     int // planes of keys that can be read: the last one of drains only
-	at       int // in the tables of scratch: its index among leaves
-	// What reading more of it takes away of the error, as far as is known, once it is weighed: keys, by
-	// the number of planes that are read then; and values, and about how many tokens rule that.
-	weighed                bool
-	keyGain                [compress.NumKeyPlanes]float32
-	valueGain, valueTokens float32
-	chosen                 uint16 // a bit for each token whose value is read
+	first     []byte // plane of its keys; deep leaves have all in run.deepPlanes
+	at        int32  // index in run.leaves
+	page      int32  // in the run's tables
+	seg, i    int32
+	group     int32 // of steps, in run.groups
+	deep      int32 // index in the tables of deep leaves; -1: only the first plane is read
+	n         uint8 // tokens
+	planes    uint8 // of keys that are read
+	most      uint8 // that can be read: the last one of drains only
+	weighed   bool
+	chosen    uint16  // a bit for each token whose value is read
+	keyGain   float32 // what reading the next plane takes away of the error, as far as is known, once it is weighed
+	valueGain float32 // the same of all values
+	tokens    float32 // about how many of them rule that
+}
+
+// place returns where the leaf's first token is stored.
+func (x *leaf) place() int { return int(x.i) * tiers.LeafTokens }
+
+// planesOf returns the planes that are read, until the next call.
+func (u *run) planesOf(x *leaf) [][]byte {
+	if x.deep < 0 {
+		u.single[0] = x.first
+		return u.single[:x.planes]
+	}
+	return u.deepPlanes[x.deep][:x.planes]
+}
+
+// addPlane takes in a leaf's next plane.
+func (u *run) addPlane(x *leaf, b []byte) {
+	switch {
+	case x.planes == 0:
+		x.first = b
+	case x.deep < 0:
+		x.deep = int32(len(u.deepPlanes))
+		u.deepPlanes = append(u.deepPlanes, [compress.NumKeyPlanes][]byte{x.first, b})
+		u.valueGain = append(u.valueGain, make([]float32, tiers.LeafTokens)...)
+	default:
+		u.deepPlanes[x.deep][x.planes] = b
+	}
+	x.planes++
+}
+
+// prefetch has the processor fetch what scoring a leaf reads.
+func (u *run) prefetch(x *leaf) {
+	for _, b := range u.planesOf(x) {
+		kernels.Prefetch(b)
+	}
 }
 
 // addLeaves adds the leaves of the chosen pages, which are in order.
@@ -34,14 +69,11 @@ func (u *run) addLeaves(chosen []int) {
 		s := &u.segs[seg]
 		first, end := s.view.LeavesOf(page - s.firstPage)
 		for l := first; l < end; l++ {
-			n := len(u.leaves)
-			x := leaf{page: page, seg: seg, i: l, place: l * tiers.LeafTokens, n: s.view.LeafTokens(l), group: s.firstGroup + s.view.StepGroup(l),
-				at: n, most: compress.NumKeyPlanes - 1}
+			x := leaf{at: int32(len(u.leaves)), page: int32(page), seg: int32(seg), i: int32(l), group: int32(s.firstGroup + s.view.StepGroup(l)),
+				n: uint8(s.view.LeafTokens(l)), most: compress.NumKeyPlanes - 1, deep: -1}
 			if s.view.IsDrain(l) && s.view.DrainKeys().Len > 0 {
 				x.most++
 			}
-			at := n * compress.NumKeyPlanes
-			x.planes = u.planes[at : at : at+compress.NumKeyPlanes]
 			u.leaves = append(u.leaves, x)
 		}
 	}
@@ -49,10 +81,11 @@ func (u *run) addLeaves(chosen []int) {
 
 // scoring is how the leaves of a page are scored of which so many planes are read.
 type scoring struct {
-	page, group, planes int
-	layout              *compress.KeyLayout
-	query               kernels.KeyQuery
-	grades              []grade
+	page, group int32
+	planes      uint8
+	layout      *compress.KeyLayout
+	query       kernels.KeyQuery
+	grades      []grade
 }
 
 // headroom is how far, log, the unit of weights lies above what the softmax sum is taken for at first:
@@ -85,10 +118,10 @@ func (u *run) scoreLeaf(x *leaf) {
 // score writes the logs of a leaf's weights to dst [rows][16].
 func (u *run) score(dst []float32, x *leaf) {
 	how := &u.scoring
-	if how.page != x.page || how.planes != len(x.planes) || how.group != x.group { // a page's leaves come together
+	if how.page != x.page || how.planes != x.planes || how.group != x.group { // a page's leaves come together
 		u.prepare(how, x)
 	}
-	how.layout.Score(dst, tiers.LeafTokens, how.query, x.planes)
+	how.layout.Score(dst, tiers.LeafTokens, how.query, u.planesOf(x))
 	if u.q.Softcap == 0 && x.n == tiers.LeafTokens {
 		return
 	}
@@ -99,7 +132,7 @@ func (u *run) score(dst []float32, x *leaf) {
 				log[t] = how.grades[r].raise + attention.Softcap(score, u.q.Softcap) - u.base[r]
 			}
 		}
-		for t := x.n; t < len(log); t++ {
+		for t := int(x.n); t < len(log); t++ {
 			log[t] = -inf
 		}
 	}
@@ -129,31 +162,31 @@ func (u *run) raise(x *leaf) {
 // weightsOf returns the weights of a leaf's tokens, [rows][16].
 func (u *run) weightsOf(x *leaf) []float32 {
 	n := u.rows * tiers.LeafTokens
-	return u.w[x.at*n:][:n:n]
+	return u.w[int(x.at)*n:][:n:n]
 }
 
 // sumsOf returns the sums of a leaf's weights and of their squares, [rows][2].
 func (u *run) sumsOf(x *leaf) []float32 {
 	n := 2 * u.rows
-	return u.sums[x.at*n:][:n:n]
+	return u.sums[int(x.at)*n:][:n:n]
 }
 
-// gainsOf returns what reading the values of a leaf's tokens takes away of the error.
+// gainsOf returns what reading the values of a deep leaf's tokens takes away of the error.
 func (u *run) gainsOf(x *leaf) []float32 {
-	return u.valueGain[x.at*tiers.LeafTokens:][:tiers.LeafTokens]
+	return u.valueGain[int(x.deep)*tiers.LeafTokens:][:tiers.LeafTokens]
 }
 
 // logOf returns the log of a weight, for traces.
 func (u *run) logOf(r int, w float32) float32 { return u.base[r] + log(max(w, leastWeight)) }
 
 func (u *run) prepare(how *scoring, x *leaf) {
-	s, planes := &u.segs[x.seg], len(x.planes)
+	s, planes := &u.segs[x.seg], int(x.planes)
 	query, scale := u.query(x), how.query.Scale
-	*how = scoring{x.page, x.group, planes, u.layoutOf(s, planes), kernels.KeyQuery{Words: query.Words, Scale: scale}, u.grades(x, planes)}
+	*how = scoring{x.page, x.group, x.planes, u.layoutOf(s, planes), kernels.KeyQuery{Words: query.Words, Scale: scale}, u.grades(x, planes)}
 	copy(scale, query.Scale)
 	if hidden := u.hiddenOf(s, planes); hidden != nil {
 		for r, pages := 0, s.view.Pages(); r < u.rows; r++ {
-			scale[2*r+1] += hidden[r*pages+x.page-s.firstPage]
+			scale[2*r+1] += hidden[r*pages+int(x.page)-s.firstPage]
 		}
 	}
 	if u.q.Softcap == 0 {

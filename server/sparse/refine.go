@@ -1,7 +1,6 @@
 package sparse
 
 import (
-	"kvtier/attention/kernels"
 	"kvtier/compress"
 	"kvtier/tiers"
 )
@@ -20,7 +19,7 @@ func (u *run) refine(plane int) error {
 	least := u.hist.threshold(u.left)
 	var chosen []int
 	for _, i := range list {
-		if x := &u.leaves[i]; x.weighed && len(x.planes) == plane && plane < x.most && x.keyGain[plane]*u.perByte[plane] >= least {
+		if x := &u.leaves[i]; x.weighed && int(x.planes) == plane && x.planes < x.most && x.keyGain*u.perByte[plane] >= least {
 			chosen = append(chosen, i)
 		}
 	}
@@ -37,7 +36,7 @@ func (u *run) refine(plane int) error {
 	}
 	if plane == 1 {
 		for _, i := range u.inOrder {
-			if len(u.leaves[i].planes) > 1 {
+			if u.leaves[i].deep >= 0 {
 				u.deep = append(u.deep, i)
 			}
 		}
@@ -49,7 +48,7 @@ func (u *run) refine(plane int) error {
 func (u *run) offerDeep(planes int) {
 	for _, i := range u.deep {
 		x := &u.leaves[i]
-		if len(x.planes) < planes {
+		if int(x.planes) < planes {
 			continue
 		}
 		if !x.weighed {
@@ -77,7 +76,7 @@ func (u *run) readKeys(plane int, chosen []int) error {
 	}
 	for _, i := range chosen {
 		x := &u.leaves[i]
-		at := tiers.Range{Off: x.i * size, Len: size}
+		at := tiers.Range{Off: int(x.i) * size, Len: size}
 		if from == tiers.PlaneDrains {
 			at.Off = 0
 		}
@@ -87,16 +86,21 @@ func (u *run) readKeys(plane int, chosen []int) error {
 		}
 	}
 	return u.each(from, ranges, func(seg int, b [][]byte) error {
+		list := bySeg[seg]
 		var bytes []byte // that are left of a range
-		for _, at := range bySeg[seg] {
-			if len(bytes) == 0 {
-				bytes, b = b[0], b[1:]
+		for i := range len(list) + aheadLeaves {
+			if i < len(list) {
+				if len(bytes) == 0 {
+					bytes, b = b[0], b[1:]
+				}
+				x := &u.leaves[list[i]]
+				u.addPlane(x, bytes[:size:size])
+				bytes = bytes[size:]
+				u.prefetch(x)
 			}
-			kernels.Prefetch(ahead(bytes, aheadLeaves*size, size))
-			x := &u.leaves[at]
-			x.planes = append(x.planes, bytes[:size:size])
-			bytes = bytes[size:]
-			u.scoreLeaf(x)
+			if i >= aheadLeaves {
+				u.scoreLeaf(&u.leaves[list[i-aheadLeaves]])
+			}
 		}
 		return nil
 	})
@@ -109,10 +113,4 @@ func appendRange(ranges []tiers.Range, x tiers.Range) []tiers.Range {
 		return ranges
 	}
 	return append(ranges, x)
-}
-
-// ahead returns up to n bytes from at on, none if there are none.
-func ahead(b []byte, at, n int) []byte {
-	b = b[min(at, len(b)):]
-	return b[:min(n, len(b))]
 }

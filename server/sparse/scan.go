@@ -30,9 +30,9 @@ func (u *run) mergeLeaves(n int) {
 	first, rest := u.leaves[:n], u.leaves[n:]
 	for u.inOrder = u.inOrder[:0]; len(first)+len(rest) > 0; {
 		if len(rest) == 0 || len(first) > 0 && first[0].page < rest[0].page {
-			u.inOrder, first = append(u.inOrder, first[0].at), first[1:]
+			u.inOrder, first = append(u.inOrder, int(first[0].at)), first[1:]
 		} else {
-			u.inOrder, rest = append(u.inOrder, rest[0].at), rest[1:]
+			u.inOrder, rest = append(u.inOrder, int(rest[0].at)), rest[1:]
 		}
 	}
 }
@@ -54,7 +54,7 @@ func (u *run) look(chosen []int) error {
 	for ; at < len(u.leaves); at++ {
 		leaves = append(leaves, at)
 		x := &u.leaves[at]
-		if s := &u.segs[x.seg]; s.view.Outliers(x.page - s.firstPage) {
+		if s := &u.segs[x.seg]; s.view.Outliers(int(x.page) - s.firstPage) {
 			outliers = append(outliers, at)
 		}
 	}
@@ -142,7 +142,7 @@ func (u *run) estimatedShares(dst []float32, r int) {
 // readSteps reads how the keys of leaves are coded, as far as it is not known.
 func (u *run) readSteps(leaves []int) error {
 	ranges := make([][]tiers.Range, len(u.segs))
-	groups := make([][]int, len(u.segs))
+	groups := make([][]int32, len(u.segs))
 	for _, i := range leaves {
 		x := &u.leaves[i]
 		s := &u.segs[x.seg]
@@ -151,7 +151,7 @@ func (u *run) readSteps(leaves []int) error {
 		}
 		if n := len(groups[x.seg]); !u.groups[x.group].read && (n == 0 || groups[x.seg][n-1] != x.group) {
 			groups[x.seg] = append(groups[x.seg], x.group)
-			ranges[x.seg] = append(ranges[x.seg], s.view.Steps(x.group-s.firstGroup))
+			ranges[x.seg] = append(ranges[x.seg], s.view.Steps(int(x.group)-s.firstGroup))
 		}
 	}
 	return u.each(tiers.PlaneSteps, ranges, func(seg int, b [][]byte) error {

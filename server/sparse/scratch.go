@@ -32,13 +32,16 @@ type scratch struct {
 	// from their mean, and from the output; [pages][rows].
 	scatter, far []float32
 
-	leaves []leaf   // of the pages that are scanned
-	planes [][]byte // of leaves
+	leaves []leaf    // of the pages that are scanned
+	single [1][]byte // see planesOf
 	// Of each leaf: [rows][16] its tokens' weights, of which exp(run.base) is 1, 0 once the value is read; [rows][2] their sum and
-	// that of their squares; [16] what reading a value takes away of the error, as far as is known.
-	w, sums, valueGain []float32
-	inOrder            []int // all leaves, by place
-	deep               []int // those of which more than the first plane is read
+	// that of their squares.
+	w, sums []float32
+	// Of deep leaves: planes of keys; [16] what reading a value takes away of the error, as far as is known.
+	deepPlanes [][compress.NumKeyPlanes][]byte
+	valueGain  []float32
+	inOrder    []int // all leaves, by place
+	deep       []int // those of which more than the first plane is read
 
 	hist        histogram
 	keys, keys2 []uint64 // see sortByUpper
@@ -69,8 +72,8 @@ func (s *scratch) reset(u *run, leaves, groups int) {
 	s.scatter, s.far = sized(s.scatter, rows*u.pages), sized(s.far, rows*u.pages)
 
 	s.leaves, s.inOrder, s.deep = slices.Grow(s.leaves[:0], leaves), slices.Grow(s.inOrder[:0], leaves), s.deep[:0]
-	s.planes = sized(s.planes, leaves*compress.NumKeyPlanes)
-	s.w, s.sums, s.valueGain = sized(s.w, leaves*rows*tiers.LeafTokens), sized(s.sums, 2*leaves*rows), sized(s.valueGain, leaves*tiers.LeafTokens)
+	s.deepPlanes, s.valueGain = s.deepPlanes[:0], s.valueGain[:0]
+	s.w, s.sums = sized(s.w, leaves*rows*tiers.LeafTokens), sized(s.sums, 2*leaves*rows)
 	s.weights = sized(s.weights, u.slots)
 	s.rescored = sized(s.rescored, rows*tiers.LeafTokens)
 	s.scoring = scoring{page: -1, query: kernels.KeyQuery{Scale: sized(s.scoring.query.Scale, 2*rows)}}
@@ -79,7 +82,9 @@ func (s *scratch) reset(u *run, leaves, groups int) {
 
 // free lets another run have the scratch. Nothing of it may be in use.
 func (s *scratch) free() {
-	clear(s.planes) // of pinned bytes
+	clear(s.leaves) // of pinned bytes
+	clear(s.deepPlanes)
+	s.single[0] = nil
 	scratches.Put(s)
 }
 

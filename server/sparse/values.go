@@ -28,7 +28,7 @@ func (u *run) affordable() []int {
 		if lines[x.seg].codes == nil {
 			lines[x.seg] = newValueLines(u.segs[x.seg].view, u.lineArena.zeros)
 		}
-		if left -= lines[x.seg].take(u.segs[x.seg].view, x.place+t); left < 0 && n > 0 {
+		if left -= lines[x.seg].take(u.segs[x.seg].view, x.place()+t); left < 0 && n > 0 {
 			break
 		}
 		x.chosen |= 1 << t
@@ -104,7 +104,7 @@ func (u *run) valueRanges(seg int, tokens []int) []tiers.Range {
 // place returns where a token is stored.
 func (u *run) place(token int) int {
 	leaf, t := leafOf(token)
-	return u.leaves[leaf].place + t
+	return u.leaves[leaf].place() + t
 }
 
 // aheadValues is how many tokens before their use values are fetched into the cache.
@@ -147,7 +147,7 @@ func (u *run) traceRead(seg int, x *leaf, t int) {
 		return
 	}
 	for r := range u.rows {
-		u.tr.Token(r, u.segs[seg].index, x.place+t, u.logOf(r, u.weightsOf(x)[r*tiers.LeafTokens+t]), Read)
+		u.tr.Token(r, u.segs[seg].index, x.place()+t, u.logOf(r, u.weightsOf(x)[r*tiers.LeafTokens+t]), Read)
 	}
 }
 
@@ -171,7 +171,7 @@ func (u *run) drainValues(bySeg [][]int) (low map[int][]byte, err error) {
 func (u *run) drainRanges(seg int, tokens []int) (ranges []tiers.Range, drains []int) {
 	v := u.segs[seg].view
 	for _, c := range tokens {
-		if leaf, _ := leafOf(c); v.IsDrain(u.leaves[leaf].i) {
+		if leaf, _ := leafOf(c); v.IsDrain(int(u.leaves[leaf].i)) {
 			ranges, drains = append(ranges, v.DrainValue(u.place(c))), append(drains, c)
 		}
 	}

@@ -53,8 +53,8 @@ func (u *run) offerAll() {
 // weigh computes what reading more of a leaf is worth, by the sums of its shares: planes of keys, and
 // all values together. Of leaves of which more than the first plane is read it tells values apart.
 func (u *run) weigh(x *leaf) {
-	planes := len(x.planes)
-	far, scatter, grades := u.far[x.page*u.rows:][:u.rows], u.scatter[x.page*u.rows:][:u.rows], u.grades(x, planes)
+	planes := int(x.planes)
+	far, scatter, grades := u.far[int(x.page)*u.rows:][:u.rows], u.scatter[int(x.page)*u.rows:][:u.rows], u.grades(x, planes)
 	sums := u.sumsOf(x)
 	var keys, values, tokens float32
 	for r := range grades {
@@ -69,16 +69,11 @@ func (u *run) weigh(x *leaf) {
 		}
 		u.gainRows[r] = kernels.GainRow{OfSquare: g.ofSquare * unit, OfWeight: g.ofShare, Factor: scatter[r] * unit}
 	}
-	for at := planes; at < x.most; at++ {
-		if x.keyGain[at] = keys; at > planes {
-			x.keyGain[at] *= behind
-		}
-	}
-	x.weighed, x.valueGain, x.valueTokens = true, values, 0
+	x.weighed, x.keyGain, x.valueGain, x.tokens = true, keys, values, 0
 	if values > 0 {
-		x.valueTokens = tokens / values
+		x.tokens = tokens / values
 	}
-	if planes > 1 {
+	if x.deep >= 0 {
 		kernels.Gains(u.gainsOf(x), u.weightsOf(x), u.gainRows)
 	}
 }
@@ -88,14 +83,15 @@ const behind = .5
 
 // offer adds a weighed leaf's planes of keys and its values to what can be bought.
 func (u *run) offer(x *leaf) {
-	planes := len(x.planes)
-	for p := planes; p < x.most; p++ {
-		u.hist.add(x.keyGain[p]*u.perByte[p], float32(u.planeBytes[p]))
+	gain := x.keyGain
+	for p := x.planes; p < x.most; p++ {
+		u.hist.add(gain*u.perByte[p], float32(u.planeBytes[p]))
+		gain = x.keyGain * behind
 	}
 	perValue := 1 / u.valueBytes
-	if planes == 1 {
-		if n := x.valueTokens; n > 0 {
-			u.hist.add(x.valueGain*perValue/n, n*u.valueBytes)
+	if x.deep < 0 {
+		if x.tokens > 0 {
+			u.hist.add(x.valueGain*perValue/x.tokens, x.tokens*u.valueBytes)
 		}
 		return
 	}

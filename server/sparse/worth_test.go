@@ -27,7 +27,7 @@ func TestExpectedSquares(t *testing.T) {
 			t.Fatal(err)
 		}
 		for i := range u.leaves {
-			for planes := 1; planes <= len(u.leaves[i].planes); planes++ {
+			for planes := 1; planes <= int(u.leaves[i].planes); planes++ {
 				for _, g := range u.grades(&u.leaves[i], planes) {
 					for share := 1e-6; share <= 1; share *= 3 {
 						noise := float64(g.noise)
@@ -77,7 +77,7 @@ func TestWeighTokens(t *testing.T) {
 	for i := range u.leaves {
 		x := &u.leaves[i]
 		u.weigh(x)
-		if len(x.planes) == 1 {
+		if x.deep < 0 {
 			continue
 		}
 		deep++
@@ -88,8 +88,8 @@ func TestWeighTokens(t *testing.T) {
 		if together > 1.0001*x.valueGain || !(together > 0) {
 			t.Errorf("leaf %d: values are worth %v together, one by one %v", i, x.valueGain, together)
 		}
-		if x.valueTokens < .999 || x.valueTokens > tiers.LeafTokens+.001 {
-			t.Errorf("leaf %d: %v tokens", i, x.valueTokens)
+		if x.tokens < .999 || x.tokens > tiers.LeafTokens+.001 {
+			t.Errorf("leaf %d: %v tokens", i, x.tokens)
 		}
 	}
 	if deep == 0 {
