@@ -61,9 +61,6 @@ type segmentRun struct {
 	codes        codes   // once any of its pages is scanned
 }
 
-// pageTokens returns how many tokens a page of the segment has.
-func (s *segmentRun) pageTokens(page int) int { return s.view.PageTokens(page - s.firstPage) }
-
 // A token among those of run.leaves is known by the leaf's index there and its place in the leaf.
 func leafOf(token int) (leaf, t int) { return token / tiers.LeafTokens, token % tiers.LeafTokens }
 
