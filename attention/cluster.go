@@ -1,7 +1,6 @@
 package attention
 
 import (
-	"cmp"
 	"math"
 	"math/rand/v2"
 	"slices"
@@ -39,7 +38,8 @@ type Order struct {
 func Arrange(keys, values []float32, d int, m *Metric, seed uint64) Order {
 	n := len(keys) / d
 	x := m.Apply(Deviations(keys, d, n)) // no grouping depends on the mean, but float32 products do
-	b := &bisector{x: x, d: d, rng: rand.New(rand.NewPCG(seed, 0x6b76)), proj: make([]float32, n), weights: make([]float32, n)}
+	b := &bisector{x: x, d: d, rng: rand.New(rand.NewPCG(seed, 0x6b76)), proj: make([]float32, n),
+		weights: make([]float32, n), keys: make([]uint64, n), keys2: make([]uint64, n), rest: make([]int, n)}
 	all := make([]int, n)
 	for i := range all {
 		all[i] = i
@@ -91,8 +91,10 @@ type bisector struct {
 	d    int
 	rng  *rand.Rand
 	proj []float32 // [n], position of each token along the current direction
-	// weights is scratch: a number for each of some tokens.
-	weights []float32
+	// Scratch: something for each of some tokens.
+	weights     []float32
+	keys, keys2 []uint64
+	rest        []int
 }
 
 func (b *bisector) row(t int) []float32 { return b.x[t*b.d : (t+1)*b.d] }
@@ -107,11 +109,11 @@ func (b *bisector) split(tokens []int, unit int) {
 	mean := b.mean(tokens)
 	b.project(tokens, b.principal(tokens, mean))
 	for range 3 {
-		b.sort(tokens)
+		b.halve(tokens, left)
 		// From the smaller half's mean to that of all: the direction in which the means differ.
 		b.project(tokens, sub(b.mean(tokens[left:]), mean))
 	}
-	b.sort(tokens)
+	b.halve(tokens, left)
 	b.split(tokens[:left], unit)
 	b.split(tokens[left:], unit)
 }
@@ -162,15 +164,60 @@ func (b *bisector) project(tokens []int, w []float32) {
 	}
 }
 
-// sort orders tokens by projection; equal ones by token, so that the result
-// does not depend on the order they came in.
-func (b *bisector) sort(tokens []int) {
-	slices.SortFunc(tokens, func(i, j int) int {
-		if c := cmp.Compare(b.proj[i], b.proj[j]); c != 0 {
-			return c
+// halve brings the first count tokens by projection to the front. Both parts keep the order they came in.
+func (b *bisector) halve(tokens []int, count int) {
+	keys := b.keys[:len(tokens)]
+	for i, t := range tokens {
+		keys[i] = ascending(b.proj[t])<<32 | uint64(t) // of equal projections the lower token
+	}
+	limit := nth(b.keys2[:copy(b.keys2, keys)], count)
+	n, rest := 0, b.rest[:0]
+	for i, t := range tokens {
+		if keys[i] < limit {
+			tokens[n] = t
+			n++
+		} else {
+			rest = append(rest, t)
 		}
-		return i - j
-	})
+	}
+	copy(tokens[n:], rest)
+}
+
+// ascending returns 32 bits that are in the order of numbers; what is no number comes first.
+func ascending(x float32) uint64 {
+	b := math.Float32bits(x + 0) // not -0
+	switch {
+	case x != x:
+		return 0
+	case b>>31 == 1:
+		return uint64(^b)
+	}
+	return uint64(b | 1<<31)
+}
+
+// nth returns the key that n others are less than, 0 <= n < len(keys), and changes the keys' order.
+func nth(keys []uint64, n int) uint64 {
+	const bits = 11
+	for shift := 64 - bits; len(keys) > 256 && shift >= 0; shift -= bits {
+		var count [1 << bits]int32
+		for _, k := range keys {
+			count[k>>shift&(1<<bits-1)]++
+		}
+		bin := uint64(0)
+		for n >= int(count[bin]) {
+			n -= int(count[bin])
+			bin++
+		}
+		left := keys[:0]
+		for _, k := range keys {
+			if k>>shift&(1<<bits-1) == bin {
+				left = append(left, k)
+			}
+		}
+		keys = left
+	}
+	slices.Sort(keys)
+	return keys[n]
 }
 
 // fromMean places the tokens of a leaf by how near they are to its mean, the farthest first.
@@ -184,7 +231,9 @@ func (b *bisector) fromMean(leaf []int) {
 // setApart takes the first count tokens by position along the current
 // direction out. Both results are in token order.
 func (b *bisector) setApart(tokens []int, count int) (body, out []int) {
-	b.sort(tokens)
+	if count < len(tokens) {
+		b.halve(tokens, count)
+	}
 	out, body = slices.Clone(tokens[:count]), slices.Clone(tokens[count:])
 	slices.Sort(out)
 	slices.Sort(body)

@@ -172,13 +172,13 @@ func TestMetric(t *testing.T) {
 		s := float64(Dot(row, delta))
 		want += s * s / float64(Dot(row, row)) / n
 	}
-	if got := float64(m.Spread(delta)); math.Abs(got/want-1) > 1e-4 {
+	if got := float64(m.Spreads(delta)[0]); math.Abs(got/want-1) > 1e-4 {
 		t.Fatalf("spread %v, want %v", got, want)
 	}
 	x := randn(rng, 2*d, 1)
 	y := m.Apply(x)
 	for i := range d {
-		if y[d+i] != Dot(m.W[i*d:(i+1)*d], x[d:]) {
+		if math.Abs(float64(y[d+i]-Dot(m.W[i*d:(i+1)*d], x[d:]))) > 1e-5 {
 			t.Fatal("Apply is not W x")
 		}
 	}
@@ -200,7 +200,7 @@ func TestMetricOfFewQueries(t *testing.T) {
 	if m.W != nil || !slices.Equal(m.Apply(x), x) || m.Norm2 != 0 {
 		t.Error("not the identity")
 	}
-	if got, want := m.Spread(x), Dot(x, x)/d; math.Abs(float64(got/want-1)) > 1e-6 {
+	if got, want := m.Spreads(x)[0], Dot(x, x)/d; math.Abs(float64(got/want-1)) > 1e-6 {
 		t.Errorf("spread %v, want %v", got, want)
 	}
 	// One direction only: the floor keeps W invertible.
@@ -256,7 +256,7 @@ func TestMeans(t *testing.T) {
 			x := randn(rng, n*d, 2)
 			sum := NewQuerySum(d)
 			sum.Add(randn(rng, 2*d*d, 1))
-			for _, spread := range []func([]float32) float32{sum.Metric().Spread, Norm2} {
+			for _, spread := range []func([]float32) []float32{sum.Metric().Spreads, func(x []float32) []float32 { return Norms2(x, d) }} {
 				units := (n + LeafTokens - 1) / LeafTokens
 				b := PackMeans([]byte("before"), x, d, LeafTokens, spread)
 				if len(b) != 6+MeansBytes(units, d) {
@@ -278,7 +278,7 @@ func TestMeans(t *testing.T) {
 	}
 }
 
-func checkMean(t *testing.T, m Means, u int, x, q []float32, spread func([]float32) float32) {
+func checkMean(t *testing.T, m Means, u int, x, q []float32, spread func([]float32) []float32) {
 	t.Helper()
 	d := len(q)
 	mean, got := Mean(x, d), make([]float32, d)
@@ -298,7 +298,7 @@ func checkMean(t *testing.T, m Means, u int, x, q []float32, spread func([]float
 	}
 	var want float64
 	for i := 0; i < len(x); i += d {
-		want += float64(spread(sub(x[i:i+d], mean))) / float64(len(x)/d)
+		want += float64(spread(sub(x[i:i+d], mean))[0]) / float64(len(x)/d)
 	}
 	if s := float64(m.Spread(u)); s < want*(1-1e-5) || s > want*1.01+1e-30 {
 		t.Fatalf("spread %v, want %v", s, want)

@@ -22,30 +22,45 @@ type Means struct {
 }
 
 // PackMeans appends the means of the units that n = len(x)/d rows make, in runs
-// of unit rows, to b. spread says how far a row [d] lies from its unit's mean:
+// of unit rows, to b. spreads says of rows' distances [..][d] from their unit's mean how far that is:
 // a square, of which the mean over the unit is kept, rounded up.
-func PackMeans(b []byte, x []float32, d, unit int, spread func(delta []float32) float32) []byte {
+func PackMeans(b []byte, x []float32, d, unit int, spreads func(deltas []float32) []float32) []byte {
 	n := len(x) / d
 	units := (n + unit - 1) / unit
 	at := len(b)
 	b = append(b, make([]byte, MeansBytes(units, d))...)
 	m := parseMeans(b[at:], d, units)
+	deltas := make([]float32, unit*d)
 	for u := range units {
-		m.put(u, x[u*unit*d:min((u+1)*unit, n)*d], spread)
+		m.put(u, x[u*unit*d:min((u+1)*unit, n)*d], deltas, spreads)
 	}
 	return b
 }
 
-func (m Means) put(u int, x []float32, spread func([]float32) float32) {
+// put uses deltas as scratch.
+func (m Means) put(u int, x, deltas []float32, spreads func([]float32) []float32) {
 	d := m.d
 	mean := Mean(x, d)
+	deltas = deltas[:len(x)]
+	subRows(deltas, x, mean)
 	var sum float64
-	for i := 0; i < len(x); i += d {
-		sum += float64(spread(sub(x[i:i+d], mean)))
+	for _, s := range spreads(deltas) {
+		sum += float64(s)
 	}
 	meta := m.meta[u*meanMeta:]
 	putBF16(meta[0:], packInt8(m.codes[u*d:(u+1)*d], mean))
 	putBF16(meta[2:], bf16Up(float32(sum/float64(len(x)/d))))
+}
+
+// subRows writes rows x [n][d] less a row to dst.
+func subRows(dst, x, row []float32) {
+	d := len(row)
+	for at := 0; at < len(x); at += d {
+		to := dst[at : at+d]
+		for j, v := range x[at : at+d] {
+			to[j] = v - row[j]
+		}
+	}
 }
 
 // Deviations returns the rows x [n][d] less the means of their units of so many rows.
@@ -53,12 +68,7 @@ func Deviations(x []float32, d, unit int) []float32 {
 	out := make([]float32, len(x))
 	for lo := 0; lo < len(x); lo += unit * d {
 		hi := min(lo+unit*d, len(x))
-		mean := Mean(x[lo:hi], d)
-		for at := lo; at < hi; at += d {
-			for j, v := range x[at : at+d] {
-				out[at+j] = v - mean[j]
-			}
-		}
+		subRows(out[lo:hi], x[lo:hi], Mean(x[lo:hi], d))
 	}
 	return out
 }
@@ -123,7 +133,16 @@ func (m Means) Row(dst []float32, u int) {
 	}
 }
 
-// Norm2 is the spread of values: |delta|^2.
+// Norms2 is the spread of values, of rows deltas [n][d]: |delta|^2.
+func Norms2(deltas []float32, d int) []float32 {
+	out := make([]float32, len(deltas)/d)
+	for i := range out {
+		out[i] = Norm2(deltas[i*d : (i+1)*d])
+	}
+	return out
+}
+
+// Norm2 returns |delta|^2.
 func Norm2(delta []float32) float32 { return Dot(delta, delta) }
 
 // packInt8 writes round(x/scale) and returns the scale, a bfloat16.

@@ -145,14 +145,7 @@ func (m *Metric) Apply(x []float32) []float32 {
 		copy(y, x)
 		return y
 	}
-	d := m.d
-	all := make([]int, d)
-	for i := range all {
-		all[i] = i
-	}
-	for r := 0; r < len(x); r += d {
-		kernels.GatherDots(y[r:r+d], m.W, all, x[r:r+d])
-	}
+	kernels.MatMul(y, x, m.d, 1, m.W, len(x)/m.d, m.d, m.d) // W is symmetric
 	return y
 }
 
@@ -161,13 +154,14 @@ func (m *Metric) Square(j int) float32 {
 	return m.C[j*m.d+j] + metricFloor/float32(m.d)
 }
 
-// Spread returns delta^T C delta: the variance of the score, over unit
-// queries, that a displacement delta [d] of a key makes.
-func (m *Metric) Spread(delta []float32) float32 {
-	d := m.d
-	var s float32
-	for i, a := range delta { // C is symmetric: its lower triangle counts twice
-		s += a * (2*Dot(m.C[i*d:i*d+i], delta[:i]) + m.C[i*d+i]*a)
+// Spreads returns delta^T C delta of rows deltas [n][d]: the variance of the score, over unit
+// queries, that a displacement delta of a key makes.
+func (m *Metric) Spreads(deltas []float32) []float32 {
+	d, n := m.d, len(deltas)/m.d
+	products, out := make([]float32, n*d), make([]float32, n)
+	kernels.MatMul(products, deltas, d, 1, m.C, n, d, d)
+	for i := range out {
+		out[i] = max(0, Dot(products[i*d:(i+1)*d], deltas[i*d:(i+1)*d]))
 	}
-	return max(s, 0)
+	return out
 }

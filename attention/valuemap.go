@@ -4,6 +4,8 @@ import (
 	"math"
 
 	"gonum.org/v1/gonum/mat"
+
+	"kvtier/attention/kernels"
 )
 
 // MapRank is how many directions of keys a ValueMap looks at.
@@ -25,26 +27,24 @@ const mapFloor = .02
 // FitValueMap finds the map of rank MapRank that leaves least of dv [n][d],
 // given dk [n][d]: both are deviations from means.
 func FitValueMap(dk, dv []float32, d int) *ValueMap {
-	x, y := dense64(dk, d), dense64(dv, d)
-	var kk mat.SymDense
-	kk.SymOuterK(1, x.T())
+	kk, kv := products(dk, dk, d), products(dk, dv, d)
 	ridge := mat.NewSymDense(d, nil)
-	ridge.CopySym(&kk)
-	floor := mapFloor*mat.Trace(&kk)/float64(d) + 1e-30
+	floor := mapFloor*mat.Trace(kk)/float64(d) + 1e-30
 	for i := range d {
+		for j := i; j < d; j++ {
+			ridge.SetSym(i, j, kk.At(i, j))
+		}
 		ridge.SetSym(i, i, kk.At(i, i)+floor)
 	}
-	var kv mat.Dense
-	kv.Mul(x.T(), y)
 	m := &ValueMap{in: make([]float32, MapRank*d), out: make([]float32, MapRank*d), d: d}
 	var chol mat.Cholesky
 	var b mat.Dense // [d][d]: dv is about dk b
-	if !chol.Factorize(ridge) || chol.SolveTo(&b, &kv) != nil {
+	if !chol.Factorize(ridge) || chol.SolveTo(&b, kv) != nil {
 		return m
 	}
 	// The directions of values in which predictions vary most: the main ones of b' kk b.
 	var half, spread mat.Dense
-	half.Mul(&kk, &b)
+	half.Mul(kk, &b)
 	spread.Mul(b.T(), &half)
 	v := mainDirections(&spread, min(MapRank, d))
 	var in mat.Dense
@@ -81,17 +81,23 @@ func mainDirections(a *mat.Dense, r int) *mat.Dense {
 	return v
 }
 
-func dense64(x []float32, d int) *mat.Dense {
-	out := make([]float64, len(x))
-	for i, v := range x {
-		out[i] = float64(v)
+// products returns the sum of x^T y over rows x and y [n][d]: in float32 within a block of rows.
+func products(x, y []float32, d int) *mat.Dense {
+	const block = 256
+	sum, part := make([]float64, d*d), make([]float32, d*d)
+	for lo := 0; lo < len(x); lo += block * d {
+		hi := min(lo+block*d, len(x))
+		kernels.MatMul(part, x[lo:hi], 1, d, y[lo:hi], d, (hi-lo)/d, d)
+		for i, p := range part {
+			sum[i] += float64(p)
+		}
 	}
-	return mat.NewDense(len(x)/d, d, out)
+	return mat.NewDense(d, d, sum)
 }
 
 // Append appends the stored form: 2 MapRank rows, as means of one row each.
 func (m *ValueMap) Append(b []byte) []byte {
-	none := func([]float32) float32 { return 0 }
+	none := func([]float32) []float32 { return nil }
 	return PackMeans(PackMeans(b, m.in, m.d, 1, none), m.out, m.d, 1, none)
 }
 

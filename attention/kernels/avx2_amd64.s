@@ -5409,6 +5409,52 @@ rows0:
 	VZEROUPPER
 	RET
 
+// func dotAVX2(a *float32, b *float32, d int) (sum float32)
+// Requires: AVX, SSE
+TEXT ·dotAVX2(SB), NOSPLIT, $0-28
+	MOVQ   a+0(FP), AX
+	MOVQ   b+8(FP), CX
+	MOVQ   d+16(FP), DX
+	LEAQ   (AX)(DX*4), AX
+	VXORPS Y0, Y0, Y0
+	VXORPS Y1, Y1, Y1
+	LEAQ   (CX)(DX*4), CX
+	NEGQ   DX
+
+dimsdims:
+	VMOVUPS      (CX)(DX*4), Y2
+	VMULPS       (AX)(DX*4), Y2, Y2
+	VADDPS       Y2, Y0, Y0
+	VMOVUPS      32(CX)(DX*4), Y2
+	VMULPS       32(AX)(DX*4), Y2, Y2
+	VADDPS       Y2, Y1, Y1
+	ADDQ         $0x10, DX
+	JNZ          dimsdims
+	VUNPCKLPS    Y0, Y0, Y2
+	VUNPCKHPS    Y0, Y0, Y3
+	VADDPS       Y3, Y2, Y2
+	VUNPCKLPS    Y0, Y0, Y3
+	VUNPCKHPS    Y0, Y0, Y0
+	VADDPS       Y0, Y3, Y3
+	VSHUFPS      $0x44, Y3, Y2, Y0
+	VSHUFPS      $0xee, Y3, Y2, Y2
+	VADDPS       Y2, Y0, Y0
+	VUNPCKLPS    Y1, Y1, Y2
+	VUNPCKHPS    Y1, Y1, Y3
+	VADDPS       Y3, Y2, Y2
+	VUNPCKLPS    Y1, Y1, Y3
+	VUNPCKHPS    Y1, Y1, Y1
+	VADDPS       Y1, Y3, Y3
+	VSHUFPS      $0x44, Y3, Y2, Y1
+	VSHUFPS      $0xee, Y3, Y2, Y2
+	VADDPS       Y2, Y1, Y1
+	VADDPS       Y1, Y0, Y0
+	VEXTRACTF128 $0x01, Y0, X1
+	VADDPS       X1, X0, X0
+	MOVSS        X0, sum+24(FP)
+	VZEROUPPER
+	RET
+
 // func gatherDotsAVX2(dst *float32, x *float32, tokens *int, n int, d int, w *float32)
 // Requires: AVX
 TEXT ·gatherDotsAVX2(SB), NOSPLIT, $0-48
@@ -5416,96 +5462,91 @@ TEXT ·gatherDotsAVX2(SB), NOSPLIT, $0-48
 	MOVQ tokens+16(FP), CX
 	MOVQ n+24(FP), DX
 
-rows8:
-	CMPQ   DX, $0x08
-	JL     rows8end
+rows4:
+	CMPQ   DX, $0x04
+	JL     rows4end
 	MOVQ   (CX), BX
 	INCQ   BX
 	IMULQ  d+32(FP), BX
 	SHLQ   $0x02, BX
 	ADDQ   x+8(FP), BX
-	VXORPS X0, X0, X0
 	MOVQ   8(CX), SI
 	INCQ   SI
 	IMULQ  d+32(FP), SI
 	SHLQ   $0x02, SI
 	ADDQ   x+8(FP), SI
-	VXORPS X1, X1, X1
 	MOVQ   16(CX), DI
 	INCQ   DI
 	IMULQ  d+32(FP), DI
 	SHLQ   $0x02, DI
 	ADDQ   x+8(FP), DI
-	VXORPS X2, X2, X2
 	MOVQ   24(CX), R8
 	INCQ   R8
 	IMULQ  d+32(FP), R8
 	SHLQ   $0x02, R8
 	ADDQ   x+8(FP), R8
-	VXORPS X3, X3, X3
-	MOVQ   32(CX), R9
-	INCQ   R9
-	IMULQ  d+32(FP), R9
-	SHLQ   $0x02, R9
-	ADDQ   x+8(FP), R9
-	VXORPS X4, X4, X4
-	MOVQ   40(CX), R10
-	INCQ   R10
-	IMULQ  d+32(FP), R10
-	SHLQ   $0x02, R10
-	ADDQ   x+8(FP), R10
-	VXORPS X5, X5, X5
-	MOVQ   48(CX), R11
-	INCQ   R11
-	IMULQ  d+32(FP), R11
-	SHLQ   $0x02, R11
-	ADDQ   x+8(FP), R11
-	VXORPS X6, X6, X6
-	MOVQ   56(CX), R12
-	INCQ   R12
-	IMULQ  d+32(FP), R12
-	SHLQ   $0x02, R12
-	ADDQ   x+8(FP), R12
-	VXORPS X7, X7, X7
-	MOVQ   d+32(FP), R13
-	MOVQ   w+40(FP), R14
-	LEAQ   (R14)(R13*4), R14
-	NEGQ   R13
+	MOVQ   w+40(FP), R9
+	MOVQ   d+32(FP), R10
+	VXORPS Y0, Y0, Y0
+	VXORPS Y1, Y1, Y1
+	VXORPS Y2, Y2, Y2
+	VXORPS Y3, Y3, Y3
+	VXORPS Y4, Y4, Y4
+	VXORPS Y5, Y5, Y5
+	VXORPS Y6, Y6, Y6
+	VXORPS Y7, Y7, Y7
+	LEAQ   (R9)(R10*4), R9
+	NEGQ   R10
 
-rows8dims:
-	VMOVUPS (R14)(R13*4), X8
-	VMULPS  (BX)(R13*4), X8, X9
-	VADDPS  X9, X0, X0
-	VMULPS  (SI)(R13*4), X8, X9
-	VADDPS  X9, X1, X1
-	VMULPS  (DI)(R13*4), X8, X9
-	VADDPS  X9, X2, X2
-	VMULPS  (R8)(R13*4), X8, X9
-	VADDPS  X9, X3, X3
-	VMULPS  (R9)(R13*4), X8, X9
-	VADDPS  X9, X4, X4
-	VMULPS  (R10)(R13*4), X8, X9
-	VADDPS  X9, X5, X5
-	VMULPS  (R11)(R13*4), X8, X9
-	VADDPS  X9, X6, X6
-	VMULPS  (R12)(R13*4), X8, X8
-	VADDPS  X8, X7, X7
-	ADDQ    $0x04, R13
-	JNZ     rows8dims
-	VHADDPS X1, X0, X0
-	VHADDPS X3, X2, X2
-	VHADDPS X2, X0, X0
-	VMOVUPS X0, (AX)
-	VHADDPS X5, X4, X4
-	VHADDPS X7, X6, X6
-	VHADDPS X6, X4, X4
-	VMOVUPS X4, 16(AX)
-	ADDQ    $0x20, AX
-	ADDQ    $0x40, CX
-	SUBQ    $0x08, DX
-	JMP     rows8
+rows4dims:
+	VMOVUPS      (R9)(R10*4), Y8
+	VMULPS       (BX)(R10*4), Y8, Y9
+	VADDPS       Y9, Y0, Y0
+	VMULPS       (SI)(R10*4), Y8, Y9
+	VADDPS       Y9, Y2, Y2
+	VMULPS       (DI)(R10*4), Y8, Y9
+	VADDPS       Y9, Y4, Y4
+	VMULPS       (R8)(R10*4), Y8, Y8
+	VADDPS       Y8, Y6, Y6
+	VMOVUPS      32(R9)(R10*4), Y8
+	VMULPS       32(BX)(R10*4), Y8, Y9
+	VADDPS       Y9, Y1, Y1
+	VMULPS       32(SI)(R10*4), Y8, Y9
+	VADDPS       Y9, Y3, Y3
+	VMULPS       32(DI)(R10*4), Y8, Y9
+	VADDPS       Y9, Y5, Y5
+	VMULPS       32(R8)(R10*4), Y8, Y8
+	VADDPS       Y8, Y7, Y7
+	ADDQ         $0x10, R10
+	JNZ          rows4dims
+	VUNPCKLPS    Y2, Y0, Y8
+	VUNPCKHPS    Y2, Y0, Y0
+	VADDPS       Y0, Y8, Y8
+	VUNPCKLPS    Y6, Y4, Y0
+	VUNPCKHPS    Y6, Y4, Y2
+	VADDPS       Y2, Y0, Y0
+	VSHUFPS      $0x44, Y0, Y8, Y2
+	VSHUFPS      $0xee, Y0, Y8, Y0
+	VADDPS       Y0, Y2, Y2
+	VUNPCKLPS    Y3, Y1, Y0
+	VUNPCKHPS    Y3, Y1, Y1
+	VADDPS       Y1, Y0, Y0
+	VUNPCKLPS    Y7, Y5, Y1
+	VUNPCKHPS    Y7, Y5, Y3
+	VADDPS       Y3, Y1, Y1
+	VSHUFPS      $0x44, Y1, Y0, Y3
+	VSHUFPS      $0xee, Y1, Y0, Y0
+	VADDPS       Y0, Y3, Y3
+	VADDPS       Y3, Y2, Y2
+	VEXTRACTF128 $0x01, Y2, X0
+	VADDPS       X0, X2, X0
+	VMOVUPS      X0, (AX)
+	ADDQ         $0x10, AX
+	ADDQ         $0x20, CX
+	SUBQ         $0x04, DX
+	JMP          rows4
 
-rows8end:
+rows4end:
 rows1:
 	CMPQ   DX, $0x01
 	JL     rows1end
@@ -5514,27 +5555,257 @@ rows1:
 	IMULQ  d+32(FP), BX
 	SHLQ   $0x02, BX
 	ADDQ   x+8(FP), BX
-	VXORPS X0, X0, X0
-	MOVQ   d+32(FP), SI
-	MOVQ   w+40(FP), DI
-	LEAQ   (DI)(SI*4), DI
-	NEGQ   SI
+	MOVQ   w+40(FP), SI
+	MOVQ   d+32(FP), DI
+	VXORPS Y0, Y0, Y0
+	VXORPS Y1, Y1, Y1
+	LEAQ   (SI)(DI*4), SI
+	NEGQ   DI
 
 rows1dims:
-	VMOVUPS (DI)(SI*4), X1
-	VMULPS  (BX)(SI*4), X1, X1
-	VADDPS  X1, X0, X0
-	ADDQ    $0x04, SI
-	JNZ     rows1dims
-	VHADDPS X0, X0, X0
-	VHADDPS X0, X0, X0
-	VMOVSS  X0, (AX)
-	ADDQ    $0x04, AX
-	ADDQ    $0x08, CX
-	SUBQ    $0x01, DX
-	JMP     rows1
+	VMOVUPS      (SI)(DI*4), Y2
+	VMULPS       (BX)(DI*4), Y2, Y2
+	VADDPS       Y2, Y0, Y0
+	VMOVUPS      32(SI)(DI*4), Y2
+	VMULPS       32(BX)(DI*4), Y2, Y2
+	VADDPS       Y2, Y1, Y1
+	ADDQ         $0x10, DI
+	JNZ          rows1dims
+	VUNPCKLPS    Y0, Y0, Y2
+	VUNPCKHPS    Y0, Y0, Y3
+	VADDPS       Y3, Y2, Y2
+	VUNPCKLPS    Y0, Y0, Y3
+	VUNPCKHPS    Y0, Y0, Y0
+	VADDPS       Y0, Y3, Y3
+	VSHUFPS      $0x44, Y3, Y2, Y0
+	VSHUFPS      $0xee, Y3, Y2, Y2
+	VADDPS       Y2, Y0, Y0
+	VUNPCKLPS    Y1, Y1, Y2
+	VUNPCKHPS    Y1, Y1, Y3
+	VADDPS       Y3, Y2, Y2
+	VUNPCKLPS    Y1, Y1, Y3
+	VUNPCKHPS    Y1, Y1, Y1
+	VADDPS       Y1, Y3, Y3
+	VSHUFPS      $0x44, Y3, Y2, Y1
+	VSHUFPS      $0xee, Y3, Y2, Y2
+	VADDPS       Y2, Y1, Y1
+	VADDPS       Y1, Y0, Y0
+	VEXTRACTF128 $0x01, Y0, X1
+	VADDPS       X1, X0, X0
+	VMOVSS       X0, (AX)
+	ADDQ         $0x04, AX
+	ADDQ         $0x08, CX
+	SUBQ         $0x01, DX
+	JMP          rows1
 
 rows1end:
+	VZEROUPPER
+	RET
+
+// func matMulAVX2(dst *float32, a *float32, aRow int, aCol int, b *float32, m int, k int, n int)
+// Requires: AVX
+TEXT ·matMulAVX2(SB), NOSPLIT, $0-64
+	MOVQ dst+0(FP), AX
+	MOVQ a+8(FP), CX
+	MOVQ aRow+16(FP), DX
+	MOVQ aCol+24(FP), BX
+	MOVQ m+40(FP), SI
+	MOVQ n+56(FP), DI
+	SHLQ $0x02, DX
+	SHLQ $0x02, BX
+	SHLQ $0x02, DI
+	LEAQ (DX)(DX*2), R8
+	LEAQ (DI)(DI*2), R8
+
+rows2:
+	CMPQ SI, $0x02
+	JL   rows1
+	XORQ R8, R8
+
+cols4x2:
+	LEAQ   128(R8), R9
+	CMPQ   R9, DI
+	JG     cols4x2end
+	VXORPS Y0, Y0, Y0
+	VXORPS Y1, Y1, Y1
+	VXORPS Y2, Y2, Y2
+	VXORPS Y3, Y3, Y3
+	VXORPS Y4, Y4, Y4
+	VXORPS Y5, Y5, Y5
+	VXORPS Y6, Y6, Y6
+	VXORPS Y7, Y7, Y7
+	MOVQ   b+32(FP), R11
+	MOVQ   k+48(FP), R12
+	MOVQ   CX, R10
+	ADDQ   R8, R11
+
+cols4x2k:
+	VMOVUPS      (R11), Y8
+	VMOVUPS      32(R11), Y9
+	VMOVUPS      64(R11), Y10
+	VMOVUPS      96(R11), Y11
+	VBROADCASTSS (R10), Y12
+	VMULPS       Y12, Y8, Y13
+	VADDPS       Y13, Y0, Y0
+	VMULPS       Y12, Y9, Y13
+	VADDPS       Y13, Y1, Y1
+	VMULPS       Y12, Y10, Y13
+	VADDPS       Y13, Y2, Y2
+	VMULPS       Y12, Y11, Y12
+	VADDPS       Y12, Y3, Y3
+	VBROADCASTSS (R10)(DX*1), Y12
+	VMULPS       Y12, Y8, Y8
+	VADDPS       Y8, Y4, Y4
+	VMULPS       Y12, Y9, Y8
+	VADDPS       Y8, Y5, Y5
+	VMULPS       Y12, Y10, Y8
+	VADDPS       Y8, Y6, Y6
+	VMULPS       Y12, Y11, Y8
+	VADDPS       Y8, Y7, Y7
+	ADDQ         BX, R10
+	ADDQ         DI, R11
+	DECQ         R12
+	JNZ          cols4x2k
+	LEAQ         (AX)(R8*1), R8
+	VMOVUPS      Y0, (R8)
+	VMOVUPS      Y1, 32(R8)
+	VMOVUPS      Y2, 64(R8)
+	VMOVUPS      Y3, 96(R8)
+	VMOVUPS      Y4, (R8)(DI*1)
+	VMOVUPS      Y5, 32(R8)(DI*1)
+	VMOVUPS      Y6, 64(R8)(DI*1)
+	VMOVUPS      Y7, 96(R8)(DI*1)
+	MOVQ         R9, R8
+	JMP          cols4x2
+
+cols4x2end:
+cols2x2:
+	LEAQ   64(R8), R9
+	CMPQ   R9, DI
+	JG     cols2x2end
+	VXORPS Y0, Y0, Y0
+	VXORPS Y1, Y1, Y1
+	VXORPS Y2, Y2, Y2
+	VXORPS Y3, Y3, Y3
+	MOVQ   b+32(FP), R11
+	MOVQ   k+48(FP), R12
+	MOVQ   CX, R10
+	ADDQ   R8, R11
+
+cols2x2k:
+	VMOVUPS      (R11), Y4
+	VMOVUPS      32(R11), Y5
+	VBROADCASTSS (R10), Y6
+	VMULPS       Y6, Y4, Y7
+	VADDPS       Y7, Y0, Y0
+	VMULPS       Y6, Y5, Y6
+	VADDPS       Y6, Y1, Y1
+	VBROADCASTSS (R10)(DX*1), Y6
+	VMULPS       Y6, Y4, Y4
+	VADDPS       Y4, Y2, Y2
+	VMULPS       Y6, Y5, Y4
+	VADDPS       Y4, Y3, Y3
+	ADDQ         BX, R10
+	ADDQ         DI, R11
+	DECQ         R12
+	JNZ          cols2x2k
+	LEAQ         (AX)(R8*1), R8
+	VMOVUPS      Y0, (R8)
+	VMOVUPS      Y1, 32(R8)
+	VMOVUPS      Y2, (R8)(DI*1)
+	VMOVUPS      Y3, 32(R8)(DI*1)
+	MOVQ         R9, R8
+	JMP          cols2x2
+
+cols2x2end:
+	ADDQ DI, AX
+	ADDQ DX, CX
+	ADDQ DI, AX
+	ADDQ DX, CX
+	SUBQ $0x02, SI
+	JMP  rows2
+
+rows1:
+	CMPQ SI, $0x01
+	JL   rows0
+	XORQ R8, R8
+
+cols4x1:
+	LEAQ   128(R8), R9
+	CMPQ   R9, DI
+	JG     cols4x1end
+	VXORPS Y0, Y0, Y0
+	VXORPS Y1, Y1, Y1
+	VXORPS Y2, Y2, Y2
+	VXORPS Y3, Y3, Y3
+	MOVQ   b+32(FP), R11
+	MOVQ   k+48(FP), R12
+	MOVQ   CX, R10
+	ADDQ   R8, R11
+
+cols4x1k:
+	VMOVUPS      (R11), Y4
+	VMOVUPS      32(R11), Y5
+	VMOVUPS      64(R11), Y6
+	VMOVUPS      96(R11), Y7
+	VBROADCASTSS (R10), Y8
+	VMULPS       Y8, Y4, Y4
+	VADDPS       Y4, Y0, Y0
+	VMULPS       Y8, Y5, Y4
+	VADDPS       Y4, Y1, Y1
+	VMULPS       Y8, Y6, Y4
+	VADDPS       Y4, Y2, Y2
+	VMULPS       Y8, Y7, Y4
+	VADDPS       Y4, Y3, Y3
+	ADDQ         BX, R10
+	ADDQ         DI, R11
+	DECQ         R12
+	JNZ          cols4x1k
+	LEAQ         (AX)(R8*1), R8
+	VMOVUPS      Y0, (R8)
+	VMOVUPS      Y1, 32(R8)
+	VMOVUPS      Y2, 64(R8)
+	VMOVUPS      Y3, 96(R8)
+	MOVQ         R9, R8
+	JMP          cols4x1
+
+cols4x1end:
+cols2x1:
+	LEAQ   64(R8), R9
+	CMPQ   R9, DI
+	JG     cols2x1end
+	VXORPS Y0, Y0, Y0
+	VXORPS Y1, Y1, Y1
+	MOVQ   b+32(FP), R11
+	MOVQ   k+48(FP), R12
+	MOVQ   CX, R10
+	ADDQ   R8, R11
+
+cols2x1k:
+	VMOVUPS      (R11), Y2
+	VMOVUPS      32(R11), Y3
+	VBROADCASTSS (R10), Y4
+	VMULPS       Y4, Y2, Y2
+	VADDPS       Y2, Y0, Y0
+	VMULPS       Y4, Y3, Y2
+	VADDPS       Y2, Y1, Y1
+	ADDQ         BX, R10
+	ADDQ         DI, R11
+	DECQ         R12
+	JNZ          cols2x1k
+	LEAQ         (AX)(R8*1), R8
+	VMOVUPS      Y0, (R8)
+	VMOVUPS      Y1, 32(R8)
+	MOVQ         R9, R8
+	JMP          cols2x1
+
+cols2x1end:
+	ADDQ DI, AX
+	ADDQ DX, CX
+	SUBQ $0x01, SI
+	JMP  rows1
+
+rows0:
 	VZEROUPPER
 	RET
 

@@ -56,7 +56,13 @@ func unpackKeysAVX512(dst *float32, d int, planes *[]byte, lines *uint16, levels
 func sumCodesAVX512(out *[]float32, w *float32, stride int, rows int, planes *[]byte, lines *uint16, levels *byte, groups int)
 
 //go:noescape
+func dotAVX512(a *float32, b *float32, d int) (sum float32)
+
+//go:noescape
 func gatherDotsAVX512(dst *float32, x *float32, tokens *int, n int, d int, w *float32)
+
+//go:noescape
+func matMulAVX512(dst *float32, a *float32, aRow int, aCol int, b *float32, m int, k int, n int)
 
 //go:noescape
 func gatherAxpyAVX512(out *float32, w *float32, x *float32, tokens *int, n int, d int)

@@ -6733,8 +6733,42 @@ rows0:
 	VZEROUPPER
 	RET
 
+// func dotAVX512(a *float32, b *float32, d int) (sum float32)
+// Requires: AVX, AVX512DQ, AVX512F, AVX512VL, SSE
+TEXT ·dotAVX512(SB), NOSPLIT, $0-28
+	MOVQ   a+0(FP), AX
+	MOVQ   b+8(FP), CX
+	MOVQ   d+16(FP), DX
+	LEAQ   (AX)(DX*4), AX
+	VXORPS Z0, Z0, Z0
+	LEAQ   (CX)(DX*4), CX
+	NEGQ   DX
+
+dimsdims:
+	VMOVUPS       (CX)(DX*4), Z1
+	VMULPS        (AX)(DX*4), Z1, Z1
+	VADDPS        Z1, Z0, Z0
+	ADDQ          $0x10, DX
+	JNZ           dimsdims
+	VUNPCKLPS     Z0, Z0, Z1
+	VUNPCKHPS     Z0, Z0, Z2
+	VADDPS        Z2, Z1, Z1
+	VUNPCKLPS     Z0, Z0, Z2
+	VUNPCKHPS     Z0, Z0, Z0
+	VADDPS        Z0, Z2, Z2
+	VSHUFPS       $0x44, Z2, Z1, Z0
+	VSHUFPS       $0xee, Z2, Z1, Z1
+	VADDPS        Z1, Z0, Z0
+	VEXTRACTF64X4 $0x01, Z0, Y1
+	VADDPS        Y1, Y0, Y0
+	VEXTRACTF32X4 $0x01, Y0, X1
+	VADDPS        X1, X0, X0
+	MOVSS         X0, sum+24(FP)
+	VZEROUPPER
+	RET
+
 // func gatherDotsAVX512(dst *float32, x *float32, tokens *int, n int, d int, w *float32)
-// Requires: AVX
+// Requires: AVX, AVX512DQ, AVX512F, AVX512VL
 TEXT ·gatherDotsAVX512(SB), NOSPLIT, $0-48
 	MOVQ dst+0(FP), AX
 	MOVQ tokens+16(FP), CX
@@ -6748,86 +6782,106 @@ rows8:
 	IMULQ  d+32(FP), BX
 	SHLQ   $0x02, BX
 	ADDQ   x+8(FP), BX
-	VXORPS X0, X0, X0
 	MOVQ   8(CX), SI
 	INCQ   SI
 	IMULQ  d+32(FP), SI
 	SHLQ   $0x02, SI
 	ADDQ   x+8(FP), SI
-	VXORPS X1, X1, X1
 	MOVQ   16(CX), DI
 	INCQ   DI
 	IMULQ  d+32(FP), DI
 	SHLQ   $0x02, DI
 	ADDQ   x+8(FP), DI
-	VXORPS X2, X2, X2
 	MOVQ   24(CX), R8
 	INCQ   R8
 	IMULQ  d+32(FP), R8
 	SHLQ   $0x02, R8
 	ADDQ   x+8(FP), R8
-	VXORPS X3, X3, X3
 	MOVQ   32(CX), R9
 	INCQ   R9
 	IMULQ  d+32(FP), R9
 	SHLQ   $0x02, R9
 	ADDQ   x+8(FP), R9
-	VXORPS X4, X4, X4
 	MOVQ   40(CX), R10
 	INCQ   R10
 	IMULQ  d+32(FP), R10
 	SHLQ   $0x02, R10
 	ADDQ   x+8(FP), R10
-	VXORPS X5, X5, X5
 	MOVQ   48(CX), R11
 	INCQ   R11
 	IMULQ  d+32(FP), R11
 	SHLQ   $0x02, R11
 	ADDQ   x+8(FP), R11
-	VXORPS X6, X6, X6
 	MOVQ   56(CX), R12
 	INCQ   R12
 	IMULQ  d+32(FP), R12
 	SHLQ   $0x02, R12
 	ADDQ   x+8(FP), R12
-	VXORPS X7, X7, X7
-	MOVQ   d+32(FP), R13
-	MOVQ   w+40(FP), R14
-	LEAQ   (R14)(R13*4), R14
-	NEGQ   R13
+	MOVQ   w+40(FP), R13
+	MOVQ   d+32(FP), R14
+	VXORPS Z0, Z0, Z0
+	VXORPS Z1, Z1, Z1
+	VXORPS Z2, Z2, Z2
+	VXORPS Z3, Z3, Z3
+	VXORPS Z4, Z4, Z4
+	VXORPS Z5, Z5, Z5
+	VXORPS Z6, Z6, Z6
+	VXORPS Z7, Z7, Z7
+	LEAQ   (R13)(R14*4), R13
+	NEGQ   R14
 
 rows8dims:
-	VMOVUPS (R14)(R13*4), X8
-	VMULPS  (BX)(R13*4), X8, X9
-	VADDPS  X9, X0, X0
-	VMULPS  (SI)(R13*4), X8, X9
-	VADDPS  X9, X1, X1
-	VMULPS  (DI)(R13*4), X8, X9
-	VADDPS  X9, X2, X2
-	VMULPS  (R8)(R13*4), X8, X9
-	VADDPS  X9, X3, X3
-	VMULPS  (R9)(R13*4), X8, X9
-	VADDPS  X9, X4, X4
-	VMULPS  (R10)(R13*4), X8, X9
-	VADDPS  X9, X5, X5
-	VMULPS  (R11)(R13*4), X8, X9
-	VADDPS  X9, X6, X6
-	VMULPS  (R12)(R13*4), X8, X8
-	VADDPS  X8, X7, X7
-	ADDQ    $0x04, R13
-	JNZ     rows8dims
-	VHADDPS X1, X0, X0
-	VHADDPS X3, X2, X2
-	VHADDPS X2, X0, X0
-	VMOVUPS X0, (AX)
-	VHADDPS X5, X4, X4
-	VHADDPS X7, X6, X6
-	VHADDPS X6, X4, X4
-	VMOVUPS X4, 16(AX)
-	ADDQ    $0x20, AX
-	ADDQ    $0x40, CX
-	SUBQ    $0x08, DX
-	JMP     rows8
+	VMOVUPS       (R13)(R14*4), Z8
+	VMULPS        (BX)(R14*4), Z8, Z9
+	VADDPS        Z9, Z0, Z0
+	VMULPS        (SI)(R14*4), Z8, Z9
+	VADDPS        Z9, Z1, Z1
+	VMULPS        (DI)(R14*4), Z8, Z9
+	VADDPS        Z9, Z2, Z2
+	VMULPS        (R8)(R14*4), Z8, Z9
+	VADDPS        Z9, Z3, Z3
+	VMULPS        (R9)(R14*4), Z8, Z9
+	VADDPS        Z9, Z4, Z4
+	VMULPS        (R10)(R14*4), Z8, Z9
+	VADDPS        Z9, Z5, Z5
+	VMULPS        (R11)(R14*4), Z8, Z9
+	VADDPS        Z9, Z6, Z6
+	VMULPS        (R12)(R14*4), Z8, Z8
+	VADDPS        Z8, Z7, Z7
+	ADDQ          $0x10, R14
+	JNZ           rows8dims
+	VUNPCKLPS     Z1, Z0, Z8
+	VUNPCKHPS     Z1, Z0, Z0
+	VADDPS        Z0, Z8, Z8
+	VUNPCKLPS     Z3, Z2, Z0
+	VUNPCKHPS     Z3, Z2, Z1
+	VADDPS        Z1, Z0, Z0
+	VSHUFPS       $0x44, Z0, Z8, Z1
+	VSHUFPS       $0xee, Z0, Z8, Z0
+	VADDPS        Z0, Z1, Z1
+	VEXTRACTF64X4 $0x01, Z1, Y0
+	VADDPS        Y0, Y1, Y0
+	VEXTRACTF32X4 $0x01, Y0, X1
+	VADDPS        X1, X0, X0
+	VMOVUPS       X0, (AX)
+	VUNPCKLPS     Z5, Z4, Z0
+	VUNPCKHPS     Z5, Z4, Z1
+	VADDPS        Z1, Z0, Z0
+	VUNPCKLPS     Z7, Z6, Z1
+	VUNPCKHPS     Z7, Z6, Z2
+	VADDPS        Z2, Z1, Z1
+	VSHUFPS       $0x44, Z1, Z0, Z2
+	VSHUFPS       $0xee, Z1, Z0, Z0
+	VADDPS        Z0, Z2, Z2
+	VEXTRACTF64X4 $0x01, Z2, Y0
+	VADDPS        Y0, Y2, Y0
+	VEXTRACTF32X4 $0x01, Y0, X1
+	VADDPS        X1, X0, X0
+	VMOVUPS       X0, 16(AX)
+	ADDQ          $0x20, AX
+	ADDQ          $0x40, CX
+	SUBQ          $0x08, DX
+	JMP           rows8
 
 rows8end:
 rows1:
@@ -6838,27 +6892,501 @@ rows1:
 	IMULQ  d+32(FP), BX
 	SHLQ   $0x02, BX
 	ADDQ   x+8(FP), BX
-	VXORPS X0, X0, X0
-	MOVQ   d+32(FP), SI
-	MOVQ   w+40(FP), DI
-	LEAQ   (DI)(SI*4), DI
-	NEGQ   SI
+	MOVQ   w+40(FP), SI
+	MOVQ   d+32(FP), DI
+	VXORPS Z0, Z0, Z0
+	LEAQ   (SI)(DI*4), SI
+	NEGQ   DI
 
 rows1dims:
-	VMOVUPS (DI)(SI*4), X1
-	VMULPS  (BX)(SI*4), X1, X1
-	VADDPS  X1, X0, X0
-	ADDQ    $0x04, SI
-	JNZ     rows1dims
-	VHADDPS X0, X0, X0
-	VHADDPS X0, X0, X0
-	VMOVSS  X0, (AX)
-	ADDQ    $0x04, AX
-	ADDQ    $0x08, CX
-	SUBQ    $0x01, DX
-	JMP     rows1
+	VMOVUPS       (SI)(DI*4), Z1
+	VMULPS        (BX)(DI*4), Z1, Z1
+	VADDPS        Z1, Z0, Z0
+	ADDQ          $0x10, DI
+	JNZ           rows1dims
+	VUNPCKLPS     Z0, Z0, Z1
+	VUNPCKHPS     Z0, Z0, Z2
+	VADDPS        Z2, Z1, Z1
+	VUNPCKLPS     Z0, Z0, Z2
+	VUNPCKHPS     Z0, Z0, Z0
+	VADDPS        Z0, Z2, Z2
+	VSHUFPS       $0x44, Z2, Z1, Z0
+	VSHUFPS       $0xee, Z2, Z1, Z1
+	VADDPS        Z1, Z0, Z0
+	VEXTRACTF64X4 $0x01, Z0, Y1
+	VADDPS        Y1, Y0, Y0
+	VEXTRACTF32X4 $0x01, Y0, X1
+	VADDPS        X1, X0, X0
+	VMOVSS        X0, (AX)
+	ADDQ          $0x04, AX
+	ADDQ          $0x08, CX
+	SUBQ          $0x01, DX
+	JMP           rows1
 
 rows1end:
+	VZEROUPPER
+	RET
+
+// func matMulAVX512(dst *float32, a *float32, aRow int, aCol int, b *float32, m int, k int, n int)
+// Requires: AVX, AVX512DQ, AVX512F
+TEXT ·matMulAVX512(SB), NOSPLIT, $0-64
+	MOVQ dst+0(FP), AX
+	MOVQ a+8(FP), CX
+	MOVQ aRow+16(FP), DX
+	MOVQ aCol+24(FP), BX
+	MOVQ m+40(FP), SI
+	MOVQ n+56(FP), DI
+	SHLQ $0x02, DX
+	SHLQ $0x02, BX
+	SHLQ $0x02, DI
+	LEAQ (DX)(DX*2), R8
+	LEAQ (DI)(DI*2), R9
+
+rows4:
+	CMPQ SI, $0x04
+	JL   rows3
+	XORQ R10, R10
+
+cols4x4:
+	LEAQ   256(R10), R11
+	CMPQ   R11, DI
+	JG     cols4x4end
+	VXORPS Z0, Z0, Z0
+	VXORPS Z1, Z1, Z1
+	VXORPS Z2, Z2, Z2
+	VXORPS Z3, Z3, Z3
+	VXORPS Z4, Z4, Z4
+	VXORPS Z5, Z5, Z5
+	VXORPS Z6, Z6, Z6
+	VXORPS Z7, Z7, Z7
+	VXORPS Z8, Z8, Z8
+	VXORPS Z9, Z9, Z9
+	VXORPS Z10, Z10, Z10
+	VXORPS Z11, Z11, Z11
+	VXORPS Z12, Z12, Z12
+	VXORPS Z13, Z13, Z13
+	VXORPS Z14, Z14, Z14
+	VXORPS Z15, Z15, Z15
+	MOVQ   b+32(FP), R13
+	MOVQ   k+48(FP), R14
+	MOVQ   CX, R12
+	ADDQ   R10, R13
+
+cols4x4k:
+	VMOVUPS      (R13), Z16
+	VMOVUPS      64(R13), Z17
+	VMOVUPS      128(R13), Z18
+	VMOVUPS      192(R13), Z19
+	VBROADCASTSS (R12), Z20
+	VMULPS       Z20, Z16, Z21
+	VADDPS       Z21, Z0, Z0
+	VMULPS       Z20, Z17, Z21
+	VADDPS       Z21, Z1, Z1
+	VMULPS       Z20, Z18, Z21
+	VADDPS       Z21, Z2, Z2
+	VMULPS       Z20, Z19, Z20
+	VADDPS       Z20, Z3, Z3
+	VBROADCASTSS (R12)(DX*1), Z20
+	VMULPS       Z20, Z16, Z21
+	VADDPS       Z21, Z4, Z4
+	VMULPS       Z20, Z17, Z21
+	VADDPS       Z21, Z5, Z5
+	VMULPS       Z20, Z18, Z21
+	VADDPS       Z21, Z6, Z6
+	VMULPS       Z20, Z19, Z20
+	VADDPS       Z20, Z7, Z7
+	VBROADCASTSS (R12)(DX*2), Z20
+	VMULPS       Z20, Z16, Z21
+	VADDPS       Z21, Z8, Z8
+	VMULPS       Z20, Z17, Z21
+	VADDPS       Z21, Z9, Z9
+	VMULPS       Z20, Z18, Z21
+	VADDPS       Z21, Z10, Z10
+	VMULPS       Z20, Z19, Z20
+	VADDPS       Z20, Z11, Z11
+	VBROADCASTSS (R12)(R8*1), Z20
+	VMULPS       Z20, Z16, Z16
+	VADDPS       Z16, Z12, Z12
+	VMULPS       Z20, Z17, Z16
+	VADDPS       Z16, Z13, Z13
+	VMULPS       Z20, Z18, Z16
+	VADDPS       Z16, Z14, Z14
+	VMULPS       Z20, Z19, Z16
+	VADDPS       Z16, Z15, Z15
+	ADDQ         BX, R12
+	ADDQ         DI, R13
+	DECQ         R14
+	JNZ          cols4x4k
+	LEAQ         (AX)(R10*1), R10
+	VMOVUPS      Z0, (R10)
+	VMOVUPS      Z1, 64(R10)
+	VMOVUPS      Z2, 128(R10)
+	VMOVUPS      Z3, 192(R10)
+	VMOVUPS      Z4, (R10)(DI*1)
+	VMOVUPS      Z5, 64(R10)(DI*1)
+	VMOVUPS      Z6, 128(R10)(DI*1)
+	VMOVUPS      Z7, 192(R10)(DI*1)
+	VMOVUPS      Z8, (R10)(DI*2)
+	VMOVUPS      Z9, 64(R10)(DI*2)
+	VMOVUPS      Z10, 128(R10)(DI*2)
+	VMOVUPS      Z11, 192(R10)(DI*2)
+	VMOVUPS      Z12, (R10)(R9*1)
+	VMOVUPS      Z13, 64(R10)(R9*1)
+	VMOVUPS      Z14, 128(R10)(R9*1)
+	VMOVUPS      Z15, 192(R10)(R9*1)
+	MOVQ         R11, R10
+	JMP          cols4x4
+
+cols4x4end:
+cols1x4:
+	LEAQ   64(R10), R11
+	CMPQ   R11, DI
+	JG     cols1x4end
+	VXORPS Z0, Z0, Z0
+	VXORPS Z1, Z1, Z1
+	VXORPS Z2, Z2, Z2
+	VXORPS Z3, Z3, Z3
+	MOVQ   b+32(FP), R13
+	MOVQ   k+48(FP), R14
+	MOVQ   CX, R12
+	ADDQ   R10, R13
+
+cols1x4k:
+	VMOVUPS      (R13), Z4
+	VBROADCASTSS (R12), Z5
+	VMULPS       Z5, Z4, Z5
+	VADDPS       Z5, Z0, Z0
+	VBROADCASTSS (R12)(DX*1), Z5
+	VMULPS       Z5, Z4, Z5
+	VADDPS       Z5, Z1, Z1
+	VBROADCASTSS (R12)(DX*2), Z5
+	VMULPS       Z5, Z4, Z5
+	VADDPS       Z5, Z2, Z2
+	VBROADCASTSS (R12)(R8*1), Z5
+	VMULPS       Z5, Z4, Z4
+	VADDPS       Z4, Z3, Z3
+	ADDQ         BX, R12
+	ADDQ         DI, R13
+	DECQ         R14
+	JNZ          cols1x4k
+	LEAQ         (AX)(R10*1), R10
+	VMOVUPS      Z0, (R10)
+	VMOVUPS      Z1, (R10)(DI*1)
+	VMOVUPS      Z2, (R10)(DI*2)
+	VMOVUPS      Z3, (R10)(R9*1)
+	MOVQ         R11, R10
+	JMP          cols1x4
+
+cols1x4end:
+	ADDQ DI, AX
+	ADDQ DX, CX
+	ADDQ DI, AX
+	ADDQ DX, CX
+	ADDQ DI, AX
+	ADDQ DX, CX
+	ADDQ DI, AX
+	ADDQ DX, CX
+	SUBQ $0x04, SI
+	JMP  rows4
+
+rows3:
+	CMPQ SI, $0x03
+	JL   rows2
+	XORQ R8, R8
+
+cols4x3:
+	LEAQ   256(R8), R9
+	CMPQ   R9, DI
+	JG     cols4x3end
+	VXORPS Z0, Z0, Z0
+	VXORPS Z1, Z1, Z1
+	VXORPS Z2, Z2, Z2
+	VXORPS Z3, Z3, Z3
+	VXORPS Z4, Z4, Z4
+	VXORPS Z5, Z5, Z5
+	VXORPS Z6, Z6, Z6
+	VXORPS Z7, Z7, Z7
+	VXORPS Z8, Z8, Z8
+	VXORPS Z9, Z9, Z9
+	VXORPS Z10, Z10, Z10
+	VXORPS Z11, Z11, Z11
+	MOVQ   b+32(FP), R11
+	MOVQ   k+48(FP), R12
+	MOVQ   CX, R10
+	ADDQ   R8, R11
+
+cols4x3k:
+	VMOVUPS      (R11), Z12
+	VMOVUPS      64(R11), Z13
+	VMOVUPS      128(R11), Z14
+	VMOVUPS      192(R11), Z15
+	VBROADCASTSS (R10), Z16
+	VMULPS       Z16, Z12, Z17
+	VADDPS       Z17, Z0, Z0
+	VMULPS       Z16, Z13, Z17
+	VADDPS       Z17, Z1, Z1
+	VMULPS       Z16, Z14, Z17
+	VADDPS       Z17, Z2, Z2
+	VMULPS       Z16, Z15, Z16
+	VADDPS       Z16, Z3, Z3
+	VBROADCASTSS (R10)(DX*1), Z16
+	VMULPS       Z16, Z12, Z17
+	VADDPS       Z17, Z4, Z4
+	VMULPS       Z16, Z13, Z17
+	VADDPS       Z17, Z5, Z5
+	VMULPS       Z16, Z14, Z17
+	VADDPS       Z17, Z6, Z6
+	VMULPS       Z16, Z15, Z16
+	VADDPS       Z16, Z7, Z7
+	VBROADCASTSS (R10)(DX*2), Z16
+	VMULPS       Z16, Z12, Z12
+	VADDPS       Z12, Z8, Z8
+	VMULPS       Z16, Z13, Z12
+	VADDPS       Z12, Z9, Z9
+	VMULPS       Z16, Z14, Z12
+	VADDPS       Z12, Z10, Z10
+	VMULPS       Z16, Z15, Z12
+	VADDPS       Z12, Z11, Z11
+	ADDQ         BX, R10
+	ADDQ         DI, R11
+	DECQ         R12
+	JNZ          cols4x3k
+	LEAQ         (AX)(R8*1), R8
+	VMOVUPS      Z0, (R8)
+	VMOVUPS      Z1, 64(R8)
+	VMOVUPS      Z2, 128(R8)
+	VMOVUPS      Z3, 192(R8)
+	VMOVUPS      Z4, (R8)(DI*1)
+	VMOVUPS      Z5, 64(R8)(DI*1)
+	VMOVUPS      Z6, 128(R8)(DI*1)
+	VMOVUPS      Z7, 192(R8)(DI*1)
+	VMOVUPS      Z8, (R8)(DI*2)
+	VMOVUPS      Z9, 64(R8)(DI*2)
+	VMOVUPS      Z10, 128(R8)(DI*2)
+	VMOVUPS      Z11, 192(R8)(DI*2)
+	MOVQ         R9, R8
+	JMP          cols4x3
+
+cols4x3end:
+cols1x3:
+	LEAQ   64(R8), R9
+	CMPQ   R9, DI
+	JG     cols1x3end
+	VXORPS Z0, Z0, Z0
+	VXORPS Z1, Z1, Z1
+	VXORPS Z2, Z2, Z2
+	MOVQ   b+32(FP), R11
+	MOVQ   k+48(FP), R12
+	MOVQ   CX, R10
+	ADDQ   R8, R11
+
+cols1x3k:
+	VMOVUPS      (R11), Z3
+	VBROADCASTSS (R10), Z4
+	VMULPS       Z4, Z3, Z4
+	VADDPS       Z4, Z0, Z0
+	VBROADCASTSS (R10)(DX*1), Z4
+	VMULPS       Z4, Z3, Z4
+	VADDPS       Z4, Z1, Z1
+	VBROADCASTSS (R10)(DX*2), Z4
+	VMULPS       Z4, Z3, Z3
+	VADDPS       Z3, Z2, Z2
+	ADDQ         BX, R10
+	ADDQ         DI, R11
+	DECQ         R12
+	JNZ          cols1x3k
+	LEAQ         (AX)(R8*1), R8
+	VMOVUPS      Z0, (R8)
+	VMOVUPS      Z1, (R8)(DI*1)
+	VMOVUPS      Z2, (R8)(DI*2)
+	MOVQ         R9, R8
+	JMP          cols1x3
+
+cols1x3end:
+	ADDQ DI, AX
+	ADDQ DX, CX
+	ADDQ DI, AX
+	ADDQ DX, CX
+	ADDQ DI, AX
+	ADDQ DX, CX
+	SUBQ $0x03, SI
+	JMP  rows3
+
+rows2:
+	CMPQ SI, $0x02
+	JL   rows1
+	XORQ R8, R8
+
+cols4x2:
+	LEAQ   256(R8), R9
+	CMPQ   R9, DI
+	JG     cols4x2end
+	VXORPS Z0, Z0, Z0
+	VXORPS Z1, Z1, Z1
+	VXORPS Z2, Z2, Z2
+	VXORPS Z3, Z3, Z3
+	VXORPS Z4, Z4, Z4
+	VXORPS Z5, Z5, Z5
+	VXORPS Z6, Z6, Z6
+	VXORPS Z7, Z7, Z7
+	MOVQ   b+32(FP), R11
+	MOVQ   k+48(FP), R12
+	MOVQ   CX, R10
+	ADDQ   R8, R11
+
+cols4x2k:
+	VMOVUPS      (R11), Z8
+	VMOVUPS      64(R11), Z9
+	VMOVUPS      128(R11), Z10
+	VMOVUPS      192(R11), Z11
+	VBROADCASTSS (R10), Z12
+	VMULPS       Z12, Z8, Z13
+	VADDPS       Z13, Z0, Z0
+	VMULPS       Z12, Z9, Z13
+	VADDPS       Z13, Z1, Z1
+	VMULPS       Z12, Z10, Z13
+	VADDPS       Z13, Z2, Z2
+	VMULPS       Z12, Z11, Z12
+	VADDPS       Z12, Z3, Z3
+	VBROADCASTSS (R10)(DX*1), Z12
+	VMULPS       Z12, Z8, Z8
+	VADDPS       Z8, Z4, Z4
+	VMULPS       Z12, Z9, Z8
+	VADDPS       Z8, Z5, Z5
+	VMULPS       Z12, Z10, Z8
+	VADDPS       Z8, Z6, Z6
+	VMULPS       Z12, Z11, Z8
+	VADDPS       Z8, Z7, Z7
+	ADDQ         BX, R10
+	ADDQ         DI, R11
+	DECQ         R12
+	JNZ          cols4x2k
+	LEAQ         (AX)(R8*1), R8
+	VMOVUPS      Z0, (R8)
+	VMOVUPS      Z1, 64(R8)
+	VMOVUPS      Z2, 128(R8)
+	VMOVUPS      Z3, 192(R8)
+	VMOVUPS      Z4, (R8)(DI*1)
+	VMOVUPS      Z5, 64(R8)(DI*1)
+	VMOVUPS      Z6, 128(R8)(DI*1)
+	VMOVUPS      Z7, 192(R8)(DI*1)
+	MOVQ         R9, R8
+	JMP          cols4x2
+
+cols4x2end:
+cols1x2:
+	LEAQ   64(R8), R9
+	CMPQ   R9, DI
+	JG     cols1x2end
+	VXORPS Z0, Z0, Z0
+	VXORPS Z1, Z1, Z1
+	MOVQ   b+32(FP), R11
+	MOVQ   k+48(FP), R12
+	MOVQ   CX, R10
+	ADDQ   R8, R11
+
+cols1x2k:
+	VMOVUPS      (R11), Z2
+	VBROADCASTSS (R10), Z3
+	VMULPS       Z3, Z2, Z3
+	VADDPS       Z3, Z0, Z0
+	VBROADCASTSS (R10)(DX*1), Z3
+	VMULPS       Z3, Z2, Z2
+	VADDPS       Z2, Z1, Z1
+	ADDQ         BX, R10
+	ADDQ         DI, R11
+	DECQ         R12
+	JNZ          cols1x2k
+	LEAQ         (AX)(R8*1), R8
+	VMOVUPS      Z0, (R8)
+	VMOVUPS      Z1, (R8)(DI*1)
+	MOVQ         R9, R8
+	JMP          cols1x2
+
+cols1x2end:
+	ADDQ DI, AX
+	ADDQ DX, CX
+	ADDQ DI, AX
+	ADDQ DX, CX
+	SUBQ $0x02, SI
+	JMP  rows2
+
+rows1:
+	CMPQ SI, $0x01
+	JL   rows0
+	XORQ R8, R8
+
+cols4x1:
+	LEAQ   256(R8), R9
+	CMPQ   R9, DI
+	JG     cols4x1end
+	VXORPS Z0, Z0, Z0
+	VXORPS Z1, Z1, Z1
+	VXORPS Z2, Z2, Z2
+	VXORPS Z3, Z3, Z3
+	MOVQ   b+32(FP), R11
+	MOVQ   k+48(FP), R12
+	MOVQ   CX, R10
+	ADDQ   R8, R11
+
+cols4x1k:
+	VMOVUPS      (R11), Z4
+	VMOVUPS      64(R11), Z5
+	VMOVUPS      128(R11), Z6
+	VMOVUPS      192(R11), Z7
+	VBROADCASTSS (R10), Z8
+	VMULPS       Z8, Z4, Z4
+	VADDPS       Z4, Z0, Z0
+	VMULPS       Z8, Z5, Z4
+	VADDPS       Z4, Z1, Z1
+	VMULPS       Z8, Z6, Z4
+	VADDPS       Z4, Z2, Z2
+	VMULPS       Z8, Z7, Z4
+	VADDPS       Z4, Z3, Z3
+	ADDQ         BX, R10
+	ADDQ         DI, R11
+	DECQ         R12
+	JNZ          cols4x1k
+	LEAQ         (AX)(R8*1), R8
+	VMOVUPS      Z0, (R8)
+	VMOVUPS      Z1, 64(R8)
+	VMOVUPS      Z2, 128(R8)
+	VMOVUPS      Z3, 192(R8)
+	MOVQ         R9, R8
+	JMP          cols4x1
+
+cols4x1end:
+cols1x1:
+	LEAQ   64(R8), R9
+	CMPQ   R9, DI
+	JG     cols1x1end
+	VXORPS Z0, Z0, Z0
+	MOVQ   b+32(FP), R11
+	MOVQ   k+48(FP), R12
+	MOVQ   CX, R10
+	ADDQ   R8, R11
+
+cols1x1k:
+	VMOVUPS      (R11), Z1
+	VBROADCASTSS (R10), Z2
+	VMULPS       Z2, Z1, Z1
+	VADDPS       Z1, Z0, Z0
+	ADDQ         BX, R10
+	ADDQ         DI, R11
+	DECQ         R12
+	JNZ          cols1x1k
+	LEAQ         (AX)(R8*1), R8
+	VMOVUPS      Z0, (R8)
+	MOVQ         R9, R8
+	JMP          cols1x1
+
+cols1x1end:
+	ADDQ DI, AX
+	ADDQ DX, CX
+	SUBQ $0x01, SI
+	JMP  rows1
+
+rows0:
 	VZEROUPPER
 	RET
 

@@ -229,6 +229,28 @@ func prefetch(b []byte) {
 	}
 }
 
+// dot takes a multiple of 16 elements.
+func dot(a, b []float32) float32 {
+	switch Variant(active.Load()) {
+	case AVX512:
+		return dotAVX512(&a[0], &b[0], len(a))
+	case AVX2:
+		return dotAVX2(&a[0], &b[0], len(a))
+	}
+	return plainDot(a, b)
+}
+
+func matMul(dst, a []float32, aRow, aCol int, b []float32, m, k, n int) {
+	switch variant(n) {
+	case AVX512:
+		matMulAVX512(&dst[0], &a[0], aRow, aCol, &b[0], m, k, n)
+	case AVX2:
+		matMulAVX2(&dst[0], &a[0], aRow, aCol, &b[0], m, k, n)
+	default:
+		plainMatMul(dst, a, aRow, aCol, b, m, k, n)
+	}
+}
+
 func gatherDots(dst, x []float32, tokens []int, w []float32) {
 	switch variant(len(w)) {
 	case AVX512:

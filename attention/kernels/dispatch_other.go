@@ -64,6 +64,12 @@ func sweep(b []byte) uint64 { return plainSweep(b) }
 
 func prefetch([]byte) {}
 
+func dot(a, b []float32) float32 { return plainDot(a, b) }
+
+func matMul(dst, a []float32, aRow, aCol int, b []float32, m, k, n int) {
+	plainMatMul(dst, a, aRow, aCol, b, m, k, n)
+}
+
 func gatherDots(dst, x []float32, tokens []int, w []float32) { plainGatherDots(dst, x, tokens, w) }
 
 func gatherAxpy(out, w, x []float32, tokens []int) { plainGatherAxpy(out, w, x, tokens) }

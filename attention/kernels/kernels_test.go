@@ -238,6 +238,12 @@ func TestShortSlicesPanic(t *testing.T) {
 		"squares int8: dst":    func() { SquaresInt8(f(1), b(32), 16) },
 		"leaf weights: sums":   func() { LeafWeights(f(32), f(3), 0) },
 		"weights: dst":         func() { Weights(f(3), f(4), 0) },
+		"product: dst":         func() { MatMul(f(31), f(4), 2, 1, f(32), 2, 2, 16) },
+		"product: a":           func() { MatMul(f(32), f(3), 2, 1, f(32), 2, 2, 16) },
+		"product: b":           func() { MatMul(f(32), f(4), 2, 1, f(31), 2, 2, 16) },
+		"product: negative":    func() { MatMul(f(32), f(4), -2, 1, f(32), 2, 2, 16) },
+		"product: huge stride": func() { MatMul(f(32), f(4), 1<<62, 1<<62, f(48), 2, 3, 16) },
+		"dot: b":               func() { Dot(f(16), f(15)) },
 		"widen: src":           func() { WidenBF16(f(16), b(31)) },
 		"gather: dst":          func() { GatherDots(f(1), f(64), []int{0, 1}, f(16)) },
 		"gather: row":          func() { GatherDots(f(2), f(31), []int{0, 1}, f(16)) },
@@ -327,6 +333,8 @@ func TestNoAllocations(t *testing.T) {
 			AddValues(out, dst, n, k, high, nil, d)
 			ScoreKeys(dst, n, query, &l, planes)
 			GatherDots(dst, q, tokens, q[:d])
+			MatMul(dst[:64], q, 1, 4, k, 4, 8, 16)
+			Dot(q, k[:len(q)])
 			GatherAxpy(q[:d], dst, k, tokens)
 			WidenBF16(dst, c)
 			LeafWeights(dst, out[0], 0)

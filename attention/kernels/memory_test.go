@@ -29,6 +29,65 @@ func TestGather(t *testing.T) {
 	})
 }
 
+func TestDot(t *testing.T) {
+	for _, v := range Variants() {
+		defer Use(v)()
+		for n := range 300 {
+			rng := rand.New(rand.NewPCG(7, uint64(n)))
+			a, b := odd(rng, n), odd(rng, n)
+			var sums [16]float32
+			for i := range n &^ 15 {
+				sums[i%16] += float32(a[i] * b[i])
+			}
+			var q [4]float32
+			for i := range q {
+				q[i] = (sums[4*i] + sums[4*i+2]) + (sums[4*i+1] + sums[4*i+3])
+			}
+			want := (q[0] + q[2]) + (q[1] + q[3])
+			for i := n &^ 15; i < n; i++ {
+				want += float32(a[i] * b[i])
+			}
+			if got := Dot(a, b); got != want {
+				t.Fatalf("%v: %d elements: %v, not %v", v, n, got, want)
+			}
+		}
+	}
+}
+
+// Products have the same bits, whatever is transposed.
+func TestMatMul(t *testing.T) {
+	for _, v := range Variants() {
+		defer Use(v)()
+		for _, n := range []int{1, 16, 24, 32, 64, 80, 96, 128, 208} {
+			for _, m := range []int{1, 2, 3, 4, 5, 7, 8, 9} {
+				rng := rand.New(rand.NewPCG(uint64(n), uint64(m)))
+				k := 1 + rng.IntN(40)
+				a, b, got := odd(rng, m*k), odd(rng, k*n), odd(rng, m*n)
+				aRow, aCol := k, 1
+				if rng.IntN(2) == 0 {
+					aRow, aCol = 1, m
+				}
+				MatMul(got, a, aRow, aCol, b, m, k, n)
+				for i := range m {
+					for j := range n {
+						var want float32
+						for l := range k {
+							want += float32(a[i*aRow+l*aCol] * b[l*n+j])
+						}
+						if got[i*n+j] != want {
+							t.Fatalf("%v: %dx%dx%d, (%d,%d): %v, not %v", v, m, k, n, i, j, got[i*n+j], want)
+						}
+					}
+				}
+			}
+		}
+		dst := []float32{15: 1}
+		if MatMul(dst, nil, 1, 1, nil, 1, 0, 16); dst[15] != 0 {
+			t.Errorf("%v: a product over nothing is %v", v, dst)
+		}
+	}
+}
+
 func TestWidenBF16(t *testing.T) {
 	for _, v := range Variants() {
 		undo := Use(v)

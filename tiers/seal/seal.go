@@ -207,8 +207,8 @@ func (s *sealer) means(k, v []float32, m *attention.Metric) {
 	body := s.info.Body * d
 	dk, dv := attention.Deviations(k[:body], d, tiers.PageTokens), attention.Deviations(v[:body], d, tiers.PageTokens)
 	s.planes[tiers.PlaneMap] = attention.FitValueMap(dk, dv, d).Append(nil)
-	b := attention.PackMeans(nil, k, d, tiers.PageTokens, m.Spread)
-	s.planes[tiers.PlanePages] = attention.PackMeans(b, v, d, tiers.PageTokens, attention.Norm2)
+	b := attention.PackMeans(nil, k, d, tiers.PageTokens, m.Spreads)
+	s.planes[tiers.PlanePages] = attention.PackMeans(b, v, d, tiers.PageTokens, func(deltas []float32) []float32 { return attention.Norms2(deltas, d) })
 }
 
 // codecError is the mean relative error of attention over the balanced codes of
