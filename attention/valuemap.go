@@ -15,8 +15,11 @@ const MapRank = 16
 func ValueMapBytes(d int) int { return MeansBytes(2*MapRank, d) }
 
 // ValueMap predicts by how a token's key deviates from its page's mean how its
-// value does: keys and values are made of the same hidden states.
-type ValueMap struct {
+// value does: keys and values are made of the same hidden states. It is read as it is stored.
+type ValueMap struct{ in, out Means }
+
+// FittedMap is a map that is not stored yet.
+type FittedMap struct {
 	in, out []float32 // [MapRank][d]
 	d       int
 }
@@ -26,7 +29,7 @@ const mapFloor = .02
 
 // FitValueMap finds the map of rank MapRank that leaves least of dv [n][d],
 // given dk [n][d]: both are deviations from means.
-func FitValueMap(dk, dv []float32, d int) *ValueMap {
+func FitValueMap(dk, dv []float32, d int) *FittedMap {
 	kk, kv := products(dk, dk, d), products(dk, dv, d)
 	ridge := mat.NewSymDense(d, nil)
 	floor := mapFloor*mat.Trace(kk)/float64(d) + 1e-30
@@ -36,7 +39,7 @@ func FitValueMap(dk, dv []float32, d int) *ValueMap {
 		}
 		ridge.SetSym(i, i, kk.At(i, i)+floor)
 	}
-	m := &ValueMap{in: make([]float32, MapRank*d), out: make([]float32, MapRank*d), d: d}
+	m := &FittedMap{in: make([]float32, MapRank*d), out: make([]float32, MapRank*d), d: d}
 	var chol mat.Cholesky
 	var b mat.Dense // [d][d]: dv is about dk b
 	if !chol.Factorize(ridge) || chol.SolveTo(&b, kv) != nil {
@@ -96,29 +99,23 @@ func products(x, y []float32, d int) *mat.Dense {
 }
 
 // Append appends the stored form: 2 MapRank rows, as means of one row each.
-func (m *ValueMap) Append(b []byte) []byte {
+func (m *FittedMap) Append(b []byte) []byte {
 	none := func([]float32) []float32 { return nil }
 	return PackMeans(PackMeans(b, m.in, m.d, 1, none), m.out, m.d, 1, none)
 }
 
 // ParseValueMap reads what Append wrote; ok is false if b has another size.
-func ParseValueMap(b []byte, d int) (m *ValueMap, ok bool) {
+func ParseValueMap(b []byte, d int) (m ValueMap, ok bool) {
 	if len(b) != ValueMapBytes(d) {
-		return nil, false
+		return m, false
 	}
-	m = &ValueMap{in: make([]float32, MapRank*d), out: make([]float32, MapRank*d), d: d}
 	half := MeansBytes(MapRank, d)
-	in, out := parseMeans(b[:half], d, MapRank), parseMeans(b[half:], d, MapRank)
-	for i := range MapRank {
-		in.Row(m.in[i*d:], i)
-		out.Row(m.out[i*d:], i)
-	}
-	return m, true
+	return ValueMap{parseMeans(b[:half], d, MapRank), parseMeans(b[half:], d, MapRank)}, true
 }
 
-// Add adds what the deviation dk [d] of a key says of its value's to dst [d].
-func (m *ValueMap) Add(dst, dk []float32) {
-	for i := 0; i < len(m.in); i += m.d {
-		Axpy(dst, Dot(m.in[i:i+m.d], dk), m.out[i:i+m.d])
-	}
+// Add adds what the deviations dk [rows][d] of keys say of their values' to the rows of dst, at least [d].
+// scratch has room for MapRank numbers a row.
+func (m *ValueMap) Add(dst [][]float32, dk, scratch []float32) {
+	m.in.Scores(scratch, MapRank, dk)
+	m.out.AddTo(dst, scratch, MapRank)
 }

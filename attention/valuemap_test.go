@@ -30,7 +30,7 @@ func TestValueMap(t *testing.T) {
 		row := make([]float32, d)
 		for i := 0; i < n*d; i += d {
 			clear(row)
-			m.Add(row, dk[i:i+d])
+			m.Add([][]float32{row}, dk[i:i+d], make([]float32, MapRank))
 			miss, all = miss+float64(Norm2(sub(told[i:i+d], row))), all+float64(Norm2(told[i:i+d]))
 		}
 		if e := math.Sqrt(miss / all); e > .1 {
@@ -48,7 +48,7 @@ func TestValueMapOfExtremes(t *testing.T) {
 		dk, dv := randn(rng, n*d, scale[0]), randn(rng, n*d, scale[1])
 		m, _ := ParseValueMap(FitValueMap(dk, dv, d).Append(nil), d)
 		got := make([]float32, d)
-		m.Add(got, randn(rng, d, 1))
+		m.Add([][]float32{got}, randn(rng, d, 1), make([]float32, MapRank))
 		for _, x := range got {
 			if math.IsNaN(float64(x)) || math.IsInf(float64(x), 0) {
 				t.Fatalf("%s: %v", name, x)

@@ -61,8 +61,8 @@ func (u *run) begin(s *segmentRun, order compress.KeyOrder) {
 func (u *run) layoutOf(s *segmentRun, planes int) *compress.KeyLayout {
 	l := &s.codes.layout[planes-1]
 	if *l == nil {
-		x := compress.NewKeyLayout(u.d, s.codes.order.Lines, planes)
-		*l = &x
+		*l = &u.layouts.zeros(1)[0]
+		**l = compress.NewKeyLayout(u.d, s.codes.order.Lines, planes)
 	}
 	return *l
 }
@@ -88,7 +88,7 @@ func (u *run) hiddenOf(s *segmentRun, planes int) []float32 {
 // readGroup takes in how a group of tokens is coded.
 func (u *run) readGroup(s *segmentRun, g *group, b []byte) error {
 	both := u.floats(2 * u.d)
-	g.read, g.steps = true, compress.KeySteps{Lo: both[:u.d], Step: both[u.d:]}
+	g.steps = compress.KeySteps{Lo: both[:u.d], Step: both[u.d:]}
 	if err := g.steps.Parse(b, s.view.Info.KeyExp); err != nil {
 		return err
 	}

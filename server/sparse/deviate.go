@@ -24,9 +24,8 @@ func (u *run) readMap() error {
 			best = i
 		}
 	}
-	ranges := make([][]tiers.Range, len(u.segs))
-	ranges[best] = []tiers.Range{{Len: attention.ValueMapBytes(u.d)}}
-	return u.each(tiers.PlaneMap, ranges, func(_ int, b [][]byte) error {
+	u.want(best, tiers.Range{Len: attention.ValueMapBytes(u.d)})
+	return u.each(tiers.PlaneMap, func(_ int, b [][]byte) error {
 		u.values, _ = attention.ParseValueMap(b[0], u.d)
 		return nil
 	})
@@ -142,7 +141,7 @@ var unknownOf = func() (t [len(compress.KeyNoise)]float32) {
 	return t
 }()
 
-// newRows returns rows [rows][d] of zeros.
+// newRows returns rows [rows][d] of zeros, one behind the other.
 func (u *run) newRows() [][]float32 {
 	all, rows := u.floats(u.rows*u.d), u.rowArena.zeros(u.rows)
 	for r := range rows {
@@ -155,10 +154,12 @@ func (u *run) newRows() [][]float32 {
 func (u *run) follow(f *followers) {
 	u.endGroup(f)
 	u.endSegment(f)
-	v := u.floats(u.d)
-	for r, x := range f.deviations {
-		clear(v)
-		u.values.Add(v, x)
-		u.rot[r].Shift(u.base[r], v)
+	if f.deviations == nil {
+		return
+	}
+	shifts := u.newRows()
+	u.values.Add(shifts, f.deviations[0][:u.rows*u.d], u.floats(u.rows*attention.MapRank))
+	for r, x := range shifts {
+		u.rot[r].Shift(u.base[r], x)
 	}
 }

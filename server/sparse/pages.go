@@ -12,12 +12,11 @@ import (
 // scorePages scores all pages, and estimates the normaliser and the output from them
 // and the exact zone.
 func (u *run) scorePages() error {
-	ranges := make([][]tiers.Range, len(u.segs))
 	for i := range u.segs {
-		ranges[i] = []tiers.Range{{Len: 2 * attention.MeansBytes(u.segs[i].view.Pages(), u.d)}}
+		u.want(i, tiers.Range{Len: 2 * attention.MeansBytes(u.segs[i].view.Pages(), u.d)})
 	}
 	u.mass, u.ruled, u.noise, u.rank = u.table(), u.table(), u.table(), u.table()
-	err := u.each(tiers.PlanePages, ranges, func(seg int, b [][]byte) error {
+	err := u.each(tiers.PlanePages, func(seg int, b [][]byte) error {
 		s := &u.segs[seg]
 		s.keys, s.values = s.view.PageMeans(b[0])
 		u.scoreMeans(s)

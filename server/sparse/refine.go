@@ -17,12 +17,13 @@ func (u *run) refine(plane int) error {
 		u.offerDeep(plane)
 	}
 	least := u.hist.threshold(u.left)
-	var chosen []int
+	chosen := u.list[:0]
 	for _, i := range list {
 		if x := &u.leaves[i]; x.weighed && int(x.planes) == plane && x.planes < x.most && x.keyGain*u.perByte[plane] >= least {
 			chosen = append(chosen, i)
 		}
 	}
+	u.list = chosen
 	if plane == 1 {
 		u.acc.Scans = int64(len(chosen))
 	} else if plane == 3 {
@@ -69,7 +70,6 @@ const aheadLeaves = 8
 // scores their tokens anew.
 func (u *run) readKeys(plane int, chosen []int) error {
 	size := u.planeBytes[plane]
-	ranges, bySeg := make([][]tiers.Range, len(u.segs)), u.bySegment(chosen, func(leaf int) int { return leaf })
 	from := tiers.KeyPlanes[plane]
 	if from == tiers.PlaneK8 {
 		from = tiers.PlaneDrains
@@ -80,22 +80,17 @@ func (u *run) readKeys(plane int, chosen []int) error {
 		if from == tiers.PlaneDrains {
 			at.Off = 0
 		}
-		ranges[x.seg] = appendRange(ranges[x.seg], at)
+		u.want(int(x.seg), at)
 		if plane == 0 {
 			u.acc.Scanned += int64(x.n)
 		}
 	}
-	return u.each(from, ranges, func(seg int, b [][]byte) error {
-		list := bySeg[seg]
-		var bytes []byte // that are left of a range
+	return u.each(from, func(seg int, b [][]byte) error {
+		list, joined := u.ofSegment(&chosen, seg, func(leaf int) int { return leaf }), joined{b: b}
 		for i := range len(list) + aheadLeaves {
 			if i < len(list) {
-				if len(bytes) == 0 {
-					bytes, b = b[0], b[1:]
-				}
 				x := &u.leaves[list[i]]
-				u.addPlane(x, bytes[:size:size])
-				bytes = bytes[size:]
+				u.addPlane(x, joined.next(size))
 				u.prefetch(x)
 			}
 			if i >= aheadLeaves {
@@ -104,13 +99,4 @@ func (u *run) readKeys(plane int, chosen []int) error {
 		}
 		return nil
 	})
-}
-
-// appendRange appends a range, to the last one if it begins where that ends.
-func appendRange(ranges []tiers.Range, x tiers.Range) []tiers.Range {
-	if n := len(ranges); n > 0 && ranges[n-1].Off+ranges[n-1].Len == x.Off {
-		ranges[n-1].Len += x.Len
-		return ranges
-	}
-	return append(ranges, x)
 }

@@ -38,7 +38,7 @@ type run struct {
 	unit       []float32           // [rows], what share of the softmax that is
 	rot        []attention.Partial // [rows], in rotated space
 	follows    bool                // the map of values is read
-	values     *attention.ValueMap // how values follow keys
+	values     attention.ValueMap  // how values follow keys
 
 	first, most int     // pages that are scanned at first, and at most
 	pageBytes   float32 // what scanning a page costs
@@ -56,9 +56,8 @@ type segmentRun struct {
 	firstPage    int             // in the run's tables
 	firstGroup   int             // of steps, in run.groups
 	keys, values attention.Means // of pages
-	pins         []tiers.Pin
-	received     float32 // share of the attention that its read tokens received, summed over heads
-	codes        codes   // once any of its pages is scanned
+	received     float32         // share of the attention that its read tokens received, summed over heads
+	codes        codes           // once any of its pages is scanned
 }
 
 // A token among those of run.leaves is known by the leaf's index there and its place in the leaf.
@@ -131,51 +130,77 @@ func (u *run) pin(reqs []tiers.Request) ([]tiers.Pin, error) {
 		return nil, err
 	}
 	u.acc.Moved.Add(moved)
-	for i, r := range reqs {
-		if len(r.Ranges) == 0 {
-			u.left -= float64(tiers.LineBytes([]tiers.Range{{Len: len(pins[i].Ranges[0])}}))
-		} else {
-			u.left -= float64(tiers.LineBytes(r.Ranges))
-		}
+	for _, r := range reqs {
+		u.left -= float64(tiers.LineBytes(r.Ranges))
 	}
 	return pins, nil
 }
 
 func (u *run) release() {
-	for i := range u.segs {
-		s := &u.segs[i]
-		releaseAll(s.pins, min(1, s.received/float32(u.rows)))
+	for i := range u.pins {
+		s := &u.segs[u.pinned[i]]
+		u.pins[i].Release(min(1, s.received/float32(u.rows)))
 	}
 	u.scratch.free()
 	u.scratch = nil
 }
 
-// each pins ranges of one plane, by segment, and hands their bytes over; they
-// stay pinned until the run ends.
-func (u *run) each(p tiers.Plane, ranges [][]tiers.Range, use func(seg int, b [][]byte) error) error {
-	reqs, segs := make([]tiers.Request, 0, len(ranges)), make([]int, 0, len(ranges))
-	for i, r := range ranges {
-		if len(r) > 0 {
-			reqs = append(reqs, tiers.Request{Header: u.segs[i].s.Header, Head: u.q.Head, Plane: p, Ranges: r})
-			segs = append(segs, i)
+// want asks for a range of a segment, in order of segments and places, for the next call of each. If it begins
+// where the last one ends, it becomes a part of that.
+func (u *run) want(seg int, x tiers.Range) {
+	if n := len(u.wanted); n == 0 || u.wanted[n-1].seg != seg {
+		u.wanted = append(u.wanted, wanted{seg, len(u.ranges), len(u.ranges)})
+	}
+	w := &u.wanted[len(u.wanted)-1]
+	if w.end > w.begin {
+		if last := &u.ranges[w.end-1]; last.Off+last.Len == x.Off {
+			last.Len += x.Len
+			return
 		}
 	}
-	if len(reqs) == 0 {
+	u.ranges = append(u.ranges, x)
+	w.end++
+}
+
+// wanted are the ranges [begin, end) that are asked for of a segment.
+type wanted struct{ seg, begin, end int }
+
+// each pins the ranges that are wanted of one plane, and hands their bytes over by segment; they
+// stay pinned until the run ends.
+func (u *run) each(p tiers.Plane, use func(seg int, b [][]byte) error) error {
+	asked := u.wanted
+	u.reqs = u.reqs[:0]
+	for _, w := range asked {
+		u.reqs = append(u.reqs, tiers.Request{Header: u.segs[w.seg].s.Header, Head: u.q.Head, Plane: p, Ranges: u.ranges[w.begin:w.end:w.end]})
+	}
+	u.wanted, u.ranges = u.wanted[:0], u.ranges[:0]
+	if len(asked) == 0 {
 		return nil
 	}
-	pins, err := u.pin(reqs)
+	pins, err := u.pin(u.reqs)
 	if err != nil {
 		return err
 	}
-	for i, seg := range segs { // all of them, before anything can fail
-		u.segs[seg].pins = append(u.segs[seg].pins, pins[i])
+	for i, w := range asked { // all of them, before anything can fail
+		u.pins, u.pinned = append(u.pins, pins[i]), append(u.pinned, w.seg)
 	}
-	for i, seg := range segs {
-		if err := use(seg, pins[i].Ranges); err != nil {
-			return fmt.Errorf("segment %v: %w: %w", u.segs[seg].s.Header.ID, tiers.ErrCorrupt, err)
+	for i, w := range asked {
+		if err := use(w.seg, pins[i].Ranges); err != nil {
+			return fmt.Errorf("segment %v: %w: %w", u.segs[w.seg].s.Header.ID, tiers.ErrCorrupt, err)
 		}
 	}
 	return nil
+}
+
+// ofSegment takes the leaves of a segment, or their tokens, from the front of a list in order of place.
+func (u *run) ofSegment(list *[]int, seg int, leaf func(int) int) []int {
+	n := 0
+	for n < len(*list) && int(u.leaves[leaf((*list)[n])].seg) == seg {
+		n++
+	}
+	out := (*list)[:n]
+	*list = (*list)[n:]
+	return out
 }
 
 // ofRow returns row r of a table of slots.

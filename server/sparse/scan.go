@@ -49,8 +49,7 @@ func (u *run) look(chosen []int) error {
 	u.addLeaves(chosen)
 	u.mergeLeaves(at)
 	u.reveal(chosen)
-	leaves := make([]int, 0, len(u.leaves)-at) // added now
-	var outliers []int
+	leaves, outliers := u.list[:0], u.outliers[:0] // those added now
 	for ; at < len(u.leaves); at++ {
 		leaves = append(leaves, at)
 		x := &u.leaves[at]
@@ -58,6 +57,7 @@ func (u *run) look(chosen []int) error {
 			outliers = append(outliers, at)
 		}
 	}
+	u.list, u.outliers = leaves, outliers
 	if err := u.readSteps(leaves); err != nil {
 		return err
 	}
@@ -141,36 +141,55 @@ func (u *run) estimatedShares(dst []float32, r int) {
 
 // readSteps reads how the keys of leaves are coded, as far as it is not known.
 func (u *run) readSteps(leaves []int) error {
-	ranges := make([][]tiers.Range, len(u.segs))
-	groups := make([][]int32, len(u.segs))
+	u.newGroups = u.newGroups[:0]
+	last := int32(-1)
 	for _, i := range leaves {
 		x := &u.leaves[i]
 		s := &u.segs[x.seg]
-		if s.codes.q == nil && len(ranges[x.seg]) == 0 {
-			ranges[x.seg] = append(ranges[x.seg], s.view.KeyOrder())
+		if x.seg != last && s.codes.q == nil {
+			u.want(int(x.seg), s.view.KeyOrder())
 		}
-		if n := len(groups[x.seg]); !u.groups[x.group].read && (n == 0 || groups[x.seg][n-1] != x.group) {
-			groups[x.seg] = append(groups[x.seg], x.group)
-			ranges[x.seg] = append(ranges[x.seg], s.view.Steps(int(x.group)-s.firstGroup))
+		last = x.seg
+		if g := &u.groups[x.group]; !g.read {
+			g.read = true
+			u.newGroups = append(u.newGroups, x.group)
+			u.want(int(x.seg), s.view.Steps(int(x.group)-s.firstGroup))
 		}
 	}
-	return u.each(tiers.PlaneSteps, ranges, func(seg int, b [][]byte) error {
+	rest := u.newGroups
+	return u.each(tiers.PlaneSteps, func(seg int, b [][]byte) error {
 		s := &u.segs[seg]
+		joined := joined{b: b}
 		if s.codes.q == nil {
-			order, err := compress.ParseKeyOrder(b[0], u.d)
+			order, err := compress.ParseKeyOrder(joined.next(s.view.KeyOrder().Len), u.d)
 			if err != nil {
 				return err
 			}
 			u.begin(s, order)
-			b = b[1:]
 		}
-		for i, g := range groups[seg] {
-			if err := u.readGroup(s, &u.groups[g], b[i]); err != nil {
+		for ; len(rest) > 0 && int(rest[0]) < s.firstGroup+s.view.StepGroups(); rest = rest[1:] {
+			if err := u.readGroup(s, &u.groups[rest[0]], joined.next(compress.KeyStepsBytes(u.d))); err != nil {
 				return err
 			}
 		}
 		return nil
 	})
+}
+
+// joined are ranges of which neighbours were joined.
+type joined struct {
+	b    [][]byte
+	left []byte // of the first one
+}
+
+// next returns the next n bytes, as they were asked for.
+func (j *joined) next(n int) []byte {
+	if len(j.left) == 0 {
+		j.left, j.b = j.b[0], j.b[1:]
+	}
+	out := j.left[:n:n]
+	j.left = j.left[n:]
+	return out
 }
 
 // Bounds on what is learned from few pages.
@@ -184,12 +203,13 @@ const (
 // calibrate learns from the weaker half of the pages that are scanned how far
 // means misjudge masses: the pages that are not scanned are like them.
 func (u *run) calibrate() {
-	var scanned []int
+	scanned := u.list[:0]
 	for i, yes := range u.scanned {
 		if yes {
 			scanned = append(scanned, i)
 		}
 	}
+	u.list = scanned
 	half := (len(scanned) + 1) / 2
 	was, found := u.floats(half), u.floats(u.pages)
 	for r := range u.rows {

@@ -17,6 +17,7 @@ type scratch struct {
 	gradeArena arena[grade]
 	lineArena  arena[uint64]
 	rowArena   arena[[]float32]
+	layouts    arena[compress.KeyLayout]
 
 	groups []group // of tokens, those of all segments
 	// Tables of slots, see run: estimates of what is not read: its mass, log, -Inf if there is nothing; which part of its
@@ -43,13 +44,23 @@ type scratch struct {
 	inOrder    []int // all leaves, by place
 	deep       []int // those of which more than the first plane is read
 
-	hist        histogram
-	keys, keys2 []uint64 // see sortByUpper
-	weights     []float32
-	chosen      []int
-	scoring     scoring           // see scoreLeaf
-	gainRows    []kernels.GainRow // [rows], see weighTokens
-	rescored    []float32         // [rows][16], see raise
+	// What is asked for, see want; and what is pinned, of which segments.
+	wanted []wanted
+	ranges []tiers.Range
+	reqs   []tiers.Request
+	pins   []tiers.Pin
+	pinned []int
+
+	newGroups      []int32 // see readSteps
+	list, outliers []int   // of leaves, tokens or pages
+	lines          []valueLines
+	hist           histogram
+	keys, keys2    []uint64 // see sortByUpper
+	weights        []float32
+	chosen         []int
+	scoring        scoring           // see scoreLeaf
+	gainRows       []kernels.GainRow // [rows], see weighTokens
+	rescored       []float32         // [rows][16], see raise
 }
 
 var scratches = sync.Pool{New: func() any { return new(scratch) }}
@@ -61,6 +72,7 @@ func (s *scratch) reset(u *run, leaves, groups int) {
 	s.gradeArena.reset()
 	s.lineArena.reset()
 	s.rowArena.reset()
+	s.layouts.reset()
 	rows := u.rows
 	s.groups = sized(s.groups, groups)
 	clear(s.groups)
@@ -72,6 +84,8 @@ func (s *scratch) reset(u *run, leaves, groups int) {
 	s.scatter, s.far = sized(s.scatter, rows*u.pages), sized(s.far, rows*u.pages)
 
 	s.leaves, s.inOrder, s.deep = slices.Grow(s.leaves[:0], leaves), slices.Grow(s.inOrder[:0], leaves), s.deep[:0]
+	s.lines = sized(s.lines, len(u.segs))
+	clear(s.lines)
 	s.deepPlanes, s.valueGain = s.deepPlanes[:0], s.valueGain[:0]
 	s.w, s.sums = sized(s.w, leaves*rows*tiers.LeafTokens), sized(s.sums, 2*leaves*rows)
 	s.weights = sized(s.weights, u.slots)
@@ -82,6 +96,9 @@ func (s *scratch) reset(u *run, leaves, groups int) {
 
 // free lets another run have the scratch. Nothing of it may be in use.
 func (s *scratch) free() {
+	clear(s.reqs)
+	clear(s.pins)
+	s.pins, s.pinned, s.wanted, s.ranges = s.pins[:0], s.pinned[:0], s.wanted[:0], s.ranges[:0]
 	clear(s.leaves) // of pinned bytes
 	clear(s.deepPlanes)
 	s.single[0] = nil

@@ -19,7 +19,7 @@ func (u *run) readValues() error {
 // for, and returns them, in order. It takes them one after the other, as the cache lines that they
 // share with better ones cost nothing more.
 func (u *run) affordable() []int {
-	lines := make([]valueLines, len(u.segs))
+	lines := u.lines[:len(u.segs)]
 	left, n := u.left, 0
 	for _, key := range u.sortByUpper(u.candidates()) {
 		token := int(uint32(key))
@@ -70,35 +70,26 @@ func (u *run) candidates() []uint64 {
 	return keys[:n]
 }
 
-// bySegment divides leaves, or their tokens, by segment: in order of index they are in order of place.
-func (u *run) bySegment(list []int, leaf func(int) int) [][]int {
-	out := make([][]int, len(u.segs))
-	for len(list) > 0 {
-		seg, n := u.leaves[leaf(list[0])].seg, 1
-		for n < len(list) && u.leaves[leaf(list[n])].seg == seg {
-			n++
-		}
-		out[seg], list = list[:n], list[n:]
+// wantValues asks for the codes of tokens' values, and behind them for the
+// scales, from the first to the last of each leaf's tokens. These are apart from each other, so that nothing is joined.
+func (u *run) wantValues(seg int, tokens []int) {
+	view := &u.segs[seg].view
+	begin := len(u.ranges)
+	for _, c := range tokens {
+		_, codes := view.ValueRanges(u.place(c))
+		u.ranges = append(u.ranges, codes)
 	}
-	return out
-}
-
-// valueRanges returns where the codes of tokens' values lie, and behind them where the
-// scales lie, from the first to the last of each leaf's tokens.
-func (u *run) valueRanges(seg int, tokens []int) []tiers.Range {
-	out := make([]tiers.Range, len(tokens), 2*len(tokens))
-	view, last := &u.segs[seg].view, -1
-	for i, c := range tokens {
-		var scale tiers.Range
-		scale, out[i] = view.ValueRanges(u.place(c))
+	last := -1
+	for _, c := range tokens {
+		scale, _ := view.ValueRanges(u.place(c))
 		if leaf, _ := leafOf(c); leaf != last {
 			last = leaf
-			out = append(out, scale)
+			u.ranges = append(u.ranges, scale)
 		}
-		scales := &out[len(out)-1]
+		scales := &u.ranges[len(u.ranges)-1]
 		scales.Len = scale.Off + scale.Len - scales.Off
 	}
-	return out
+	u.wanted = append(u.wanted, wanted{seg, begin, len(u.ranges)})
 }
 
 // place returns where a token is stored.
@@ -112,20 +103,20 @@ const aheadValues = 16
 
 // fetch reads the values of the chosen tokens and adds them to the partials.
 func (u *run) fetch(chosen []int) error {
-	bySeg := u.bySegment(chosen, func(token int) int { return token / tiers.LeafTokens })
-	ranges := make([][]tiers.Range, len(u.segs))
-	for seg, t := range bySeg {
-		ranges[seg] = u.valueRanges(seg, t)
-	}
 	u.acc.Read += int64(len(chosen))
-	low, err := u.drainValues(bySeg)
+	low, err := u.drainValues(chosen)
 	if err != nil {
 		return err
 	}
+	for rest := chosen; len(rest) > 0; {
+		seg := u.segmentOf(rest[0])
+		u.wantValues(seg, u.ofSegment(&rest, seg, leafIndex))
+	}
 	values := newSum(u)
-	err = u.each(tiers.PlaneV4, ranges, func(seg int, b [][]byte) error {
-		codes, scales, last, first := b[:len(bySeg[seg])], b[len(bySeg[seg])-1:], -1, 0
-		for i, c := range bySeg[seg] {
+	err = u.each(tiers.PlaneV4, func(seg int, b [][]byte) error {
+		tokens := u.ofSegment(&chosen, seg, leafIndex)
+		codes, scales, last, first := b[:len(tokens)], b[len(tokens)-1:], -1, 0
+		for i, c := range tokens {
 			kernels.Prefetch(codes[min(i+aheadValues, len(codes)-1)])
 			leaf, t := leafOf(c)
 			if leaf != last {
@@ -152,31 +143,33 @@ func (u *run) traceRead(seg int, x *leaf, t int) {
 }
 
 // drainValues reads the low codes of the chosen tokens that are drains.
-func (u *run) drainValues(bySeg [][]int) (low map[int][]byte, err error) {
-	ranges, drains := make([][]tiers.Range, len(bySeg)), make([][]int, len(bySeg))
-	for seg, tokens := range bySeg {
-		ranges[seg], drains[seg] = u.drainRanges(seg, tokens)
+func (u *run) drainValues(chosen []int) (low map[int][]byte, err error) {
+	drains := u.list[:0]
+	for _, c := range chosen {
+		leaf, _ := leafOf(c)
+		x := &u.leaves[leaf]
+		if v := &u.segs[x.seg].view; v.IsDrain(int(x.i)) {
+			drains = append(drains, c)
+			u.want(int(x.seg), v.DrainValue(u.place(c)))
+		}
 	}
+	u.list = drains
 	low = make(map[int][]byte)
-	err = u.each(tiers.PlaneDrains, ranges, func(seg int, b [][]byte) error {
-		for i, c := range drains[seg] {
-			low[c] = b[i]
+	err = u.each(tiers.PlaneDrains, func(seg int, b [][]byte) error {
+		joined := joined{b: b}
+		for _, c := range u.ofSegment(&drains, seg, leafIndex) {
+			low[c] = joined.next(compress.ValueRowBytes(u.d))
 		}
 		return nil
 	})
 	return low, err
 }
 
-// drainRanges returns which of the tokens are drains, and where their low codes lie.
-func (u *run) drainRanges(seg int, tokens []int) (ranges []tiers.Range, drains []int) {
-	v := u.segs[seg].view
-	for _, c := range tokens {
-		if leaf, _ := leafOf(c); v.IsDrain(int(u.leaves[leaf].i)) {
-			ranges, drains = append(ranges, v.DrainValue(u.place(c))), append(drains, c)
-		}
-	}
-	return ranges, drains
-}
+// leafIndex returns the index of a token's leaf.
+func leafIndex(token int) int { return token / tiers.LeafTokens }
+
+// segmentOf returns the segment of a token.
+func (u *run) segmentOf(token int) int { return int(u.leaves[leafIndex(token)].seg) }
 
 // valueLines are the cache lines of a segment's values that were taken: bit sets.
 type valueLines struct{ scales, codes, drains []uint64 }
