@@ -64,8 +64,3 @@ func (l *KeyLayout) SumCodes(out [][]float32, w []float32, stride int, planes []
 func (l *KeyLayout) Fold(dst kernels.KeyQuery, q []float32, s KeySteps) {
 	l.lines.Fold(dst, q, l.d, s.Lo, s.Step)
 }
-
-// NewQuery returns room for rows to be folded into.
-func (l *KeyLayout) NewQuery(rows int) kernels.KeyQuery {
-	return kernels.KeyQuery{Words: make([]int16, rows*l.Known()), Scale: make([]float32, 2*rows)}
-}

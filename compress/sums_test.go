@@ -32,7 +32,8 @@ func TestScoreKeys(t *testing.T) {
 }
 
 func fold(l *KeyLayout, q []float32, s KeySteps) kernels.KeyQuery {
-	out := l.NewQuery(len(q) / l.d)
+	rows := len(q) / l.d
+	out := kernels.KeyQuery{Words: make([]int16, rows*l.Known()), Scale: make([]float32, 2*rows)}
 	l.Fold(out, q, s)
 	return out
 }

@@ -819,9 +819,15 @@ func TestPathDeadlineInTheTail(t *testing.T) {
 	overPaths(t, Options{}, func(t *testing.T, r *rig, p path) {
 		w := newWorker(t, r, p, newModel(1, testSpec(), 2200), 0)
 		w.feedAll(0, 2200)
-		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
+		queries := w.queries(0, 2200, 1)
+		begin := time.Now()
+		if _, err := p.attend(t.Context(), w.spec, request(1, exactly, queries)); err != nil {
+			t.Fatal(err)
+		}
+		took := time.Since(begin)
+		ctx, cancel := context.WithTimeout(t.Context(), took/10)
 		defer cancel()
-		_, err := p.attend(ctx, w.spec, request(1, exactly, w.queries(0, 2200, 1)))
+		_, err := p.attend(ctx, w.spec, request(1, exactly, queries))
 		wantError(t, err, codes.DeadlineExceeded, "")
 	})
 }

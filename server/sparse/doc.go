@@ -123,10 +123,10 @@ func Attend(ctx context.Context, r Reader, segments []Segment, q Query, b Budget
 	if tr == nil {
 		tr = &Trace{}
 	}
-	var whole, part []int
+	var all, part []int
 	for i, s := range segments {
 		if b.All || s.Cut() {
-			whole = append(whole, i)
+			all = append(all, i)
 		} else {
 			part = append(part, i)
 		}
@@ -138,12 +138,16 @@ func Attend(ctx context.Context, r Reader, segments []Segment, q Query, b Budget
 		acc.codecSum += float64(s.StoredError(q.Head))
 		acc.codecNo++
 	}
-	for _, i := range whole {
-		a, err := readAll(ctx, r, i, segments[i], q, tr)
-		if err != nil {
-			return acc, err
+	if len(all) > 0 {
+		w := newWhole(ctx, r, q, tr)
+		for _, i := range all {
+			a, err := w.read(i, segments[i])
+			if err != nil {
+				return acc, err
+			}
+			acc.Add(a)
 		}
-		acc.Add(a)
+		mergeRotated(q.Partials, w.ps, len(q.Q)/len(q.Partials))
 	}
 	if len(part) > 0 {
 		run := newRun(ctx, r, segments, part, q, b.Share, tr)

@@ -16,69 +16,100 @@ func view(s Segment, head int) seal.View {
 	return seal.View{D: s.Header.HeadDim, Info: s.Header.Heads[head]}
 }
 
-// readAll attends to every token of a segment that exists for the query.
-func readAll(ctx context.Context, r Reader, index int, s Segment, q Query, tr *Trace) (Account, error) {
+// whole attends to all codes of segments, one after the other.
+type whole struct {
+	ctx    context.Context
+	r      Reader
+	tr     *Trace
+	q      Query
+	ps     []attention.Partial // in rotated space
+	out    [][]float32         // their sums
+	scorer scorer
+	batch  compress.ValueBatch
+}
+
+func newWhole(ctx context.Context, r Reader, q Query, tr *Trace) *whole {
+	rows := len(q.Partials)
+	d := len(q.Q) / rows
+	w := &whole{ctx: ctx, r: r, tr: tr, q: q, ps: attention.NewPartials(rows, d)}
+	w.out = attention.AppendSums(nil, w.ps)
+	w.scorer = scorer{q: make([]float32, rows*d), softcap: q.Softcap, scores: make([]float32, rows*tiers.PageTokens), steps: compress.NewKeySteps(d),
+		folded: kernels.KeyQuery{Words: make([]int16, rows*d), Scale: make([]float32, 2*rows)}}
+	return w
+}
+
+// read attends to every token of a segment that exists for the query.
+func (w *whole) read(index int, s Segment) (Account, error) {
 	if s.Header.Profile == tiers.ProfileExact {
-		return readExact(ctx, r, index, s, q, tr)
+		return readExact(w.ctx, w.r, index, s, w.q, w.tr)
 	}
 	start := time.Now()
-	b, acc, err := pinCodes(ctx, r, s, q.Head)
+	b, acc, err := pinCodes(w.ctx, w.r, s, w.q.Head)
 	if err != nil {
 		return acc, err
 	}
 	defer releaseAll(b.pins, 1)
 	acc.NsFetch += time.Since(start).Nanoseconds()
 	start = time.Now()
-	n, err := attendCodes(b, index, s, q, tr)
+	n, err := w.attend(b, index, s)
 	acc.Scanned, acc.Read = n, n
 	acc.NsScan += time.Since(start).Nanoseconds()
 	return acc, err
 }
 
-// attendCodes attends to codes as they lie, page by page, and returns how many tokens there were.
-func attendCodes(b *pinned, index int, s Segment, q Query, tr *Trace) (n int64, err error) {
-	v := view(s, q.Head)
+// attend attends to codes as they lie, page by page, and returns how many tokens there were.
+func (w *whole) attend(b *pinned, index int, s Segment) (n int64, err error) {
+	v := view(s, w.q.Head)
 	codes, err := v.Codes(b.of)
 	if err != nil {
 		return 0, corrupt(s, err)
 	}
-	ps := attention.NewPartials(len(q.Partials), v.D)
-	out, order := attention.AppendSums(nil, ps), b.of(tiers.PlaneOrder)
-	scorer := newScorer(codes, q)
-	var batch compress.ValueBatch
+	w.scorer.begin(codes, w.q)
 	for p := range v.Pages() {
 		codes.Prefetch(p + 1)
-		scores, err := scorer.page(p)
+		scores, err := w.scorer.page(p)
 		if err != nil {
 			return 0, corrupt(s, err)
 		}
-		first, tokens := p*tiers.PageTokens, v.PageTokens(p)
-		for t := range tokens {
-			if v.Position(order, first+t) >= s.Limit {
-				scorer.hide(t)
-				continue
-			}
-			n++
-			if tr.Token != nil {
-				for row := range ps {
-					tr.Token(row, index, first+t, scores[row*tiers.PageTokens+t], Read)
-				}
-			}
+		tokens := v.PageTokens(p)
+		if s.Cut() || w.tr.Token != nil {
+			n += w.sift(b, index, s, p, scores)
+		} else {
+			n += int64(tokens)
 		}
-		attention.Weigh(ps, scores, tiers.PageTokens, tokens)
-		addValues(out, scores, codes, &batch, p)
+		attention.Weigh(w.ps, scores, tiers.PageTokens, tokens)
+		w.addValues(scores, codes, p)
 	}
-	mergeRotated(q.Partials, ps, v.D)
 	return n, nil
 }
 
-// addValues adds page p's values, weighted by w [rows][tiers.PageTokens], to out.
-func addValues(out [][]float32, w []float32, codes *seal.Codes, batch *compress.ValueBatch, p int) {
+// sift takes the tokens of page p out that do not exist for the query, tells of the others, and returns how many these are.
+func (w *whole) sift(b *pinned, index int, s Segment, p int, scores []float32) (n int64) {
+	v, order, first := view(s, w.q.Head), b.of(tiers.PlaneOrder), p*tiers.PageTokens
+	for t := range v.PageTokens(p) {
+		if v.Position(order, first+t) >= s.Limit {
+			for at := t; at < len(scores); at += tiers.PageTokens {
+				scores[at] = -inf
+			}
+			continue
+		}
+		n++
+		if w.tr.Token != nil {
+			for row := range w.ps {
+				w.tr.Token(row, index, first+t, scores[row*tiers.PageTokens+t], Read)
+			}
+		}
+	}
+	return n
+}
+
+// addValues adds page p's values, weighted by scores [rows][tiers.PageTokens], to the sums.
+func (w *whole) addValues(scores []float32, codes *seal.Codes, p int) {
 	first := p * tiers.PageTokens
 	for at, end := first, first+codes.PageTokens(p); at < end; {
 		hi, scales, high, low := codes.Values(p, at)
-		batch.Fill(scales, high, low, hi-at, codes.D)
-		batch.AddTo(out, w[at-first:], tiers.PageTokens, codes.D)
+		w.batch.Fill(scales, high, low, hi-at, codes.D)
+		w.batch.AddTo(w.out, scores[at-first:], tiers.PageTokens, codes.D)
 		at = hi
 	}
 }
@@ -92,14 +123,13 @@ type scorer struct {
 	group   int       // of tokens; -1: none yet
 	steps   compress.KeySteps
 	layout  *compress.KeyLayout
-	query   kernels.KeyQuery // in the bins of the group, by the layout
+	folded  kernels.KeyQuery // the query in the bins of the group, by the layout
 }
 
-func newScorer(c *seal.Codes, q Query) *scorer {
-	s := &scorer{Codes: c, q: make([]float32, len(q.Q)), softcap: q.Softcap,
-		scores: make([]float32, len(q.Partials)*tiers.PageTokens), group: -1, steps: compress.NewKeySteps(c.D)}
+// begin goes on to the next segment.
+func (s *scorer) begin(c *seal.Codes, q Query) {
+	s.Codes, s.group, s.layout = c, -1, nil
 	c.Order().Permute(s.q, q.Q)
-	return s
 }
 
 // page returns the scores [rows][tiers.PageTokens] of page p, until the next call.
@@ -110,7 +140,7 @@ func (s *scorer) page(p int) (scores []float32, err error) {
 			return nil, err
 		}
 		planes := s.Leaf(l)
-		s.layout.Score(s.scores[(l-first)*tiers.LeafTokens:], tiers.PageTokens, s.query, planes[:])
+		s.layout.Score(s.scores[(l-first)*tiers.LeafTokens:], tiers.PageTokens, s.folded, planes[:])
 	}
 	if s.softcap != 0 {
 		for i, x := range s.scores {
@@ -130,19 +160,9 @@ func (s *scorer) prepare(group int, layout *compress.KeyLayout) error {
 			return err
 		}
 	}
-	if layout != s.layout {
-		s.query = layout.NewQuery(len(s.q) / s.D)
-	}
 	s.group, s.layout = group, layout
-	layout.Fold(s.query, s.q, s.steps)
+	layout.Fold(s.folded, s.q, s.steps)
 	return nil
-}
-
-// hide takes token t of the page out.
-func (s *scorer) hide(t int) {
-	for ; t < len(s.scores); t += tiers.PageTokens {
-		s.scores[t] = -inf
-	}
 }
 
 // readExact attends to a segment's lossless rows.
