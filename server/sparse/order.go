@@ -5,7 +5,7 @@ import "slices"
 // sortByUpper sorts keys, which sortKeys returned, by their upper 32 bits; the lower ones of equal keys
 // must increase. The result is good until sortKeys is called.
 func (s *scratch) sortByUpper(keys []uint64) []uint64 {
-	if len(keys) < 256 {
+	if len(keys) < 64 {
 		slices.Sort(keys)
 		return keys
 	}
