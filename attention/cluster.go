@@ -37,7 +37,7 @@ type Order struct {
 // are grouped among themselves. seed makes it repeatable.
 func Arrange(keys, values []float32, d int, m *Metric, seed uint64) Order {
 	n := len(keys) / d
-	x := m.Apply(Deviations(keys, d, n)) // no grouping depends on the mean, but float32 products do
+	x := m.Apply(NewUnits(keys, d, n).Deltas) // no grouping depends on the mean, but float32 products do
 	b := &bisector{x: x, d: d, rng: rand.New(rand.NewPCG(seed, 0x6b76)), proj: make([]float32, n),
 		weights: make([]float32, n), keys: make([]uint64, n), keys2: make([]uint64, n), rest: make([]int, n)}
 	all := make([]int, n)
@@ -195,26 +195,23 @@ func ascending(x float32) uint64 {
 	return uint64(b | 1<<31)
 }
 
-// nth returns the key that n others are less than, 0 <= n < len(keys), and changes the keys' order.
+// nth returns the key that n others are less than, 0 <= n < len(keys), of keys that all differ, and changes their order.
 func nth(keys []uint64, n int) uint64 {
-	const bits = 11
-	for shift := 64 - bits; len(keys) > 256 && shift >= 0; shift -= bits {
-		var count [1 << bits]int32
-		for _, k := range keys {
-			count[k>>shift&(1<<bits-1)]++
-		}
-		bin := uint64(0)
-		for n >= int(count[bin]) {
-			n -= int(count[bin])
-			bin++
-		}
-		left := keys[:0]
-		for _, k := range keys {
-			if k>>shift&(1<<bits-1) == bin {
-				left = append(left, k)
+	for len(keys) > 16 {
+		a, b, c := keys[0], keys[len(keys)/2], keys[len(keys)-1]
+		pivot := max(min(a, b), min(max(a, b), c)) // the median
+		less := 0
+		for i, k := range keys {
+			if k < pivot {
+				keys[i], keys[less] = keys[less], k
+				less++
 			}
 		}
-		keys = left
+		if n < less {
+			keys = keys[:less]
+		} else {
+			keys, n = keys[less:], n-less
+		}
 	}
 	slices.Sort(keys)
 	return keys[n]

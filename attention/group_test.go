@@ -258,7 +258,7 @@ func TestMeans(t *testing.T) {
 			sum.Add(randn(rng, 2*d*d, 1))
 			for _, spread := range []func([]float32) []float32{sum.Metric().Spreads, func(x []float32) []float32 { return Norms2(x, d) }} {
 				units := (n + LeafTokens - 1) / LeafTokens
-				b := PackMeans([]byte("before"), x, d, LeafTokens, spread)
+				b := NewUnits(x, d, LeafTokens).Append([]byte("before"), spread)
 				if len(b) != 6+MeansBytes(units, d) {
 					t.Fatalf("%d bytes", len(b))
 				}

@@ -21,35 +21,46 @@ type Means struct {
 	d           int
 }
 
-// PackMeans appends the means of the units that n = len(x)/d rows make, in runs
-// of unit rows, to b. spreads says of rows' distances [..][d] from their unit's mean how far that is:
-// a square, of which the mean over the unit is kept, rounded up.
-func PackMeans(b []byte, x []float32, d, unit int, spreads func(deltas []float32) []float32) []byte {
-	n := len(x) / d
-	units := (n + unit - 1) / unit
-	at := len(b)
-	b = append(b, make([]byte, MeansBytes(units, d))...)
-	m := parseMeans(b[at:], d, units)
-	deltas := make([]float32, unit*d)
-	for u := range units {
-		m.put(u, x[u*unit*d:min((u+1)*unit, n)*d], deltas, spreads)
-	}
-	return b
+// Units are rows [n][d] in runs of some, each with its mean row.
+type Units struct {
+	Means  []float32 // [units][d]
+	Deltas []float32 // [n][d], the rows less their units' means
+	d, run int
 }
 
-// put uses deltas as scratch.
-func (m Means) put(u int, x, deltas []float32, spreads func([]float32) []float32) {
-	d := m.d
-	mean := Mean(x, d)
-	deltas = deltas[:len(x)]
-	subRows(deltas, x, mean)
-	var sum float64
-	for _, s := range spreads(deltas) {
-		sum += float64(s)
+// NewUnits makes units of rows x [n][d] in runs of so many.
+func NewUnits(x []float32, d, run int) *Units {
+	u := &Units{Deltas: make([]float32, len(x)), d: d, run: run}
+	for lo := 0; lo < len(x); lo += run * d {
+		hi := min(lo+run*d, len(x))
+		mean := Mean(x[lo:hi], d)
+		subRows(u.Deltas[lo:hi], x[lo:hi], mean)
+		u.Means = append(u.Means, mean...)
 	}
-	meta := m.meta[u*meanMeta:]
-	putBF16(meta[0:], packInt8(m.codes[u*d:(u+1)*d], mean))
-	putBF16(meta[2:], bf16Up(float32(sum/float64(len(x)/d))))
+	return u
+}
+
+// Append appends the units' means as Means has them. spreads says of rows' distances [..][d] from their unit's mean how far that is:
+// a square, of which the mean over the unit is kept, rounded up; nil: 0.
+func (u *Units) Append(b []byte, spreads func(deltas []float32) []float32) []byte {
+	units, at := len(u.Means)/u.d, len(b)
+	b = append(b, make([]byte, MeansBytes(units, u.d))...)
+	m := parseMeans(b[at:], u.d, units)
+	var spread []float32
+	if spreads != nil {
+		spread = spreads(u.Deltas)
+	}
+	for i := range units {
+		var sum float64
+		run := spread[min(i*u.run, len(spread)):min((i+1)*u.run, len(spread))]
+		for _, x := range run {
+			sum += float64(x)
+		}
+		meta := m.meta[i*meanMeta:]
+		putBF16(meta[0:], packInt8(m.codes[i*u.d:(i+1)*u.d], u.Means[i*u.d:(i+1)*u.d]))
+		putBF16(meta[2:], bf16Up(float32(sum/float64(max(len(run), 1)))))
+	}
+	return b
 }
 
 // subRows writes rows x [n][d] less a row to dst.
@@ -63,17 +74,7 @@ func subRows(dst, x, row []float32) {
 	}
 }
 
-// Deviations returns the rows x [n][d] less the means of their units of so many rows.
-func Deviations(x []float32, d, unit int) []float32 {
-	out := make([]float32, len(x))
-	for lo := 0; lo < len(x); lo += unit * d {
-		hi := min(lo+unit*d, len(x))
-		subRows(out[lo:hi], x[lo:hi], Mean(x[lo:hi], d))
-	}
-	return out
-}
-
-// ParseMeans reads what PackMeans wrote; ok is false if b has another size.
+// ParseMeans reads what Units.Append wrote; ok is false if b has another size.
 func ParseMeans(b []byte, d, units int) (m Means, ok bool) {
 	if len(b) != MeansBytes(units, d) {
 		return m, false

@@ -100,8 +100,7 @@ func products(x, y []float32, d int) *mat.Dense {
 
 // Append appends the stored form: 2 MapRank rows, as means of one row each.
 func (m *FittedMap) Append(b []byte) []byte {
-	none := func([]float32) []float32 { return nil }
-	return PackMeans(PackMeans(b, m.in, m.d, 1, none), m.out, m.d, 1, none)
+	return NewUnits(m.out, m.d, 1).Append(NewUnits(m.in, m.d, 1).Append(b, nil), nil)
 }
 
 // ParseValueMap reads what Append wrote; ok is false if b has another size.

@@ -162,8 +162,12 @@ func (v View) importance(k []float32, m *attention.Metric) []float32 {
 	out := make([]float32, d)
 	for g := range v.StepGroups() {
 		lo, hi := v.stepGroup(g)
-		for i, delta := range attention.Deviations(k[lo*d:hi*d], d, hi-lo) {
-			out[i%d] += delta * delta
+		rows := k[lo*d : hi*d]
+		for mean := attention.Mean(rows, d); len(rows) > 0; rows = rows[d:] {
+			for j, x := range rows[:d] {
+				delta := x - mean[j]
+				out[j] += delta * delta
+			}
 		}
 	}
 	for j := range out {
@@ -205,10 +209,10 @@ func (s *sealer) drains() {
 func (s *sealer) means(k, v []float32, m *attention.Metric) {
 	d := s.rows.HeadDim
 	body := s.info.Body * d
-	dk, dv := attention.Deviations(k[:body], d, tiers.PageTokens), attention.Deviations(v[:body], d, tiers.PageTokens)
-	s.planes[tiers.PlaneMap] = attention.FitValueMap(dk, dv, d).Append(nil)
-	b := attention.PackMeans(nil, k, d, tiers.PageTokens, m.Spreads)
-	s.planes[tiers.PlanePages] = attention.PackMeans(b, v, d, tiers.PageTokens, func(deltas []float32) []float32 { return attention.Norms2(deltas, d) })
+	keys, values := attention.NewUnits(k, d, tiers.PageTokens), attention.NewUnits(v, d, tiers.PageTokens)
+	s.planes[tiers.PlaneMap] = attention.FitValueMap(keys.Deltas[:body], values.Deltas[:body], d).Append(nil)
+	b := keys.Append(nil, m.Spreads)
+	s.planes[tiers.PlanePages] = values.Append(b, func(deltas []float32) []float32 { return attention.Norms2(deltas, d) })
 }
 
 // codecError is the mean relative error of attention over the balanced codes of
