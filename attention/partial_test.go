@@ -201,6 +201,45 @@ func TestRelativeError(t *testing.T) {
 	}
 }
 
+// Attention to rows of bfloat16, wherever they lie, is that to the floats that they are.
+func TestAttendBF16(t *testing.T) {
+	rng := rand.New(rand.NewPCG(7, 8))
+	for _, d := range []int{16, 64, 128} {
+		for _, n := range []int{0, 1, 63, 64, 200} {
+			const rows, heads = 3, 2
+			pitch := heads * d
+			k, v := make([]byte, 2*n*pitch), make([]byte, 2*n*pitch)
+			wideK, wideV := make([]float32, n*d), make([]float32, n*d)
+			for _, x := range []struct {
+				b    []byte
+				wide []float32
+			}{{k, wideK}, {v, wideV}} {
+				for i := range n * pitch {
+					putBF16(x.b[2*i:], float32(rng.NormFloat64()))
+				}
+				for t := range n {
+					for j := range d {
+						x.wide[t*d+j] = bf16(x.b[2*(t*pitch+d+j):]) // of the second head
+					}
+				}
+			}
+			q := randn(rng, rows*d, 1)
+			got, want := NewPartials(rows, d), NewPartials(rows, d)
+			at := min(2*d, len(k))
+			AttendBF16(got, q, k[at:], v[at:], n, pitch, d, 20)
+			Attend(want, q, wideK, wideV, d, 20, nil)
+			a, b := make([]float32, d), make([]float32, d)
+			for r := range got {
+				got[r].Output(a)
+				want[r].Output(b)
+				if e := RelativeError(a, b); e > 1e-5 || math.Abs(float64(got[r].LSE()-want[r].LSE())) > 1e-5 {
+					t.Errorf("d %d, %d tokens: error %v", d, n, e)
+				}
+			}
+		}
+	}
+}
+
 func TestAllocations(t *testing.T) {
 	const d, n = 64, 128
 	rng := rand.New(rand.NewPCG(5, 6))

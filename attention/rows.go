@@ -17,15 +17,49 @@ const (
 // partials of the query rows q [len(ps)][d]. Row r sees the first visible[r]
 // tokens; a nil visible means all. Values are finite.
 func Attend(ps []Partial, q, k, v []float32, d int, softcap float32, visible []int) {
+	attend(ps, q, &tokenRows{k: k, v: v, d: d}, len(k)/d, softcap, visible)
+}
+
+// AttendBF16 is Attend of n tokens whose keys and values are bfloat16, little-endian, and pitch elements
+// from one token's to the next.
+func AttendBF16(ps []Partial, q []float32, k, v []byte, n, pitch, d int, softcap float32) {
+	attend(ps, q, &tokenRows{bf16K: k, bf16V: v, pitch: pitch, d: d}, n, softcap, nil)
+}
+
+// tokenRows are tokens' keys and values, as floats or bfloat16.
+type tokenRows struct {
+	k, v         []float32
+	bf16K, bf16V []byte
+	pitch, d     int
+}
+
+// dots writes the products of q and the keys of tokens [at, end), and axpys adds their values.
+func (x *tokenRows) dots(scores, q []float32, at, end int) {
+	if x.bf16K != nil {
+		kernels.DotsBF16(scores, blockTokens, q, x.bf16K[2*at*x.pitch:], end-at, x.pitch, x.d)
+		return
+	}
+	kernels.Dots(scores, blockTokens, q, x.k[at*x.d:end*x.d], x.d)
+}
+
+func (x *tokenRows) axpys(out [][]float32, weights []float32, at, end int) {
+	if x.bf16V != nil {
+		kernels.AxpysBF16(out, weights, blockTokens, x.bf16V[2*at*x.pitch:], end-at, x.pitch, x.d)
+		return
+	}
+	kernels.Axpys(out, weights, blockTokens, x.v[at*x.d:end*x.d], x.d, x.d)
+}
+
+func attend(ps []Partial, q []float32, tokens *tokenRows, n int, softcap float32, visible []int) {
+	d := tokens.d
 	var scores [blockRows * blockTokens]float32
 	var sums [blockRows][]float32
-	n := len(k) / d
 	for len(ps) > 0 {
 		rows := min(blockRows, len(ps))
 		out := AppendSums(sums[:0], ps[:rows])
 		for at := 0; at < n; at += blockTokens {
 			end := min(at+blockTokens, n)
-			kernels.Dots(scores[:], blockTokens, q[:rows*d], k[at*d:end*d], d)
+			tokens.dots(scores[:], q[:rows*d], at, end)
 			for r := range rows {
 				row := scores[r*blockTokens:][:end-at]
 				softcapAll(row, softcap)
@@ -34,7 +68,7 @@ func Attend(ps []Partial, q, k, v []float32, d int, softcap float32, visible []i
 				}
 			}
 			Weigh(ps[:rows], scores[:], blockTokens, end-at)
-			kernels.Axpys(out, scores[:], blockTokens, v[at*d:end*d], d, d)
+			tokens.axpys(out, scores[:], at, end)
 		}
 		ps, q = ps[rows:], q[rows*d:]
 		if visible != nil {

@@ -37,18 +37,25 @@ func (c *call) exactZone(ctx context.Context, head int, q []float32, res *headRe
 	if hi <= lo {
 		return nil
 	}
+	kb, vb := rows.slice(lo, hi, sp.rowBytes())
+	res.zoneBytes += 2 * int64(hi-lo) * int64(sp.headDim*sp.typ.Size())
+	if sp.typ == compress.BF16 {
+		at := head * sp.headDim * sp.typ.Size()
+		return c.attendTo(ctx, res, lo, hi, func(ps []attention.Partial, q []float32, from, to uint64) {
+			skip := int(from-lo)*sp.rowBytes() + at
+			attention.AttendBF16(ps, q, kb[skip:], vb[skip:], int(to-from), sp.kvHeads*sp.headDim, sp.headDim, sp.softcap)
+		}, q)
+	}
 	z := zonePool.Get().(*zoneScratch)
 	defer zonePool.Put(z)
 	for at := lo; at < hi; at += zoneBlock {
-		if err := ctx.Err(); err != nil {
-			return err
-		}
 		end := min(at+zoneBlock, hi)
 		n := int(end-at) * sp.headDim
 		k, v := z.k[:n], z.v[:n]
 		rows.headInto(k, v, sp, head, at, end)
-		res.zoneBytes += 2 * int64(end-at) * int64(sp.headDim*sp.typ.Size())
-		c.attendBlock(res, q, k, v, at, end)
+		if err := c.attendBlock(ctx, res, q, k, v, at, end); err != nil {
+			return err
+		}
 	}
 	return nil
 }
@@ -64,10 +71,22 @@ type zoneScratch struct {
 var zonePool = sync.Pool{New: func() any { return new(zoneScratch) }}
 
 // attendBlock lets each position see what it may of positions [at, end).
-func (c *call) attendBlock(res *headResult, q, k, v []float32, at, end uint64) {
+func (c *call) attendBlock(ctx context.Context, res *headResult, q, k, v []float32, at, end uint64) error {
+	d, softcap := c.seq.spec.headDim, c.seq.spec.softcap
+	return c.attendTo(ctx, res, at, end, func(ps []attention.Partial, q []float32, from, to uint64) {
+		a, b := int(from-at)*d, int(to-at)*d
+		attention.Attend(ps, q, k[a:b], v[a:b], d, softcap, nil)
+	}, q)
+}
+
+// attendTo has each position's rows of q attend to those of positions [at, end) that it may see.
+func (c *call) attendTo(ctx context.Context, res *headResult, at, end uint64, attend func(ps []attention.Partial, q []float32, from, to uint64), q []float32) error {
 	sp := c.seq.spec
 	d, g := sp.headDim, sp.group()
 	for i := range c.n {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
 		pos := c.start + uint64(i)
 		lo, hi := at, min(end, pos+1)
 		if w := uint64(sp.window[c.layer]); w > 0 && pos+1 > w {
@@ -77,9 +96,9 @@ func (c *call) attendBlock(res *headResult, q, k, v []float32, at, end uint64) {
 			continue
 		}
 		res.exact += int64(hi - lo)
-		a, b := int(lo-at)*d, int(hi-at)*d
-		attention.Attend(res.ps[i*g:(i+1)*g], q[i*g*d:(i+1)*g*d], k[a:b], v[a:b], d, sp.softcap, nil)
+		attend(res.ps[i*g:(i+1)*g], q[i*g*d:(i+1)*g*d], lo, hi)
 	}
+	return nil
 }
 
 // firstTokens attends to the sequence's first tokens, which a sealed span
@@ -106,6 +125,5 @@ func (c *call) firstTokens(ctx context.Context, head int, q []float32, res *head
 	res.zoneBytes += int64(len(b))
 	n = min(n, first.limit)
 	half := len(kv) / 2
-	c.attendBlock(res, q, kv[:n*sp.headDim], kv[half:half+n*sp.headDim], first.Start, first.Start+uint64(n))
-	return nil
+	return c.attendBlock(ctx, res, q, kv[:n*sp.headDim], kv[half:half+n*sp.headDim], first.Start, first.Start+uint64(n))
 }

@@ -33,18 +33,20 @@ tokens4x2:
 	VXORPS Y5, Y5, Y5
 	VXORPS Y6, Y6, Y6
 	VXORPS Y7, Y7, Y7
+	LEAQ   (SI)(SI*2), R11
 	MOVQ   DX, R11
-	MOVQ   SI, R12
+	MOVQ   R9, R12
+	MOVQ   SI, R13
 
 tokens4x2dims:
-	VMOVUPS      (R9), Y8
-	PREFETCHT1   8192(R9)
-	VMOVUPS      (R9)(SI*4), Y9
-	PREFETCHT1   8192(R9)(SI*4)
-	VMOVUPS      (R9)(SI*8), Y10
-	PREFETCHT1   8192(R9)(SI*8)
-	VMOVUPS      (R9)(DI*4), Y11
-	PREFETCHT1   8192(R9)(DI*4)
+	VMOVUPS      (R12), Y8
+	PREFETCHT1   8192(R12)
+	VMOVUPS      (R12)(SI*4), Y9
+	PREFETCHT1   8192(R12)(SI*4)
+	VMOVUPS      (R12)(SI*8), Y10
+	PREFETCHT1   8192(R12)(SI*8)
+	VMOVUPS      (R12)(DI*4), Y11
+	PREFETCHT1   8192(R12)(DI*4)
 	VMOVUPS      (R11), Y12
 	VFMADD231PS  Y8, Y12, Y0
 	VFMADD231PS  Y9, Y12, Y1
@@ -56,9 +58,10 @@ tokens4x2dims:
 	VFMADD231PS  Y10, Y12, Y6
 	VFMADD231PS  Y11, Y12, Y7
 	ADDQ         $0x20, R11
-	ADDQ         $0x20, R9
-	SUBQ         $0x08, R12
+	ADDQ         $0x20, R12
+	SUBQ         $0x08, R13
 	JNZ          tokens4x2dims
+	LEAQ         (R9)(SI*4), R9
 	LEAQ         (R9)(DI*4), R9
 	VUNPCKLPS    Y1, Y0, Y8
 	VUNPCKHPS    Y1, Y0, Y0
@@ -94,20 +97,23 @@ tokens1x2:
 	JL     tokens1x2end
 	VXORPS Y0, Y0, Y0
 	VXORPS Y1, Y1, Y1
+	LEAQ   (SI)(SI*2), R11
 	MOVQ   DX, R11
-	MOVQ   SI, R12
+	MOVQ   R9, R12
+	MOVQ   SI, R13
 
 tokens1x2dims:
-	VMOVUPS      (R9), Y2
-	PREFETCHT1   8192(R9)
+	VMOVUPS      (R12), Y2
+	PREFETCHT1   8192(R12)
 	VMOVUPS      (R11), Y3
 	VFMADD231PS  Y2, Y3, Y0
 	VMOVUPS      (R11)(SI*4), Y3
 	VFMADD231PS  Y2, Y3, Y1
 	ADDQ         $0x20, R11
-	ADDQ         $0x20, R9
-	SUBQ         $0x08, R12
+	ADDQ         $0x20, R12
+	SUBQ         $0x08, R13
 	JNZ          tokens1x2dims
+	LEAQ         (R9)(SI*4), R9
 	VEXTRACTF128 $0x01, Y0, X2
 	VADDPS       X2, X0, X0
 	VSHUFPS      $0xee, X0, X0, X2
@@ -148,27 +154,30 @@ tokens4x1:
 	VXORPS Y1, Y1, Y1
 	VXORPS Y2, Y2, Y2
 	VXORPS Y3, Y3, Y3
+	LEAQ   (SI)(SI*2), R11
 	MOVQ   DX, R11
-	MOVQ   SI, R12
+	MOVQ   R9, R12
+	MOVQ   SI, R13
 
 tokens4x1dims:
-	VMOVUPS      (R9), Y4
-	PREFETCHT1   8192(R9)
-	VMOVUPS      (R9)(SI*4), Y5
-	PREFETCHT1   8192(R9)(SI*4)
-	VMOVUPS      (R9)(SI*8), Y6
-	PREFETCHT1   8192(R9)(SI*8)
-	VMOVUPS      (R9)(DI*4), Y7
-	PREFETCHT1   8192(R9)(DI*4)
+	VMOVUPS      (R12), Y4
+	PREFETCHT1   8192(R12)
+	VMOVUPS      (R12)(SI*4), Y5
+	PREFETCHT1   8192(R12)(SI*4)
+	VMOVUPS      (R12)(SI*8), Y6
+	PREFETCHT1   8192(R12)(SI*8)
+	VMOVUPS      (R12)(DI*4), Y7
+	PREFETCHT1   8192(R12)(DI*4)
 	VMOVUPS      (R11), Y8
 	VFMADD231PS  Y4, Y8, Y0
 	VFMADD231PS  Y5, Y8, Y1
 	VFMADD231PS  Y6, Y8, Y2
 	VFMADD231PS  Y7, Y8, Y3
 	ADDQ         $0x20, R11
-	ADDQ         $0x20, R9
-	SUBQ         $0x08, R12
+	ADDQ         $0x20, R12
+	SUBQ         $0x08, R13
 	JNZ          tokens4x1dims
+	LEAQ         (R9)(SI*4), R9
 	LEAQ         (R9)(DI*4), R9
 	VUNPCKLPS    Y1, Y0, Y4
 	VUNPCKHPS    Y1, Y0, Y0
@@ -191,18 +200,21 @@ tokens1x1:
 	CMPQ   R10, $0x01
 	JL     tokens1x1end
 	VXORPS Y0, Y0, Y0
+	LEAQ   (SI)(SI*2), R11
 	MOVQ   DX, R11
-	MOVQ   SI, R12
+	MOVQ   R9, R12
+	MOVQ   SI, R13
 
 tokens1x1dims:
-	VMOVUPS      (R9), Y1
-	PREFETCHT1   8192(R9)
+	VMOVUPS      (R12), Y1
+	PREFETCHT1   8192(R12)
 	VMOVUPS      (R11), Y2
 	VFMADD231PS  Y1, Y2, Y0
 	ADDQ         $0x20, R11
-	ADDQ         $0x20, R9
-	SUBQ         $0x08, R12
+	ADDQ         $0x20, R12
+	SUBQ         $0x08, R13
 	JNZ          tokens1x1dims
+	LEAQ         (R9)(SI*4), R9
 	VEXTRACTF128 $0x01, Y0, X1
 	VADDPS       X1, X0, X0
 	VSHUFPS      $0xee, X0, X0, X1
@@ -427,6 +439,463 @@ rows0:
 	VZEROUPPER
 	RET
 
+// func dotsBF16AVX2(dst *float32, stride int, q *float32, rows int, k *byte, n int, d int, pitch int)
+// Requires: AVX, AVX2, FMA3, MMX+
+TEXT ·dotsBF16AVX2(SB), NOSPLIT, $0-64
+	MOVQ dst+0(FP), AX
+	MOVQ stride+8(FP), CX
+	MOVQ q+16(FP), DX
+	MOVQ rows+24(FP), BX
+	MOVQ d+48(FP), SI
+	MOVQ pitch+56(FP), DI
+	LEAQ (CX)(CX*2), R8
+	LEAQ (DI)(DI*2), R8
+
+rows2:
+	CMPQ BX, $0x02
+	JL   rows1
+	MOVQ k+32(FP), R10
+	MOVQ n+40(FP), R11
+	MOVQ AX, R9
+
+tokens4x2:
+	CMPQ   R11, $0x04
+	JL     tokens4x2end
+	VXORPS Y0, Y0, Y0
+	VXORPS Y1, Y1, Y1
+	VXORPS Y2, Y2, Y2
+	VXORPS Y3, Y3, Y3
+	VXORPS Y4, Y4, Y4
+	VXORPS Y5, Y5, Y5
+	VXORPS Y6, Y6, Y6
+	VXORPS Y7, Y7, Y7
+	LEAQ   (SI)(SI*2), R12
+	MOVQ   DX, R12
+	MOVQ   R10, R13
+	MOVQ   SI, R14
+
+tokens4x2dims:
+	VPMOVZXWD    (R13), Y8
+	VPSLLD       $0x10, Y8, Y8
+	PREFETCHT1   8192(R13)
+	VPMOVZXWD    (R13)(DI*2), Y9
+	VPSLLD       $0x10, Y9, Y9
+	PREFETCHT1   8192(R13)(DI*2)
+	VPMOVZXWD    (R13)(DI*4), Y10
+	VPSLLD       $0x10, Y10, Y10
+	PREFETCHT1   8192(R13)(DI*4)
+	VPMOVZXWD    (R13)(R8*2), Y11
+	VPSLLD       $0x10, Y11, Y11
+	PREFETCHT1   8192(R13)(R8*2)
+	VMOVUPS      (R12), Y12
+	VFMADD231PS  Y8, Y12, Y0
+	VFMADD231PS  Y9, Y12, Y1
+	VFMADD231PS  Y10, Y12, Y2
+	VFMADD231PS  Y11, Y12, Y3
+	VMOVUPS      (R12)(SI*4), Y12
+	VFMADD231PS  Y8, Y12, Y4
+	VFMADD231PS  Y9, Y12, Y5
+	VFMADD231PS  Y10, Y12, Y6
+	VFMADD231PS  Y11, Y12, Y7
+	ADDQ         $0x20, R12
+	ADDQ         $0x10, R13
+	SUBQ         $0x08, R14
+	JNZ          tokens4x2dims
+	LEAQ         (R10)(DI*2), R10
+	LEAQ         (R10)(R8*2), R10
+	VUNPCKLPS    Y1, Y0, Y8
+	VUNPCKHPS    Y1, Y0, Y0
+	VADDPS       Y0, Y8, Y8
+	VUNPCKLPS    Y3, Y2, Y0
+	VUNPCKHPS    Y3, Y2, Y1
+	VADDPS       Y1, Y0, Y0
+	VSHUFPS      $0x44, Y0, Y8, Y1
+	VSHUFPS      $0xee, Y0, Y8, Y0
+	VADDPS       Y0, Y1, Y1
+	VEXTRACTF128 $0x01, Y1, X0
+	VADDPS       X0, X1, X0
+	VMOVUPS      X0, (R9)
+	VUNPCKLPS    Y5, Y4, Y0
+	VUNPCKHPS    Y5, Y4, Y1
+	VADDPS       Y1, Y0, Y0
+	VUNPCKLPS    Y7, Y6, Y1
+	VUNPCKHPS    Y7, Y6, Y2
+	VADDPS       Y2, Y1, Y1
+	VSHUFPS      $0x44, Y1, Y0, Y2
+	VSHUFPS      $0xee, Y1, Y0, Y0
+	VADDPS       Y0, Y2, Y2
+	VEXTRACTF128 $0x01, Y2, X0
+	VADDPS       X0, X2, X0
+	VMOVUPS      X0, (R9)(CX*4)
+	ADDQ         $0x10, R9
+	SUBQ         $0x04, R11
+	JMP          tokens4x2
+
+tokens4x2end:
+tokens1x2:
+	CMPQ   R11, $0x01
+	JL     tokens1x2end
+	VXORPS Y0, Y0, Y0
+	VXORPS Y1, Y1, Y1
+	LEAQ   (SI)(SI*2), R12
+	MOVQ   DX, R12
+	MOVQ   R10, R13
+	MOVQ   SI, R14
+
+tokens1x2dims:
+	VPMOVZXWD    (R13), Y2
+	VPSLLD       $0x10, Y2, Y2
+	PREFETCHT1   8192(R13)
+	VMOVUPS      (R12), Y3
+	VFMADD231PS  Y2, Y3, Y0
+	VMOVUPS      (R12)(SI*4), Y3
+	VFMADD231PS  Y2, Y3, Y1
+	ADDQ         $0x20, R12
+	ADDQ         $0x10, R13
+	SUBQ         $0x08, R14
+	JNZ          tokens1x2dims
+	LEAQ         (R10)(DI*2), R10
+	VEXTRACTF128 $0x01, Y0, X2
+	VADDPS       X2, X0, X0
+	VSHUFPS      $0xee, X0, X0, X2
+	VADDPS       X2, X0, X0
+	VSHUFPS      $0x55, X0, X0, X2
+	VADDPS       X2, X0, X0
+	VMOVSS       X0, (R9)
+	VEXTRACTF128 $0x01, Y1, X0
+	VADDPS       X0, X1, X0
+	VSHUFPS      $0xee, X0, X0, X1
+	VADDPS       X1, X0, X0
+	VSHUFPS      $0x55, X0, X0, X1
+	VADDPS       X1, X0, X0
+	VMOVSS       X0, (R9)(CX*4)
+	ADDQ         $0x04, R9
+	SUBQ         $0x01, R11
+	JMP          tokens1x2
+
+tokens1x2end:
+	LEAQ (AX)(CX*4), AX
+	LEAQ (DX)(SI*4), DX
+	LEAQ (AX)(CX*4), AX
+	LEAQ (DX)(SI*4), DX
+	SUBQ $0x02, BX
+	JMP  rows2
+
+rows1:
+	CMPQ BX, $0x01
+	JL   rows0
+	MOVQ k+32(FP), R10
+	MOVQ n+40(FP), R11
+	MOVQ AX, R9
+
+tokens4x1:
+	CMPQ   R11, $0x04
+	JL     tokens4x1end
+	VXORPS Y0, Y0, Y0
+	VXORPS Y1, Y1, Y1
+	VXORPS Y2, Y2, Y2
+	VXORPS Y3, Y3, Y3
+	LEAQ   (SI)(SI*2), R12
+	MOVQ   DX, R12
+	MOVQ   R10, R13
+	MOVQ   SI, R14
+
+tokens4x1dims:
+	VPMOVZXWD    (R13), Y4
+	VPSLLD       $0x10, Y4, Y4
+	PREFETCHT1   8192(R13)
+	VPMOVZXWD    (R13)(DI*2), Y5
+	VPSLLD       $0x10, Y5, Y5
+	PREFETCHT1   8192(R13)(DI*2)
+	VPMOVZXWD    (R13)(DI*4), Y6
+	VPSLLD       $0x10, Y6, Y6
+	PREFETCHT1   8192(R13)(DI*4)
+	VPMOVZXWD    (R13)(R8*2), Y7
+	VPSLLD       $0x10, Y7, Y7
+	PREFETCHT1   8192(R13)(R8*2)
+	VMOVUPS      (R12), Y8
+	VFMADD231PS  Y4, Y8, Y0
+	VFMADD231PS  Y5, Y8, Y1
+	VFMADD231PS  Y6, Y8, Y2
+	VFMADD231PS  Y7, Y8, Y3
+	ADDQ         $0x20, R12
+	ADDQ         $0x10, R13
+	SUBQ         $0x08, R14
+	JNZ          tokens4x1dims
+	LEAQ         (R10)(DI*2), R10
+	LEAQ         (R10)(R8*2), R10
+	VUNPCKLPS    Y1, Y0, Y4
+	VUNPCKHPS    Y1, Y0, Y0
+	VADDPS       Y0, Y4, Y4
+	VUNPCKLPS    Y3, Y2, Y0
+	VUNPCKHPS    Y3, Y2, Y1
+	VADDPS       Y1, Y0, Y0
+	VSHUFPS      $0x44, Y0, Y4, Y1
+	VSHUFPS      $0xee, Y0, Y4, Y0
+	VADDPS       Y0, Y1, Y1
+	VEXTRACTF128 $0x01, Y1, X0
+	VADDPS       X0, X1, X0
+	VMOVUPS      X0, (R9)
+	ADDQ         $0x10, R9
+	SUBQ         $0x04, R11
+	JMP          tokens4x1
+
+tokens4x1end:
+tokens1x1:
+	CMPQ   R11, $0x01
+	JL     tokens1x1end
+	VXORPS Y0, Y0, Y0
+	LEAQ   (SI)(SI*2), R12
+	MOVQ   DX, R12
+	MOVQ   R10, R13
+	MOVQ   SI, R14
+
+tokens1x1dims:
+	VPMOVZXWD    (R13), Y1
+	VPSLLD       $0x10, Y1, Y1
+	PREFETCHT1   8192(R13)
+	VMOVUPS      (R12), Y2
+	VFMADD231PS  Y1, Y2, Y0
+	ADDQ         $0x20, R12
+	ADDQ         $0x10, R13
+	SUBQ         $0x08, R14
+	JNZ          tokens1x1dims
+	LEAQ         (R10)(DI*2), R10
+	VEXTRACTF128 $0x01, Y0, X1
+	VADDPS       X1, X0, X0
+	VSHUFPS      $0xee, X0, X0, X1
+	VADDPS       X1, X0, X0
+	VSHUFPS      $0x55, X0, X0, X1
+	VADDPS       X1, X0, X0
+	VMOVSS       X0, (R9)
+	ADDQ         $0x04, R9
+	SUBQ         $0x01, R11
+	JMP          tokens1x1
+
+tokens1x1end:
+	LEAQ (AX)(CX*4), AX
+	LEAQ (DX)(SI*4), DX
+	SUBQ $0x01, BX
+	JMP  rows1
+
+rows0:
+	VZEROUPPER
+	RET
+
+// func axpysBF16AVX2(out *[]float32, w *float32, stride int, rows int, v *byte, n int, d int, cols int, pitch int)
+// Requires: AVX, AVX2, FMA3, MMX+
+TEXT ·axpysBF16AVX2(SB), NOSPLIT, $0-72
+	MOVQ out+0(FP), AX
+	MOVQ w+8(FP), CX
+	MOVQ stride+16(FP), DX
+	MOVQ rows+24(FP), BX
+	MOVQ d+48(FP), SI
+	MOVQ pitch+64(FP), SI
+	LEAQ (DX)(DX*2), DI
+
+rows2:
+	CMPQ BX, $0x02
+	JL   rows1
+	MOVQ v+32(FP), R8
+	MOVQ cols+56(FP), R9
+	XORQ DI, DI
+
+cols4x2:
+	CMPQ   R9, $0x20
+	JL     cols4x2end
+	VXORPS Y0, Y0, Y0
+	VXORPS Y1, Y1, Y1
+	VXORPS Y2, Y2, Y2
+	VXORPS Y3, Y3, Y3
+	VXORPS Y4, Y4, Y4
+	VXORPS Y5, Y5, Y5
+	VXORPS Y6, Y6, Y6
+	VXORPS Y7, Y7, Y7
+	MOVQ   n+40(FP), R12
+	MOVQ   CX, R10
+	MOVQ   R8, R11
+
+cols4x2tokens:
+	VPMOVZXWD    (R11), Y8
+	VPSLLD       $0x10, Y8, Y8
+	PREFETCHT1   8192(R11)
+	VPMOVZXWD    16(R11), Y9
+	VPSLLD       $0x10, Y9, Y9
+	PREFETCHT1   8208(R11)
+	VPMOVZXWD    32(R11), Y10
+	VPSLLD       $0x10, Y10, Y10
+	PREFETCHT1   8224(R11)
+	VPMOVZXWD    48(R11), Y11
+	VPSLLD       $0x10, Y11, Y11
+	PREFETCHT1   8240(R11)
+	VBROADCASTSS (R10), Y12
+	VFMADD231PS  Y8, Y12, Y0
+	VFMADD231PS  Y9, Y12, Y1
+	VFMADD231PS  Y10, Y12, Y2
+	VFMADD231PS  Y11, Y12, Y3
+	VBROADCASTSS (R10)(DX*4), Y12
+	VFMADD231PS  Y8, Y12, Y4
+	VFMADD231PS  Y9, Y12, Y5
+	VFMADD231PS  Y10, Y12, Y6
+	VFMADD231PS  Y11, Y12, Y7
+	LEAQ         (R11)(SI*2), R11
+	ADDQ         $0x04, R10
+	DECQ         R12
+	JNZ          cols4x2tokens
+	MOVQ         (AX), R10
+	VADDPS       (R10)(DI*4), Y0, Y0
+	VMOVUPS      Y0, (R10)(DI*4)
+	VADDPS       32(R10)(DI*4), Y1, Y1
+	VMOVUPS      Y1, 32(R10)(DI*4)
+	VADDPS       64(R10)(DI*4), Y2, Y2
+	VMOVUPS      Y2, 64(R10)(DI*4)
+	VADDPS       96(R10)(DI*4), Y3, Y3
+	VMOVUPS      Y3, 96(R10)(DI*4)
+	MOVQ         24(AX), R10
+	VADDPS       (R10)(DI*4), Y4, Y4
+	VMOVUPS      Y4, (R10)(DI*4)
+	VADDPS       32(R10)(DI*4), Y5, Y5
+	VMOVUPS      Y5, 32(R10)(DI*4)
+	VADDPS       64(R10)(DI*4), Y6, Y6
+	VMOVUPS      Y6, 64(R10)(DI*4)
+	VADDPS       96(R10)(DI*4), Y7, Y7
+	VMOVUPS      Y7, 96(R10)(DI*4)
+	ADDQ         $0x20, DI
+	ADDQ         $0x00000040, R8
+	SUBQ         $0x20, R9
+	JMP          cols4x2
+
+cols4x2end:
+cols1x2:
+	CMPQ   R9, $0x08
+	JL     cols1x2end
+	VXORPS Y0, Y0, Y0
+	VXORPS Y1, Y1, Y1
+	MOVQ   n+40(FP), R12
+	MOVQ   CX, R10
+	MOVQ   R8, R11
+
+cols1x2tokens:
+	VPMOVZXWD    (R11), Y2
+	VPSLLD       $0x10, Y2, Y2
+	PREFETCHT1   8192(R11)
+	VBROADCASTSS (R10), Y3
+	VFMADD231PS  Y2, Y3, Y0
+	VBROADCASTSS (R10)(DX*4), Y3
+	VFMADD231PS  Y2, Y3, Y1
+	LEAQ         (R11)(SI*2), R11
+	ADDQ         $0x04, R10
+	DECQ         R12
+	JNZ          cols1x2tokens
+	MOVQ         (AX), R10
+	VADDPS       (R10)(DI*4), Y0, Y0
+	VMOVUPS      Y0, (R10)(DI*4)
+	MOVQ         24(AX), R10
+	VADDPS       (R10)(DI*4), Y1, Y1
+	VMOVUPS      Y1, (R10)(DI*4)
+	ADDQ         $0x08, DI
+	ADDQ         $0x00000010, R8
+	SUBQ         $0x08, R9
+	JMP          cols1x2
+
+cols1x2end:
+	ADDQ $0x30, AX
+	LEAQ (CX)(DX*4), CX
+	LEAQ (CX)(DX*4), CX
+	SUBQ $0x02, BX
+	JMP  rows2
+
+rows1:
+	CMPQ BX, $0x01
+	JL   rows0
+	MOVQ v+32(FP), R8
+	MOVQ cols+56(FP), R9
+	XORQ DI, DI
+
+cols4x1:
+	CMPQ   R9, $0x20
+	JL     cols4x1end
+	VXORPS Y0, Y0, Y0
+	VXORPS Y1, Y1, Y1
+	VXORPS Y2, Y2, Y2
+	VXORPS Y3, Y3, Y3
+	MOVQ   n+40(FP), R12
+	MOVQ   CX, R10
+	MOVQ   R8, R11
+
+cols4x1tokens:
+	VPMOVZXWD    (R11), Y4
+	VPSLLD       $0x10, Y4, Y4
+	PREFETCHT1   8192(R11)
+	VPMOVZXWD    16(R11), Y5
+	VPSLLD       $0x10, Y5, Y5
+	PREFETCHT1   8208(R11)
+	VPMOVZXWD    32(R11), Y6
+	VPSLLD       $0x10, Y6, Y6
+	PREFETCHT1   8224(R11)
+	VPMOVZXWD    48(R11), Y7
+	VPSLLD       $0x10, Y7, Y7
+	PREFETCHT1   8240(R11)
+	VBROADCASTSS (R10), Y8
+	VFMADD231PS  Y4, Y8, Y0
+	VFMADD231PS  Y5, Y8, Y1
+	VFMADD231PS  Y6, Y8, Y2
+	VFMADD231PS  Y7, Y8, Y3
+	LEAQ         (R11)(SI*2), R11
+	ADDQ         $0x04, R10
+	DECQ         R12
+	JNZ          cols4x1tokens
+	MOVQ         (AX), R10
+	VADDPS       (R10)(DI*4), Y0, Y0
+	VMOVUPS      Y0, (R10)(DI*4)
+	VADDPS       32(R10)(DI*4), Y1, Y1
+	VMOVUPS      Y1, 32(R10)(DI*4)
+	VADDPS       64(R10)(DI*4), Y2, Y2
+	VMOVUPS      Y2, 64(R10)(DI*4)
+	VADDPS       96(R10)(DI*4), Y3, Y3
+	VMOVUPS      Y3, 96(R10)(DI*4)
+	ADDQ         $0x20, DI
+	ADDQ         $0x00000040, R8
+	SUBQ         $0x20, R9
+	JMP          cols4x1
+
+cols4x1end:
+cols1x1:
+	CMPQ   R9, $0x08
+	JL     cols1x1end
+	VXORPS Y0, Y0, Y0
+	MOVQ   n+40(FP), R12
+	MOVQ   CX, R10
+	MOVQ   R8, R11
+
+cols1x1tokens:
+	VPMOVZXWD    (R11), Y1
+	VPSLLD       $0x10, Y1, Y1
+	PREFETCHT1   8192(R11)
+	VBROADCASTSS (R10), Y2
+	VFMADD231PS  Y1, Y2, Y0
+	LEAQ         (R11)(SI*2), R11
+	ADDQ         $0x04, R10
+	DECQ         R12
+	JNZ          cols1x1tokens
+	MOVQ         (AX), R10
+	VADDPS       (R10)(DI*4), Y0, Y0
+	VMOVUPS      Y0, (R10)(DI*4)
+	ADDQ         $0x08, DI
+	ADDQ         $0x00000010, R8
+	SUBQ         $0x08, R9
+	JMP          cols1x1
+
+cols1x1end:
+	ADDQ $0x18, AX
+	LEAQ (CX)(DX*4), CX
+	SUBQ $0x01, BX
+	JMP  rows1
+
+rows0:
+	VZEROUPPER
+	RET
+
 // func dotsInt8AVX2(dst *float32, stride int, q *float32, rows int, k *byte, n int, d int)
 // Requires: AVX, AVX2, FMA3, MMX+
 TEXT ·dotsInt8AVX2(SB), NOSPLIT, $0-56
@@ -456,22 +925,24 @@ tokens4x2:
 	VXORPS Y5, Y5, Y5
 	VXORPS Y6, Y6, Y6
 	VXORPS Y7, Y7, Y7
+	LEAQ   (SI)(SI*2), R11
 	MOVQ   DX, R11
-	MOVQ   SI, R12
+	MOVQ   R9, R12
+	MOVQ   SI, R13
 
 tokens4x2dims:
-	VPMOVSXBD    (R9), Y8
+	VPMOVSXBD    (R12), Y8
 	VCVTDQ2PS    Y8, Y8
-	PREFETCHT1   8192(R9)
-	VPMOVSXBD    (R9)(SI*1), Y9
+	PREFETCHT1   8192(R12)
+	VPMOVSXBD    (R12)(SI*1), Y9
 	VCVTDQ2PS    Y9, Y9
-	PREFETCHT1   8192(R9)(SI*1)
-	VPMOVSXBD    (R9)(SI*2), Y10
+	PREFETCHT1   8192(R12)(SI*1)
+	VPMOVSXBD    (R12)(SI*2), Y10
 	VCVTDQ2PS    Y10, Y10
-	PREFETCHT1   8192(R9)(SI*2)
-	VPMOVSXBD    (R9)(DI*1), Y11
+	PREFETCHT1   8192(R12)(SI*2)
+	VPMOVSXBD    (R12)(DI*1), Y11
 	VCVTDQ2PS    Y11, Y11
-	PREFETCHT1   8192(R9)(DI*1)
+	PREFETCHT1   8192(R12)(DI*1)
 	VMOVUPS      (R11), Y12
 	VFMADD231PS  Y8, Y12, Y0
 	VFMADD231PS  Y9, Y12, Y1
@@ -483,9 +954,10 @@ tokens4x2dims:
 	VFMADD231PS  Y10, Y12, Y6
 	VFMADD231PS  Y11, Y12, Y7
 	ADDQ         $0x20, R11
-	ADDQ         $0x08, R9
-	SUBQ         $0x08, R12
+	ADDQ         $0x08, R12
+	SUBQ         $0x08, R13
 	JNZ          tokens4x2dims
+	LEAQ         (R9)(SI*1), R9
 	LEAQ         (R9)(DI*1), R9
 	VUNPCKLPS    Y1, Y0, Y8
 	VUNPCKHPS    Y1, Y0, Y0
@@ -521,21 +993,24 @@ tokens1x2:
 	JL     tokens1x2end
 	VXORPS Y0, Y0, Y0
 	VXORPS Y1, Y1, Y1
+	LEAQ   (SI)(SI*2), R11
 	MOVQ   DX, R11
-	MOVQ   SI, R12
+	MOVQ   R9, R12
+	MOVQ   SI, R13
 
 tokens1x2dims:
-	VPMOVSXBD    (R9), Y2
+	VPMOVSXBD    (R12), Y2
 	VCVTDQ2PS    Y2, Y2
-	PREFETCHT1   8192(R9)
+	PREFETCHT1   8192(R12)
 	VMOVUPS      (R11), Y3
 	VFMADD231PS  Y2, Y3, Y0
 	VMOVUPS      (R11)(SI*4), Y3
 	VFMADD231PS  Y2, Y3, Y1
 	ADDQ         $0x20, R11
-	ADDQ         $0x08, R9
-	SUBQ         $0x08, R12
+	ADDQ         $0x08, R12
+	SUBQ         $0x08, R13
 	JNZ          tokens1x2dims
+	LEAQ         (R9)(SI*1), R9
 	VEXTRACTF128 $0x01, Y0, X2
 	VADDPS       X2, X0, X0
 	VSHUFPS      $0xee, X0, X0, X2
@@ -576,31 +1051,34 @@ tokens4x1:
 	VXORPS Y1, Y1, Y1
 	VXORPS Y2, Y2, Y2
 	VXORPS Y3, Y3, Y3
+	LEAQ   (SI)(SI*2), R11
 	MOVQ   DX, R11
-	MOVQ   SI, R12
+	MOVQ   R9, R12
+	MOVQ   SI, R13
 
 tokens4x1dims:
-	VPMOVSXBD    (R9), Y4
+	VPMOVSXBD    (R12), Y4
 	VCVTDQ2PS    Y4, Y4
-	PREFETCHT1   8192(R9)
-	VPMOVSXBD    (R9)(SI*1), Y5
+	PREFETCHT1   8192(R12)
+	VPMOVSXBD    (R12)(SI*1), Y5
 	VCVTDQ2PS    Y5, Y5
-	PREFETCHT1   8192(R9)(SI*1)
-	VPMOVSXBD    (R9)(SI*2), Y6
+	PREFETCHT1   8192(R12)(SI*1)
+	VPMOVSXBD    (R12)(SI*2), Y6
 	VCVTDQ2PS    Y6, Y6
-	PREFETCHT1   8192(R9)(SI*2)
-	VPMOVSXBD    (R9)(DI*1), Y7
+	PREFETCHT1   8192(R12)(SI*2)
+	VPMOVSXBD    (R12)(DI*1), Y7
 	VCVTDQ2PS    Y7, Y7
-	PREFETCHT1   8192(R9)(DI*1)
+	PREFETCHT1   8192(R12)(DI*1)
 	VMOVUPS      (R11), Y8
 	VFMADD231PS  Y4, Y8, Y0
 	VFMADD231PS  Y5, Y8, Y1
 	VFMADD231PS  Y6, Y8, Y2
 	VFMADD231PS  Y7, Y8, Y3
 	ADDQ         $0x20, R11
-	ADDQ         $0x08, R9
-	SUBQ         $0x08, R12
+	ADDQ         $0x08, R12
+	SUBQ         $0x08, R13
 	JNZ          tokens4x1dims
+	LEAQ         (R9)(SI*1), R9
 	LEAQ         (R9)(DI*1), R9
 	VUNPCKLPS    Y1, Y0, Y4
 	VUNPCKHPS    Y1, Y0, Y0
@@ -623,19 +1101,22 @@ tokens1x1:
 	CMPQ   R10, $0x01
 	JL     tokens1x1end
 	VXORPS Y0, Y0, Y0
+	LEAQ   (SI)(SI*2), R11
 	MOVQ   DX, R11
-	MOVQ   SI, R12
+	MOVQ   R9, R12
+	MOVQ   SI, R13
 
 tokens1x1dims:
-	VPMOVSXBD    (R9), Y1
+	VPMOVSXBD    (R12), Y1
 	VCVTDQ2PS    Y1, Y1
-	PREFETCHT1   8192(R9)
+	PREFETCHT1   8192(R12)
 	VMOVUPS      (R11), Y2
 	VFMADD231PS  Y1, Y2, Y0
 	ADDQ         $0x20, R11
-	ADDQ         $0x08, R9
-	SUBQ         $0x08, R12
+	ADDQ         $0x08, R12
+	SUBQ         $0x08, R13
 	JNZ          tokens1x1dims
+	LEAQ         (R9)(SI*1), R9
 	VEXTRACTF128 $0x01, Y0, X1
 	VADDPS       X1, X0, X0
 	VSHUFPS      $0xee, X0, X0, X1

@@ -11,6 +11,12 @@ func dotsAVX512(dst *float32, stride int, q *float32, rows int, k *float32, n in
 func axpysAVX512(out *[]float32, w *float32, stride int, rows int, v *float32, n int, d int, cols int)
 
 //go:noescape
+func dotsBF16AVX512(dst *float32, stride int, q *float32, rows int, k *byte, n int, d int, pitch int)
+
+//go:noescape
+func axpysBF16AVX512(out *[]float32, w *float32, stride int, rows int, v *byte, n int, d int, cols int, pitch int)
+
+//go:noescape
 func dotsInt8AVX512(dst *float32, stride int, q *float32, rows int, k *byte, n int, d int)
 
 //go:noescape

@@ -41,18 +41,20 @@ tokens4x4:
 	VXORPS Z13, Z13, Z13
 	VXORPS Z14, Z14, Z14
 	VXORPS Z15, Z15, Z15
+	LEAQ   (SI)(SI*2), R15
 	MOVQ   DX, R12
-	MOVQ   SI, R13
+	MOVQ   R10, R13
+	MOVQ   SI, R14
 
 tokens4x4dims:
-	VMOVUPS       (R10), Z16
-	PREFETCHT1    8192(R10)
-	VMOVUPS       (R10)(SI*4), Z17
-	PREFETCHT1    8192(R10)(SI*4)
-	VMOVUPS       (R10)(SI*8), Z18
-	PREFETCHT1    8192(R10)(SI*8)
-	VMOVUPS       (R10)(R8*4), Z19
-	PREFETCHT1    8192(R10)(R8*4)
+	VMOVUPS       (R13), Z16
+	PREFETCHT1    8192(R13)
+	VMOVUPS       (R13)(SI*4), Z17
+	PREFETCHT1    8192(R13)(SI*4)
+	VMOVUPS       (R13)(SI*8), Z18
+	PREFETCHT1    8192(R13)(SI*8)
+	VMOVUPS       (R13)(R8*4), Z19
+	PREFETCHT1    8192(R13)(R8*4)
 	VMOVUPS       (R12), Z20
 	VFMADD231PS   Z16, Z20, Z0
 	VFMADD231PS   Z17, Z20, Z1
@@ -68,15 +70,16 @@ tokens4x4dims:
 	VFMADD231PS   Z17, Z20, Z9
 	VFMADD231PS   Z18, Z20, Z10
 	VFMADD231PS   Z19, Z20, Z11
-	VMOVUPS       (R12)(R8*4), Z20
+	VMOVUPS       (R12)(R15*4), Z20
 	VFMADD231PS   Z16, Z20, Z12
 	VFMADD231PS   Z17, Z20, Z13
 	VFMADD231PS   Z18, Z20, Z14
 	VFMADD231PS   Z19, Z20, Z15
 	ADDQ          $0x40, R12
-	ADDQ          $0x40, R10
-	SUBQ          $0x10, R13
+	ADDQ          $0x40, R13
+	SUBQ          $0x10, R14
 	JNZ           tokens4x4dims
+	LEAQ          (R10)(SI*4), R10
 	LEAQ          (R10)(R8*4), R10
 	VUNPCKLPS     Z1, Z0, Z16
 	VUNPCKHPS     Z1, Z0, Z0
@@ -146,24 +149,27 @@ tokens1x4:
 	VXORPS Z1, Z1, Z1
 	VXORPS Z2, Z2, Z2
 	VXORPS Z3, Z3, Z3
+	LEAQ   (SI)(SI*2), R15
 	MOVQ   DX, R12
-	MOVQ   SI, R13
+	MOVQ   R10, R13
+	MOVQ   SI, R14
 
 tokens1x4dims:
-	VMOVUPS       (R10), Z4
-	PREFETCHT1    8192(R10)
+	VMOVUPS       (R13), Z4
+	PREFETCHT1    8192(R13)
 	VMOVUPS       (R12), Z5
 	VFMADD231PS   Z4, Z5, Z0
 	VMOVUPS       (R12)(SI*4), Z5
 	VFMADD231PS   Z4, Z5, Z1
 	VMOVUPS       (R12)(SI*8), Z5
 	VFMADD231PS   Z4, Z5, Z2
-	VMOVUPS       (R12)(R8*4), Z5
+	VMOVUPS       (R12)(R15*4), Z5
 	VFMADD231PS   Z4, Z5, Z3
 	ADDQ          $0x40, R12
-	ADDQ          $0x40, R10
-	SUBQ          $0x10, R13
+	ADDQ          $0x40, R13
+	SUBQ          $0x10, R14
 	JNZ           tokens1x4dims
+	LEAQ          (R10)(SI*4), R10
 	VEXTRACTF64X4 $0x01, Z0, Y4
 	VADDPS        Y4, Y0, Y0
 	VEXTRACTF32X4 $0x01, Y0, X4
@@ -238,18 +244,20 @@ tokens4x3:
 	VXORPS Z9, Z9, Z9
 	VXORPS Z10, Z10, Z10
 	VXORPS Z11, Z11, Z11
+	LEAQ   (SI)(SI*2), R11
 	MOVQ   DX, R11
-	MOVQ   SI, R12
+	MOVQ   R9, R12
+	MOVQ   SI, R13
 
 tokens4x3dims:
-	VMOVUPS       (R9), Z12
-	PREFETCHT1    8192(R9)
-	VMOVUPS       (R9)(SI*4), Z13
-	PREFETCHT1    8192(R9)(SI*4)
-	VMOVUPS       (R9)(SI*8), Z14
-	PREFETCHT1    8192(R9)(SI*8)
-	VMOVUPS       (R9)(R8*4), Z15
-	PREFETCHT1    8192(R9)(R8*4)
+	VMOVUPS       (R12), Z12
+	PREFETCHT1    8192(R12)
+	VMOVUPS       (R12)(SI*4), Z13
+	PREFETCHT1    8192(R12)(SI*4)
+	VMOVUPS       (R12)(SI*8), Z14
+	PREFETCHT1    8192(R12)(SI*8)
+	VMOVUPS       (R12)(R8*4), Z15
+	PREFETCHT1    8192(R12)(R8*4)
 	VMOVUPS       (R11), Z16
 	VFMADD231PS   Z12, Z16, Z0
 	VFMADD231PS   Z13, Z16, Z1
@@ -266,9 +274,10 @@ tokens4x3dims:
 	VFMADD231PS   Z14, Z16, Z10
 	VFMADD231PS   Z15, Z16, Z11
 	ADDQ          $0x40, R11
-	ADDQ          $0x40, R9
-	SUBQ          $0x10, R12
+	ADDQ          $0x40, R12
+	SUBQ          $0x10, R13
 	JNZ           tokens4x3dims
+	LEAQ          (R9)(SI*4), R9
 	LEAQ          (R9)(R8*4), R9
 	VUNPCKLPS     Z1, Z0, Z12
 	VUNPCKHPS     Z1, Z0, Z0
@@ -323,12 +332,14 @@ tokens1x3:
 	VXORPS Z0, Z0, Z0
 	VXORPS Z1, Z1, Z1
 	VXORPS Z2, Z2, Z2
+	LEAQ   (SI)(SI*2), R11
 	MOVQ   DX, R11
-	MOVQ   SI, R12
+	MOVQ   R9, R12
+	MOVQ   SI, R13
 
 tokens1x3dims:
-	VMOVUPS       (R9), Z3
-	PREFETCHT1    8192(R9)
+	VMOVUPS       (R12), Z3
+	PREFETCHT1    8192(R12)
 	VMOVUPS       (R11), Z4
 	VFMADD231PS   Z3, Z4, Z0
 	VMOVUPS       (R11)(SI*4), Z4
@@ -336,9 +347,10 @@ tokens1x3dims:
 	VMOVUPS       (R11)(SI*8), Z4
 	VFMADD231PS   Z3, Z4, Z2
 	ADDQ          $0x40, R11
-	ADDQ          $0x40, R9
-	SUBQ          $0x10, R12
+	ADDQ          $0x40, R12
+	SUBQ          $0x10, R13
 	JNZ           tokens1x3dims
+	LEAQ          (R9)(SI*4), R9
 	VEXTRACTF64X4 $0x01, Z0, Y3
 	VADDPS        Y3, Y0, Y0
 	VEXTRACTF32X4 $0x01, Y0, X3
@@ -398,18 +410,20 @@ tokens4x2:
 	VXORPS Z5, Z5, Z5
 	VXORPS Z6, Z6, Z6
 	VXORPS Z7, Z7, Z7
+	LEAQ   (SI)(SI*2), R11
 	MOVQ   DX, R11
-	MOVQ   SI, R12
+	MOVQ   R9, R12
+	MOVQ   SI, R13
 
 tokens4x2dims:
-	VMOVUPS       (R9), Z8
-	PREFETCHT1    8192(R9)
-	VMOVUPS       (R9)(SI*4), Z9
-	PREFETCHT1    8192(R9)(SI*4)
-	VMOVUPS       (R9)(SI*8), Z10
-	PREFETCHT1    8192(R9)(SI*8)
-	VMOVUPS       (R9)(R8*4), Z11
-	PREFETCHT1    8192(R9)(R8*4)
+	VMOVUPS       (R12), Z8
+	PREFETCHT1    8192(R12)
+	VMOVUPS       (R12)(SI*4), Z9
+	PREFETCHT1    8192(R12)(SI*4)
+	VMOVUPS       (R12)(SI*8), Z10
+	PREFETCHT1    8192(R12)(SI*8)
+	VMOVUPS       (R12)(R8*4), Z11
+	PREFETCHT1    8192(R12)(R8*4)
 	VMOVUPS       (R11), Z12
 	VFMADD231PS   Z8, Z12, Z0
 	VFMADD231PS   Z9, Z12, Z1
@@ -421,9 +435,10 @@ tokens4x2dims:
 	VFMADD231PS   Z10, Z12, Z6
 	VFMADD231PS   Z11, Z12, Z7
 	ADDQ          $0x40, R11
-	ADDQ          $0x40, R9
-	SUBQ          $0x10, R12
+	ADDQ          $0x40, R12
+	SUBQ          $0x10, R13
 	JNZ           tokens4x2dims
+	LEAQ          (R9)(SI*4), R9
 	LEAQ          (R9)(R8*4), R9
 	VUNPCKLPS     Z1, Z0, Z8
 	VUNPCKHPS     Z1, Z0, Z0
@@ -463,20 +478,23 @@ tokens1x2:
 	JL     tokens1x2end
 	VXORPS Z0, Z0, Z0
 	VXORPS Z1, Z1, Z1
+	LEAQ   (SI)(SI*2), R11
 	MOVQ   DX, R11
-	MOVQ   SI, R12
+	MOVQ   R9, R12
+	MOVQ   SI, R13
 
 tokens1x2dims:
-	VMOVUPS       (R9), Z2
-	PREFETCHT1    8192(R9)
+	VMOVUPS       (R12), Z2
+	PREFETCHT1    8192(R12)
 	VMOVUPS       (R11), Z3
 	VFMADD231PS   Z2, Z3, Z0
 	VMOVUPS       (R11)(SI*4), Z3
 	VFMADD231PS   Z2, Z3, Z1
 	ADDQ          $0x40, R11
-	ADDQ          $0x40, R9
-	SUBQ          $0x10, R12
+	ADDQ          $0x40, R12
+	SUBQ          $0x10, R13
 	JNZ           tokens1x2dims
+	LEAQ          (R9)(SI*4), R9
 	VEXTRACTF64X4 $0x01, Z0, Y2
 	VADDPS        Y2, Y0, Y0
 	VEXTRACTF32X4 $0x01, Y0, X2
@@ -521,27 +539,30 @@ tokens4x1:
 	VXORPS Z1, Z1, Z1
 	VXORPS Z2, Z2, Z2
 	VXORPS Z3, Z3, Z3
+	LEAQ   (SI)(SI*2), R11
 	MOVQ   DX, R11
-	MOVQ   SI, R12
+	MOVQ   R9, R12
+	MOVQ   SI, R13
 
 tokens4x1dims:
-	VMOVUPS       (R9), Z4
-	PREFETCHT1    8192(R9)
-	VMOVUPS       (R9)(SI*4), Z5
-	PREFETCHT1    8192(R9)(SI*4)
-	VMOVUPS       (R9)(SI*8), Z6
-	PREFETCHT1    8192(R9)(SI*8)
-	VMOVUPS       (R9)(R8*4), Z7
-	PREFETCHT1    8192(R9)(R8*4)
+	VMOVUPS       (R12), Z4
+	PREFETCHT1    8192(R12)
+	VMOVUPS       (R12)(SI*4), Z5
+	PREFETCHT1    8192(R12)(SI*4)
+	VMOVUPS       (R12)(SI*8), Z6
+	PREFETCHT1    8192(R12)(SI*8)
+	VMOVUPS       (R12)(R8*4), Z7
+	PREFETCHT1    8192(R12)(R8*4)
 	VMOVUPS       (R11), Z8
 	VFMADD231PS   Z4, Z8, Z0
 	VFMADD231PS   Z5, Z8, Z1
 	VFMADD231PS   Z6, Z8, Z2
 	VFMADD231PS   Z7, Z8, Z3
 	ADDQ          $0x40, R11
-	ADDQ          $0x40, R9
-	SUBQ          $0x10, R12
+	ADDQ          $0x40, R12
+	SUBQ          $0x10, R13
 	JNZ           tokens4x1dims
+	LEAQ          (R9)(SI*4), R9
 	LEAQ          (R9)(R8*4), R9
 	VUNPCKLPS     Z1, Z0, Z4
 	VUNPCKHPS     Z1, Z0, Z0
@@ -566,18 +587,21 @@ tokens1x1:
 	CMPQ   R10, $0x01
 	JL     tokens1x1end
 	VXORPS Z0, Z0, Z0
+	LEAQ   (SI)(SI*2), R11
 	MOVQ   DX, R11
-	MOVQ   SI, R12
+	MOVQ   R9, R12
+	MOVQ   SI, R13
 
 tokens1x1dims:
-	VMOVUPS       (R9), Z1
-	PREFETCHT1    8192(R9)
+	VMOVUPS       (R12), Z1
+	PREFETCHT1    8192(R12)
 	VMOVUPS       (R11), Z2
 	VFMADD231PS   Z1, Z2, Z0
 	ADDQ          $0x40, R11
-	ADDQ          $0x40, R9
-	SUBQ          $0x10, R12
+	ADDQ          $0x40, R12
+	SUBQ          $0x10, R13
 	JNZ           tokens1x1dims
+	LEAQ          (R9)(SI*4), R9
 	VEXTRACTF64X4 $0x01, Z0, Y1
 	VADDPS        Y1, Y0, Y0
 	VEXTRACTF32X4 $0x01, Y0, X1
@@ -1093,6 +1117,1161 @@ rows0:
 	VZEROUPPER
 	RET
 
+// func dotsBF16AVX512(dst *float32, stride int, q *float32, rows int, k *byte, n int, d int, pitch int)
+// Requires: AVX, AVX512DQ, AVX512F, AVX512VL, MMX+
+TEXT ·dotsBF16AVX512(SB), NOSPLIT, $8-64
+	MOVQ dst+0(FP), AX
+	MOVQ stride+8(FP), CX
+	MOVQ q+16(FP), DX
+	MOVQ rows+24(FP), BX
+	MOVQ d+48(FP), SI
+	MOVQ pitch+56(FP), DI
+	LEAQ (CX)(CX*2), R8
+	LEAQ (DI)(DI*2), R9
+
+rows4:
+	CMPQ BX, $0x04
+	JL   rows3
+	MOVQ k+32(FP), R11
+	MOVQ n+40(FP), R12
+	MOVQ AX, R10
+
+tokens4x4:
+	CMPQ   R12, $0x04
+	JL     tokens4x4end
+	VXORPS Z0, Z0, Z0
+	VXORPS Z1, Z1, Z1
+	VXORPS Z2, Z2, Z2
+	VXORPS Z3, Z3, Z3
+	VXORPS Z4, Z4, Z4
+	VXORPS Z5, Z5, Z5
+	VXORPS Z6, Z6, Z6
+	VXORPS Z7, Z7, Z7
+	VXORPS Z8, Z8, Z8
+	VXORPS Z9, Z9, Z9
+	VXORPS Z10, Z10, Z10
+	VXORPS Z11, Z11, Z11
+	VXORPS Z12, Z12, Z12
+	VXORPS Z13, Z13, Z13
+	VXORPS Z14, Z14, Z14
+	VXORPS Z15, Z15, Z15
+	LEAQ   (SI)(SI*2), BP
+	MOVQ   DX, R13
+	MOVQ   R11, R14
+	MOVQ   SI, R15
+
+tokens4x4dims:
+	VPMOVZXWD     (R14), Z16
+	VPSLLD        $0x10, Z16, Z16
+	PREFETCHT1    8192(R14)
+	VPMOVZXWD     (R14)(DI*2), Z17
+	VPSLLD        $0x10, Z17, Z17
+	PREFETCHT1    8192(R14)(DI*2)
+	VPMOVZXWD     (R14)(DI*4), Z18
+	VPSLLD        $0x10, Z18, Z18
+	PREFETCHT1    8192(R14)(DI*4)
+	VPMOVZXWD     (R14)(R9*2), Z19
+	VPSLLD        $0x10, Z19, Z19
+	PREFETCHT1    8192(R14)(R9*2)
+	VMOVUPS       (R13), Z20
+	VFMADD231PS   Z16, Z20, Z0
+	VFMADD231PS   Z17, Z20, Z1
+	VFMADD231PS   Z18, Z20, Z2
+	VFMADD231PS   Z19, Z20, Z3
+	VMOVUPS       (R13)(SI*4), Z20
+	VFMADD231PS   Z16, Z20, Z4
+	VFMADD231PS   Z17, Z20, Z5
+	VFMADD231PS   Z18, Z20, Z6
+	VFMADD231PS   Z19, Z20, Z7
+	VMOVUPS       (R13)(SI*8), Z20
+	VFMADD231PS   Z16, Z20, Z8
+	VFMADD231PS   Z17, Z20, Z9
+	VFMADD231PS   Z18, Z20, Z10
+	VFMADD231PS   Z19, Z20, Z11
+	VMOVUPS       (R13)(BP*4), Z20
+	VFMADD231PS   Z16, Z20, Z12
+	VFMADD231PS   Z17, Z20, Z13
+	VFMADD231PS   Z18, Z20, Z14
+	VFMADD231PS   Z19, Z20, Z15
+	ADDQ          $0x40, R13
+	ADDQ          $0x20, R14
+	SUBQ          $0x10, R15
+	JNZ           tokens4x4dims
+	LEAQ          (R11)(DI*2), R11
+	LEAQ          (R11)(R9*2), R11
+	VUNPCKLPS     Z1, Z0, Z16
+	VUNPCKHPS     Z1, Z0, Z0
+	VADDPS        Z0, Z16, Z16
+	VUNPCKLPS     Z3, Z2, Z0
+	VUNPCKHPS     Z3, Z2, Z1
+	VADDPS        Z1, Z0, Z0
+	VSHUFPS       $0x44, Z0, Z16, Z1
+	VSHUFPS       $0xee, Z0, Z16, Z0
+	VADDPS        Z0, Z1, Z1
+	VEXTRACTF64X4 $0x01, Z1, Y0
+	VADDPS        Y0, Y1, Y0
+	VEXTRACTF32X4 $0x01, Y0, X1
+	VADDPS        X1, X0, X0
+	VMOVUPS       X0, (R10)
+	VUNPCKLPS     Z5, Z4, Z0
+	VUNPCKHPS     Z5, Z4, Z1
+	VADDPS        Z1, Z0, Z0
+	VUNPCKLPS     Z7, Z6, Z1
+	VUNPCKHPS     Z7, Z6, Z2
+	VADDPS        Z2, Z1, Z1
+	VSHUFPS       $0x44, Z1, Z0, Z2
+	VSHUFPS       $0xee, Z1, Z0, Z0
+	VADDPS        Z0, Z2, Z2
+	VEXTRACTF64X4 $0x01, Z2, Y0
+	VADDPS        Y0, Y2, Y0
+	VEXTRACTF32X4 $0x01, Y0, X1
+	VADDPS        X1, X0, X0
+	VMOVUPS       X0, (R10)(CX*4)
+	VUNPCKLPS     Z9, Z8, Z0
+	VUNPCKHPS     Z9, Z8, Z1
+	VADDPS        Z1, Z0, Z0
+	VUNPCKLPS     Z11, Z10, Z1
+	VUNPCKHPS     Z11, Z10, Z2
+	VADDPS        Z2, Z1, Z1
+	VSHUFPS       $0x44, Z1, Z0, Z2
+	VSHUFPS       $0xee, Z1, Z0, Z0
+	VADDPS        Z0, Z2, Z2
+	VEXTRACTF64X4 $0x01, Z2, Y0
+	VADDPS        Y0, Y2, Y0
+	VEXTRACTF32X4 $0x01, Y0, X1
+	VADDPS        X1, X0, X0
+	VMOVUPS       X0, (R10)(CX*8)
+	VUNPCKLPS     Z13, Z12, Z0
+	VUNPCKHPS     Z13, Z12, Z1
+	VADDPS        Z1, Z0, Z0
+	VUNPCKLPS     Z15, Z14, Z1
+	VUNPCKHPS     Z15, Z14, Z2
+	VADDPS        Z2, Z1, Z1
+	VSHUFPS       $0x44, Z1, Z0, Z2
+	VSHUFPS       $0xee, Z1, Z0, Z0
+	VADDPS        Z0, Z2, Z2
+	VEXTRACTF64X4 $0x01, Z2, Y0
+	VADDPS        Y0, Y2, Y0
+	VEXTRACTF32X4 $0x01, Y0, X1
+	VADDPS        X1, X0, X0
+	VMOVUPS       X0, (R10)(R8*4)
+	ADDQ          $0x10, R10
+	SUBQ          $0x04, R12
+	JMP           tokens4x4
+
+tokens4x4end:
+tokens1x4:
+	CMPQ   R12, $0x01
+	JL     tokens1x4end
+	VXORPS Z0, Z0, Z0
+	VXORPS Z1, Z1, Z1
+	VXORPS Z2, Z2, Z2
+	VXORPS Z3, Z3, Z3
+	LEAQ   (SI)(SI*2), BP
+	MOVQ   DX, R13
+	MOVQ   R11, R14
+	MOVQ   SI, R15
+
+tokens1x4dims:
+	VPMOVZXWD     (R14), Z4
+	VPSLLD        $0x10, Z4, Z4
+	PREFETCHT1    8192(R14)
+	VMOVUPS       (R13), Z5
+	VFMADD231PS   Z4, Z5, Z0
+	VMOVUPS       (R13)(SI*4), Z5
+	VFMADD231PS   Z4, Z5, Z1
+	VMOVUPS       (R13)(SI*8), Z5
+	VFMADD231PS   Z4, Z5, Z2
+	VMOVUPS       (R13)(BP*4), Z5
+	VFMADD231PS   Z4, Z5, Z3
+	ADDQ          $0x40, R13
+	ADDQ          $0x20, R14
+	SUBQ          $0x10, R15
+	JNZ           tokens1x4dims
+	LEAQ          (R11)(DI*2), R11
+	VEXTRACTF64X4 $0x01, Z0, Y4
+	VADDPS        Y4, Y0, Y0
+	VEXTRACTF32X4 $0x01, Y0, X4
+	VADDPS        X4, X0, X0
+	VSHUFPS       $0xee, X0, X0, X4
+	VADDPS        X4, X0, X0
+	VSHUFPS       $0x55, X0, X0, X4
+	VADDPS        X4, X0, X0
+	VMOVSS        X0, (R10)
+	VEXTRACTF64X4 $0x01, Z1, Y0
+	VADDPS        Y0, Y1, Y0
+	VEXTRACTF32X4 $0x01, Y0, X1
+	VADDPS        X1, X0, X0
+	VSHUFPS       $0xee, X0, X0, X1
+	VADDPS        X1, X0, X0
+	VSHUFPS       $0x55, X0, X0, X1
+	VADDPS        X1, X0, X0
+	VMOVSS        X0, (R10)(CX*4)
+	VEXTRACTF64X4 $0x01, Z2, Y0
+	VADDPS        Y0, Y2, Y0
+	VEXTRACTF32X4 $0x01, Y0, X1
+	VADDPS        X1, X0, X0
+	VSHUFPS       $0xee, X0, X0, X1
+	VADDPS        X1, X0, X0
+	VSHUFPS       $0x55, X0, X0, X1
+	VADDPS        X1, X0, X0
+	VMOVSS        X0, (R10)(CX*8)
+	VEXTRACTF64X4 $0x01, Z3, Y0
+	VADDPS        Y0, Y3, Y0
+	VEXTRACTF32X4 $0x01, Y0, X1
+	VADDPS        X1, X0, X0
+	VSHUFPS       $0xee, X0, X0, X1
+	VADDPS        X1, X0, X0
+	VSHUFPS       $0x55, X0, X0, X1
+	VADDPS        X1, X0, X0
+	VMOVSS        X0, (R10)(R8*4)
+	ADDQ          $0x04, R10
+	SUBQ          $0x01, R12
+	JMP           tokens1x4
+
+tokens1x4end:
+	LEAQ (AX)(CX*4), AX
+	LEAQ (DX)(SI*4), DX
+	LEAQ (AX)(CX*4), AX
+	LEAQ (DX)(SI*4), DX
+	LEAQ (AX)(CX*4), AX
+	LEAQ (DX)(SI*4), DX
+	LEAQ (AX)(CX*4), AX
+	LEAQ (DX)(SI*4), DX
+	SUBQ $0x04, BX
+	JMP  rows4
+
+rows3:
+	CMPQ BX, $0x03
+	JL   rows2
+	MOVQ k+32(FP), R10
+	MOVQ n+40(FP), R11
+	MOVQ AX, R8
+
+tokens4x3:
+	CMPQ   R11, $0x04
+	JL     tokens4x3end
+	VXORPS Z0, Z0, Z0
+	VXORPS Z1, Z1, Z1
+	VXORPS Z2, Z2, Z2
+	VXORPS Z3, Z3, Z3
+	VXORPS Z4, Z4, Z4
+	VXORPS Z5, Z5, Z5
+	VXORPS Z6, Z6, Z6
+	VXORPS Z7, Z7, Z7
+	VXORPS Z8, Z8, Z8
+	VXORPS Z9, Z9, Z9
+	VXORPS Z10, Z10, Z10
+	VXORPS Z11, Z11, Z11
+	LEAQ   (SI)(SI*2), R12
+	MOVQ   DX, R12
+	MOVQ   R10, R13
+	MOVQ   SI, R14
+
+tokens4x3dims:
+	VPMOVZXWD     (R13), Z12
+	VPSLLD        $0x10, Z12, Z12
+	PREFETCHT1    8192(R13)
+	VPMOVZXWD     (R13)(DI*2), Z13
+	VPSLLD        $0x10, Z13, Z13
+	PREFETCHT1    8192(R13)(DI*2)
+	VPMOVZXWD     (R13)(DI*4), Z14
+	VPSLLD        $0x10, Z14, Z14
+	PREFETCHT1    8192(R13)(DI*4)
+	VPMOVZXWD     (R13)(R9*2), Z15
+	VPSLLD        $0x10, Z15, Z15
+	PREFETCHT1    8192(R13)(R9*2)
+	VMOVUPS       (R12), Z16
+	VFMADD231PS   Z12, Z16, Z0
+	VFMADD231PS   Z13, Z16, Z1
+	VFMADD231PS   Z14, Z16, Z2
+	VFMADD231PS   Z15, Z16, Z3
+	VMOVUPS       (R12)(SI*4), Z16
+	VFMADD231PS   Z12, Z16, Z4
+	VFMADD231PS   Z13, Z16, Z5
+	VFMADD231PS   Z14, Z16, Z6
+	VFMADD231PS   Z15, Z16, Z7
+	VMOVUPS       (R12)(SI*8), Z16
+	VFMADD231PS   Z12, Z16, Z8
+	VFMADD231PS   Z13, Z16, Z9
+	VFMADD231PS   Z14, Z16, Z10
+	VFMADD231PS   Z15, Z16, Z11
+	ADDQ          $0x40, R12
+	ADDQ          $0x20, R13
+	SUBQ          $0x10, R14
+	JNZ           tokens4x3dims
+	LEAQ          (R10)(DI*2), R10
+	LEAQ          (R10)(R9*2), R10
+	VUNPCKLPS     Z1, Z0, Z12
+	VUNPCKHPS     Z1, Z0, Z0
+	VADDPS        Z0, Z12, Z12
+	VUNPCKLPS     Z3, Z2, Z0
+	VUNPCKHPS     Z3, Z2, Z1
+	VADDPS        Z1, Z0, Z0
+	VSHUFPS       $0x44, Z0, Z12, Z1
+	VSHUFPS       $0xee, Z0, Z12, Z0
+	VADDPS        Z0, Z1, Z1
+	VEXTRACTF64X4 $0x01, Z1, Y0
+	VADDPS        Y0, Y1, Y0
+	VEXTRACTF32X4 $0x01, Y0, X1
+	VADDPS        X1, X0, X0
+	VMOVUPS       X0, (R8)
+	VUNPCKLPS     Z5, Z4, Z0
+	VUNPCKHPS     Z5, Z4, Z1
+	VADDPS        Z1, Z0, Z0
+	VUNPCKLPS     Z7, Z6, Z1
+	VUNPCKHPS     Z7, Z6, Z2
+	VADDPS        Z2, Z1, Z1
+	VSHUFPS       $0x44, Z1, Z0, Z2
+	VSHUFPS       $0xee, Z1, Z0, Z0
+	VADDPS        Z0, Z2, Z2
+	VEXTRACTF64X4 $0x01, Z2, Y0
+	VADDPS        Y0, Y2, Y0
+	VEXTRACTF32X4 $0x01, Y0, X1
+	VADDPS        X1, X0, X0
+	VMOVUPS       X0, (R8)(CX*4)
+	VUNPCKLPS     Z9, Z8, Z0
+	VUNPCKHPS     Z9, Z8, Z1
+	VADDPS        Z1, Z0, Z0
+	VUNPCKLPS     Z11, Z10, Z1
+	VUNPCKHPS     Z11, Z10, Z2
+	VADDPS        Z2, Z1, Z1
+	VSHUFPS       $0x44, Z1, Z0, Z2
+	VSHUFPS       $0xee, Z1, Z0, Z0
+	VADDPS        Z0, Z2, Z2
+	VEXTRACTF64X4 $0x01, Z2, Y0
+	VADDPS        Y0, Y2, Y0
+	VEXTRACTF32X4 $0x01, Y0, X1
+	VADDPS        X1, X0, X0
+	VMOVUPS       X0, (R8)(CX*8)
+	ADDQ          $0x10, R8
+	SUBQ          $0x04, R11
+	JMP           tokens4x3
+
+tokens4x3end:
+tokens1x3:
+	CMPQ   R11, $0x01
+	JL     tokens1x3end
+	VXORPS Z0, Z0, Z0
+	VXORPS Z1, Z1, Z1
+	VXORPS Z2, Z2, Z2
+	LEAQ   (SI)(SI*2), R12
+	MOVQ   DX, R12
+	MOVQ   R10, R13
+	MOVQ   SI, R14
+
+tokens1x3dims:
+	VPMOVZXWD     (R13), Z3
+	VPSLLD        $0x10, Z3, Z3
+	PREFETCHT1    8192(R13)
+	VMOVUPS       (R12), Z4
+	VFMADD231PS   Z3, Z4, Z0
+	VMOVUPS       (R12)(SI*4), Z4
+	VFMADD231PS   Z3, Z4, Z1
+	VMOVUPS       (R12)(SI*8), Z4
+	VFMADD231PS   Z3, Z4, Z2
+	ADDQ          $0x40, R12
+	ADDQ          $0x20, R13
+	SUBQ          $0x10, R14
+	JNZ           tokens1x3dims
+	LEAQ          (R10)(DI*2), R10
+	VEXTRACTF64X4 $0x01, Z0, Y3
+	VADDPS        Y3, Y0, Y0
+	VEXTRACTF32X4 $0x01, Y0, X3
+	VADDPS        X3, X0, X0
+	VSHUFPS       $0xee, X0, X0, X3
+	VADDPS        X3, X0, X0
+	VSHUFPS       $0x55, X0, X0, X3
+	VADDPS        X3, X0, X0
+	VMOVSS        X0, (R8)
+	VEXTRACTF64X4 $0x01, Z1, Y0
+	VADDPS        Y0, Y1, Y0
+	VEXTRACTF32X4 $0x01, Y0, X1
+	VADDPS        X1, X0, X0
+	VSHUFPS       $0xee, X0, X0, X1
+	VADDPS        X1, X0, X0
+	VSHUFPS       $0x55, X0, X0, X1
+	VADDPS        X1, X0, X0
+	VMOVSS        X0, (R8)(CX*4)
+	VEXTRACTF64X4 $0x01, Z2, Y0
+	VADDPS        Y0, Y2, Y0
+	VEXTRACTF32X4 $0x01, Y0, X1
+	VADDPS        X1, X0, X0
+	VSHUFPS       $0xee, X0, X0, X1
+	VADDPS        X1, X0, X0
+	VSHUFPS       $0x55, X0, X0, X1
+	VADDPS        X1, X0, X0
+	VMOVSS        X0, (R8)(CX*8)
+	ADDQ          $0x04, R8
+	SUBQ          $0x01, R11
+	JMP           tokens1x3
+
+tokens1x3end:
+	LEAQ (AX)(CX*4), AX
+	LEAQ (DX)(SI*4), DX
+	LEAQ (AX)(CX*4), AX
+	LEAQ (DX)(SI*4), DX
+	LEAQ (AX)(CX*4), AX
+	LEAQ (DX)(SI*4), DX
+	SUBQ $0x03, BX
+	JMP  rows3
+
+rows2:
+	CMPQ BX, $0x02
+	JL   rows1
+	MOVQ k+32(FP), R10
+	MOVQ n+40(FP), R11
+	MOVQ AX, R8
+
+tokens4x2:
+	CMPQ   R11, $0x04
+	JL     tokens4x2end
+	VXORPS Z0, Z0, Z0
+	VXORPS Z1, Z1, Z1
+	VXORPS Z2, Z2, Z2
+	VXORPS Z3, Z3, Z3
+	VXORPS Z4, Z4, Z4
+	VXORPS Z5, Z5, Z5
+	VXORPS Z6, Z6, Z6
+	VXORPS Z7, Z7, Z7
+	LEAQ   (SI)(SI*2), R12
+	MOVQ   DX, R12
+	MOVQ   R10, R13
+	MOVQ   SI, R14
+
+tokens4x2dims:
+	VPMOVZXWD     (R13), Z8
+	VPSLLD        $0x10, Z8, Z8
+	PREFETCHT1    8192(R13)
+	VPMOVZXWD     (R13)(DI*2), Z9
+	VPSLLD        $0x10, Z9, Z9
+	PREFETCHT1    8192(R13)(DI*2)
+	VPMOVZXWD     (R13)(DI*4), Z10
+	VPSLLD        $0x10, Z10, Z10
+	PREFETCHT1    8192(R13)(DI*4)
+	VPMOVZXWD     (R13)(R9*2), Z11
+	VPSLLD        $0x10, Z11, Z11
+	PREFETCHT1    8192(R13)(R9*2)
+	VMOVUPS       (R12), Z12
+	VFMADD231PS   Z8, Z12, Z0
+	VFMADD231PS   Z9, Z12, Z1
+	VFMADD231PS   Z10, Z12, Z2
+	VFMADD231PS   Z11, Z12, Z3
+	VMOVUPS       (R12)(SI*4), Z12
+	VFMADD231PS   Z8, Z12, Z4
+	VFMADD231PS   Z9, Z12, Z5
+	VFMADD231PS   Z10, Z12, Z6
+	VFMADD231PS   Z11, Z12, Z7
+	ADDQ          $0x40, R12
+	ADDQ          $0x20, R13
+	SUBQ          $0x10, R14
+	JNZ           tokens4x2dims
+	LEAQ          (R10)(DI*2), R10
+	LEAQ          (R10)(R9*2), R10
+	VUNPCKLPS     Z1, Z0, Z8
+	VUNPCKHPS     Z1, Z0, Z0
+	VADDPS        Z0, Z8, Z8
+	VUNPCKLPS     Z3, Z2, Z0
+	VUNPCKHPS     Z3, Z2, Z1
+	VADDPS        Z1, Z0, Z0
+	VSHUFPS       $0x44, Z0, Z8, Z1
+	VSHUFPS       $0xee, Z0, Z8, Z0
+	VADDPS        Z0, Z1, Z1
+	VEXTRACTF64X4 $0x01, Z1, Y0
+	VADDPS        Y0, Y1, Y0
+	VEXTRACTF32X4 $0x01, Y0, X1
+	VADDPS        X1, X0, X0
+	VMOVUPS       X0, (R8)
+	VUNPCKLPS     Z5, Z4, Z0
+	VUNPCKHPS     Z5, Z4, Z1
+	VADDPS        Z1, Z0, Z0
+	VUNPCKLPS     Z7, Z6, Z1
+	VUNPCKHPS     Z7, Z6, Z2
+	VADDPS        Z2, Z1, Z1
+	VSHUFPS       $0x44, Z1, Z0, Z2
+	VSHUFPS       $0xee, Z1, Z0, Z0
+	VADDPS        Z0, Z2, Z2
+	VEXTRACTF64X4 $0x01, Z2, Y0
+	VADDPS        Y0, Y2, Y0
+	VEXTRACTF32X4 $0x01, Y0, X1
+	VADDPS        X1, X0, X0
+	VMOVUPS       X0, (R8)(CX*4)
+	ADDQ          $0x10, R8
+	SUBQ          $0x04, R11
+	JMP           tokens4x2
+
+tokens4x2end:
+tokens1x2:
+	CMPQ   R11, $0x01
+	JL     tokens1x2end
+	VXORPS Z0, Z0, Z0
+	VXORPS Z1, Z1, Z1
+	LEAQ   (SI)(SI*2), R12
+	MOVQ   DX, R12
+	MOVQ   R10, R13
+	MOVQ   SI, R14
+
+tokens1x2dims:
+	VPMOVZXWD     (R13), Z2
+	VPSLLD        $0x10, Z2, Z2
+	PREFETCHT1    8192(R13)
+	VMOVUPS       (R12), Z3
+	VFMADD231PS   Z2, Z3, Z0
+	VMOVUPS       (R12)(SI*4), Z3
+	VFMADD231PS   Z2, Z3, Z1
+	ADDQ          $0x40, R12
+	ADDQ          $0x20, R13
+	SUBQ          $0x10, R14
+	JNZ           tokens1x2dims
+	LEAQ          (R10)(DI*2), R10
+	VEXTRACTF64X4 $0x01, Z0, Y2
+	VADDPS        Y2, Y0, Y0
+	VEXTRACTF32X4 $0x01, Y0, X2
+	VADDPS        X2, X0, X0
+	VSHUFPS       $0xee, X0, X0, X2
+	VADDPS        X2, X0, X0
+	VSHUFPS       $0x55, X0, X0, X2
+	VADDPS        X2, X0, X0
+	VMOVSS        X0, (R8)
+	VEXTRACTF64X4 $0x01, Z1, Y0
+	VADDPS        Y0, Y1, Y0
+	VEXTRACTF32X4 $0x01, Y0, X1
+	VADDPS        X1, X0, X0
+	VSHUFPS       $0xee, X0, X0, X1
+	VADDPS        X1, X0, X0
+	VSHUFPS       $0x55, X0, X0, X1
+	VADDPS        X1, X0, X0
+	VMOVSS        X0, (R8)(CX*4)
+	ADDQ          $0x04, R8
+	SUBQ          $0x01, R11
+	JMP           tokens1x2
+
+tokens1x2end:
+	LEAQ (AX)(CX*4), AX
+	LEAQ (DX)(SI*4), DX
+	LEAQ (AX)(CX*4), AX
+	LEAQ (DX)(SI*4), DX
+	SUBQ $0x02, BX
+	JMP  rows2
+
+rows1:
+	CMPQ BX, $0x01
+	JL   rows0
+	MOVQ k+32(FP), R10
+	MOVQ n+40(FP), R11
+	MOVQ AX, R8
+
+tokens4x1:
+	CMPQ   R11, $0x04
+	JL     tokens4x1end
+	VXORPS Z0, Z0, Z0
+	VXORPS Z1, Z1, Z1
+	VXORPS Z2, Z2, Z2
+	VXORPS Z3, Z3, Z3
+	LEAQ   (SI)(SI*2), R12
+	MOVQ   DX, R12
+	MOVQ   R10, R13
+	MOVQ   SI, R14
+
+tokens4x1dims:
+	VPMOVZXWD     (R13), Z4
+	VPSLLD        $0x10, Z4, Z4
+	PREFETCHT1    8192(R13)
+	VPMOVZXWD     (R13)(DI*2), Z5
+	VPSLLD        $0x10, Z5, Z5
+	PREFETCHT1    8192(R13)(DI*2)
+	VPMOVZXWD     (R13)(DI*4), Z6
+	VPSLLD        $0x10, Z6, Z6
+	PREFETCHT1    8192(R13)(DI*4)
+	VPMOVZXWD     (R13)(R9*2), Z7
+	VPSLLD        $0x10, Z7, Z7
+	PREFETCHT1    8192(R13)(R9*2)
+	VMOVUPS       (R12), Z8
+	VFMADD231PS   Z4, Z8, Z0
+	VFMADD231PS   Z5, Z8, Z1
+	VFMADD231PS   Z6, Z8, Z2
+	VFMADD231PS   Z7, Z8, Z3
+	ADDQ          $0x40, R12
+	ADDQ          $0x20, R13
+	SUBQ          $0x10, R14
+	JNZ           tokens4x1dims
+	LEAQ          (R10)(DI*2), R10
+	LEAQ          (R10)(R9*2), R10
+	VUNPCKLPS     Z1, Z0, Z4
+	VUNPCKHPS     Z1, Z0, Z0
+	VADDPS        Z0, Z4, Z4
+	VUNPCKLPS     Z3, Z2, Z0
+	VUNPCKHPS     Z3, Z2, Z1
+	VADDPS        Z1, Z0, Z0
+	VSHUFPS       $0x44, Z0, Z4, Z1
+	VSHUFPS       $0xee, Z0, Z4, Z0
+	VADDPS        Z0, Z1, Z1
+	VEXTRACTF64X4 $0x01, Z1, Y0
+	VADDPS        Y0, Y1, Y0
+	VEXTRACTF32X4 $0x01, Y0, X1
+	VADDPS        X1, X0, X0
+	VMOVUPS       X0, (R8)
+	ADDQ          $0x10, R8
+	SUBQ          $0x04, R11
+	JMP           tokens4x1
+
+tokens4x1end:
+tokens1x1:
+	CMPQ   R11, $0x01
+	JL     tokens1x1end
+	VXORPS Z0, Z0, Z0
+	LEAQ   (SI)(SI*2), R12
+	MOVQ   DX, R12
+	MOVQ   R10, R13
+	MOVQ   SI, R14
+
+tokens1x1dims:
+	VPMOVZXWD     (R13), Z1
+	VPSLLD        $0x10, Z1, Z1
+	PREFETCHT1    8192(R13)
+	VMOVUPS       (R12), Z2
+	VFMADD231PS   Z1, Z2, Z0
+	ADDQ          $0x40, R12
+	ADDQ          $0x20, R13
+	SUBQ          $0x10, R14
+	JNZ           tokens1x1dims
+	LEAQ          (R10)(DI*2), R10
+	VEXTRACTF64X4 $0x01, Z0, Y1
+	VADDPS        Y1, Y0, Y0
+	VEXTRACTF32X4 $0x01, Y0, X1
+	VADDPS        X1, X0, X0
+	VSHUFPS       $0xee, X0, X0, X1
+	VADDPS        X1, X0, X0
+	VSHUFPS       $0x55, X0, X0, X1
+	VADDPS        X1, X0, X0
+	VMOVSS        X0, (R8)
+	ADDQ          $0x04, R8
+	SUBQ          $0x01, R11
+	JMP           tokens1x1
+
+tokens1x1end:
+	LEAQ (AX)(CX*4), AX
+	LEAQ (DX)(SI*4), DX
+	SUBQ $0x01, BX
+	JMP  rows1
+
+rows0:
+	VZEROUPPER
+	RET
+
+// func axpysBF16AVX512(out *[]float32, w *float32, stride int, rows int, v *byte, n int, d int, cols int, pitch int)
+// Requires: AVX, AVX512DQ, AVX512F, MMX+
+TEXT ·axpysBF16AVX512(SB), NOSPLIT, $0-72
+	MOVQ out+0(FP), AX
+	MOVQ w+8(FP), CX
+	MOVQ stride+16(FP), DX
+	MOVQ rows+24(FP), BX
+	MOVQ d+48(FP), SI
+	MOVQ pitch+64(FP), SI
+	LEAQ (DX)(DX*2), DI
+
+rows4:
+	CMPQ BX, $0x04
+	JL   rows3
+	MOVQ v+32(FP), R9
+	MOVQ cols+56(FP), R10
+	XORQ R8, R8
+
+cols4x4:
+	CMPQ   R10, $0x40
+	JL     cols4x4end
+	VXORPS Z0, Z0, Z0
+	VXORPS Z1, Z1, Z1
+	VXORPS Z2, Z2, Z2
+	VXORPS Z3, Z3, Z3
+	VXORPS Z4, Z4, Z4
+	VXORPS Z5, Z5, Z5
+	VXORPS Z6, Z6, Z6
+	VXORPS Z7, Z7, Z7
+	VXORPS Z8, Z8, Z8
+	VXORPS Z9, Z9, Z9
+	VXORPS Z10, Z10, Z10
+	VXORPS Z11, Z11, Z11
+	VXORPS Z12, Z12, Z12
+	VXORPS Z13, Z13, Z13
+	VXORPS Z14, Z14, Z14
+	VXORPS Z15, Z15, Z15
+	MOVQ   n+40(FP), R13
+	MOVQ   CX, R11
+	MOVQ   R9, R12
+
+cols4x4tokens:
+	VPMOVZXWD    (R12), Z16
+	VPSLLD       $0x10, Z16, Z16
+	PREFETCHT1   8192(R12)
+	VPMOVZXWD    32(R12), Z17
+	VPSLLD       $0x10, Z17, Z17
+	PREFETCHT1   8224(R12)
+	VPMOVZXWD    64(R12), Z18
+	VPSLLD       $0x10, Z18, Z18
+	PREFETCHT1   8256(R12)
+	VPMOVZXWD    96(R12), Z19
+	VPSLLD       $0x10, Z19, Z19
+	PREFETCHT1   8288(R12)
+	VBROADCASTSS (R11), Z20
+	VFMADD231PS  Z16, Z20, Z0
+	VFMADD231PS  Z17, Z20, Z1
+	VFMADD231PS  Z18, Z20, Z2
+	VFMADD231PS  Z19, Z20, Z3
+	VBROADCASTSS (R11)(DX*4), Z20
+	VFMADD231PS  Z16, Z20, Z4
+	VFMADD231PS  Z17, Z20, Z5
+	VFMADD231PS  Z18, Z20, Z6
+	VFMADD231PS  Z19, Z20, Z7
+	VBROADCASTSS (R11)(DX*8), Z20
+	VFMADD231PS  Z16, Z20, Z8
+	VFMADD231PS  Z17, Z20, Z9
+	VFMADD231PS  Z18, Z20, Z10
+	VFMADD231PS  Z19, Z20, Z11
+	VBROADCASTSS (R11)(DI*4), Z20
+	VFMADD231PS  Z16, Z20, Z12
+	VFMADD231PS  Z17, Z20, Z13
+	VFMADD231PS  Z18, Z20, Z14
+	VFMADD231PS  Z19, Z20, Z15
+	LEAQ         (R12)(SI*2), R12
+	ADDQ         $0x04, R11
+	DECQ         R13
+	JNZ          cols4x4tokens
+	MOVQ         (AX), R11
+	VADDPS       (R11)(R8*4), Z0, Z0
+	VMOVUPS      Z0, (R11)(R8*4)
+	VADDPS       64(R11)(R8*4), Z1, Z1
+	VMOVUPS      Z1, 64(R11)(R8*4)
+	VADDPS       128(R11)(R8*4), Z2, Z2
+	VMOVUPS      Z2, 128(R11)(R8*4)
+	VADDPS       192(R11)(R8*4), Z3, Z3
+	VMOVUPS      Z3, 192(R11)(R8*4)
+	MOVQ         24(AX), R11
+	VADDPS       (R11)(R8*4), Z4, Z4
+	VMOVUPS      Z4, (R11)(R8*4)
+	VADDPS       64(R11)(R8*4), Z5, Z5
+	VMOVUPS      Z5, 64(R11)(R8*4)
+	VADDPS       128(R11)(R8*4), Z6, Z6
+	VMOVUPS      Z6, 128(R11)(R8*4)
+	VADDPS       192(R11)(R8*4), Z7, Z7
+	VMOVUPS      Z7, 192(R11)(R8*4)
+	MOVQ         48(AX), R11
+	VADDPS       (R11)(R8*4), Z8, Z8
+	VMOVUPS      Z8, (R11)(R8*4)
+	VADDPS       64(R11)(R8*4), Z9, Z9
+	VMOVUPS      Z9, 64(R11)(R8*4)
+	VADDPS       128(R11)(R8*4), Z10, Z10
+	VMOVUPS      Z10, 128(R11)(R8*4)
+	VADDPS       192(R11)(R8*4), Z11, Z11
+	VMOVUPS      Z11, 192(R11)(R8*4)
+	MOVQ         72(AX), R11
+	VADDPS       (R11)(R8*4), Z12, Z12
+	VMOVUPS      Z12, (R11)(R8*4)
+	VADDPS       64(R11)(R8*4), Z13, Z13
+	VMOVUPS      Z13, 64(R11)(R8*4)
+	VADDPS       128(R11)(R8*4), Z14, Z14
+	VMOVUPS      Z14, 128(R11)(R8*4)
+	VADDPS       192(R11)(R8*4), Z15, Z15
+	VMOVUPS      Z15, 192(R11)(R8*4)
+	ADDQ         $0x40, R8
+	ADDQ         $0x00000080, R9
+	SUBQ         $0x40, R10
+	JMP          cols4x4
+
+cols4x4end:
+cols1x4:
+	CMPQ   R10, $0x10
+	JL     cols1x4end
+	VXORPS Z0, Z0, Z0
+	VXORPS Z1, Z1, Z1
+	VXORPS Z2, Z2, Z2
+	VXORPS Z3, Z3, Z3
+	MOVQ   n+40(FP), R13
+	MOVQ   CX, R11
+	MOVQ   R9, R12
+
+cols1x4tokens:
+	VPMOVZXWD    (R12), Z4
+	VPSLLD       $0x10, Z4, Z4
+	PREFETCHT1   8192(R12)
+	VBROADCASTSS (R11), Z5
+	VFMADD231PS  Z4, Z5, Z0
+	VBROADCASTSS (R11)(DX*4), Z5
+	VFMADD231PS  Z4, Z5, Z1
+	VBROADCASTSS (R11)(DX*8), Z5
+	VFMADD231PS  Z4, Z5, Z2
+	VBROADCASTSS (R11)(DI*4), Z5
+	VFMADD231PS  Z4, Z5, Z3
+	LEAQ         (R12)(SI*2), R12
+	ADDQ         $0x04, R11
+	DECQ         R13
+	JNZ          cols1x4tokens
+	MOVQ         (AX), R11
+	VADDPS       (R11)(R8*4), Z0, Z0
+	VMOVUPS      Z0, (R11)(R8*4)
+	MOVQ         24(AX), R11
+	VADDPS       (R11)(R8*4), Z1, Z1
+	VMOVUPS      Z1, (R11)(R8*4)
+	MOVQ         48(AX), R11
+	VADDPS       (R11)(R8*4), Z2, Z2
+	VMOVUPS      Z2, (R11)(R8*4)
+	MOVQ         72(AX), R11
+	VADDPS       (R11)(R8*4), Z3, Z3
+	VMOVUPS      Z3, (R11)(R8*4)
+	ADDQ         $0x10, R8
+	ADDQ         $0x00000020, R9
+	SUBQ         $0x10, R10
+	JMP          cols1x4
+
+cols1x4end:
+	ADDQ $0x60, AX
+	LEAQ (CX)(DX*4), CX
+	LEAQ (CX)(DX*4), CX
+	LEAQ (CX)(DX*4), CX
+	LEAQ (CX)(DX*4), CX
+	SUBQ $0x04, BX
+	JMP  rows4
+
+rows3:
+	CMPQ BX, $0x03
+	JL   rows2
+	MOVQ v+32(FP), R8
+	MOVQ cols+56(FP), R9
+	XORQ DI, DI
+
+cols4x3:
+	CMPQ   R9, $0x40
+	JL     cols4x3end
+	VXORPS Z0, Z0, Z0
+	VXORPS Z1, Z1, Z1
+	VXORPS Z2, Z2, Z2
+	VXORPS Z3, Z3, Z3
+	VXORPS Z4, Z4, Z4
+	VXORPS Z5, Z5, Z5
+	VXORPS Z6, Z6, Z6
+	VXORPS Z7, Z7, Z7
+	VXORPS Z8, Z8, Z8
+	VXORPS Z9, Z9, Z9
+	VXORPS Z10, Z10, Z10
+	VXORPS Z11, Z11, Z11
+	MOVQ   n+40(FP), R12
+	MOVQ   CX, R10
+	MOVQ   R8, R11
+
+cols4x3tokens:
+	VPMOVZXWD    (R11), Z12
+	VPSLLD       $0x10, Z12, Z12
+	PREFETCHT1   8192(R11)
+	VPMOVZXWD    32(R11), Z13
+	VPSLLD       $0x10, Z13, Z13
+	PREFETCHT1   8224(R11)
+	VPMOVZXWD    64(R11), Z14
+	VPSLLD       $0x10, Z14, Z14
+	PREFETCHT1   8256(R11)
+	VPMOVZXWD    96(R11), Z15
+	VPSLLD       $0x10, Z15, Z15
+	PREFETCHT1   8288(R11)
+	VBROADCASTSS (R10), Z16
+	VFMADD231PS  Z12, Z16, Z0
+	VFMADD231PS  Z13, Z16, Z1
+	VFMADD231PS  Z14, Z16, Z2
+	VFMADD231PS  Z15, Z16, Z3
+	VBROADCASTSS (R10)(DX*4), Z16
+	VFMADD231PS  Z12, Z16, Z4
+	VFMADD231PS  Z13, Z16, Z5
+	VFMADD231PS  Z14, Z16, Z6
+	VFMADD231PS  Z15, Z16, Z7
+	VBROADCASTSS (R10)(DX*8), Z16
+	VFMADD231PS  Z12, Z16, Z8
+	VFMADD231PS  Z13, Z16, Z9
+	VFMADD231PS  Z14, Z16, Z10
+	VFMADD231PS  Z15, Z16, Z11
+	LEAQ         (R11)(SI*2), R11
+	ADDQ         $0x04, R10
+	DECQ         R12
+	JNZ          cols4x3tokens
+	MOVQ         (AX), R10
+	VADDPS       (R10)(DI*4), Z0, Z0
+	VMOVUPS      Z0, (R10)(DI*4)
+	VADDPS       64(R10)(DI*4), Z1, Z1
+	VMOVUPS      Z1, 64(R10)(DI*4)
+	VADDPS       128(R10)(DI*4), Z2, Z2
+	VMOVUPS      Z2, 128(R10)(DI*4)
+	VADDPS       192(R10)(DI*4), Z3, Z3
+	VMOVUPS      Z3, 192(R10)(DI*4)
+	MOVQ         24(AX), R10
+	VADDPS       (R10)(DI*4), Z4, Z4
+	VMOVUPS      Z4, (R10)(DI*4)
+	VADDPS       64(R10)(DI*4), Z5, Z5
+	VMOVUPS      Z5, 64(R10)(DI*4)
+	VADDPS       128(R10)(DI*4), Z6, Z6
+	VMOVUPS      Z6, 128(R10)(DI*4)
+	VADDPS       192(R10)(DI*4), Z7, Z7
+	VMOVUPS      Z7, 192(R10)(DI*4)
+	MOVQ         48(AX), R10
+	VADDPS       (R10)(DI*4), Z8, Z8
+	VMOVUPS      Z8, (R10)(DI*4)
+	VADDPS       64(R10)(DI*4), Z9, Z9
+	VMOVUPS      Z9, 64(R10)(DI*4)
+	VADDPS       128(R10)(DI*4), Z10, Z10
+	VMOVUPS      Z10, 128(R10)(DI*4)
+	VADDPS       192(R10)(DI*4), Z11, Z11
+	VMOVUPS      Z11, 192(R10)(DI*4)
+	ADDQ         $0x40, DI
+	ADDQ         $0x00000080, R8
+	SUBQ         $0x40, R9
+	JMP          cols4x3
+
+cols4x3end:
+cols1x3:
+	CMPQ   R9, $0x10
+	JL     cols1x3end
+	VXORPS Z0, Z0, Z0
+	VXORPS Z1, Z1, Z1
+	VXORPS Z2, Z2, Z2
+	MOVQ   n+40(FP), R12
+	MOVQ   CX, R10
+	MOVQ   R8, R11
+
+cols1x3tokens:
+	VPMOVZXWD    (R11), Z3
+	VPSLLD       $0x10, Z3, Z3
+	PREFETCHT1   8192(R11)
+	VBROADCASTSS (R10), Z4
+	VFMADD231PS  Z3, Z4, Z0
+	VBROADCASTSS (R10)(DX*4), Z4
+	VFMADD231PS  Z3, Z4, Z1
+	VBROADCASTSS (R10)(DX*8), Z4
+	VFMADD231PS  Z3, Z4, Z2
+	LEAQ         (R11)(SI*2), R11
+	ADDQ         $0x04, R10
+	DECQ         R12
+	JNZ          cols1x3tokens
+	MOVQ         (AX), R10
+	VADDPS       (R10)(DI*4), Z0, Z0
+	VMOVUPS      Z0, (R10)(DI*4)
+	MOVQ         24(AX), R10
+	VADDPS       (R10)(DI*4), Z1, Z1
+	VMOVUPS      Z1, (R10)(DI*4)
+	MOVQ         48(AX), R10
+	VADDPS       (R10)(DI*4), Z2, Z2
+	VMOVUPS      Z2, (R10)(DI*4)
+	ADDQ         $0x10, DI
+	ADDQ         $0x00000020, R8
+	SUBQ         $0x10, R9
+	JMP          cols1x3
+
+cols1x3end:
+	ADDQ $0x48, AX
+	LEAQ (CX)(DX*4), CX
+	LEAQ (CX)(DX*4), CX
+	LEAQ (CX)(DX*4), CX
+	SUBQ $0x03, BX
+	JMP  rows3
+
+rows2:
+	CMPQ BX, $0x02
+	JL   rows1
+	MOVQ v+32(FP), R8
+	MOVQ cols+56(FP), R9
+	XORQ DI, DI
+
+cols4x2:
+	CMPQ   R9, $0x40
+	JL     cols4x2end
+	VXORPS Z0, Z0, Z0
+	VXORPS Z1, Z1, Z1
+	VXORPS Z2, Z2, Z2
+	VXORPS Z3, Z3, Z3
+	VXORPS Z4, Z4, Z4
+	VXORPS Z5, Z5, Z5
+	VXORPS Z6, Z6, Z6
+	VXORPS Z7, Z7, Z7
+	MOVQ   n+40(FP), R12
+	MOVQ   CX, R10
+	MOVQ   R8, R11
+
+cols4x2tokens:
+	VPMOVZXWD    (R11), Z8
+	VPSLLD       $0x10, Z8, Z8
+	PREFETCHT1   8192(R11)
+	VPMOVZXWD    32(R11), Z9
+	VPSLLD       $0x10, Z9, Z9
+	PREFETCHT1   8224(R11)
+	VPMOVZXWD    64(R11), Z10
+	VPSLLD       $0x10, Z10, Z10
+	PREFETCHT1   8256(R11)
+	VPMOVZXWD    96(R11), Z11
+	VPSLLD       $0x10, Z11, Z11
+	PREFETCHT1   8288(R11)
+	VBROADCASTSS (R10), Z12
+	VFMADD231PS  Z8, Z12, Z0
+	VFMADD231PS  Z9, Z12, Z1
+	VFMADD231PS  Z10, Z12, Z2
+	VFMADD231PS  Z11, Z12, Z3
+	VBROADCASTSS (R10)(DX*4), Z12
+	VFMADD231PS  Z8, Z12, Z4
+	VFMADD231PS  Z9, Z12, Z5
+	VFMADD231PS  Z10, Z12, Z6
+	VFMADD231PS  Z11, Z12, Z7
+	LEAQ         (R11)(SI*2), R11
+	ADDQ         $0x04, R10
+	DECQ         R12
+	JNZ          cols4x2tokens
+	MOVQ         (AX), R10
+	VADDPS       (R10)(DI*4), Z0, Z0
+	VMOVUPS      Z0, (R10)(DI*4)
+	VADDPS       64(R10)(DI*4), Z1, Z1
+	VMOVUPS      Z1, 64(R10)(DI*4)
+	VADDPS       128(R10)(DI*4), Z2, Z2
+	VMOVUPS      Z2, 128(R10)(DI*4)
+	VADDPS       192(R10)(DI*4), Z3, Z3
+	VMOVUPS      Z3, 192(R10)(DI*4)
+	MOVQ         24(AX), R10
+	VADDPS       (R10)(DI*4), Z4, Z4
+	VMOVUPS      Z4, (R10)(DI*4)
+	VADDPS       64(R10)(DI*4), Z5, Z5
+	VMOVUPS      Z5, 64(R10)(DI*4)
+	VADDPS       128(R10)(DI*4), Z6, Z6
+	VMOVUPS      Z6, 128(R10)(DI*4)
+	VADDPS       192(R10)(DI*4), Z7, Z7
+	VMOVUPS      Z7, 192(R10)(DI*4)
+	ADDQ         $0x40, DI
+	ADDQ         $0x00000080, R8
+	SUBQ         $0x40, R9
+	JMP          cols4x2
+
+cols4x2end:
+cols1x2:
+	CMPQ   R9, $0x10
+	JL     cols1x2end
+	VXORPS Z0, Z0, Z0
+	VXORPS Z1, Z1, Z1
+	MOVQ   n+40(FP), R12
+	MOVQ   CX, R10
+	MOVQ   R8, R11
+
+cols1x2tokens:
+	VPMOVZXWD    (R11), Z2
+	VPSLLD       $0x10, Z2, Z2
+	PREFETCHT1   8192(R11)
+	VBROADCASTSS (R10), Z3
+	VFMADD231PS  Z2, Z3, Z0
+	VBROADCASTSS (R10)(DX*4), Z3
+	VFMADD231PS  Z2, Z3, Z1
+	LEAQ         (R11)(SI*2), R11
+	ADDQ         $0x04, R10
+	DECQ         R12
+	JNZ          cols1x2tokens
+	MOVQ         (AX), R10
+	VADDPS       (R10)(DI*4), Z0, Z0
+	VMOVUPS      Z0, (R10)(DI*4)
+	MOVQ         24(AX), R10
+	VADDPS       (R10)(DI*4), Z1, Z1
+	VMOVUPS      Z1, (R10)(DI*4)
+	ADDQ         $0x10, DI
+	ADDQ         $0x00000020, R8
+	SUBQ         $0x10, R9
+	JMP          cols1x2
+
+cols1x2end:
+	ADDQ $0x30, AX
+	LEAQ (CX)(DX*4), CX
+	LEAQ (CX)(DX*4), CX
+	SUBQ $0x02, BX
+	JMP  rows2
+
+rows1:
+	CMPQ BX, $0x01
+	JL   rows0
+	MOVQ v+32(FP), R8
+	MOVQ cols+56(FP), R9
+	XORQ DI, DI
+
+cols4x1:
+	CMPQ   R9, $0x40
+	JL     cols4x1end
+	VXORPS Z0, Z0, Z0
+	VXORPS Z1, Z1, Z1
+	VXORPS Z2, Z2, Z2
+	VXORPS Z3, Z3, Z3
+	MOVQ   n+40(FP), R12
+	MOVQ   CX, R10
+	MOVQ   R8, R11
+
+cols4x1tokens:
+	VPMOVZXWD    (R11), Z4
+	VPSLLD       $0x10, Z4, Z4
+	PREFETCHT1   8192(R11)
+	VPMOVZXWD    32(R11), Z5
+	VPSLLD       $0x10, Z5, Z5
+	PREFETCHT1   8224(R11)
+	VPMOVZXWD    64(R11), Z6
+	VPSLLD       $0x10, Z6, Z6
+	PREFETCHT1   8256(R11)
+	VPMOVZXWD    96(R11), Z7
+	VPSLLD       $0x10, Z7, Z7
+	PREFETCHT1   8288(R11)
+	VBROADCASTSS (R10), Z8
+	VFMADD231PS  Z4, Z8, Z0
+	VFMADD231PS  Z5, Z8, Z1
+	VFMADD231PS  Z6, Z8, Z2
+	VFMADD231PS  Z7, Z8, Z3
+	LEAQ         (R11)(SI*2), R11
+	ADDQ         $0x04, R10
+	DECQ         R12
+	JNZ          cols4x1tokens
+	MOVQ         (AX), R10
+	VADDPS       (R10)(DI*4), Z0, Z0
+	VMOVUPS      Z0, (R10)(DI*4)
+	VADDPS       64(R10)(DI*4), Z1, Z1
+	VMOVUPS      Z1, 64(R10)(DI*4)
+	VADDPS       128(R10)(DI*4), Z2, Z2
+	VMOVUPS      Z2, 128(R10)(DI*4)
+	VADDPS       192(R10)(DI*4), Z3, Z3
+	VMOVUPS      Z3, 192(R10)(DI*4)
+	ADDQ         $0x40, DI
+	ADDQ         $0x00000080, R8
+	SUBQ         $0x40, R9
+	JMP          cols4x1
+
+cols4x1end:
+cols1x1:
+	CMPQ   R9, $0x10
+	JL     cols1x1end
+	VXORPS Z0, Z0, Z0
+	MOVQ   n+40(FP), R12
+	MOVQ   CX, R10
+	MOVQ   R8, R11
+
+cols1x1tokens:
+	VPMOVZXWD    (R11), Z1
+	VPSLLD       $0x10, Z1, Z1
+	PREFETCHT1   8192(R11)
+	VBROADCASTSS (R10), Z2
+	VFMADD231PS  Z1, Z2, Z0
+	LEAQ         (R11)(SI*2), R11
+	ADDQ         $0x04, R10
+	DECQ         R12
+	JNZ          cols1x1tokens
+	MOVQ         (AX), R10
+	VADDPS       (R10)(DI*4), Z0, Z0
+	VMOVUPS      Z0, (R10)(DI*4)
+	ADDQ         $0x10, DI
+	ADDQ         $0x00000020, R8
+	SUBQ         $0x10, R9
+	JMP          cols1x1
+
+cols1x1end:
+	ADDQ $0x18, AX
+	LEAQ (CX)(DX*4), CX
+	SUBQ $0x01, BX
+	JMP  rows1
+
+rows0:
+	VZEROUPPER
+	RET
+
 // func dotsInt8AVX512(dst *float32, stride int, q *float32, rows int, k *byte, n int, d int)
 // Requires: AVX, AVX512DQ, AVX512F, AVX512VL, MMX+
 TEXT ·dotsInt8AVX512(SB), NOSPLIT, $0-56
@@ -1130,22 +2309,24 @@ tokens4x4:
 	VXORPS Z13, Z13, Z13
 	VXORPS Z14, Z14, Z14
 	VXORPS Z15, Z15, Z15
+	LEAQ   (SI)(SI*2), R15
 	MOVQ   DX, R12
-	MOVQ   SI, R13
+	MOVQ   R10, R13
+	MOVQ   SI, R14
 
 tokens4x4dims:
-	VPMOVSXBD     (R10), Z16
+	VPMOVSXBD     (R13), Z16
 	VCVTDQ2PS     Z16, Z16
-	PREFETCHT1    8192(R10)
-	VPMOVSXBD     (R10)(SI*1), Z17
+	PREFETCHT1    8192(R13)
+	VPMOVSXBD     (R13)(SI*1), Z17
 	VCVTDQ2PS     Z17, Z17
-	PREFETCHT1    8192(R10)(SI*1)
-	VPMOVSXBD     (R10)(SI*2), Z18
+	PREFETCHT1    8192(R13)(SI*1)
+	VPMOVSXBD     (R13)(SI*2), Z18
 	VCVTDQ2PS     Z18, Z18
-	PREFETCHT1    8192(R10)(SI*2)
-	VPMOVSXBD     (R10)(R8*1), Z19
+	PREFETCHT1    8192(R13)(SI*2)
+	VPMOVSXBD     (R13)(R8*1), Z19
 	VCVTDQ2PS     Z19, Z19
-	PREFETCHT1    8192(R10)(R8*1)
+	PREFETCHT1    8192(R13)(R8*1)
 	VMOVUPS       (R12), Z20
 	VFMADD231PS   Z16, Z20, Z0
 	VFMADD231PS   Z17, Z20, Z1
@@ -1161,15 +2342,16 @@ tokens4x4dims:
 	VFMADD231PS   Z17, Z20, Z9
 	VFMADD231PS   Z18, Z20, Z10
 	VFMADD231PS   Z19, Z20, Z11
-	VMOVUPS       (R12)(R8*4), Z20
+	VMOVUPS       (R12)(R15*4), Z20
 	VFMADD231PS   Z16, Z20, Z12
 	VFMADD231PS   Z17, Z20, Z13
 	VFMADD231PS   Z18, Z20, Z14
 	VFMADD231PS   Z19, Z20, Z15
 	ADDQ          $0x40, R12
-	ADDQ          $0x10, R10
-	SUBQ          $0x10, R13
+	ADDQ          $0x10, R13
+	SUBQ          $0x10, R14
 	JNZ           tokens4x4dims
+	LEAQ          (R10)(SI*1), R10
 	LEAQ          (R10)(R8*1), R10
 	VUNPCKLPS     Z1, Z0, Z16
 	VUNPCKHPS     Z1, Z0, Z0
@@ -1239,25 +2421,28 @@ tokens1x4:
 	VXORPS Z1, Z1, Z1
 	VXORPS Z2, Z2, Z2
 	VXORPS Z3, Z3, Z3
+	LEAQ   (SI)(SI*2), R15
 	MOVQ   DX, R12
-	MOVQ   SI, R13
+	MOVQ   R10, R13
+	MOVQ   SI, R14
 
 tokens1x4dims:
-	VPMOVSXBD     (R10), Z4
+	VPMOVSXBD     (R13), Z4
 	VCVTDQ2PS     Z4, Z4
-	PREFETCHT1    8192(R10)
+	PREFETCHT1    8192(R13)
 	VMOVUPS       (R12), Z5
 	VFMADD231PS   Z4, Z5, Z0
 	VMOVUPS       (R12)(SI*4), Z5
 	VFMADD231PS   Z4, Z5, Z1
 	VMOVUPS       (R12)(SI*8), Z5
 	VFMADD231PS   Z4, Z5, Z2
-	VMOVUPS       (R12)(R8*4), Z5
+	VMOVUPS       (R12)(R15*4), Z5
 	VFMADD231PS   Z4, Z5, Z3
 	ADDQ          $0x40, R12
-	ADDQ          $0x10, R10
-	SUBQ          $0x10, R13
+	ADDQ          $0x10, R13
+	SUBQ          $0x10, R14
 	JNZ           tokens1x4dims
+	LEAQ          (R10)(SI*1), R10
 	VEXTRACTF64X4 $0x01, Z0, Y4
 	VADDPS        Y4, Y0, Y0
 	VEXTRACTF32X4 $0x01, Y0, X4
@@ -1332,22 +2517,24 @@ tokens4x3:
 	VXORPS Z9, Z9, Z9
 	VXORPS Z10, Z10, Z10
 	VXORPS Z11, Z11, Z11
+	LEAQ   (SI)(SI*2), R11
 	MOVQ   DX, R11
-	MOVQ   SI, R12
+	MOVQ   R9, R12
+	MOVQ   SI, R13
 
 tokens4x3dims:
-	VPMOVSXBD     (R9), Z12
+	VPMOVSXBD     (R12), Z12
 	VCVTDQ2PS     Z12, Z12
-	PREFETCHT1    8192(R9)
-	VPMOVSXBD     (R9)(SI*1), Z13
+	PREFETCHT1    8192(R12)
+	VPMOVSXBD     (R12)(SI*1), Z13
 	VCVTDQ2PS     Z13, Z13
-	PREFETCHT1    8192(R9)(SI*1)
-	VPMOVSXBD     (R9)(SI*2), Z14
+	PREFETCHT1    8192(R12)(SI*1)
+	VPMOVSXBD     (R12)(SI*2), Z14
 	VCVTDQ2PS     Z14, Z14
-	PREFETCHT1    8192(R9)(SI*2)
-	VPMOVSXBD     (R9)(R8*1), Z15
+	PREFETCHT1    8192(R12)(SI*2)
+	VPMOVSXBD     (R12)(R8*1), Z15
 	VCVTDQ2PS     Z15, Z15
-	PREFETCHT1    8192(R9)(R8*1)
+	PREFETCHT1    8192(R12)(R8*1)
 	VMOVUPS       (R11), Z16
 	VFMADD231PS   Z12, Z16, Z0
 	VFMADD231PS   Z13, Z16, Z1
@@ -1364,9 +2551,10 @@ tokens4x3dims:
 	VFMADD231PS   Z14, Z16, Z10
 	VFMADD231PS   Z15, Z16, Z11
 	ADDQ          $0x40, R11
-	ADDQ          $0x10, R9
-	SUBQ          $0x10, R12
+	ADDQ          $0x10, R12
+	SUBQ          $0x10, R13
 	JNZ           tokens4x3dims
+	LEAQ          (R9)(SI*1), R9
 	LEAQ          (R9)(R8*1), R9
 	VUNPCKLPS     Z1, Z0, Z12
 	VUNPCKHPS     Z1, Z0, Z0
@@ -1421,13 +2609,15 @@ tokens1x3:
 	VXORPS Z0, Z0, Z0
 	VXORPS Z1, Z1, Z1
 	VXORPS Z2, Z2, Z2
+	LEAQ   (SI)(SI*2), R11
 	MOVQ   DX, R11
-	MOVQ   SI, R12
+	MOVQ   R9, R12
+	MOVQ   SI, R13
 
 tokens1x3dims:
-	VPMOVSXBD     (R9), Z3
+	VPMOVSXBD     (R12), Z3
 	VCVTDQ2PS     Z3, Z3
-	PREFETCHT1    8192(R9)
+	PREFETCHT1    8192(R12)
 	VMOVUPS       (R11), Z4
 	VFMADD231PS   Z3, Z4, Z0
 	VMOVUPS       (R11)(SI*4), Z4
@@ -1435,9 +2625,10 @@ tokens1x3dims:
 	VMOVUPS       (R11)(SI*8), Z4
 	VFMADD231PS   Z3, Z4, Z2
 	ADDQ          $0x40, R11
-	ADDQ          $0x10, R9
-	SUBQ          $0x10, R12
+	ADDQ          $0x10, R12
+	SUBQ          $0x10, R13
 	JNZ           tokens1x3dims
+	LEAQ          (R9)(SI*1), R9
 	VEXTRACTF64X4 $0x01, Z0, Y3
 	VADDPS        Y3, Y0, Y0
 	VEXTRACTF32X4 $0x01, Y0, X3
@@ -1497,22 +2688,24 @@ tokens4x2:
 	VXORPS Z5, Z5, Z5
 	VXORPS Z6, Z6, Z6
 	VXORPS Z7, Z7, Z7
+	LEAQ   (SI)(SI*2), R11
 	MOVQ   DX, R11
-	MOVQ   SI, R12
+	MOVQ   R9, R12
+	MOVQ   SI, R13
 
 tokens4x2dims:
-	VPMOVSXBD     (R9), Z8
+	VPMOVSXBD     (R12), Z8
 	VCVTDQ2PS     Z8, Z8
-	PREFETCHT1    8192(R9)
-	VPMOVSXBD     (R9)(SI*1), Z9
+	PREFETCHT1    8192(R12)
+	VPMOVSXBD     (R12)(SI*1), Z9
 	VCVTDQ2PS     Z9, Z9
-	PREFETCHT1    8192(R9)(SI*1)
-	VPMOVSXBD     (R9)(SI*2), Z10
+	PREFETCHT1    8192(R12)(SI*1)
+	VPMOVSXBD     (R12)(SI*2), Z10
 	VCVTDQ2PS     Z10, Z10
-	PREFETCHT1    8192(R9)(SI*2)
-	VPMOVSXBD     (R9)(R8*1), Z11
+	PREFETCHT1    8192(R12)(SI*2)
+	VPMOVSXBD     (R12)(R8*1), Z11
 	VCVTDQ2PS     Z11, Z11
-	PREFETCHT1    8192(R9)(R8*1)
+	PREFETCHT1    8192(R12)(R8*1)
 	VMOVUPS       (R11), Z12
 	VFMADD231PS   Z8, Z12, Z0
 	VFMADD231PS   Z9, Z12, Z1
@@ -1524,9 +2717,10 @@ tokens4x2dims:
 	VFMADD231PS   Z10, Z12, Z6
 	VFMADD231PS   Z11, Z12, Z7
 	ADDQ          $0x40, R11
-	ADDQ          $0x10, R9
-	SUBQ          $0x10, R12
+	ADDQ          $0x10, R12
+	SUBQ          $0x10, R13
 	JNZ           tokens4x2dims
+	LEAQ          (R9)(SI*1), R9
 	LEAQ          (R9)(R8*1), R9
 	VUNPCKLPS     Z1, Z0, Z8
 	VUNPCKHPS     Z1, Z0, Z0
@@ -1566,21 +2760,24 @@ tokens1x2:
 	JL     tokens1x2end
 	VXORPS Z0, Z0, Z0
 	VXORPS Z1, Z1, Z1
+	LEAQ   (SI)(SI*2), R11
 	MOVQ   DX, R11
-	MOVQ   SI, R12
+	MOVQ   R9, R12
+	MOVQ   SI, R13
 
 tokens1x2dims:
-	VPMOVSXBD     (R9), Z2
+	VPMOVSXBD     (R12), Z2
 	VCVTDQ2PS     Z2, Z2
-	PREFETCHT1    8192(R9)
+	PREFETCHT1    8192(R12)
 	VMOVUPS       (R11), Z3
 	VFMADD231PS   Z2, Z3, Z0
 	VMOVUPS       (R11)(SI*4), Z3
 	VFMADD231PS   Z2, Z3, Z1
 	ADDQ          $0x40, R11
-	ADDQ          $0x10, R9
-	SUBQ          $0x10, R12
+	ADDQ          $0x10, R12
+	SUBQ          $0x10, R13
 	JNZ           tokens1x2dims
+	LEAQ          (R9)(SI*1), R9
 	VEXTRACTF64X4 $0x01, Z0, Y2
 	VADDPS        Y2, Y0, Y0
 	VEXTRACTF32X4 $0x01, Y0, X2
@@ -1625,31 +2822,34 @@ tokens4x1:
 	VXORPS Z1, Z1, Z1
 	VXORPS Z2, Z2, Z2
 	VXORPS Z3, Z3, Z3
+	LEAQ   (SI)(SI*2), R11
 	MOVQ   DX, R11
-	MOVQ   SI, R12
+	MOVQ   R9, R12
+	MOVQ   SI, R13
 
 tokens4x1dims:
-	VPMOVSXBD     (R9), Z4
+	VPMOVSXBD     (R12), Z4
 	VCVTDQ2PS     Z4, Z4
-	PREFETCHT1    8192(R9)
-	VPMOVSXBD     (R9)(SI*1), Z5
+	PREFETCHT1    8192(R12)
+	VPMOVSXBD     (R12)(SI*1), Z5
 	VCVTDQ2PS     Z5, Z5
-	PREFETCHT1    8192(R9)(SI*1)
-	VPMOVSXBD     (R9)(SI*2), Z6
+	PREFETCHT1    8192(R12)(SI*1)
+	VPMOVSXBD     (R12)(SI*2), Z6
 	VCVTDQ2PS     Z6, Z6
-	PREFETCHT1    8192(R9)(SI*2)
-	VPMOVSXBD     (R9)(R8*1), Z7
+	PREFETCHT1    8192(R12)(SI*2)
+	VPMOVSXBD     (R12)(R8*1), Z7
 	VCVTDQ2PS     Z7, Z7
-	PREFETCHT1    8192(R9)(R8*1)
+	PREFETCHT1    8192(R12)(R8*1)
 	VMOVUPS       (R11), Z8
 	VFMADD231PS   Z4, Z8, Z0
 	VFMADD231PS   Z5, Z8, Z1
 	VFMADD231PS   Z6, Z8, Z2
 	VFMADD231PS   Z7, Z8, Z3
 	ADDQ          $0x40, R11
-	ADDQ          $0x10, R9
-	SUBQ          $0x10, R12
+	ADDQ          $0x10, R12
+	SUBQ          $0x10, R13
 	JNZ           tokens4x1dims
+	LEAQ          (R9)(SI*1), R9
 	LEAQ          (R9)(R8*1), R9
 	VUNPCKLPS     Z1, Z0, Z4
 	VUNPCKHPS     Z1, Z0, Z0
@@ -1674,19 +2874,22 @@ tokens1x1:
 	CMPQ   R10, $0x01
 	JL     tokens1x1end
 	VXORPS Z0, Z0, Z0
+	LEAQ   (SI)(SI*2), R11
 	MOVQ   DX, R11
-	MOVQ   SI, R12
+	MOVQ   R9, R12
+	MOVQ   SI, R13
 
 tokens1x1dims:
-	VPMOVSXBD     (R9), Z1
+	VPMOVSXBD     (R12), Z1
 	VCVTDQ2PS     Z1, Z1
-	PREFETCHT1    8192(R9)
+	PREFETCHT1    8192(R12)
 	VMOVUPS       (R11), Z2
 	VFMADD231PS   Z1, Z2, Z0
 	ADDQ          $0x40, R11
-	ADDQ          $0x10, R9
-	SUBQ          $0x10, R12
+	ADDQ          $0x10, R12
+	SUBQ          $0x10, R13
 	JNZ           tokens1x1dims
+	LEAQ          (R9)(SI*1), R9
 	VEXTRACTF64X4 $0x01, Z0, Y1
 	VADDPS        Y1, Y0, Y0
 	VEXTRACTF32X4 $0x01, Y0, X1

@@ -11,6 +11,27 @@ func Dots(dst []float32, stride int, q, k []float32, d int) {
 	}
 }
 
+// DotsBF16 is Dots for n keys that are bfloat16, little-endian, pitch elements from one to the next.
+func DotsBF16(dst []float32, stride int, q []float32, k []byte, n, pitch, d int) {
+	must(d > 0, "d is not positive")
+	rows := len(q) / d
+	mustHold(len(dst), rows, stride, n, "dst is too short")
+	mustHold(len(k)/2, n, pitch, d, "k is too short")
+	if rows > 0 && n > 0 {
+		dotsBF16(dst, stride, q, k, rows, n, pitch, d)
+	}
+}
+
+// AxpysBF16 is Axpys of all d columns for n values that are bfloat16, little-endian, pitch elements from one to the next.
+func AxpysBF16(out [][]float32, w []float32, stride int, v []byte, n, pitch, d int) {
+	must(d > 0, "d is not positive")
+	mustHold(len(v)/2, n, pitch, d, "v is too short")
+	mustAdd(out, len(w), stride, n, d)
+	if len(out) > 0 && n > 0 {
+		axpysBF16(out, w, stride, v, n, pitch, d)
+	}
+}
+
 // DotsInt8 is Dots for keys that are signed bytes.
 func DotsInt8(dst []float32, stride int, q []float32, k []byte, d int) {
 	must(d > 0, "d is not positive")

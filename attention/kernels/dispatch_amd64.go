@@ -32,6 +32,28 @@ func dots(dst []float32, stride int, q, k []float32, rows, n, d int) {
 	}
 }
 
+func dotsBF16(dst []float32, stride int, q []float32, k []byte, rows, n, pitch, d int) {
+	switch variant(d) {
+	case AVX512:
+		dotsBF16AVX512(&dst[0], stride, &q[0], rows, &k[0], n, d, pitch)
+	case AVX2:
+		dotsBF16AVX2(&dst[0], stride, &q[0], rows, &k[0], n, d, pitch)
+	default:
+		plainDotsBF16(dst, stride, q, k, rows, n, pitch, d)
+	}
+}
+
+func axpysBF16(out [][]float32, w []float32, stride int, v []byte, n, pitch, d int) {
+	switch variant(d) {
+	case AVX512:
+		axpysBF16AVX512(&out[0], &w[0], stride, len(out), &v[0], n, d, d, pitch)
+	case AVX2:
+		axpysBF16AVX2(&out[0], &w[0], stride, len(out), &v[0], n, d, d, pitch)
+	default:
+		plainAxpysBF16(out, w, stride, v, n, pitch, d)
+	}
+}
+
 func dotsInt8(dst []float32, stride int, q []float32, k []byte, rows, n, d int) {
 	switch variant(d) {
 	case AVX512:

@@ -8,6 +8,14 @@ func dots(dst []float32, stride int, q, k []float32, rows, n, d int) {
 	plainDots(dst, stride, q, k, rows, n, d)
 }
 
+func dotsBF16(dst []float32, stride int, q []float32, k []byte, rows, n, pitch, d int) {
+	plainDotsBF16(dst, stride, q, k, rows, n, pitch, d)
+}
+
+func axpysBF16(out [][]float32, w []float32, stride int, v []byte, n, pitch, d int) {
+	plainAxpysBF16(out, w, stride, v, n, pitch, d)
+}
+
 func dotsInt8(dst []float32, stride int, q []float32, k []byte, rows, n, d int) {
 	plainDotsInt8(dst, stride, q, k, rows, n, d)
 }

@@ -118,3 +118,34 @@ func TestSweep(t *testing.T) {
 		}
 	})
 }
+
+// Rows of bfloat16 count as what they are widened to, wherever they lie.
+func TestBF16(t *testing.T) {
+	for _, v := range Variants() {
+		defer Use(v)()
+		shapes(t, func(t *testing.T, rng *rand.Rand, rows, n, d int) {
+			pitch := d + rng.IntN(3)*16
+			x := odd(rng, (n-1)*pitch+d)
+			b := make([]byte, 2*len(x)+1)[1:]
+			for i, f := range x {
+				bits := math.Float32bits(f)
+				b[2*i], b[2*i+1] = byte(bits>>16), byte(bits>>24)
+			}
+			wide := make([]float32, n*d)
+			for i := range n {
+				WidenBF16(wide[i*d:(i+1)*d], b[2*i*pitch:])
+			}
+			q, stride := odd(rng, rows*d), n+rng.IntN(3)
+			got, want := odd(rng, (rows-1)*stride+n), make([]float32, (rows-1)*stride+n)
+			copy(want, got)
+			DotsBF16(got, stride, q, b, n, pitch, d)
+			Dots(want, stride, q, wide, d)
+			near(t, "dots", got, want, math.Sqrt(float64(d))*10)
+			out, expect := odd(rng, rows*d), make([]float32, rows*d)
+			copy(expect, out)
+			AxpysBF16(rowsOf(out, d), got, stride, b, n, pitch, d)
+			Axpys(rowsOf(expect, d), got, stride, wide, d, d)
+			near(t, "axpys", out, expect, float64(n)*math.Sqrt(float64(d))*10)
+		})
+	}
+}

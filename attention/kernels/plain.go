@@ -15,6 +15,26 @@ func plainDots(dst []float32, stride int, q, k []float32, rows, n, d int) {
 	}
 }
 
+func plainDotsBF16(dst []float32, stride int, q []float32, k []byte, rows, n, pitch, d int) {
+	row := make([]float32, d)
+	for t := range n {
+		plainWidenBF16(row, k[2*t*pitch:])
+		for r := range rows {
+			dst[r*stride+t] = Dot(q[r*d:(r+1)*d], row)
+		}
+	}
+}
+
+func plainAxpysBF16(out [][]float32, w []float32, stride int, v []byte, n, pitch, d int) {
+	row := make([]float32, d)
+	for t := range n {
+		plainWidenBF16(row, v[2*t*pitch:])
+		for r, y := range out {
+			Axpy(y[:d], w[r*stride+t], row)
+		}
+	}
+}
+
 func plainDotsInt8(dst []float32, stride int, q []float32, k []byte, rows, n, d int) {
 	for r := range rows {
 		for t := range n {

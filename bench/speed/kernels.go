@@ -25,7 +25,6 @@ type scratch struct {
 	q         []float32 // [rows][d]
 	scores    []float32 // [rows][block]
 	unpacked  []float32 // [16][d]
-	wide      []float32 // [2][block][d]
 	ps        []attention.Partial
 	sums      [][]float32
 	scale     []float32 // [block][2]
@@ -45,8 +44,8 @@ func newScratch(o Options) *scratch {
 		return x
 	}
 	s := &scratch{d: o.HeadDim, rows: o.Rows, q: random(o.Rows * o.HeadDim), scores: random(o.Rows * block),
-		unpacked: make([]float32, kernels.LineTokens*o.HeadDim), wide: make([]float32, 2*block*o.HeadDim),
-		ps: attention.NewPartials(o.Rows, o.HeadDim), scale: random(2 * block)}
+		unpacked: make([]float32, kernels.LineTokens*o.HeadDim),
+		ps:       attention.NewPartials(o.Rows, o.HeadDim), scale: random(2 * block)}
 	s.sums = attention.AppendSums(nil, s.ps)
 	s.query = kernels.KeyQuery{Words: make([]int16, o.Rows*o.HeadDim), Scale: make([]float32, 2*o.Rows)}
 	for i := range s.query.Words {
@@ -96,11 +95,9 @@ func dense(b, _ []byte, s *scratch) {
 	attention.Attend(s.ps, s.q, k, v, s.d, 0, nil)
 }
 
-// bfloat is dense of bfloat16, which is widened to floats page by page.
+// bfloat is dense of bfloat16.
 func bfloat(b, _ []byte, s *scratch) {
-	n := block * s.d
-	kernels.WidenBF16(s.wide, b)
-	attention.Attend(s.ps, s.q, s.wide[:n], s.wide[n:], s.d, 0, nil)
+	attention.AttendBF16(s.ps, s.q, b[:len(b)/2], b[len(b)/2:], block, s.d, s.d, 0)
 }
 
 // coded is attention over a page's keys, 4 leaves of so many lines a group,

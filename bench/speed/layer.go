@@ -9,7 +9,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"kvtier/attention"
-	"kvtier/attention/kernels"
 	"kvtier/bench/memtier"
 	"kvtier/bench/planted"
 	"kvtier/bench/stats"
@@ -128,17 +127,10 @@ func (l *layer) sparse(ctx context.Context, h layerHead, tokens int, q []float32
 	return a, nil
 }
 
-// rows attends to the rows of tokens [lo, hi), page by page.
+// rows attends to the rows of tokens [lo, hi).
 func (l *layer) rows(h layerHead, ps []attention.Partial, q []float32, lo, hi int) {
-	wide := make([]float32, 2*block*l.d)
-	size := l.d * compress.BF16.Size()
-	for ; lo < hi; lo += block {
-		end := min(lo+block, hi)
-		k, v := wide[:(end-lo)*l.d], wide[block*l.d:][:(end-lo)*l.d]
-		kernels.WidenBF16(k, h.k[lo*size:])
-		kernels.WidenBF16(v, h.v[lo*size:])
-		attention.Attend(ps, q, k, v, l.d, 0, nil)
-	}
+	at := lo * l.d * compress.BF16.Size()
+	attention.AttendBF16(ps, q, h.k[at:], h.v[at:], hi-lo, l.d, l.d, 0)
 }
 
 // report makes the rows of one length: ours, the first of which is dense, then ggml's if it was measured.

@@ -22,8 +22,8 @@ codes; a share is of the bytes that all sealed tokens take at 4 bits. Stages are
 heads, so that they add up to the time times the threads:
 
   zone   the first tokens and those not sealed yet, exact
-  score  page means, the choice of pages, and what the answer and its error owe to means
-  scan   keys of chosen pages, and the choice of where to read on; of everything: all arithmetic
+  score  page means, and what the answer and its error owe to means and to tokens whose values were not read
+  scan   the choice of pages, keys, and the choice of where to read on; of everything: all arithmetic
   fetch  the choice of values, and the values; of everything: pinning
   rest   plans, merging, rotating back
 

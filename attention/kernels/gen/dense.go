@@ -14,16 +14,37 @@ type element struct {
 	size           uint8
 }
 
-var elements = []element{{"", "float32", 4}, {"Int8", "byte", 1}}
+// Rows of bfloat16 lie pitch elements apart, others side by side.
+var elements = []element{{"", "float32", 4}, {"BF16", "byte", 2}, {"Int8", "byte", 1}}
 
 // load reads a vector of elements as floats.
 func (e element) load(m Mem, x reg.VecVirtual) {
-	if e.size == 4 {
+	switch e.size {
+	case 4:
 		VMOVUPS(m, x)
-		return
+	case 2:
+		VPMOVZXWD(m, x)
+		VPSLLD(Imm(16), x, x)
+	default:
+		VPMOVSXBD(m, x)
+		VCVTDQ2PS(x, x)
 	}
-	VPMOVSXBD(m, x)
-	VCVTDQ2PS(x, x)
+}
+
+// pitch is the parameter that only rows of bfloat16 have.
+func (e element) pitch() string {
+	if e.size == 2 {
+		return ", pitch int"
+	}
+	return ""
+}
+
+// loadPitch returns how many elements rows lie apart.
+func (e element) loadPitch(d reg.GPVirtual) reg.GPVirtual {
+	if e.size == 2 {
+		return param("pitch")
+	}
+	return d
 }
 
 // ahead is how many bytes before their use rows are fetched into the second-level cache.
@@ -32,9 +53,10 @@ const ahead = 8 << 10
 // dots: four tokens at a time are multiplied with v.rows query rows, so that
 // each key is loaded once for all of them, and four sums are added across at once.
 func (v isa) dots(e element) {
-	v.function("dots"+e.suffix, "dst *float32, stride int, q *float32, rows int, k *"+e.goType+", n int, d int")
+	v.function("dots"+e.suffix, "dst *float32, stride int, q *float32, rows int, k *"+e.goType+", n int, d int"+e.pitch())
 	dst, stride, q, rows, d := param("dst"), param("stride"), param("q"), param("rows"), param("d")
-	stride3, d3 := triple(stride), triple(d)
+	pitch := e.loadPitch(d)
+	stride3, pitch3 := triple(stride), triple(pitch)
 	rowBlocks(v.rows, rows, func(r int) {
 		to, k, left := GP64(), param("k"), param("n")
 		MOVQ(dst, to)
@@ -43,9 +65,10 @@ func (v isa) dots(e element) {
 			Label(label)
 			CMPQ(left, Imm(uint64(tokens)))
 			JL(LabelRef(label + "end"))
-			acc := v.dotTile(e, label, q, k, d, d3, r, tokens)
+			acc := v.dotTile(e, label, q, k, d, pitch, pitch3, r, tokens)
+			LEAQ(Mem{Base: k, Index: pitch, Scale: e.size}, k)
 			if tokens == 4 {
-				LEAQ(Mem{Base: k, Index: d3, Scale: e.size}, k)
+				LEAQ(Mem{Base: k, Index: pitch3, Scale: e.size}, k)
 			}
 			for i := range r {
 				a := acc[i*tokens : (i+1)*tokens]
@@ -68,17 +91,18 @@ func (v isa) dots(e element) {
 	})
 }
 
-// dotTile sums products of r rows and some tokens; k then lies behind the first token.
-func (v isa) dotTile(e element, label string, q, k, d, d3 reg.GPVirtual, r, tokens int) []reg.VecVirtual {
+// dotTile sums products of r rows and some tokens.
+func (v isa) dotTile(e element, label string, q, k, d, pitch, pitch3 reg.GPVirtual, r, tokens int) []reg.VecVirtual {
 	acc := v.zeros(r * tokens)
-	qq, i := GP64(), GP64()
+	qq, kk, i, d3 := GP64(), GP64(), GP64(), triple(d)
 	MOVQ(q, qq)
+	MOVQ(k, kk)
 	MOVQ(d, i)
 	Label(label + "dims")
 	key := make([]reg.VecVirtual, tokens)
 	for t := range key {
 		key[t] = v.vec()
-		m := strided(k, d, d3, e.size, t)
+		m := strided(kk, pitch, pitch3, e.size, t)
 		e.load(m, key[t])
 		m.Disp = ahead
 		PREFETCHT1(m)
@@ -91,7 +115,7 @@ func (v isa) dotTile(e element, label string, q, k, d, d3 reg.GPVirtual, r, toke
 		}
 	}
 	ADDQ(Imm(uint64(4*v.lanes)), qq)
-	ADDQ(Imm(uint64(int(e.size)*v.lanes)), k)
+	ADDQ(Imm(uint64(int(e.size)*v.lanes)), kk)
 	SUBQ(Imm(uint64(v.lanes)), i)
 	JNZ(LabelRef(label + "dims"))
 	return acc
@@ -116,8 +140,9 @@ func (v isa) transposedSum(a []reg.VecVirtual) reg.VecVirtual {
 
 // axpys: sums of a tile of columns stay in registers over all tokens.
 func (v isa) axpys(e element) {
-	v.function("axpys"+e.suffix, "out *[]float32, w *float32, stride int, rows int, v *"+e.goType+", n int, d int, cols int")
+	v.function("axpys"+e.suffix, "out *[]float32, w *float32, stride int, rows int, v *"+e.goType+", n int, d int, cols int"+e.pitch())
 	out, w, stride, rows, d := param("out"), param("w"), param("stride"), param("rows"), param("d")
+	pitch := e.loadPitch(d)
 	stride3 := triple(stride)
 	rowBlocks(v.rows, rows, func(r int) {
 		col, from, left := GP64(), param("v"), param("cols")
@@ -128,7 +153,7 @@ func (v isa) axpys(e element) {
 			Label(label)
 			CMPQ(left, Imm(columns))
 			JL(LabelRef(label + "end"))
-			acc := v.axpyTile(e, label, w, stride, stride3, from, d, r, tile)
+			acc := v.axpyTile(e, label, w, stride, stride3, from, pitch, r, tile)
 			for i := range r {
 				row := rowOf(out, i)
 				for j := range tile {
@@ -169,7 +194,7 @@ func (v isa) addTo(m Mem, x reg.VecVirtual) {
 	VMOVUPS(x, m)
 }
 
-func (v isa) axpyTile(e element, label string, w, stride, stride3, from, d reg.GPVirtual, r, tile int) []reg.VecVirtual {
+func (v isa) axpyTile(e element, label string, w, stride, stride3, from, pitch reg.GPVirtual, r, tile int) []reg.VecVirtual {
 	acc := v.zeros(r * tile)
 	ww, row, n := GP64(), GP64(), param("n")
 	MOVQ(w, ww)
@@ -190,7 +215,7 @@ func (v isa) axpyTile(e element, label string, w, stride, stride3, from, d reg.G
 			VFMADD231PS(x[j], weight, acc[i*tile+j])
 		}
 	}
-	LEAQ(Mem{Base: row, Index: d, Scale: e.size}, row)
+	LEAQ(Mem{Base: row, Index: pitch, Scale: e.size}, row)
 	ADDQ(Imm(4), ww)
 	DECQ(n)
 	JNZ(LabelRef(label + "tokens"))
