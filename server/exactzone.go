@@ -41,10 +41,10 @@ func (c *call) exactZone(ctx context.Context, head int, q []float32, res *headRe
 	res.zoneBytes += 2 * int64(hi-lo) * int64(sp.headDim*sp.typ.Size())
 	if sp.typ == compress.BF16 {
 		at := head * sp.headDim * sp.typ.Size()
-		return c.attendTo(ctx, res, lo, hi, func(ps []attention.Partial, q []float32, from, to uint64) {
+		return c.attendTo(ctx, res, q, lo, hi, func(ps []attention.Partial, q []float32, from, to uint64) {
 			skip := int(from-lo)*sp.rowBytes() + at
 			attention.AttendBF16(ps, q, kb[skip:], vb[skip:], int(to-from), sp.kvHeads*sp.headDim, sp.headDim, sp.softcap)
-		}, q)
+		})
 	}
 	z := zonePool.Get().(*zoneScratch)
 	defer zonePool.Put(z)
@@ -73,14 +73,15 @@ var zonePool = sync.Pool{New: func() any { return new(zoneScratch) }}
 // attendBlock lets each position see what it may of positions [at, end).
 func (c *call) attendBlock(ctx context.Context, res *headResult, q, k, v []float32, at, end uint64) error {
 	d, softcap := c.seq.spec.headDim, c.seq.spec.softcap
-	return c.attendTo(ctx, res, at, end, func(ps []attention.Partial, q []float32, from, to uint64) {
+	return c.attendTo(ctx, res, q, at, end, func(ps []attention.Partial, q []float32, from, to uint64) {
 		a, b := int(from-at)*d, int(to-at)*d
 		attention.Attend(ps, q, k[a:b], v[a:b], d, softcap, nil)
-	}, q)
+	})
 }
 
 // attendTo has each position's rows of q attend to those of positions [at, end) that it may see.
-func (c *call) attendTo(ctx context.Context, res *headResult, at, end uint64, attend func(ps []attention.Partial, q []float32, from, to uint64), q []float32) error {
+func (c *call) attendTo(ctx context.Context, res *headResult, q []float32, at, end uint64,
+	attend func(ps []attention.Partial, q []float32, from, to uint64)) error {
 	sp := c.seq.spec
 	d, g := sp.headDim, sp.group()
 	for i := range c.n {

@@ -59,7 +59,7 @@ type scratch struct {
 	weights        []float32
 	chosen         []int
 	scoring        scoring           // see scoreLeaf
-	gainRows       []kernels.GainRow // [rows], see weighTokens
+	gainRows       []kernels.GainRow // [rows], see weigh
 	rescored       []float32         // [rows][16], see raise
 }
 
