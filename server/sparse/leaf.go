@@ -85,6 +85,7 @@ type scoring struct {
 	planes      uint8
 	layout      *compress.KeyLayout
 	query       kernels.KeyQuery
+	scale       []float32 // [rows][2], that of the query with what is not known of keys standing at the page's mean
 	grades      []grade
 }
 
@@ -148,6 +149,7 @@ func (u *run) raise(x *leaf) {
 		}
 		factor := exp(-top - headroom)
 		u.base[r] += top + headroom
+		u.raiseQueries(r, top+headroom)
 		for i := range u.leaves {
 			w, sums := u.weightsOf(&u.leaves[i])[r*tiers.LeafTokens:][:tiers.LeafTokens], u.sumsOf(&u.leaves[i])[2*r:]
 			for t := range w {
@@ -181,17 +183,13 @@ func (u *run) logOf(r int, w float32) float32 { return u.base[r] + log(max(w, le
 
 func (u *run) prepare(how *scoring, x *leaf) {
 	s, planes := &u.segs[x.seg], int(x.planes)
-	query, scale := u.query(x), how.query.Scale
-	*how = scoring{x.page, x.group, x.planes, u.layoutOf(s, planes), kernels.KeyQuery{Words: query.Words, Scale: scale}, u.grades(x, planes)}
-	copy(scale, query.Scale)
+	how.page, how.group, how.planes = x.page, x.group, x.planes
+	how.layout, how.query, how.grades = u.layoutOf(s, planes), u.query(x), u.grades(x, planes)
 	if hidden := u.hiddenOf(s, planes); hidden != nil {
+		copy(how.scale, how.query.Scale)
+		how.query.Scale = how.scale
 		for r, pages := 0, s.view.Pages(); r < u.rows; r++ {
-			scale[2*r+1] += hidden[r*pages+int(x.page)-s.firstPage]
-		}
-	}
-	if u.q.Softcap == 0 {
-		for r := range how.grades {
-			scale[2*r+1] += how.grades[r].raise - u.base[r]
+			how.scale[2*r+1] += hidden[r*pages+int(x.page)-s.firstPage]
 		}
 	}
 }

@@ -90,7 +90,7 @@ func (s *scratch) reset(u *run, leaves, groups int) {
 	s.w, s.sums = sized(s.w, leaves*rows*tiers.LeafTokens), sized(s.sums, 2*leaves*rows)
 	s.weights = sized(s.weights, u.slots)
 	s.rescored = sized(s.rescored, rows*tiers.LeafTokens)
-	s.scoring = scoring{page: -1, query: kernels.KeyQuery{Scale: sized(s.scoring.query.Scale, 2*rows)}}
+	s.scoring = scoring{page: -1, scale: sized(s.scoring.scale, 2*rows)}
 	s.gainRows = sized(s.gainRows, rows)
 }
 
