@@ -139,16 +139,11 @@ func (o KeyOrder) Restore(dst, x []float32) {
 // (x - Lo) / Step, rounded down and clipped to 0..255. s is that of the group
 // of up to 256 tokens to which all the rows belong.
 func KeyCodes(dst []uint8, rows []float32, d int, s KeySteps) {
-	lo, inv := s.Lo[:d], make([]float32, d)
+	inverse := make([]float32, d)
 	for j, w := range s.Step[:d] {
-		inv[j] = 1 / w
+		inverse[j] = 1 / w
 	}
-	for ; len(rows) >= d; rows, dst = rows[d:], dst[d:] {
-		for j, x := range rows[:d] {
-			// Clipping before converting: Go leaves a conversion out of range undefined.
-			dst[j] = uint8(int32(min(max((x-lo[j])*inv[j], 0), 255)))
-		}
-	}
+	kernels.Quantise(dst, rows, s.Lo[:d], inverse, 0)
 }
 
 // KeyPlaneLines is how many lines of a leaf each plane holds. The first plane

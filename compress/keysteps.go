@@ -62,12 +62,7 @@ func FitKeySteps(rows []float32, d, exp int) KeySteps {
 		copy(s.Lo, rows[:d])
 		copy(hi, rows[:d])
 	}
-	for ; len(rows) >= d; rows = rows[d:] {
-		for j, x := range rows[:d] {
-			s.Lo[j] = min(s.Lo[j], x)
-			hi[j] = max(hi[j], x)
-		}
-	}
+	kernels.Extremes(s.Lo, hi, rows)
 	for j := range d {
 		low, high := min(max(s.Lo[j], -maxKey), maxKey), min(max(hi[j], -maxKey), maxKey)
 		s.Lo[j] = stored(f16Floor(math.Ldexp(float64(low), -exp)), exp)

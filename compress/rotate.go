@@ -1,6 +1,10 @@
 package compress
 
-import "math"
+import (
+	"math"
+
+	"kvtier/attention/kernels"
+)
 
 // signs are the signs of the rotation: that of dim i is the top bit of the i-th
 // output of splitmix64 seeded with 0 (set: minus). They are part of the format.
@@ -34,7 +38,7 @@ func Rotate(x []float32, d int) {
 			x[j] *= signs[j] * norm
 		}
 		for b := 0; b < d; b += block {
-			hadamard(x[b : b+block])
+			kernels.Hadamard(x[b : b+block])
 		}
 	}
 }
@@ -45,30 +49,10 @@ func Unrotate(x []float32, d int) {
 	norm := float32(1 / math.Sqrt(float64(block)))
 	for ; len(x) >= d; x = x[d:] {
 		for b := 0; b < d; b += block {
-			hadamard(x[b : b+block])
+			kernels.Hadamard(x[b : b+block])
 		}
 		for j := range x[:d] {
 			x[j] *= signs[j] * norm
-		}
-	}
-}
-
-// hadamard multiplies x, of 16 or more and a power of two elements, by
-// Sylvester's Hadamard matrix: butterflies at distance 1, 2, 4 and so on.
-func hadamard(x []float32) {
-	for i := 0; i+4 <= len(x); i += 4 { // distances 1 and 2 at once
-		y := x[i : i+4]
-		a, b := y[0]+y[1], y[0]-y[1]
-		c, d := y[2]+y[3], y[2]-y[3]
-		y[0], y[1], y[2], y[3] = a+c, b+d, a-c, b-d
-	}
-	for h := 4; h < len(x); h *= 2 {
-		for i := 0; i < len(x); i += 2 * h {
-			lo, hi := x[i:i+h], x[i+h:i+2*h]
-			for j, a := range lo {
-				b := hi[j]
-				lo[j], hi[j] = a+b, a-b
-			}
 		}
 	}
 }

@@ -3,6 +3,9 @@ package compress
 import (
 	"encoding/binary"
 	"math"
+	"slices"
+
+	"kvtier/attention/kernels"
 )
 
 // ValueScaleBytes is the stored size of a token's value scale: two bytes of
@@ -27,7 +30,8 @@ func ValueRowBytes(d int) int { return d / 2 }
 func PackValues(rows []float32, n, d int) (scales, hi, lo []byte) {
 	w := ValueRowBytes(d)
 	scales, hi, lo = make([]byte, n*ValueScaleBytes), make([]byte, n*w), make([]byte, n*w)
-	var buf [MaxHeadDim]float32
+	var buf, zeros, inverse [MaxHeadDim]float32
+	var codes [MaxHeadDim]uint8
 	row := buf[:d]
 	for i := range n {
 		for j, x := range rows[i*d:][:d] {
@@ -38,9 +42,13 @@ func PackValues(rows []float32, n, d int) (scales, hi, lo []byte) {
 		binary.LittleEndian.PutUint16(scales[i*ValueScaleBytes:], uint16(math.Float32bits(step)>>15))
 		scales[i*ValueScaleBytes+2] = zero
 		h, l := hi[i*w:][:w], lo[i*w:][:w]
-		inv, offset := 1/step, float32(zero)
-		for j := range w {
-			a, b := valueCode(row[j], inv, offset), valueCode(row[j+w], inv, offset)
+		for j := range inverse[:d] {
+			inverse[j] = 1 / step
+		}
+		kernels.Quantise(codes[:], row, zeros[:d], inverse[:d], float32(zero))
+		first, second := codes[:w], codes[w:2*w]
+		for j, a := range first {
+			b := second[j]
 			h[j] = a>>4 | b&0xf0
 			l[j] = a&15 | b<<4
 		}
@@ -50,19 +58,14 @@ func PackValues(rows []float32, n, d int) (scales, hi, lo []byte) {
 
 // fitValue finds the bins that cover a row and 0: zero bins below 0, 256 in all.
 func fitValue(row []float32) (step float32, zero uint8) {
-	var lo, hi float32
-	for _, x := range row {
-		lo, hi = min(lo, x), max(hi, x)
-	}
+	var least, most [groupDims]float32
+	kernels.Extremes(least[:], most[:], row) // of every 16th channel, and 0
+	lo, hi := slices.Min(least[:]), slices.Max(most[:])
 	// Of 256 bins one is lost to 0 being a bin's edge: at most 255 are needed
 	// for the range, and the parts below and above 0 fill the last between them.
 	step = max((hi-lo)/255, minStep)
 	step = math.Float32frombits((math.Float32bits(step) + 0x7fff) &^ 0x7fff)
 	return step, uint8(math.Ceil(float64(-lo / step)))
-}
-
-func valueCode(x, inv, zero float32) uint8 {
-	return uint8(int32(min(max(float32(x*inv)+zero, 0), 255)))
 }
 
 // UnpackValue reconstructs one token's value in rotated space: dst is [d], hi

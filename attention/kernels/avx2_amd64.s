@@ -6364,6 +6364,211 @@ cols1end:
 	VZEROUPPER
 	RET
 
+// func extremesAVX2(lo *float32, hi *float32, x *float32, n int, d int)
+// Requires: AVX
+TEXT ·extremesAVX2(SB), NOSPLIT, $0-40
+	MOVQ lo+0(FP), AX
+	MOVQ hi+8(FP), CX
+	MOVQ x+16(FP), DX
+	MOVQ d+32(FP), BX
+	MOVQ d+32(FP), SI
+	SHLQ $0x02, BX
+
+channels:
+	VMOVUPS (AX), Y0
+	VMOVUPS (CX), Y1
+	MOVQ    n+24(FP), R8
+	MOVQ    DX, DI
+
+rows:
+	VMINPS  (DI), Y0, Y0
+	VMAXPS  (DI), Y1, Y1
+	ADDQ    BX, DI
+	DECQ    R8
+	JNZ     rows
+	VMOVUPS Y0, (AX)
+	VMOVUPS Y1, (CX)
+	ADDQ    $0x20, AX
+	ADDQ    $0x20, CX
+	ADDQ    $0x20, DX
+	SUBQ    $0x08, SI
+	JNZ     channels
+	VZEROUPPER
+	RET
+
+// func quantiseAVX2(dst *byte, x *float32, n int, d int, lo *float32, inverse *float32, zero float32)
+// Requires: AVX, AVX2
+TEXT ·quantiseAVX2(SB), NOSPLIT, $0-52
+	MOVQ         dst+0(FP), AX
+	MOVQ         x+8(FP), CX
+	MOVQ         n+16(FP), DX
+	VBROADCASTSS zero+48(FP), Y0
+
+row:
+	MOVQ lo+32(FP), BX
+	MOVQ inverse+40(FP), SI
+	MOVQ d+24(FP), DI
+
+channels:
+	VMOVUPS      (CX), Y1
+	VSUBPS       (BX), Y1, Y1
+	VMULPS       (SI), Y1, Y1
+	VADDPS       Y0, Y1, Y1
+	VMAXPS       c0p0AVX2<>+0(SB), Y1, Y1
+	VMINPS       c255p0AVX2<>+0(SB), Y1, Y1
+	VCVTTPS2DQ   Y1, Y1
+	VMOVUPS      32(CX), Y2
+	VSUBPS       32(BX), Y2, Y2
+	VMULPS       32(SI), Y2, Y2
+	VADDPS       Y0, Y2, Y2
+	VMAXPS       c0p0AVX2<>+0(SB), Y2, Y2
+	VMINPS       c255p0AVX2<>+0(SB), Y2, Y2
+	VCVTTPS2DQ   Y2, Y2
+	VPACKUSDW    Y2, Y1, Y1
+	VPERMQ       $0xd8, Y1, Y1
+	VEXTRACTI128 $0x01, Y1, X2
+	VPACKUSWB    X2, X1, X2
+	VMOVUPS      X2, (AX)
+	ADDQ         $0x10, AX
+	ADDQ         $0x40, CX
+	ADDQ         $0x40, BX
+	ADDQ         $0x40, SI
+	SUBQ         $0x10, DI
+	JNZ          channels
+	DECQ         DX
+	JNZ          row
+	VZEROUPPER
+	RET
+
+DATA c255p0AVX2<>+0(SB)/4, $(255.0)
+DATA c255p0AVX2<>+4(SB)/4, $(255.0)
+DATA c255p0AVX2<>+8(SB)/4, $(255.0)
+DATA c255p0AVX2<>+12(SB)/4, $(255.0)
+DATA c255p0AVX2<>+16(SB)/4, $(255.0)
+DATA c255p0AVX2<>+20(SB)/4, $(255.0)
+DATA c255p0AVX2<>+24(SB)/4, $(255.0)
+DATA c255p0AVX2<>+28(SB)/4, $(255.0)
+DATA c255p0AVX2<>+32(SB)/4, $(255.0)
+DATA c255p0AVX2<>+36(SB)/4, $(255.0)
+DATA c255p0AVX2<>+40(SB)/4, $(255.0)
+DATA c255p0AVX2<>+44(SB)/4, $(255.0)
+DATA c255p0AVX2<>+48(SB)/4, $(255.0)
+DATA c255p0AVX2<>+52(SB)/4, $(255.0)
+DATA c255p0AVX2<>+56(SB)/4, $(255.0)
+DATA c255p0AVX2<>+60(SB)/4, $(255.0)
+GLOBL c255p0AVX2<>(SB), RODATA|NOPTR, $64
+
+// func hadamardAVX2(x *float32, n int)
+// Requires: AVX
+TEXT ·hadamardAVX2(SB), NOSPLIT, $0-16
+	MOVQ    x+0(FP), AX
+	MOVQ    n+8(FP), CX
+	VMOVUPS butterfly1AVX2<>+0(SB), Y0
+	VMOVUPS butterfly2AVX2<>+0(SB), Y1
+	VMOVUPS butterfly4AVX2<>+0(SB), Y2
+	MOVQ    AX, DX
+	LEAQ    (AX)(CX*4), BX
+
+within:
+	VMOVUPS    (DX), Y3
+	VSHUFPS    $0xb1, Y3, Y3, Y4
+	VXORPS     Y3, Y0, Y3
+	VADDPS     Y3, Y4, Y3
+	VSHUFPS    $0x4e, Y3, Y3, Y4
+	VXORPS     Y3, Y1, Y3
+	VADDPS     Y3, Y4, Y3
+	VPERM2F128 $0x01, Y3, Y3, Y4
+	VXORPS     Y3, Y2, Y3
+	VADDPS     Y3, Y4, Y3
+	VMOVUPS    Y3, (DX)
+	ADDQ       $0x20, DX
+	CMPQ       DX, BX
+	JL         within
+	MOVQ       $0x00000020, DX
+	SHLQ       $0x02, CX
+
+distance:
+	CMPQ DX, CX
+	JGE  done
+	MOVQ AX, SI
+
+block:
+	LEAQ (SI)(DX*1), DI
+
+pair:
+	VMOVUPS (SI), Y0
+	VMOVUPS (SI)(DX*1), Y1
+	VADDPS  Y1, Y0, Y2
+	VSUBPS  Y1, Y0, Y0
+	VMOVUPS Y2, (SI)
+	VMOVUPS Y0, (SI)(DX*1)
+	ADDQ    $0x20, SI
+	CMPQ    SI, DI
+	JL      pair
+	ADDQ    DX, SI
+	CMPQ    SI, BX
+	JL      block
+	SHLQ    $0x01, DX
+	JMP     distance
+
+done:
+	VZEROUPPER
+	RET
+
+DATA butterfly1AVX2<>+0(SB)/4, $0x00000000
+DATA butterfly1AVX2<>+4(SB)/4, $0x80000000
+DATA butterfly1AVX2<>+8(SB)/4, $0x00000000
+DATA butterfly1AVX2<>+12(SB)/4, $0x80000000
+DATA butterfly1AVX2<>+16(SB)/4, $0x00000000
+DATA butterfly1AVX2<>+20(SB)/4, $0x80000000
+DATA butterfly1AVX2<>+24(SB)/4, $0x00000000
+DATA butterfly1AVX2<>+28(SB)/4, $0x80000000
+DATA butterfly1AVX2<>+32(SB)/4, $0x00000000
+DATA butterfly1AVX2<>+36(SB)/4, $0x80000000
+DATA butterfly1AVX2<>+40(SB)/4, $0x00000000
+DATA butterfly1AVX2<>+44(SB)/4, $0x80000000
+DATA butterfly1AVX2<>+48(SB)/4, $0x00000000
+DATA butterfly1AVX2<>+52(SB)/4, $0x80000000
+DATA butterfly1AVX2<>+56(SB)/4, $0x00000000
+DATA butterfly1AVX2<>+60(SB)/4, $0x80000000
+GLOBL butterfly1AVX2<>(SB), RODATA|NOPTR, $64
+
+DATA butterfly2AVX2<>+0(SB)/4, $0x00000000
+DATA butterfly2AVX2<>+4(SB)/4, $0x00000000
+DATA butterfly2AVX2<>+8(SB)/4, $0x80000000
+DATA butterfly2AVX2<>+12(SB)/4, $0x80000000
+DATA butterfly2AVX2<>+16(SB)/4, $0x00000000
+DATA butterfly2AVX2<>+20(SB)/4, $0x00000000
+DATA butterfly2AVX2<>+24(SB)/4, $0x80000000
+DATA butterfly2AVX2<>+28(SB)/4, $0x80000000
+DATA butterfly2AVX2<>+32(SB)/4, $0x00000000
+DATA butterfly2AVX2<>+36(SB)/4, $0x00000000
+DATA butterfly2AVX2<>+40(SB)/4, $0x80000000
+DATA butterfly2AVX2<>+44(SB)/4, $0x80000000
+DATA butterfly2AVX2<>+48(SB)/4, $0x00000000
+DATA butterfly2AVX2<>+52(SB)/4, $0x00000000
+DATA butterfly2AVX2<>+56(SB)/4, $0x80000000
+DATA butterfly2AVX2<>+60(SB)/4, $0x80000000
+GLOBL butterfly2AVX2<>(SB), RODATA|NOPTR, $64
+
+DATA butterfly4AVX2<>+0(SB)/4, $0x00000000
+DATA butterfly4AVX2<>+4(SB)/4, $0x00000000
+DATA butterfly4AVX2<>+8(SB)/4, $0x00000000
+DATA butterfly4AVX2<>+12(SB)/4, $0x00000000
+DATA butterfly4AVX2<>+16(SB)/4, $0x80000000
+DATA butterfly4AVX2<>+20(SB)/4, $0x80000000
+DATA butterfly4AVX2<>+24(SB)/4, $0x80000000
+DATA butterfly4AVX2<>+28(SB)/4, $0x80000000
+DATA butterfly4AVX2<>+32(SB)/4, $0x00000000
+DATA butterfly4AVX2<>+36(SB)/4, $0x00000000
+DATA butterfly4AVX2<>+40(SB)/4, $0x00000000
+DATA butterfly4AVX2<>+44(SB)/4, $0x00000000
+DATA butterfly4AVX2<>+48(SB)/4, $0x80000000
+DATA butterfly4AVX2<>+52(SB)/4, $0x80000000
+DATA butterfly4AVX2<>+56(SB)/4, $0x80000000
+DATA butterfly4AVX2<>+60(SB)/4, $0x80000000
+GLOBL butterfly4AVX2<>(SB), RODATA|NOPTR, $64
+
 // func widenBF16AVX2(dst *float32, src *byte, n int)
 // Requires: AVX, AVX2
 TEXT ·widenBF16AVX2(SB), NOSPLIT, $0-24

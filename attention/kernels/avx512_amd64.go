@@ -74,6 +74,15 @@ func matMulAVX512(dst *float32, a *float32, aRow int, aCol int, b *float32, m in
 func gatherAxpyAVX512(out *float32, w *float32, x *float32, tokens *int, n int, d int)
 
 //go:noescape
+func extremesAVX512(lo *float32, hi *float32, x *float32, n int, d int)
+
+//go:noescape
+func quantiseAVX512(dst *byte, x *float32, n int, d int, lo *float32, inverse *float32, zero float32)
+
+//go:noescape
+func hadamardAVX512(x *float32, n int)
+
+//go:noescape
 func widenBF16AVX512(dst *float32, src *byte, n int)
 
 //go:noescape

@@ -8667,6 +8667,222 @@ cols1end:
 	VZEROUPPER
 	RET
 
+// func extremesAVX512(lo *float32, hi *float32, x *float32, n int, d int)
+// Requires: AVX, AVX512F
+TEXT ·extremesAVX512(SB), NOSPLIT, $0-40
+	MOVQ lo+0(FP), AX
+	MOVQ hi+8(FP), CX
+	MOVQ x+16(FP), DX
+	MOVQ d+32(FP), BX
+	MOVQ d+32(FP), SI
+	SHLQ $0x02, BX
+
+channels:
+	VMOVUPS (AX), Z0
+	VMOVUPS (CX), Z1
+	MOVQ    n+24(FP), R8
+	MOVQ    DX, DI
+
+rows:
+	VMINPS  (DI), Z0, Z0
+	VMAXPS  (DI), Z1, Z1
+	ADDQ    BX, DI
+	DECQ    R8
+	JNZ     rows
+	VMOVUPS Z0, (AX)
+	VMOVUPS Z1, (CX)
+	ADDQ    $0x40, AX
+	ADDQ    $0x40, CX
+	ADDQ    $0x40, DX
+	SUBQ    $0x10, SI
+	JNZ     channels
+	VZEROUPPER
+	RET
+
+// func quantiseAVX512(dst *byte, x *float32, n int, d int, lo *float32, inverse *float32, zero float32)
+// Requires: AVX, AVX512F
+TEXT ·quantiseAVX512(SB), NOSPLIT, $0-52
+	MOVQ         dst+0(FP), AX
+	MOVQ         x+8(FP), CX
+	MOVQ         n+16(FP), DX
+	VBROADCASTSS zero+48(FP), Z0
+
+row:
+	MOVQ lo+32(FP), BX
+	MOVQ inverse+40(FP), SI
+	MOVQ d+24(FP), DI
+
+channels:
+	VMOVUPS    (CX), Z1
+	VSUBPS     (BX), Z1, Z1
+	VMULPS     (SI), Z1, Z1
+	VADDPS     Z0, Z1, Z1
+	VMAXPS     c0p0AVX512<>+0(SB), Z1, Z1
+	VMINPS     c255p0AVX512<>+0(SB), Z1, Z1
+	VCVTTPS2DQ Z1, Z1
+	VPMOVDB    Z1, (AX)
+	ADDQ       $0x10, AX
+	ADDQ       $0x40, CX
+	ADDQ       $0x40, BX
+	ADDQ       $0x40, SI
+	SUBQ       $0x10, DI
+	JNZ        channels
+	DECQ       DX
+	JNZ        row
+	VZEROUPPER
+	RET
+
+DATA c255p0AVX512<>+0(SB)/4, $(255.0)
+DATA c255p0AVX512<>+4(SB)/4, $(255.0)
+DATA c255p0AVX512<>+8(SB)/4, $(255.0)
+DATA c255p0AVX512<>+12(SB)/4, $(255.0)
+DATA c255p0AVX512<>+16(SB)/4, $(255.0)
+DATA c255p0AVX512<>+20(SB)/4, $(255.0)
+DATA c255p0AVX512<>+24(SB)/4, $(255.0)
+DATA c255p0AVX512<>+28(SB)/4, $(255.0)
+DATA c255p0AVX512<>+32(SB)/4, $(255.0)
+DATA c255p0AVX512<>+36(SB)/4, $(255.0)
+DATA c255p0AVX512<>+40(SB)/4, $(255.0)
+DATA c255p0AVX512<>+44(SB)/4, $(255.0)
+DATA c255p0AVX512<>+48(SB)/4, $(255.0)
+DATA c255p0AVX512<>+52(SB)/4, $(255.0)
+DATA c255p0AVX512<>+56(SB)/4, $(255.0)
+DATA c255p0AVX512<>+60(SB)/4, $(255.0)
+GLOBL c255p0AVX512<>(SB), RODATA|NOPTR, $64
+
+// func hadamardAVX512(x *float32, n int)
+// Requires: AVX, AVX512DQ, AVX512F
+TEXT ·hadamardAVX512(SB), NOSPLIT, $0-16
+	MOVQ    x+0(FP), AX
+	MOVQ    n+8(FP), CX
+	VMOVUPS butterfly1AVX512<>+0(SB), Z0
+	VMOVUPS butterfly2AVX512<>+0(SB), Z1
+	VMOVUPS butterfly4AVX512<>+0(SB), Z2
+	VMOVUPS butterfly8AVX512<>+0(SB), Z3
+	MOVQ    AX, DX
+	LEAQ    (AX)(CX*4), BX
+
+within:
+	VMOVUPS    (DX), Z4
+	VSHUFPS    $0xb1, Z4, Z4, Z5
+	VXORPS     Z4, Z0, Z4
+	VADDPS     Z4, Z5, Z4
+	VSHUFPS    $0x4e, Z4, Z4, Z5
+	VXORPS     Z4, Z1, Z4
+	VADDPS     Z4, Z5, Z4
+	VSHUFF32X4 $0xb1, Z4, Z4, Z5
+	VXORPS     Z4, Z2, Z4
+	VADDPS     Z4, Z5, Z4
+	VSHUFF32X4 $0x4e, Z4, Z4, Z5
+	VXORPS     Z4, Z3, Z4
+	VADDPS     Z4, Z5, Z4
+	VMOVUPS    Z4, (DX)
+	ADDQ       $0x40, DX
+	CMPQ       DX, BX
+	JL         within
+	MOVQ       $0x00000040, DX
+	SHLQ       $0x02, CX
+
+distance:
+	CMPQ DX, CX
+	JGE  done
+	MOVQ AX, SI
+
+block:
+	LEAQ (SI)(DX*1), DI
+
+pair:
+	VMOVUPS (SI), Z0
+	VMOVUPS (SI)(DX*1), Z1
+	VADDPS  Z1, Z0, Z2
+	VSUBPS  Z1, Z0, Z0
+	VMOVUPS Z2, (SI)
+	VMOVUPS Z0, (SI)(DX*1)
+	ADDQ    $0x40, SI
+	CMPQ    SI, DI
+	JL      pair
+	ADDQ    DX, SI
+	CMPQ    SI, BX
+	JL      block
+	SHLQ    $0x01, DX
+	JMP     distance
+
+done:
+	VZEROUPPER
+	RET
+
+DATA butterfly1AVX512<>+0(SB)/4, $0x00000000
+DATA butterfly1AVX512<>+4(SB)/4, $0x80000000
+DATA butterfly1AVX512<>+8(SB)/4, $0x00000000
+DATA butterfly1AVX512<>+12(SB)/4, $0x80000000
+DATA butterfly1AVX512<>+16(SB)/4, $0x00000000
+DATA butterfly1AVX512<>+20(SB)/4, $0x80000000
+DATA butterfly1AVX512<>+24(SB)/4, $0x00000000
+DATA butterfly1AVX512<>+28(SB)/4, $0x80000000
+DATA butterfly1AVX512<>+32(SB)/4, $0x00000000
+DATA butterfly1AVX512<>+36(SB)/4, $0x80000000
+DATA butterfly1AVX512<>+40(SB)/4, $0x00000000
+DATA butterfly1AVX512<>+44(SB)/4, $0x80000000
+DATA butterfly1AVX512<>+48(SB)/4, $0x00000000
+DATA butterfly1AVX512<>+52(SB)/4, $0x80000000
+DATA butterfly1AVX512<>+56(SB)/4, $0x00000000
+DATA butterfly1AVX512<>+60(SB)/4, $0x80000000
+GLOBL butterfly1AVX512<>(SB), RODATA|NOPTR, $64
+
+DATA butterfly2AVX512<>+0(SB)/4, $0x00000000
+DATA butterfly2AVX512<>+4(SB)/4, $0x00000000
+DATA butterfly2AVX512<>+8(SB)/4, $0x80000000
+DATA butterfly2AVX512<>+12(SB)/4, $0x80000000
+DATA butterfly2AVX512<>+16(SB)/4, $0x00000000
+DATA butterfly2AVX512<>+20(SB)/4, $0x00000000
+DATA butterfly2AVX512<>+24(SB)/4, $0x80000000
+DATA butterfly2AVX512<>+28(SB)/4, $0x80000000
+DATA butterfly2AVX512<>+32(SB)/4, $0x00000000
+DATA butterfly2AVX512<>+36(SB)/4, $0x00000000
+DATA butterfly2AVX512<>+40(SB)/4, $0x80000000
+DATA butterfly2AVX512<>+44(SB)/4, $0x80000000
+DATA butterfly2AVX512<>+48(SB)/4, $0x00000000
+DATA butterfly2AVX512<>+52(SB)/4, $0x00000000
+DATA butterfly2AVX512<>+56(SB)/4, $0x80000000
+DATA butterfly2AVX512<>+60(SB)/4, $0x80000000
+GLOBL butterfly2AVX512<>(SB), RODATA|NOPTR, $64
+
+DATA butterfly4AVX512<>+0(SB)/4, $0x00000000
+DATA butterfly4AVX512<>+4(SB)/4, $0x00000000
+DATA butterfly4AVX512<>+8(SB)/4, $0x00000000
+DATA butterfly4AVX512<>+12(SB)/4, $0x00000000
+DATA butterfly4AVX512<>+16(SB)/4, $0x80000000
+DATA butterfly4AVX512<>+20(SB)/4, $0x80000000
+DATA butterfly4AVX512<>+24(SB)/4, $0x80000000
+DATA butterfly4AVX512<>+28(SB)/4, $0x80000000
+DATA butterfly4AVX512<>+32(SB)/4, $0x00000000
+DATA butterfly4AVX512<>+36(SB)/4, $0x00000000
+DATA butterfly4AVX512<>+40(SB)/4, $0x00000000
+DATA butterfly4AVX512<>+44(SB)/4, $0x00000000
+DATA butterfly4AVX512<>+48(SB)/4, $0x80000000
+DATA butterfly4AVX512<>+52(SB)/4, $0x80000000
+DATA butterfly4AVX512<>+56(SB)/4, $0x80000000
+DATA butterfly4AVX512<>+60(SB)/4, $0x80000000
+GLOBL butterfly4AVX512<>(SB), RODATA|NOPTR, $64
+
+DATA butterfly8AVX512<>+0(SB)/4, $0x00000000
+DATA butterfly8AVX512<>+4(SB)/4, $0x00000000
+DATA butterfly8AVX512<>+8(SB)/4, $0x00000000
+DATA butterfly8AVX512<>+12(SB)/4, $0x00000000
+DATA butterfly8AVX512<>+16(SB)/4, $0x00000000
+DATA butterfly8AVX512<>+20(SB)/4, $0x00000000
+DATA butterfly8AVX512<>+24(SB)/4, $0x00000000
+DATA butterfly8AVX512<>+28(SB)/4, $0x00000000
+DATA butterfly8AVX512<>+32(SB)/4, $0x80000000
+DATA butterfly8AVX512<>+36(SB)/4, $0x80000000
+DATA butterfly8AVX512<>+40(SB)/4, $0x80000000
+DATA butterfly8AVX512<>+44(SB)/4, $0x80000000
+DATA butterfly8AVX512<>+48(SB)/4, $0x80000000
+DATA butterfly8AVX512<>+52(SB)/4, $0x80000000
+DATA butterfly8AVX512<>+56(SB)/4, $0x80000000
+DATA butterfly8AVX512<>+60(SB)/4, $0x80000000
+GLOBL butterfly8AVX512<>(SB), RODATA|NOPTR, $64
+
 // func widenBF16AVX512(dst *float32, src *byte, n int)
 // Requires: AVX, AVX512F
 TEXT ·widenBF16AVX512(SB), NOSPLIT, $0-24

@@ -306,3 +306,36 @@ func widenBF16(dst []float32, src []byte) {
 		plainWidenBF16(dst, src)
 	}
 }
+
+func extremes(lo, hi, x []float32, n, d int) {
+	switch variant(d) {
+	case AVX512:
+		extremesAVX512(&lo[0], &hi[0], &x[0], n, d)
+	case AVX2:
+		extremesAVX2(&lo[0], &hi[0], &x[0], n, d)
+	default:
+		plainExtremes(lo, hi, x, n, d)
+	}
+}
+
+func quantise(dst []byte, x []float32, n int, lo, inverse []float32, zero float32) {
+	switch variant(len(lo)) {
+	case AVX512:
+		quantiseAVX512(&dst[0], &x[0], n, len(lo), &lo[0], &inverse[0], zero)
+	case AVX2:
+		quantiseAVX2(&dst[0], &x[0], n, len(lo), &lo[0], &inverse[0], zero)
+	default:
+		plainQuantise(dst, x, n, lo, inverse, zero)
+	}
+}
+
+func hadamard(x []float32) {
+	switch Variant(active.Load()) {
+	case AVX512:
+		hadamardAVX512(&x[0], len(x))
+	case AVX2:
+		hadamardAVX2(&x[0], len(x))
+	default:
+		plainHadamard(x)
+	}
+}

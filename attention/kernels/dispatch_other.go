@@ -83,3 +83,11 @@ func gatherDots(dst, x []float32, tokens []int, w []float32) { plainGatherDots(d
 func gatherAxpy(out, w, x []float32, tokens []int) { plainGatherAxpy(out, w, x, tokens) }
 
 func widenBF16(dst []float32, src []byte) { plainWidenBF16(dst, src) }
+
+func extremes(lo, hi, x []float32, n, d int) { plainExtremes(lo, hi, x, n, d) }
+
+func quantise(dst []byte, x []float32, n int, lo, inverse []float32, zero float32) {
+	plainQuantise(dst, x, n, lo, inverse, zero)
+}
+
+func hadamard(x []float32) { plainHadamard(x) }

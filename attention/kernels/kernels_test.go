@@ -247,6 +247,11 @@ func TestShortSlicesPanic(t *testing.T) {
 		"product: negative":    func() { MatMul(f(32), f(4), -2, 1, f(32), 2, 2, 16) },
 		"product: huge stride": func() { MatMul(f(32), f(4), 1<<62, 1<<62, f(48), 2, 3, 16) },
 		"dot: b":               func() { Dot(f(16), f(15)) },
+		"extremes: hi":         func() { Extremes(f(16), f(15), f(16)) },
+		"quantise: dst":        func() { Quantise(b(31), f(32), f(16), f(16), 0) },
+		"quantise: inverse":    func() { Quantise(b(32), f(32), f(16), f(15), 0) },
+		"hadamard: 8":          func() { Hadamard(f(8)) },
+		"hadamard: 48":         func() { Hadamard(f(48)) },
 		"widen: src":           func() { WidenBF16(f(16), b(31)) },
 		"gather: dst":          func() { GatherDots(f(1), f(64), []int{0, 1}, f(16)) },
 		"gather: row":          func() { GatherDots(f(2), f(31), []int{0, 1}, f(16)) },
@@ -340,6 +345,9 @@ func TestNoAllocations(t *testing.T) {
 			Dot(q, k[:len(q)])
 			GatherAxpy(q[:d], dst, k, tokens)
 			WidenBF16(dst, c)
+			Extremes(q[:d], k[:d], k)
+			Quantise(c, k, q[:d], k[:d], 3)
+			Hadamard(k[:d])
 			LeafWeights(dst, out[0], 0)
 			SquaresInt8(dst, c, d)
 			l.Fold(KeyQuery{query.Words, dst}, q, d, k, k[d:])

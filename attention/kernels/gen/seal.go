@@ -1,0 +1,162 @@
+package main
+
+import (
+	"fmt"
+
+	. "github.com/mmcloughlin/avo/build"
+	. "github.com/mmcloughlin/avo/operand"
+	"github.com/mmcloughlin/avo/reg"
+)
+
+// extremes: a vector of channels after the other, over all rows.
+func (v isa) extremes() {
+	v.function("extremes", "lo *float32, hi *float32, x *float32, n int, d int")
+	lo, hi, x, d, left := param("lo"), param("hi"), param("x"), param("d"), param("d")
+	SHLQ(Imm(2), d)
+	Label("channels")
+	least, most := v.vec(), v.vec()
+	VMOVUPS(Mem{Base: lo}, least)
+	VMOVUPS(Mem{Base: hi}, most)
+	row, n := GP64(), param("n")
+	MOVQ(x, row)
+	Label("rows")
+	VMINPS(Mem{Base: row}, least, least)
+	VMAXPS(Mem{Base: row}, most, most)
+	ADDQ(d, row)
+	DECQ(n)
+	JNZ(LabelRef("rows"))
+	VMOVUPS(least, Mem{Base: lo})
+	VMOVUPS(most, Mem{Base: hi})
+	for _, r := range []reg.GPVirtual{lo, hi, x} {
+		ADDQ(Imm(uint64(4*v.lanes)), r)
+	}
+	SUBQ(Imm(uint64(v.lanes)), left)
+	JNZ(LabelRef("channels"))
+	end()
+}
+
+// quantise: nothing is fused, so that all kernels compute the same codes.
+func (v isa) quantise() {
+	v.function("quantise", "dst *byte, x *float32, n int, d int, lo *float32, inverse *float32, zero float32")
+	dst, x, n := param("dst"), param("x"), param("n")
+	zero := v.vec()
+	VBROADCASTSS(NewParamAddr("zero", 48), zero)
+	Label("row")
+	lo, inverse, left := param("lo"), param("inverse"), param("d")
+	Label("channels")
+	codes := make([]reg.VecVirtual, 16/v.lanes)
+	for i := range codes {
+		at := 4 * v.lanes * i
+		y := v.vec()
+		VMOVUPS(Mem{Base: x, Disp: at}, y)
+		VSUBPS(Mem{Base: lo, Disp: at}, y, y)
+		VMULPS(Mem{Base: inverse, Disp: at}, y, y)
+		VADDPS(zero, y, y)
+		VMAXPS(v.constant(F32(0)), y, y)
+		VMINPS(v.constant(F32(255)), y, y)
+		VCVTTPS2DQ(y, y)
+		codes[i] = y
+	}
+	if v.lanes == 16 {
+		VPMOVDB(codes[0], Mem{Base: dst})
+	} else {
+		words, high := YMM(), XMM()
+		VPACKUSDW(codes[1], codes[0], words)
+		VPERMQ(Imm(0b11011000), words, words)
+		VEXTRACTI128(Imm(1), words, high)
+		VPACKUSWB(high, words.AsX(), high)
+		VMOVUPS(high, Mem{Base: dst})
+	}
+	ADDQ(Imm(16), dst)
+	for _, r := range []reg.GPVirtual{x, lo, inverse} {
+		ADDQ(Imm(64), r)
+	}
+	SUBQ(Imm(16), left)
+	JNZ(LabelRef("channels"))
+	DECQ(n)
+	JNZ(LabelRef("row"))
+	end()
+}
+
+// hadamard: butterflies at distance 1, 2 and so on within vectors, by exchanging lanes and adding with
+// signs; then between vectors, the pairs of each distance one after the other.
+func (v isa) hadamard() {
+	v.function("hadamard", "x *float32, n int")
+	x, n := param("x"), param("n")
+	signs := map[int]reg.VecVirtual{}
+	for h := 1; h < v.lanes; h *= 2 {
+		name := fmt.Sprintf("butterfly%d%s", h, v.suffix)
+		m := GLOBL(name, RODATA|NOPTR)
+		for i := range 16 {
+			sign := uint32(0)
+			if i&h != 0 {
+				sign = 1 << 31
+			}
+			DATA(4*i, U32(sign))
+		}
+		signs[h] = v.vec()
+		VMOVUPS(m, signs[h])
+	}
+	at, behind := GP64(), GP64()
+	MOVQ(x, at)
+	LEAQ(Mem{Base: x, Index: n, Scale: 4}, behind)
+	Label("within")
+	y := v.vec()
+	VMOVUPS(Mem{Base: at}, y)
+	for h := 1; h < v.lanes; h *= 2 {
+		other := v.exchange(y, h)
+		t := v.vec()
+		VXORPS(y, signs[h], t) // the second of a pair: other - y
+		VADDPS(t, other, y)
+	}
+	VMOVUPS(y, Mem{Base: at})
+	ADDQ(Imm(uint64(4*v.lanes)), at)
+	CMPQ(at, behind)
+	JL(LabelRef("within"))
+	step, low := GP64(), GP64()
+	MOVQ(U32(uint64(4*v.lanes)), step)
+	SHLQ(Imm(2), n)
+	Label("distance")
+	CMPQ(step, n)
+	JGE(LabelRef("done"))
+	MOVQ(x, low)
+	Label("block")
+	until := GP64()
+	LEAQ(Mem{Base: low, Index: step, Scale: 1}, until)
+	Label("pair")
+	a, b, sum := v.vec(), v.vec(), v.vec()
+	VMOVUPS(Mem{Base: low}, a)
+	VMOVUPS(Mem{Base: low, Index: step, Scale: 1}, b)
+	VADDPS(b, a, sum)
+	VSUBPS(b, a, a)
+	VMOVUPS(sum, Mem{Base: low})
+	VMOVUPS(a, Mem{Base: low, Index: step, Scale: 1})
+	ADDQ(Imm(uint64(4*v.lanes)), low)
+	CMPQ(low, until)
+	JL(LabelRef("pair"))
+	ADDQ(step, low)
+	CMPQ(low, behind)
+	JL(LabelRef("block"))
+	SHLQ(Imm(1), step)
+	JMP(LabelRef("distance"))
+	Label("done")
+	end()
+}
+
+// exchange returns x with each lane in the place of the one h away.
+func (v isa) exchange(x reg.VecVirtual, h int) reg.VecVirtual {
+	y := v.vec()
+	switch {
+	case h == 1:
+		VSHUFPS(Imm(0b10110001), x, x, y)
+	case h == 2:
+		VSHUFPS(Imm(0b01001110), x, x, y)
+	case h == 4 && v.lanes == 8:
+		VPERM2F128(Imm(1), x, x, y)
+	case h == 4:
+		VSHUFF32X4(Imm(0b10110001), x, x, y)
+	default:
+		VSHUFF32X4(Imm(0b01001110), x, x, y)
+	}
+	return y
+}
