@@ -83,7 +83,7 @@ func TestGoldenRead(t *testing.T) {
 	within(t, gk, k, order, order, v.D, 8)
 	valuesWithin(t, gv, val, order, v.D, 8)
 	summaries(t, v, k, order, of)
-	if !bytes.Equal(of(tiers.PlaneSinks), append(r.headBytes(r.K, 0, 0, 16), r.headBytes(r.V, 0, 0, 16)...)) {
+	if !bytes.Equal(of(tiers.PlaneSinks), append(headBytes(r, r.K, 0, 0, 16), headBytes(r, r.V, 0, 0, 16)...)) {
 		t.Fatal("sinks differ")
 	}
 }

@@ -9,6 +9,8 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"slices"
+	"sync"
 
 	"kvtier/attention"
 	"kvtier/compress"
@@ -59,21 +61,31 @@ func Window(r *Rows, profile tiers.Profile, spanStart uint64, spanTokens int) (*
 		Start: spanStart, Tokens: spanTokens, Heads: make([]tiers.HeadInfo, r.Heads)}
 	pieces := make([][tiers.NumPlanes][]byte, r.Heads)
 	for i := range r.Heads {
-		pieces[i][tiers.PlaneWindow] = append(r.headBytes(r.K, i, 0, r.Tokens()), r.headBytes(r.V, i, 0, r.Tokens())...)
+		pieces[i][tiers.PlaneWindow] = r.appendHead(r.appendHead(nil, r.K, i), r.V, i)
 	}
 	return tiers.NewHeader(h, pieces)
 }
 
-// headBytes gathers one head's elements of tokens [lo, hi).
-func (r *Rows) headBytes(b []byte, head, lo, hi int) []byte {
+// appendHead appends one head's elements of all tokens.
+func (r *Rows) appendHead(dst, b []byte, head int) []byte {
 	row := r.HeadDim * r.Type.Size()
-	out := make([]byte, 0, (hi-lo)*row)
-	for t := lo; t < hi; t++ {
-		at := (t*r.Heads + head) * row
-		out = append(out, b[at:at+row]...)
+	dst = slices.Grow(dst, r.Tokens()*row)
+	for at := head * row; at < len(b); at += r.Heads * row {
+		dst = append(dst, b[at:at+row]...)
 	}
-	return out
+	return dst
 }
+
+// buffers hold a head's rows while it is sealed: as they came, as floats, and in the order in which they are stored.
+type buffers struct {
+	kb, vb             []byte
+	k, v, keys, values []float32
+}
+
+var bufferPool = sync.Pool{New: func() any { return new(buffers) }}
+
+// sized returns n elements, which may hold anything, in the room of s if it has any.
+func sized[T any](s []T, n int) []T { return slices.Grow(s[:0], n)[:n] }
 
 // sealer makes the planes of one head.
 type sealer struct {
@@ -85,7 +97,10 @@ type sealer struct {
 
 func (s *sealer) head(head int) {
 	r, d, n := s.rows, s.rows.HeadDim, s.rows.Tokens()
-	kb, vb := r.headBytes(r.K, head, 0, n), r.headBytes(r.V, head, 0, n)
+	buf := bufferPool.Get().(*buffers)
+	defer bufferPool.Put(buf)
+	buf.kb, buf.vb = r.appendHead(buf.kb[:0], r.K, head), r.appendHead(buf.vb[:0], r.V, head)
+	kb, vb := buf.kb, buf.vb
 	cut := s.opt.Sinks * d * r.Type.Size()
 	if cut > 0 {
 		s.planes[tiers.PlaneSinks] = append(append([]byte(nil), kb[:cut]...), vb[:cut]...)
@@ -96,12 +111,13 @@ func (s *sealer) head(head int) {
 		s.planes[tiers.PlaneKX] = compress.PackExact(kb, n, d, r.Type)
 		s.planes[tiers.PlaneVX] = compress.PackExact(vb, n, d, r.Type)
 	}
-	k, v := make([]float32, n*d), make([]float32, n*d)
-	compress.ToFloat32(k, kb, r.Type)
-	compress.ToFloat32(v, vb, r.Type)
+	buf.k, buf.v = sized(buf.k, n*d), sized(buf.v, n*d)
+	compress.ToFloat32(buf.k, kb, r.Type)
+	compress.ToFloat32(buf.v, vb, r.Type)
 	m := s.opt.Metrics[head]
-	order := attention.Arrange(k, v, d, m, r.Start<<16|uint64(r.Layer)<<8|uint64(head))
-	k, v = gather(k, order.Tokens, d), gather(v, order.Tokens, d)
+	order := attention.Arrange(buf.k, buf.v, d, m, r.Start<<16|uint64(r.Layer)<<8|uint64(head))
+	buf.keys, buf.values = gather(buf.keys[:0], buf.k, order.Tokens, d), gather(buf.values[:0], buf.v, order.Tokens, d)
+	k, v := buf.keys, buf.values
 	*s.info = tiers.HeadInfo{Body: order.Body, Outliers: n - order.Body, Sinks: s.opt.Sinks,
 		KeyExp: compress.KeyExp(k), QueryNorm2: m.Norm2}
 	s.planes[tiers.PlaneOrder] = packOrder(order.Tokens, s.opt.Sinks)
@@ -118,12 +134,13 @@ func (s *sealer) head(head int) {
 	}
 }
 
-func gather(x []float32, tokens []int, d int) []float32 {
-	out := make([]float32, 0, len(x))
+// gather appends the rows of x [..][d] that tokens names to dst.
+func gather(dst, x []float32, tokens []int, d int) []float32 {
+	dst = slices.Grow(dst, len(tokens)*d)
 	for _, t := range tokens {
-		out = append(out, x[t*d:(t+1)*d]...)
+		dst = append(dst, x[t*d:(t+1)*d]...)
 	}
-	return out
+	return dst
 }
 
 // packOrder writes each stored token's position as an offset from the segment's start.

@@ -55,7 +55,7 @@ func metrics(heads, d int) []*attention.Metric {
 // head returns one head's rows, as float32 [tokens][d].
 func (r *Rows) head(b []byte, head, lo, hi int) []float32 {
 	x := make([]float32, (hi-lo)*r.HeadDim)
-	compress.ToFloat32(x, r.headBytes(b, head, lo, hi), r.Type)
+	compress.ToFloat32(x, headBytes(r, b, head, lo, hi), r.Type)
 	return x
 }
 
@@ -112,7 +112,7 @@ func segment(t *testing.T, r *Rows, o Options) {
 				t.Fatal("positions are no permutation")
 			}
 		}
-		want := append(r.headBytes(r.K, head, 0, o.Sinks), r.headBytes(r.V, head, 0, o.Sinks)...)
+		want := append(headBytes(r, r.K, head, 0, o.Sinks), headBytes(r, r.V, head, 0, o.Sinks)...)
 		if !bytes.Equal(of(tiers.PlaneSinks), want) {
 			t.Fatal("sinks differ")
 		}
@@ -139,8 +139,8 @@ func segment(t *testing.T, r *Rows, o Options) {
 			drainsWithin(t, v, gk, gv, k, val, order)
 		}
 		if o.Profile == tiers.ProfileExact {
-			exact(t, of(tiers.PlaneKX), r.headBytes(r.K, head, o.Sinks, n), v.Stored(), d, r.Type)
-			exact(t, of(tiers.PlaneVX), r.headBytes(r.V, head, o.Sinks, n), v.Stored(), d, r.Type)
+			exact(t, of(tiers.PlaneKX), headBytes(r, r.K, head, o.Sinks, n), v.Stored(), d, r.Type)
+			exact(t, of(tiers.PlaneVX), headBytes(r, r.V, head, o.Sinks, n), v.Stored(), d, r.Type)
 		}
 		summaries(t, v, k, order, of)
 	}
@@ -260,7 +260,7 @@ func TestWindow(t *testing.T) {
 			t.Fatal(err)
 		}
 		for head := range 3 {
-			want := append(r.headBytes(r.K, head, 0, n), r.headBytes(r.V, head, 0, n)...)
+			want := append(headBytes(r, r.K, head, 0, n), headBytes(r, r.V, head, 0, n)...)
 			if !bytes.Equal(piece(h, parts, head, tiers.PlaneWindow), want) {
 				t.Fatal("the window differs")
 			}
@@ -408,4 +408,10 @@ func TestBitsPerValue(t *testing.T) {
 			t.Errorf("%d heads x d %d, profile %d: %.3f bits a value, more than %v", c.heads, c.d, c.profile, bits, c.limit)
 		}
 	}
+}
+
+// headBytes returns one head's elements of tokens [lo, hi).
+func headBytes(r *Rows, b []byte, head, lo, hi int) []byte {
+	row := r.HeadDim * r.Type.Size()
+	return r.appendHead(nil, b, head)[lo*row : hi*row : hi*row]
 }
