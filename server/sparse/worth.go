@@ -78,8 +78,9 @@ func (u *run) weigh(x *leaf) {
 	}
 }
 
-// behind is what a plane behind the next one is worth, of what it would be worth next.
-const behind = .5
+// behind is what a plane behind the next one is worth, of what it would be worth next: as if it took that
+// much more to get there (docs/decisions/0014-cheap-choices.md).
+const behind = 1. / 8
 
 // offer adds a weighed leaf's planes of keys and its values to what can be bought.
 func (u *run) offer(x *leaf) {
