@@ -37,27 +37,10 @@ func (c *call) exactZone(ctx context.Context, head int, q []float32, res *headRe
 	if hi <= lo {
 		return nil
 	}
-	kb, vb := rows.slice(lo, hi, sp.rowBytes())
+	k, v := rows.slice(lo, hi, sp.rowBytes())
+	skip := head * sp.headDim * sp.typ.Size()
 	res.zoneBytes += 2 * int64(hi-lo) * int64(sp.headDim*sp.typ.Size())
-	if sp.typ == compress.BF16 {
-		at := head * sp.headDim * sp.typ.Size()
-		return c.attendTo(ctx, res, q, lo, hi, func(ps []attention.Partial, q []float32, from, to uint64) {
-			skip := int(from-lo)*sp.rowBytes() + at
-			attention.AttendBF16(ps, q, kb[skip:], vb[skip:], int(to-from), sp.kvHeads*sp.headDim, sp.headDim, sp.softcap)
-		})
-	}
-	z := zonePool.Get().(*zoneScratch)
-	defer zonePool.Put(z)
-	for at := lo; at < hi; at += zoneBlock {
-		end := min(at+zoneBlock, hi)
-		n := int(end-at) * sp.headDim
-		k, v := z.k[:n], z.v[:n]
-		rows.headInto(k, v, sp, head, at, end)
-		if err := c.attendBlock(ctx, res, q, k, v, at, end); err != nil {
-			return err
-		}
-	}
-	return nil
+	return c.attendRows(ctx, res, q, k[skip:], v[skip:], sp.kvHeads*sp.headDim, lo, hi)
 }
 
 // zoneBlock bounds the scratch that a long tail takes, in tokens.
@@ -70,13 +53,33 @@ type zoneScratch struct {
 
 var zonePool = sync.Pool{New: func() any { return new(zoneScratch) }}
 
-// attendBlock lets each position see what it may of positions [at, end).
-func (c *call) attendBlock(ctx context.Context, res *headResult, q, k, v []float32, at, end uint64) error {
-	d, softcap := c.seq.spec.headDim, c.seq.spec.softcap
-	return c.attendTo(ctx, res, q, at, end, func(ps []attention.Partial, q []float32, from, to uint64) {
-		a, b := int(from-at)*d, int(to-at)*d
-		attention.Attend(ps, q, k[a:b], v[a:b], d, softcap, nil)
-	})
+// attendRows lets each position see what it may of positions [at, end), whose rows of k and v lie pitch elements
+// apart. Rows of bfloat16 are read as they lie, others are widened first.
+func (c *call) attendRows(ctx context.Context, res *headResult, q []float32, k, v []byte, pitch int, at, end uint64) error {
+	sp := c.seq.spec
+	d, row := sp.headDim, pitch*sp.typ.Size()
+	if sp.typ == compress.BF16 {
+		return c.attendTo(ctx, res, q, at, end, func(ps []attention.Partial, q []float32, from, to uint64) {
+			skip := int(from-at) * row
+			attention.AttendBF16(ps, q, k[skip:], v[skip:], int(to-from), pitch, d, sp.softcap)
+		})
+	}
+	z := zonePool.Get().(*zoneScratch)
+	defer zonePool.Put(z)
+	for ; at < end; at += zoneBlock {
+		n := int(min(zoneBlock, end-at))
+		widenRows(z.k[:], k, n, pitch, d, sp.typ)
+		widenRows(z.v[:], v, n, pitch, d, sp.typ)
+		err := c.attendTo(ctx, res, q, at, at+uint64(n), func(ps []attention.Partial, q []float32, from, to uint64) {
+			a, b := int(from-at)*d, int(to-at)*d
+			attention.Attend(ps, q, z.k[a:b], z.v[a:b], d, sp.softcap, nil)
+		})
+		if err != nil || at+uint64(n) == end {
+			return err
+		}
+		k, v = k[n*row:], v[n*row:]
+	}
+	return nil
 }
 
 // attendTo has each position's rows of q attend to those of positions [at, end) that it may see.
@@ -121,10 +124,8 @@ func (c *call) firstTokens(ctx context.Context, head int, q []float32, res *head
 	}
 	defer pins[0].Release(1) // counted with the exact zone, not with the sealed body
 	b := pins[0].Ranges[0]
-	kv := make([]float32, 2*n*sp.headDim)
-	compress.ToFloat32(kv, b, sp.typ)
 	res.zoneBytes += int64(len(b))
 	n = min(n, first.limit)
-	half := len(kv) / 2
-	return c.attendBlock(ctx, res, q, kv[:n*sp.headDim], kv[half:half+n*sp.headDim], first.Start, first.Start+uint64(n))
+	half := len(b) / 2
+	return c.attendRows(ctx, res, q, b[:half], b[half:], sp.headDim, first.Start, first.Start+uint64(n))
 }

@@ -224,7 +224,7 @@ func (run *explainRun) addExactZone(c *call, h int) {
 	}
 	kb, _ := rows.slice(lo, hi, sp.rowBytes())
 	k := make([]float32, int(hi-lo)*d)
-	gatherHead(k, sp, kb, h/sp.group())
+	widenRows(k, kb[h/sp.group()*d*sp.typ.Size():], int(hi-lo), sp.kvHeads*d, d, sp.typ)
 	for i := range int(hi - lo) {
 		run.score(c, h, int(lo)+i, k[i*d:(i+1)*d])
 	}

@@ -48,20 +48,10 @@ func (r layerRows) from(base uint64, rowBytes int) layerRows {
 	return layerRows{base, bytes.Clone(k), bytes.Clone(v)}
 }
 
-// headInto gathers one head's rows of positions [lo, hi) as float32
-// [hi-lo][headDim].
-func (r layerRows) headInto(k, v []float32, sp *spec, head int, lo, hi uint64) {
-	kb, vb := r.slice(lo, hi, sp.rowBytes())
-	gatherHead(k, sp, kb, head)
-	gatherHead(v, sp, vb, head)
-}
-
-func gatherHead(dst []float32, sp *spec, rows []byte, head int) {
-	d, row := sp.headDim, sp.rowBytes()
-	at := head * d * sp.typ.Size()
-	for t := range len(rows) / row {
-		b := rows[t*row+at:]
-		compress.ToFloat32(dst[t*d:(t+1)*d], b[:d*sp.typ.Size()], sp.typ)
+// widenRows writes n rows [d], pitch elements from one to the next, as float32 to dst [n][d].
+func widenRows(dst []float32, b []byte, n, pitch, d int, t compress.ElementType) {
+	for i := range n {
+		compress.ToFloat32(dst[i*d:(i+1)*d], b[i*pitch*t.Size():][:d*t.Size()], t)
 	}
 }
 

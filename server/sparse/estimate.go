@@ -50,7 +50,7 @@ func (u *run) estimatePages(e estimate) {
 // did better; taking out of the mean what was read magnifies its rounding, and
 // measured no better. Of drains, whose values are next to nothing, nothing stands for the value.
 func (u *run) estimateLeaves(e estimate, f *followers) {
-	mass := u.floats(u.rows)
+	shares := u.floats(u.rows)
 	for at, i := range u.inOrder {
 		x := &u.leaves[i]
 		u.prefetch(&u.leaves[u.inOrder[min(at+aheadLeaves, len(u.inOrder)-1)]])
@@ -73,10 +73,10 @@ func (u *run) estimateLeaves(e estimate, f *followers) {
 			e.share[at] += share
 			e.squares[at] += squares
 			e.variance[at] += squares * grades[r].scatter
-			mass[r] = share
+			shares[r] = share
 		}
 		if u.follows && !drains {
-			u.deviate(f, x, mass)
+			u.deviate(f, x, shares)
 		}
 		u.traceScanned(x)
 	}

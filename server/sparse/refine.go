@@ -8,18 +8,16 @@ import (
 // refine reads the next plane of keys of the leaves where that is worth more
 // than anything else that the rest of the budget can buy.
 func (u *run) refine(plane int) error {
-	clear(u.hist[:])
 	list := u.deep
 	if plane == 1 {
-		u.offerAll()
 		list = u.inOrder
-	} else {
-		u.offerDeep(plane)
 	}
+	clear(u.hist[:])
+	u.offers(list, plane)
 	least := u.hist.threshold(u.left)
 	chosen := u.list[:0]
 	for _, i := range list {
-		if x := &u.leaves[i]; x.weighed && int(x.planes) == plane && x.planes < x.most && x.keyGain*u.perByte[plane] >= least {
+		if x := &u.leaves[i]; int(x.planes) == plane && x.planes < x.most && x.keyGain*u.perByte[plane] >= least {
 			chosen = append(chosen, i)
 		}
 	}
@@ -43,20 +41,6 @@ func (u *run) refine(plane int) error {
 		}
 	}
 	return nil
-}
-
-// offerDeep adds to u.hist what the deep leaves offer of which so many planes are read.
-func (u *run) offerDeep(planes int) {
-	for _, i := range u.deep {
-		x := &u.leaves[i]
-		if int(x.planes) < planes {
-			continue
-		}
-		if !x.weighed {
-			u.weigh(x)
-		}
-		u.offer(x)
-	}
 }
 
 // valueBytes is about what reading one value costs: its row, and a share of the

@@ -99,7 +99,7 @@ func (u *run) promising() []int {
 	for _, g := range gain {
 		u.hist.add(g/u.pageBytes, u.pageBytes)
 	}
-	u.offerAll()
+	u.offers(u.inOrder, 1)
 	least := u.hist.threshold(u.left)
 	var worth int
 	for i, g := range gain {

@@ -39,10 +39,14 @@ func (u *run) normalise() (change float32) {
 	return change
 }
 
-// offerAll adds to u.hist what all leaves offer.
-func (u *run) offerAll() {
-	for i := range u.leaves {
+// offers adds to u.hist what the listed leaves offer of which so many planes are read at least: others were
+// not worth the last one.
+func (u *run) offers(list []int, planes int) {
+	for _, i := range list {
 		x := &u.leaves[i]
+		if int(x.planes) < planes {
+			continue
+		}
 		if !x.weighed {
 			u.weigh(x)
 		}

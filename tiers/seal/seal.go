@@ -84,9 +84,6 @@ type buffers struct {
 
 var bufferPool = sync.Pool{New: func() any { return new(buffers) }}
 
-// sized returns n elements, which may hold anything, in the room of s if it has any.
-func sized[T any](s []T, n int) []T { return slices.Grow(s[:0], n)[:n] }
-
 // sealer makes the planes of one head.
 type sealer struct {
 	rows   *Rows
@@ -111,7 +108,7 @@ func (s *sealer) head(head int) {
 		s.planes[tiers.PlaneKX] = compress.PackExact(kb, n, d, r.Type)
 		s.planes[tiers.PlaneVX] = compress.PackExact(vb, n, d, r.Type)
 	}
-	buf.k, buf.v = sized(buf.k, n*d), sized(buf.v, n*d)
+	buf.k, buf.v = slices.Grow(buf.k[:0], n*d)[:n*d], slices.Grow(buf.v[:0], n*d)[:n*d]
 	compress.ToFloat32(buf.k, kb, r.Type)
 	compress.ToFloat32(buf.v, vb, r.Type)
 	m := s.opt.Metrics[head]
