@@ -25,7 +25,7 @@ func (s Shape) check() error {
 	case s.KVHeads < 1 || s.QueryHeads < s.KVHeads || s.QueryHeads%s.KVHeads != 0:
 		return fmt.Errorf("%d query heads are no multiple of %d KV heads", s.QueryHeads, s.KVHeads)
 	case s.Tokens < 1:
-		return fmt.Errorf("%d tokens", s.Tokens)
+		return fmt.Errorf("a context of %d tokens: it needs 1 at least", s.Tokens)
 	}
 	return nil
 }
