@@ -8,13 +8,13 @@ import (
 	"fmt"
 	"math"
 	"math/rand/v2"
-	"slices"
 	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
 
 	"kvtier/attention/kernels"
+	"kvtier/bench/stats"
 )
 
 // Options of a measurement; zero values are defaults.
@@ -37,9 +37,7 @@ func (o *Options) fill() {
 }
 
 // Spread is a median, and the least and the most of all repeats.
-type Spread struct {
-	Median, Least, Most float64
-}
+type Spread = stats.Spread
 
 // Result is how fast a kernel is.
 type Result struct {
@@ -136,10 +134,7 @@ func rate(k kernel, buf []byte, threads int, v kernels.Variant, o Options) float
 	return float64(each*threads) / float64(time.Since(start).Nanoseconds())
 }
 
-func spread(x []float64) Spread {
-	x = slices.Sorted(slices.Values(x))
-	return Spread{Median: x[len(x)/2], Least: x[0], Most: x[len(x)-1]}
-}
+func spread(x []float64) Spread { return stats.SpreadOf(x) }
 
 // memory returns so many bytes that are numbers in (-1, 1), whether they are
 // read as float32 or as bfloat16, of which a float32 is two.

@@ -17,14 +17,15 @@ type extent struct {
 	dirty  bool  // written since the last Sync
 }
 
-func extentName(number uint32) string { return fmt.Sprintf("extent-%06d.kv", number) }
+// ExtentName is the name of an extent's file.
+func ExtentName(number uint32) string { return fmt.Sprintf("extent-%06d.kv", number) }
 
 // extentNumber is the inverse of extentName.
 func extentNumber(name string) (number uint32, ok bool) {
 	if _, err := fmt.Sscanf(name, "extent-%d.kv", &number); err != nil {
 		return 0, false
 	}
-	return number, number > 0 && extentName(number) == name
+	return number, number > 0 && ExtentName(number) == name
 }
 
 func newExtent(number uint32, f File, size int64) *extent {

@@ -102,7 +102,7 @@ func Open(dir string, o Options) (*Tier, error) {
 
 // openExtent is used before the tier is shared.
 func (t *Tier) openExtent(number uint32) error {
-	f, err := t.fs.OpenFile(filepath.Join(t.dir, extentName(number)), false)
+	f, err := t.fs.OpenFile(filepath.Join(t.dir, ExtentName(number)), false)
 	if err != nil {
 		return err
 	}

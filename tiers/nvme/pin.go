@@ -200,7 +200,7 @@ func (t *Tier) readOne(ctx context.Context, r *read) error {
 			err = io.ErrUnexpectedEOF
 		}
 		return fmt.Errorf("segment %v: read %d blocks of %s at %d: %w", w.h.ID, r.end-r.first,
-			extentName(w.st.run.Extent), int64(w.st.run.First)+int64(r.first), err)
+			ExtentName(w.st.run.Extent), int64(w.st.run.First)+int64(r.first), err)
 	}
 	return w.h.CheckBlocks(w.part, r.first, r.buf.bytes)
 }

@@ -123,7 +123,7 @@ func (t *Tier) write(ctx context.Context, h *tiers.Header, part tiers.Part, piec
 		t.mu.Lock()
 		t.freeLocked(st)
 		t.mu.Unlock()
-		return nil, fullOr(fmt.Errorf("write %s: %w", extentName(st.run.Extent), err))
+		return nil, fullOr(fmt.Errorf("write %s: %w", ExtentName(st.run.Extent), err))
 	}
 	return st, nil
 }

@@ -62,7 +62,7 @@ func (t *Tier) allocLocked(n uint32) *stored {
 // create makes an extent of size bytes, or of fewer but at least need if the
 // disk has no more. t.grow is held.
 func (t *Tier) create(number uint32, need, size int64) (*extent, error) {
-	name := filepath.Join(t.dir, extentName(number))
+	name := filepath.Join(t.dir, ExtentName(number))
 	for {
 		f, err := t.fs.OpenFile(name, true)
 		if err != nil {
@@ -107,8 +107,8 @@ func (t *Tier) shrink(need int64) error {
 	t.syncing.Lock() // Sync may be using the file
 	defer t.syncing.Unlock()
 	for _, x := range gone {
-		if err := errors.Join(x.file.Close(), t.fs.Remove(filepath.Join(t.dir, extentName(x.number)))); err != nil {
-			return fmt.Errorf("remove %s: %w", extentName(x.number), err)
+		if err := errors.Join(x.file.Close(), t.fs.Remove(filepath.Join(t.dir, ExtentName(x.number)))); err != nil {
+			return fmt.Errorf("remove %s: %w", ExtentName(x.number), err)
 		}
 		t.mu.Lock()
 		t.mu.files -= x.bytes() // not before the disk has it back
@@ -207,7 +207,7 @@ func (t *Tier) Sync(ctx context.Context) error {
 				x.dirty = true
 			}
 			t.mu.Unlock()
-			return fmt.Errorf("nvme: sync %s: %w", extentName(x.number), err)
+			return fmt.Errorf("nvme: sync %s: %w", ExtentName(x.number), err)
 		}
 	}
 	return nil
