@@ -44,7 +44,7 @@ func TestMeasure(t *testing.T) {
 				t.Errorf("%+v", r)
 			}
 		}
-		if ways["raw"] != 4 || ways["tier, callers"] != 4 || ways["tier, a batch"] != 2 || ways["tier"] != 2 ||
+		if ways["raw"] != 4 || ways["tier, one by one"] != 4 || ways["tier, batches"] != 2 || ways["tier, long batches"] != 2 || ways["tier"] != 2 ||
 			fio != "" && (ways["fio libaio"] != 6 || ways["fio in batches"] != 2) || (rep.Fio != "") != (fio != "") {
 			t.Errorf("fio %q: %v", rep.Fio, ways)
 		}

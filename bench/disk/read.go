@@ -61,6 +61,25 @@ func fill(ctx context.Context, dir string, n int64, seed uint64) (f *files, err 
 	return f, f.tier.Sync(ctx)
 }
 
+// again opens a tier of the same segments that has so many reads under way at
+// most. Only the tier is to be closed.
+func (f *files) again(depth int) (*files, error) {
+	t, err := nvme.Open(f.dir, nvme.Options{Bytes: int64(len(f.headers)) * segmentBytes, Depth: depth})
+	if err != nil {
+		return nil, err
+	}
+	for i, h := range f.headers {
+		var l nvme.Location
+		l.Parts[tiers.PartMain] = f.runs[i]
+		if err := t.Restore(h.ID, l); err != nil {
+			return nil, errors.Join(err, t.Close())
+		}
+	}
+	out := *f
+	out.tier = t
+	return &out, nil
+}
+
 func (f *files) close() error {
 	errs := []error{f.tier.Close()}
 	for _, r := range f.raw {
@@ -97,8 +116,12 @@ func measureReads(ctx context.Context, o Options, f fio, fs *files) (rows []Row,
 	for _, block := range o.Blocks {
 		for _, depth := range o.Depths {
 			o.Say("reading %d KiB at depth %d", block>>10, depth)
-			got, err := inTurns(ctx, o.Repeats, Row{What: "random read", Block: block, Depth: depth}, readWays(o, f, fs, uring, block, depth))
+			at, err := fs.again(depth)
 			if err != nil {
+				return nil, err
+			}
+			got, err := inTurns(ctx, o.Repeats, Row{What: "random read", Block: block, Depth: depth}, readWays(o, f, at, uring, block, depth))
+			if err = errors.Join(err, at.tier.Close()); err != nil {
 				return nil, err
 			}
 			rows = append(rows, got...)
@@ -107,8 +130,12 @@ func measureReads(ctx context.Context, o Options, f fio, fs *files) (rows []Row,
 	return rows, nil
 }
 
-// readWays lists the ways of one block size and depth. fio and raw keep as many
-// reads under way all the time; a batch waits for its last read.
+// longBatch is how many times the depth a long batch holds.
+const longBatch = 16
+
+// readWays lists the ways of one block size and depth. A batch waits for its
+// last read; all others keep as many reads under way all the time, a long batch
+// but for its end.
 func readWays(o Options, f fio, fs *files, uring bool, block, depth int) (ways []way) {
 	if f.there() {
 		engines := []string{"libaio"}
@@ -126,12 +153,14 @@ func readWays(o Options, f fio, fs *files, uring bool, block, depth int) (ways [
 			}})
 		}
 	}
+	pin := func(name string, callers, batch int) way {
+		return way{"tier, " + name, func(ctx context.Context) (float64, float64, error) { return fs.pin(ctx, o, block, callers, batch) }}
+	}
 	ways = append(ways,
 		way{"raw", func(ctx context.Context) (float64, float64, error) { return fs.readRaw(ctx, o, block, depth) }},
-		way{"tier, callers", func(ctx context.Context) (float64, float64, error) { return fs.pin(ctx, o, block, depth, 1) }})
+		pin("one by one", depth, 1))
 	if depth > 1 {
-		ways = append(ways,
-			way{"tier, a batch", func(ctx context.Context) (float64, float64, error) { return fs.pin(ctx, o, block, 1, depth) }})
+		ways = append(ways, pin("batches", 1, depth), pin("long batches", 1, longBatch*depth))
 	}
 	return ways
 }

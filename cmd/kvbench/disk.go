@@ -19,12 +19,14 @@ const diskHelp = `Read and write the NVMe tier in turns with fio, on the same fi
 A tier is filled with segments of 2 MiB in a folder of its own, which is removed at the end. Random
 places of its files are read past the page cache, and every block that the tier reads is checked:
 
-  fio libaio      fio keeps so many reads under way ('depth'); the others are compared with it
-  fio io_uring    the same with the kernel's newer interface, where there is one
-  fio in batches  fio submits so many reads and waits for all of them, as a batch does
-  raw             as many goroutines, each with plain reads, unverified
-  tier, callers   as many goroutines, each pinning one range at a time
-  tier, a batch   one goroutine that pins as many ranges together
+  fio libaio          fio keeps so many reads under way ('depth'); the others are compared with it
+  fio io_uring        the same with the kernel's newer interface, where there is one
+  fio in batches      fio submits so many reads and waits for all of them
+  raw                 as many goroutines, each with plain reads, unverified
+  tier, one by one    as many goroutines, each pinning one range at a time
+  tier, batches       one goroutine that pins as many ranges together
+  tier, long batches  one goroutine that pins 16 times as many together, of which the tier keeps
+                      so many under way
 
 Segments are then written, by one and by four goroutines, and made durable after every 16; fio
 writes as much in blocks of a segment's size. Without fio the tier is compared with raw reads alone.

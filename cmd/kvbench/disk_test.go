@@ -16,11 +16,11 @@ func TestDisk(t *testing.T) {
 		t.Fatal(err)
 	}
 	var rep disk.Report
-	if err := json.Unmarshal([]byte(text), &rep); err != nil || rep.Fio != "" || len(rep.Rows) != 5 {
+	if err := json.Unmarshal([]byte(text), &rep); err != nil || rep.Fio != "" || len(rep.Rows) != 6 {
 		t.Errorf("%v: %+v", err, rep)
 	}
 	text, err = runRoot(t, small...)
-	if err != nil || !strings.Contains(text, "no fio") || !strings.Contains(text, "tier, a batch") {
+	if err != nil || !strings.Contains(text, "no fio") || !strings.Contains(text, "tier, long batches") {
 		t.Errorf("%v\n%s", err, text)
 	}
 	for _, args := range [][]string{{"--fio", "fio"}, {"--blocks", "3"}, {"--blocks", "-1"}, {"--bytes", "7"}, {"--dir", "/none"}, {"more"}} {

@@ -8,10 +8,11 @@ import (
 )
 
 // extent is a preallocated file and its free runs. Tier.mu guards it, except
-// for file, which does not change.
+// for file and direct, which do not change.
 type extent struct {
 	number uint32
 	file   File
+	direct descriptor // of file, where reads of it can go through a queue; else nil
 	blocks uint32
 	free   []Run // ascending, never touching each other; Extent is not set
 	dirty  bool  // written since the last Sync
@@ -30,6 +31,9 @@ func extentNumber(name string) (number uint32, ok bool) {
 
 func newExtent(number uint32, f File, size int64) *extent {
 	x := &extent{number: number, file: f, blocks: uint32(size / tiers.BlockSize)}
+	if f.Direct() {
+		x.direct, _ = f.(descriptor)
+	}
 	if x.blocks > 0 {
 		x.free = []Run{{First: 0, Blocks: x.blocks}}
 	}

@@ -24,3 +24,10 @@ type File interface {
 	Sync() error
 	Close() error
 }
+
+// descriptor is what a File can offer besides: the number under which the
+// kernel knows it. Then, if it is Direct, reads may go around ReadAt. Through
+// the page cache the kernel would wait for each where it is submitted.
+type descriptor interface {
+	Descriptor() uintptr
+}

@@ -19,7 +19,7 @@ type Options struct {
 	// ExtentBytes is the size of an extent; 0 is 256 MiB. Where the limit or the
 	// disk has less left, an extent is smaller.
 	ExtentBytes int64
-	// Depth is how many reads are under way at once; 0 is 8.
+	// Depth is how many reads are under way at once, for all callers together; 0 is 32.
 	Depth int
 	// FS is where the extents lie; nil is the operating system's.
 	FS FS
@@ -27,11 +27,12 @@ type Options struct {
 
 // Tier keeps parts of segments on disk. It implements tiers.Tier.
 type Tier struct {
-	dir   string
-	fs    FS
-	o     Options
-	slots chan struct{} // a read holds one
-	ops   sync.WaitGroup
+	dir    string
+	fs     FS
+	o      Options
+	slots  chan struct{} // a read holds one
+	queues chan *queue   // that are not in use
+	ops    sync.WaitGroup
 
 	mu struct {
 		sync.Mutex
@@ -73,14 +74,14 @@ func Open(dir string, o Options) (*Tier, error) {
 		return nil, fmt.Errorf("nvme: a limit of %d bytes holds nothing", o.Bytes)
 	}
 	o.ExtentBytes = cmp.Or(o.ExtentBytes, 256<<20) / tiers.BlockSize * tiers.BlockSize
-	o.Depth = cmp.Or(o.Depth, 8)
+	o.Depth = cmp.Or(o.Depth, 32)
 	if o.ExtentBytes <= 0 || o.Depth < 0 {
 		return nil, errors.New("nvme: extent size or depth out of range")
 	}
 	if o.FS == nil {
 		o.FS = osFS{}
 	}
-	t := &Tier{dir: dir, fs: o.FS, o: o, slots: make(chan struct{}, o.Depth)}
+	t := &Tier{dir: dir, fs: o.FS, o: o, slots: make(chan struct{}, o.Depth), queues: make(chan *queue, o.Depth)}
 	t.mu.segments = map[tiers.ID]*segment{}
 	t.mu.extents = map[uint32]*extent{}
 	t.mu.next = 1
@@ -172,6 +173,10 @@ func (t *Tier) Close() error {
 	var errs []error
 	for _, x := range t.mu.order { // nobody else is left
 		errs = append(errs, x.file.Close())
+	}
+	close(t.queues)
+	for q := range t.queues {
+		errs = append(errs, q.close())
 	}
 	if err := errors.Join(errs...); err != nil {
 		return fmt.Errorf("nvme: close: %w", err)

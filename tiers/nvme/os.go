@@ -59,6 +59,8 @@ type osFile struct {
 
 func (f *osFile) Direct() bool { return f.direct }
 
+func (f *osFile) Descriptor() uintptr { return f.Fd() }
+
 func (f *osFile) Sync() error { return syncData(f.File) }
 
 func (f *osFile) Size() (int64, error) {

@@ -5,10 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"slices"
-	"sync"
-	"sync/atomic"
 
 	"kvtier/tiers"
 )
@@ -29,13 +26,6 @@ type want struct {
 	first, end  int // blocks
 	req, at     int // which request, which of its ranges
 	off, length int // bytes, from the start of block first
-}
-
-// read is one read of consecutive blocks for one or more wants.
-type read struct {
-	wants      []want
-	first, end int
-	buf        *buffer
 }
 
 // Pin reads ranges of the pieces that are held and verifies every block read.
@@ -155,54 +145,6 @@ func join(wants []want) []read {
 		reads = append(reads, read{wants: wants[i : i+1], first: w.first, end: w.end})
 	}
 	return reads
-}
-
-// readAll performs reads, up to the tier's depth at once, and returns the first error.
-func (t *Tier) readAll(ctx context.Context, reads []read) error {
-	if len(reads) == 1 {
-		return t.readOne(ctx, &reads[0])
-	}
-	var next atomic.Int64
-	var failed atomic.Pointer[error]
-	var wg sync.WaitGroup
-	for range min(len(reads), t.o.Depth) {
-		wg.Go(func() {
-			for failed.Load() == nil {
-				i := int(next.Add(1)) - 1
-				if i >= len(reads) {
-					return
-				}
-				if err := t.readOne(ctx, &reads[i]); err != nil {
-					failed.CompareAndSwap(nil, &err)
-				}
-			}
-		})
-	}
-	wg.Wait()
-	if err := failed.Load(); err != nil {
-		return *err
-	}
-	return nil
-}
-
-func (t *Tier) readOne(ctx context.Context, r *read) error {
-	select {
-	case t.slots <- struct{}{}:
-	case <-ctx.Done():
-		return ctx.Err()
-	}
-	w := &r.wants[0]
-	r.buf = newBuffer((r.end - r.first) * tiers.BlockSize)
-	n, err := w.st.extent.file.ReadAt(r.buf.bytes, (int64(w.st.run.First)+int64(r.first))*tiers.BlockSize)
-	<-t.slots // verifying is no I/O
-	if n < len(r.buf.bytes) {
-		if err == nil || errors.Is(err, io.EOF) {
-			err = io.ErrUnexpectedEOF
-		}
-		return fmt.Errorf("segment %v: read %d blocks of %s at %d: %w", w.h.ID, r.end-r.first,
-			ExtentName(w.st.run.Extent), int64(w.st.run.First)+int64(r.first), err)
-	}
-	return w.h.CheckBlocks(w.part, r.first, r.buf.bytes)
 }
 
 // hand makes the pins. A block counts for the first range that needed it, a

@@ -1,0 +1,218 @@
+package nvme
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"sync"
+	"sync/atomic"
+
+	"kvtier/tiers"
+)
+
+// read is one read of consecutive blocks for one or more wants.
+type read struct {
+	wants      []want
+	first, end int
+	buf        *buffer
+}
+
+// outcome is what became of a read: n and err as ReadAt has them.
+type outcome struct {
+	read, n int
+	err     error
+}
+
+// start makes room for the read, and returns its place.
+func (r *read) start() (x *extent, off int64) {
+	r.buf = newBuffer((r.end - r.first) * tiers.BlockSize)
+	return r.place()
+}
+
+func (r *read) place() (x *extent, off int64) {
+	st := r.wants[0].st
+	return st.extent, (int64(st.run.First) + int64(r.first)) * tiers.BlockSize
+}
+
+// done verifies the blocks, if n bytes and err are what a read of all of them gives.
+func (r *read) done(n int, err error) error {
+	w := &r.wants[0]
+	if n < len(r.buf.bytes) {
+		if err == nil || errors.Is(err, io.EOF) {
+			err = io.ErrUnexpectedEOF
+		}
+		return fmt.Errorf("segment %v: read %d blocks of %s at %d: %w", w.h.ID, r.end-r.first,
+			ExtentName(w.st.run.Extent), int64(w.st.run.First)+int64(r.first), err)
+	}
+	return w.h.CheckBlocks(w.part, r.first, r.buf.bytes)
+}
+
+// readAll performs reads, up to the tier's depth at once, and returns the first
+// error. When it returns no read is under way.
+func (t *Tier) readAll(ctx context.Context, reads []read) error {
+	if len(reads) == 0 {
+		return nil
+	}
+	for i := range reads {
+		if len(reads) == 1 || reads[i].wants[0].st.extent.direct == nil {
+			return t.readThreads(ctx, reads)
+		}
+	}
+	// The slot comes first, and readQueue keeps one until its end: so there are
+	// never more queues than slots.
+	if err := t.slot(ctx); err != nil {
+		return err
+	}
+	q := t.takeQueue()
+	if q == nil {
+		<-t.slots
+		return t.readThreads(ctx, reads)
+	}
+	return t.readQueue(ctx, q, reads)
+}
+
+// slot waits until one more read may be under way.
+func (t *Tier) slot(ctx context.Context) error {
+	select {
+	case t.slots <- struct{}{}:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// readThreads performs reads by ReadAt, each on a thread of its own.
+func (t *Tier) readThreads(ctx context.Context, reads []read) error {
+	if len(reads) == 1 {
+		return t.readOne(ctx, &reads[0])
+	}
+	var next atomic.Int64
+	var failed atomic.Pointer[error]
+	var wg sync.WaitGroup
+	for range min(len(reads), t.o.Depth) {
+		wg.Go(func() {
+			for failed.Load() == nil {
+				i := int(next.Add(1)) - 1
+				if i >= len(reads) {
+					return
+				}
+				if err := t.readOne(ctx, &reads[i]); err != nil {
+					failed.CompareAndSwap(nil, &err)
+				}
+			}
+		})
+	}
+	wg.Wait()
+	if err := failed.Load(); err != nil {
+		return *err
+	}
+	return nil
+}
+
+func (t *Tier) readOne(ctx context.Context, r *read) error {
+	if err := t.slot(ctx); err != nil {
+		return err
+	}
+	x, off := r.start()
+	n, err := x.file.ReadAt(r.buf.bytes, off)
+	<-t.slots // verifying is no I/O
+	return r.done(n, err)
+}
+
+// readQueue performs reads on the caller's thread by a queue, which it gives
+// back. The caller has a slot, which it takes over.
+func (t *Tier) readQueue(ctx context.Context, q *queue, reads []read) (err error) {
+	next, flying, slots := 0, 0, 1
+	defer func() {
+		for range slots {
+			<-t.slots
+		}
+		t.giveQueue(q)
+	}()
+	var over []outcome // what was read and is not verified yet
+	for {
+		if err == nil {
+			err = ctx.Err()
+		}
+		if err != nil {
+			reads = reads[:next] // only what is under way is waited for
+		}
+		for next < len(reads) && (slots > flying || t.trySlot(&slots)) {
+			x, off := reads[next].start()
+			q.add(next, x.direct, reads[next].buf.bytes, off)
+			next, flying = next+1, flying+1
+		}
+		left := q.submit()
+		for i := next - left; i < next; i++ { // ReadAt says why, or does it
+			x, off := reads[i].place()
+			n, err := x.file.ReadAt(reads[i].buf.bytes, off)
+			over = append(over, outcome{i, n, err})
+		}
+		flying -= left
+		for _, o := range over { // while others are under way
+			if e := reads[o.read].done(o.n, o.err); err == nil {
+				err = e
+			}
+		}
+		if flying == 0 && (next == len(reads) || err != nil) {
+			return err
+		}
+		over = over[:0]
+		if flying > 0 {
+			if over, err = q.wait(over, max(1, flying/4)); err != nil {
+				// Not to be expected. The kernel must not write to buffers that are
+				// given away: closing the queue waits for all that is under way.
+				err = errors.Join(err, q.close())
+				q = nil
+				return err
+			}
+		}
+		flying -= len(over)
+		keep := flying
+		if next < len(reads) {
+			keep = max(flying, 1)
+		}
+		for ; slots > keep; slots-- {
+			<-t.slots
+		}
+	}
+}
+
+// trySlot takes a slot if one is free now.
+func (t *Tier) trySlot(slots *int) bool {
+	select {
+	case t.slots <- struct{}{}:
+		*slots++
+		return true
+	default:
+		return false
+	}
+}
+
+// takeQueue returns a queue for as many reads as the tier's depth, nil if there
+// is none to be had.
+func (t *Tier) takeQueue() *queue {
+	select {
+	case q := <-t.queues:
+		return q
+	default:
+	}
+	q, err := newQueue(t.o.Depth)
+	if err != nil {
+		return nil // threads do it, too; the next Pin tries again
+	}
+	return q
+}
+
+// giveQueue takes a queue back, on which nothing is under way.
+func (t *Tier) giveQueue(q *queue) {
+	if q == nil {
+		return
+	}
+	select {
+	case t.queues <- q:
+	default:
+		_ = q.close() // there are as many as can be used
+	}
+}
