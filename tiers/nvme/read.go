@@ -54,10 +54,8 @@ func (t *Tier) readAll(ctx context.Context, reads []read) error {
 	if len(reads) == 0 {
 		return nil
 	}
-	for i := range reads {
-		if len(reads) == 1 || reads[i].wants[0].st.extent.direct == nil {
-			return t.readThreads(ctx, reads)
-		}
+	if !queueable(reads) {
+		return t.readThreads(ctx, reads)
 	}
 	// The slot comes first, and readQueue keeps one until its end: so there are
 	// never more queues than slots.
@@ -70,6 +68,26 @@ func (t *Tier) readAll(ctx context.Context, reads []read) error {
 		return t.readThreads(ctx, reads)
 	}
 	return t.readQueue(ctx, q, reads)
+}
+
+// queueBlocks is how long reads through a queue may be on average. Of longer
+// ones the verifying takes so long that threads, which do it on all cores, are
+// as fast.
+const queueBlocks = 32
+
+// queueable says whether reads are worth a queue, and their files have it.
+func queueable(reads []read) bool {
+	if len(reads) == 1 {
+		return false
+	}
+	blocks := 0
+	for i := range reads {
+		blocks += reads[i].end - reads[i].first
+		if reads[i].wants[0].st.extent.direct == nil {
+			return false
+		}
+	}
+	return blocks <= queueBlocks*len(reads)
 }
 
 // slot waits until one more read may be under way.
