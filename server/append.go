@@ -137,8 +137,10 @@ func (s *sequence) checkLabels(labels []*kvtierv1.Span) error {
 
 // appendRows adds the rows to the tail and, if the step is whole, to the log.
 func (s *sequence) appendRows(in *checked) error {
-	st := s.snapshot()
-	var err error
+	st, err := s.wholeLocked()
+	if err != nil {
+		return err
+	}
 	fresh := 0
 	if in.n > 0 {
 		if fresh, err = s.overlap(&st, in); err != nil {
@@ -327,15 +329,21 @@ func (s *sequence) observe(layer int, q []float32) {
 	s.mu.sample[layer] = keep[max(0, len(keep)-sampleRows*row):]
 }
 
-// reserveTail reserves memory for rows until release is called.
+// reserveTail reserves memory for rows until release is called. Idle tails are
+// spilled for it.
 func (srv *Server) reserveTail(need int64) (release func(), err error) {
 	if need == 0 {
 		return func() {}, nil
 	}
-	if srv.tail.Add(need) <= srv.opt.TailBytes {
-		return func() { srv.tail.Add(-need) }, nil
+	for try := range 2 {
+		if srv.tail.Add(need) <= srv.opt.TailBytes {
+			return func() { srv.tail.Add(-need) }, nil
+		}
+		srv.tail.Add(-need)
+		if try == 0 {
+			srv.makeRoom(need)
+		}
 	}
-	srv.tail.Add(-need)
 	if cause := srv.sealer.lastFailure(); cause != nil {
 		return nil, fmt.Errorf("open tails fill their memory, because segments cannot be sealed: %w", cause)
 	}

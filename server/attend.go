@@ -104,7 +104,10 @@ func (s *sequence) attend(ctx context.Context, in *query) (*answer, error) {
 	} else if err := s.usable(); err != nil {
 		return nil, err
 	}
-	st := s.snapshot()
+	st, err := s.readable(in.layer)
+	if err != nil {
+		return nil, err
+	}
 	if end := in.start + uint64(n); end > st.lens[in.layer] {
 		return nil, fail(codes.OutOfRange, ReasonPastEnd, "queries at %d to %d, but layer %d has %d tokens: append them first, or in the same call",
 			in.start, end-1, in.layer, st.lens[in.layer])

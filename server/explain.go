@@ -69,9 +69,12 @@ func (run *explainRun) howIn(h int, t seen) sparse.How {
 }
 
 func (s *sequence) explain(ctx context.Context, layer, top, topSpans int) (*kvtierv1.ExplainResponse, error) {
+	st, err := s.readable(layer)
+	if err != nil {
+		return nil, err
+	}
 	s.mu.RLock()
 	last := s.mu.last[layer]
-	st := s.copyLocked()
 	s.mu.RUnlock()
 	if last == nil {
 		return nil, fail(codes.NotFound, ReasonUnknown, "layer %d of the sequence has answered no query since the daemon started: ask one first", layer)

@@ -112,7 +112,10 @@ func (srv *Server) fork(ctx context.Context, r *kvtierv1.OpenSequenceRequest) (*
 	if err := from.usable(); err != nil {
 		return nil, err
 	}
-	st := from.snapshot()
+	st, err := from.wholeLocked()
+	if err != nil {
+		return nil, err
+	}
 	at := r.ForkAt
 	if at == 0 {
 		at = st.accepted
@@ -159,7 +162,7 @@ func (s *sequence) cut(ctx context.Context, st state, n uint64) (state, error) {
 		last := &st.spans[len(st.spans)-1]
 		last.limit = min(last.limit, int(n-last.Start))
 	}
-	st.rows = make([]layerRows, s.spec.layers)
+	st.rows, st.spilled = make([]layerRows, s.spec.layers), false
 	st.lens = make([]uint64, s.spec.layers)
 	for l, w := range s.spec.window {
 		st.rows[l].base, st.lens[l] = n, n
@@ -304,7 +307,10 @@ func (s *sequence) flush(ctx context.Context, sealTail bool) error {
 // sealShort seals everything behind the recent window, in whole blocks of 64.
 func (s *sequence) sealShort(ctx context.Context) error {
 	for {
-		st := s.snapshot()
+		st, err := s.whole()
+		if err != nil {
+			return err
+		}
 		end, full := st.sealPoint()
 		if !full {
 			if st.accepted < recentTokens {

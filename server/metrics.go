@@ -20,6 +20,8 @@ type metrics struct {
 	tokens     *prometheus.CounterVec
 	seals      prometheus.Counter
 	evicted    prometheus.Counter
+	spills     prometheus.Counter
+	wakes      prometheus.Counter
 	auditError prometheus.Histogram
 	estimate   prometheus.Histogram
 	audits     *prometheus.CounterVec
@@ -39,6 +41,8 @@ func newMetrics(srv *Server) *metrics {
 	m.registry.MustRegister(prometheus.NewCounterFunc(prometheus.CounterOpts{Namespace: "kvtier", Name: "appends_total",
 		Help: "Appends taken in, of one layer each."}, func() float64 { return float64(m.appended.Load()) }))
 	m.seals = counter("spans_sealed_total", "Spans sealed, all layers each.")
+	m.spills = counter("tails_spilled_total", "Open tails whose rows in RAM were given up, for room.")
+	m.wakes = counter("tails_read_back_total", "Open tails whose rows were read back from their log.")
 	m.evicted = counter("sequences_evicted_total", "Sequences evicted because the disk limit was reached.")
 	m.attends = prometheus.NewCounterVec(prometheus.CounterOpts{Namespace: "kvtier", Name: "attends_total",
 		Help: "Answers, of one layer each, by the mode that was answered."}, []string{"mode"})

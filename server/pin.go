@@ -131,7 +131,10 @@ func (s *sequence) readKV(ctx context.Context, layer int, start, count uint64) (
 	if layer >= sp.layers {
 		return nil, nil, false, invalid(ReasonShape, "layer %d: the model has %d", layer, sp.layers)
 	}
-	st := s.snapshot()
+	st, err := s.readable(layer)
+	if err != nil {
+		return nil, nil, false, err
+	}
 	end := start + count
 	switch {
 	case count == 0 || end < start || end > st.lens[layer]:

@@ -115,7 +115,9 @@ func (srv *Server) recoverSequence(ctx context.Context, r *sequenceRecord) (*seq
 	srv.addSequence(s)
 	s.nameAll()
 	s.mu.power, s.mu.crashSafe = s.mu.accepted, s.mu.accepted
-	srv.tail.Add(s.mu.state.tailBytes())
+	if srv.tail.Add(s.mu.state.tailBytes()) > srv.opt.TailBytes {
+		srv.makeRoom(0)
+	}
 	return s, nil
 }
 

@@ -22,6 +22,13 @@ func (r layerRows) appended(k, v []byte) layerRows {
 	return r
 }
 
+// withRoom returns the rows with room for n more bytes of keys and of values.
+func (r layerRows) withRoom(n int) layerRows {
+	r.k = append(make([]byte, 0, len(r.k)+n), r.k...)
+	r.v = append(make([]byte, 0, len(r.v)+n), r.v...)
+	return r
+}
+
 // slice returns the bytes of positions [lo, hi).
 func (r layerRows) slice(lo, hi uint64, rowBytes int) (k, v []byte) {
 	a, b := int(lo-r.base)*rowBytes, int(hi-r.base)*rowBytes

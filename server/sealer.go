@@ -121,12 +121,19 @@ func (z *sealer) sealFull(s *sequence) (err error) {
 		}
 	}()
 	for {
-		st := s.snapshot()
-		end, ok := st.sealPoint()
+		now := s.snapshot()
+		end, ok := now.sealPoint()
 		if !ok {
 			return nil
 		}
-		err := z.seal(z.ctx, s, &st, end)
+		st, err := s.whole()
+		if err != nil {
+			return err
+		}
+		if end, ok = st.sealPoint(); !ok {
+			continue // truncated meanwhile
+		}
+		err = z.seal(z.ctx, s, &st, end)
 		if errors.Is(err, errStale) {
 			continue
 		}
@@ -304,7 +311,10 @@ func (s *sequence) commitSpan(ctx context.Context, sp *span, end, cuts uint64, b
 	if err := s.usable(); err != nil {
 		return err
 	}
-	st := s.snapshot()
+	st, err := s.wholeLocked()
+	if err != nil {
+		return err
+	}
 	if st.sealed() != sp.Start || st.accepted < end || st.cuts != cuts {
 		return errStale
 	}

@@ -64,7 +64,8 @@ type synced struct {
 // state is what a query sees of a sequence. A copy of it is a snapshot.
 type state struct {
 	spans      []spanRef
-	rows       []layerRows // by layer
+	rows       []layerRows // by layer; empty while spilled
+	spilled    bool        // the rows lie in the log alone: whole reads them back
 	lens       []uint64    // by layer: tokens appended
 	cuts       uint64      // how often rows were taken back that the next segment may hold
 	accepted   uint64      // least of lens

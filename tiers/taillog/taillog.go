@@ -120,6 +120,25 @@ func Replay(path, name string, r Reader) (l *Log, damaged int64, err error) {
 	return l, damaged, nil
 }
 
+// Read hands out every record appended so far, in order. A record that is not
+// whole any more is tiers.ErrCorrupt; an error of fn ends the reading and is
+// returned.
+func (l *Log) Read(fn func(k Kind, body []byte) error) error {
+	r := &Log{seed: l.seed} // a place of its own in the file
+	l.mu.Lock()
+	f, size := l.mu.f, l.mu.written
+	l.mu.Unlock()
+	if f == nil {
+		return fmt.Errorf("read log: %w", tiers.ErrClosed)
+	}
+	r.mu.f = f
+	good, err := r.scan(size, fn)
+	if err == nil && good < size {
+		err = fmt.Errorf("read log: the record at byte %d of %d is damaged: %w", good, size, tiers.ErrCorrupt)
+	}
+	return err
+}
+
 // scan reads whole records and returns where they end.
 func (l *Log) scan(size int64, fn func(k Kind, body []byte) error) (good int64, err error) {
 	for {
