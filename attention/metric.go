@@ -25,11 +25,12 @@ type QuerySum struct {
 	d     int
 	n     float64
 	norm2 float64   // sum of |q|^2
-	c     []float64 // [d][d], sum of q q^T / |q|^2, upper triangle
+	c     []float64 // [d][d], sum of q q^T / |q|^2, upper triangle; nil before the first query
 }
 
-// NewQuerySum returns an empty sum for head dimension d.
-func NewQuerySum(d int) *QuerySum { return &QuerySum{d: d, c: make([]float64, d*d)} }
+// NewQuerySum returns an empty sum for head dimension d. It takes no memory to
+// speak of before the first query: 8 d² bytes then.
+func NewQuerySum(d int) *QuerySum { return &QuerySum{d: d} }
 
 // Add takes in queries q [rows][d], already scaled. Each counts with unit
 // length, so that a head with large queries does not rule its group.
@@ -39,6 +40,9 @@ func (s *QuerySum) Add(q []float32) {
 		n2 := float64(Dot(row, row))
 		if n2 == 0 || math.IsInf(n2, 0) || math.IsNaN(n2) {
 			continue // says nothing of a direction
+		}
+		if s.c == nil {
+			s.c = make([]float64, s.d*s.d)
 		}
 		s.n++
 		s.norm2 += n2

@@ -1,6 +1,7 @@
 package server
 
 import (
+	"fmt"
 	"os"
 	"sync"
 	"testing"
@@ -211,6 +212,37 @@ func TestNoRoomToRead(t *testing.T) {
 				t.Error("rows were kept without room for them")
 			}
 			wantCode(t, m.tryFeed(s, spillTokens, spillTokens+1), codes.ResourceExhausted, ReasonTailFull)
+		})
+	}
+}
+
+// BenchmarkReadBack reads a tail of 1,024 tokens of SmolLM2's geometry (24 MB)
+// back from its log, which holds bulk appends or single steps.
+func BenchmarkReadBack(b *testing.B) {
+	spec := &kvtierv1.ModelSpec{Layers: 30, QueryHeads: 9, KvHeads: 3, HeadDim: 64,
+		KvDtype: kvtierv1.ElementType_ELEMENT_TYPE_BF16, Fingerprint: []byte("bench")}
+	const tokens = 1024
+	for _, step := range []int{512, 1} {
+		b.Run(fmt.Sprintf("step=%d", step), func(b *testing.B) {
+			srv := openServer(b, b.TempDir(), Options{})
+			s := openSequence(b, srv, &kvtierv1.OpenSequenceRequest{Spec: spec})
+			for at := 0; at < tokens; at += step {
+				for l := range 30 {
+					rows := make([]byte, step*s.spec.rowBytes())
+					if err := s.append(b.Context(), &appendRequest{layer: l, start: uint64(at), k: rows, v: rows}); err != nil {
+						b.Fatal(err)
+					}
+				}
+			}
+			b.SetBytes(int64(tokens * s.spec.tokenBytes()))
+			for b.Loop() {
+				s.write.Lock()
+				s.spill()
+				s.write.Unlock()
+				if _, err := s.whole(); err != nil {
+					b.Fatal(err)
+				}
+			}
 		})
 	}
 }

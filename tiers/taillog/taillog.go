@@ -17,6 +17,7 @@ import (
 	"hash/crc32"
 	"io"
 	"os"
+	"slices"
 	"sync"
 
 	"golang.org/x/sys/unix"
@@ -41,6 +42,7 @@ var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 type Log struct {
 	path string
 	seed uint32
+	room *[]byte // bodies are read into it, each over the last; nil: each into its own
 	mu   struct {
 		sync.Mutex
 		f       *os.File
@@ -120,11 +122,12 @@ func Replay(path, name string, r Reader) (l *Log, damaged int64, err error) {
 	return l, damaged, nil
 }
 
-// Read hands out every record appended so far, in order. A record that is not
+// Read hands out every record appended so far, in order; a body is valid until
+// fn returns. A record that is not
 // whole any more is tiers.ErrCorrupt; an error of fn ends the reading and is
 // returned.
 func (l *Log) Read(fn func(k Kind, body []byte) error) error {
-	r := &Log{seed: l.seed} // a place of its own in the file
+	r := &Log{seed: l.seed, room: &[]byte{}} // a place of its own in the file
 	l.mu.Lock()
 	f, size := l.mu.f, l.mu.written
 	l.mu.Unlock()
@@ -196,7 +199,12 @@ func (l *Log) record(at, size int64) (h header, body []byte, err error) {
 	if !ok || h.n > uint64(size-at-headerBytes) {
 		return h, nil, nil
 	}
-	body = make([]byte, h.n)
+	if l.room == nil {
+		body = make([]byte, h.n)
+	} else {
+		*l.room = slices.Grow((*l.room)[:0], int(h.n))
+		body = (*l.room)[:h.n]
+	}
 	if _, err := l.mu.f.ReadAt(body, at+headerBytes); err != nil {
 		return h, nil, ignoreEOF(err)
 	}

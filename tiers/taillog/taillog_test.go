@@ -7,7 +7,10 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
+
+	"kvtier/tiers"
 )
 
 type record struct {
@@ -241,5 +244,73 @@ func TestLongTornRecord(t *testing.T) {
 		if err := errors.Join(l.Append(2, make([]byte, 5<<20)), l.Close()); err != nil {
 			t.Fatal(err)
 		}
+	}
+}
+
+// TestRead: a log that is open hands out what was appended, and what is damaged
+// is an error.
+func TestRead(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "log")
+	l, err := Create(path, "log")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	var want []string
+	read := func() (got []string, err error) {
+		err = l.Read(func(k Kind, body []byte) error {
+			got = append(got, fmt.Sprint(k, string(body)))
+			return nil
+		})
+		return got, err
+	}
+	for i := range 20 {
+		body := strings.Repeat("x", i*i)
+		if err := l.Append(Kind(i%3), []byte(body)); err != nil {
+			t.Fatal(err)
+		}
+		want = append(want, fmt.Sprint(Kind(i%3), body))
+		if got, err := read(); err != nil || !slices.Equal(got, want) {
+			t.Fatalf("after %d records: %v, %v", i+1, got, err)
+		}
+	}
+	stop := errors.New("stop")
+	if err := l.Read(func(Kind, []byte) error { return stop }); !errors.Is(err, stop) {
+		t.Error(err)
+	}
+	size, _ := l.Size()
+	for at := int64(0); at < size; at += 13 {
+		flip(t, path, at)
+		if _, err := read(); !errors.Is(err, tiers.ErrCorrupt) {
+			t.Fatalf("byte %d: %v", at, err)
+		}
+		flip(t, path, at)
+	}
+	if got, err := read(); err != nil || len(got) != 20 {
+		t.Fatal(got, err)
+	}
+	if err := l.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := read(); !errors.Is(err, tiers.ErrClosed) {
+		t.Error(err)
+	}
+}
+
+// flip changes a bit of a file.
+func flip(t *testing.T, path string, at int64) {
+	t.Helper()
+	f, err := os.OpenFile(path, os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	var b [1]byte
+	if _, err := f.ReadAt(b[:], at); err != nil {
+		t.Fatal(err)
+	}
+	b[0] ^= 4
+	if _, err := f.WriteAt(b[:], at); err != nil {
+		t.Fatal(err)
 	}
 }
