@@ -25,11 +25,11 @@ type QuerySum struct {
 	d     int
 	n     float64
 	norm2 float64   // sum of |q|^2
-	c     []float64 // [d][d], sum of q q^T / |q|^2, upper triangle; nil before the first query
+	c     []float64 // sum of q q^T / |q|^2: the upper triangle, row by row; nil before the first query
 }
 
 // NewQuerySum returns an empty sum for head dimension d. It takes no memory to
-// speak of before the first query: 8 d² bytes then.
+// speak of before the first query, and 4 d² bytes then.
 func NewQuerySum(d int) *QuerySum { return &QuerySum{d: d} }
 
 // Add takes in queries q [rows][d], already scaled. Each counts with unit
@@ -42,16 +42,17 @@ func (s *QuerySum) Add(q []float32) {
 			continue // says nothing of a direction
 		}
 		if s.c == nil {
-			s.c = make([]float64, s.d*s.d)
+			s.c = make([]float64, s.d*(s.d+1)/2)
 		}
 		s.n++
 		s.norm2 += n2
+		c := s.c
 		for i, a := range row {
 			f := float64(a) / n2
-			ci := s.c[i*s.d : (i+1)*s.d]
-			for j := i; j < s.d; j++ {
-				ci[j] += f * float64(row[j])
+			for j, b := range row[i:] {
+				c[j] += f * float64(b)
 			}
+			c = c[s.d-i:]
 		}
 	}
 }
@@ -101,12 +102,14 @@ func (s *QuerySum) Metric() *Metric {
 	}
 	m.Norm2 = float32(s.norm2 / s.n)
 	sym := mat.NewSymDense(d, nil)
+	c := s.c
 	for i := range d {
 		for j := i; j < d; j++ {
-			v := s.c[i*d+j] / s.n
+			v := c[j-i] / s.n
 			sym.SetSym(i, j, v)
 			m.C[i*d+j], m.C[j*d+i] = float32(v), float32(v)
 		}
+		c = c[d-i:]
 	}
 	m.W = powerOf(sym, d)
 	return m
