@@ -1,0 +1,190 @@
+// Package daemon runs a kvtierd as a child process, for measurements of the whole service.
+package daemon
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/backoff"
+	"google.golang.org/grpc/credentials/insecure"
+
+	kvtierv1 "kvtier/proto/kvtier/v1"
+)
+
+// Daemon is a kvtierd that runs. It dies with this process.
+type Daemon struct {
+	Seq  kvtierv1.SequenceServiceClient
+	Look kvtierv1.InspectionServiceClient
+
+	cmd  *exec.Cmd
+	log  lastLines
+	done chan struct{}
+	conn *grpc.ClientConn
+}
+
+// Find returns the daemon to run: path if it is not empty, else the kvtierd beside this program, or in PATH.
+func Find(path string) (string, error) {
+	if path != "" {
+		return path, nil
+	}
+	if self, err := os.Executable(); err == nil {
+		if beside := filepath.Join(filepath.Dir(self), "kvtierd"); isFile(beside) {
+			return beside, nil
+		}
+	}
+	if found, err := exec.LookPath("kvtierd"); err == nil {
+		return found, nil
+	}
+	return "", errors.New("no kvtierd beside this program or in PATH: 'make build' makes it, --kvtierd names it")
+}
+
+func isFile(path string) bool {
+	st, err := os.Stat(path)
+	return err == nil && st.Mode().IsRegular()
+}
+
+// messageBytes is the longest message either way.
+const messageBytes = 256 << 20
+
+// Start runs the program bin on folder dir and waits until it answers. It serves gRPC on a Unix socket in that
+// folder and nothing else, unless args say so.
+func Start(ctx context.Context, bin, dir string, args ...string) (*Daemon, error) {
+	socket := filepath.Join(dir, "s")
+	d := &Daemon{done: make(chan struct{})}
+	d.cmd = exec.Command(bin, append([]string{"--data", filepath.Join(dir, "data"), "--socket", socket,
+		"--fast-socket", "", "--listen", "", "--metrics", "", "--log-level", "warn"}, args...)...)
+	d.cmd.Stdout, d.cmd.Stderr = &d.log, &d.log
+	d.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	if err := d.cmd.Start(); err != nil {
+		return nil, fmt.Errorf("run kvtierd: %w", err)
+	}
+	go func() {
+		_ = d.cmd.Wait() // how it ended is in cmd.ProcessState
+		close(d.done)
+	}()
+	var err error
+	d.conn, err = grpc.NewClient("unix:"+socket, grpc.WithTransportCredentials(insecure.NewCredentials()),
+		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(messageBytes), grpc.MaxCallSendMsgSize(messageBytes)),
+		grpc.WithConnectParams(grpc.ConnectParams{MinConnectTimeout: time.Second,
+			Backoff: backoff.Config{BaseDelay: 4 * time.Millisecond, Multiplier: 1.2, MaxDelay: 20 * time.Millisecond}}))
+	if err != nil {
+		d.Kill()
+		return nil, err
+	}
+	d.Seq, d.Look = kvtierv1.NewSequenceServiceClient(d.conn), kvtierv1.NewInspectionServiceClient(d.conn)
+	if err := d.ready(ctx); err != nil {
+		d.Kill()
+		return nil, err
+	}
+	return d, nil
+}
+
+// ready waits until the daemon answers.
+func (d *Daemon) ready(ctx context.Context) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	go func() {
+		select {
+		case <-d.done:
+			cancel()
+		case <-ctx.Done():
+		}
+	}()
+	_, err := d.Look.GetStatus(ctx, &kvtierv1.GetStatusRequest{}, grpc.WaitForReady(true))
+	if err == nil {
+		return nil
+	}
+	select {
+	case <-d.done:
+		return fmt.Errorf("kvtierd ended: %v\n%s", d.cmd.ProcessState, d.log.String())
+	default:
+		return fmt.Errorf("kvtierd does not answer: %w", err)
+	}
+}
+
+// Kill ends the process as kill -9 does, and waits until it is gone.
+func (d *Daemon) Kill() {
+	_ = d.cmd.Process.Kill() // it may be gone
+	<-d.done
+	if d.conn != nil {
+		_ = d.conn.Close()
+	}
+}
+
+// stopWait is how long a daemon may take to stop.
+const stopWait = time.Minute
+
+// Stop asks the process to end and waits for it.
+func (d *Daemon) Stop() error {
+	defer d.conn.Close()
+	if err := d.cmd.Process.Signal(syscall.SIGTERM); err != nil && !errors.Is(err, os.ErrProcessDone) {
+		return err
+	}
+	select {
+	case <-d.done:
+	case <-time.After(stopWait):
+		d.Kill()
+		return fmt.Errorf("kvtierd did not stop in %v", stopWait)
+	}
+	if !d.cmd.ProcessState.Success() {
+		return fmt.Errorf("kvtierd ended: %v\n%s", d.cmd.ProcessState, d.log.String())
+	}
+	return nil
+}
+
+// Memory returns the bytes of the process that lie in memory: all of them, and the most there were so far.
+func (d *Daemon) Memory() (now, most int64, err error) {
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", d.cmd.Process.Pid))
+	if err != nil {
+		return 0, 0, err
+	}
+	for line := range strings.Lines(string(b)) {
+		f := strings.Fields(line)
+		if len(f) < 2 {
+			continue
+		}
+		kb, _ := strconv.ParseInt(f[1], 10, 64)
+		switch f[0] {
+		case "VmRSS:":
+			now = kb << 10
+		case "VmHWM:":
+			most = kb << 10
+		}
+	}
+	return now, most, nil
+}
+
+// lastLines keeps the end of what is written.
+type lastLines struct {
+	mu sync.Mutex
+	b  []byte
+}
+
+const keepBytes = 16 << 10
+
+func (l *lastLines) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.b = append(l.b, p...)
+	if over := len(l.b) - keepBytes; over > 0 {
+		l.b = append([]byte(nil), l.b[over:]...)
+	}
+	return len(p), nil
+}
+
+func (l *lastLines) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return string(bytes.TrimSpace(l.b))
+}

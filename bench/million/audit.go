@@ -1,0 +1,185 @@
+package million
+
+import (
+	"context"
+	"math"
+	"slices"
+
+	"golang.org/x/sync/errgroup"
+
+	"kvtier/attention"
+	"kvtier/bench/stats"
+	"kvtier/bench/synth"
+	"kvtier/compress"
+)
+
+// AuditReport is how far answers lay from dense attention over the unquantised rows.
+type AuditReport struct {
+	Calls    int // of one layer each
+	Rows     int // query heads of all calls
+	Mean     float64
+	Median   float64
+	P95, Max float64
+	ByLayer  map[int]float64 // mean
+	// Of dense attention, means over rows: what gets how much of it.
+	Sink, Recent, Body float64
+}
+
+// auditPlan chooses calls: [step, layer], of few layers, because each layer's rows have to be made again.
+func (r *run) auditPlan() map[[2]int]bool {
+	plan := map[[2]int]bool{}
+	layers := min(r.m.Layers, max(1, r.o.Audits/4))
+	for i := range r.o.Audits {
+		layer := i % layers * r.m.Layers / layers
+		plan[[2]int{i / layers * max(1, r.o.Steps*layers/max(1, r.o.Audits)) % r.o.Steps, layer}] = true
+	}
+	return plan
+}
+
+func (r *run) keep(a []asked) { r.asked = append(r.asked, a...) }
+
+// audit makes the rows of the chosen layers again and compares.
+func (r *run) audit(ctx context.Context) error {
+	byLayer := map[int][]asked{}
+	for _, a := range r.asked {
+		byLayer[a.layer] = append(byLayer[a.layer], a)
+	}
+	rep := &r.rep.Audit
+	rep.Calls, rep.ByLayer = len(r.asked), map[int]float64{}
+	var all []float64
+	for layer, calls := range byLayer {
+		r.o.Say("layer %d: dense attention for %d calls", layer, len(calls))
+		errs, err := r.auditLayer(ctx, layer, calls)
+		if err != nil {
+			return err
+		}
+		for _, e := range errs {
+			rep.ByLayer[layer] += e / float64(len(errs))
+		}
+		all = append(all, errs...)
+	}
+	if rep.Rows = len(all); rep.Rows == 0 {
+		return nil
+	}
+	slices.Sort(all)
+	for _, e := range all {
+		rep.Mean += e / float64(len(all))
+	}
+	rep.Median, rep.P95, rep.Max = all[len(all)/2], all[len(all)*95/100], all[len(all)-1]
+	n := float64(rep.Rows)
+	rep.Sink, rep.Recent, rep.Body = rep.Sink/n, rep.Recent/n, rep.Body/n
+	return nil
+}
+
+// zones are the parts of a context that are told apart: the first tokens, the body, and the newest.
+const (
+	zoneSink = iota
+	zoneBody
+	zoneRecent
+	zones
+)
+
+// auditLayer returns the relative errors of the layer's calls, by row.
+func (r *run) auditLayer(ctx context.Context, layer int, calls []asked) ([]float64, error) {
+	g, d := r.m.Group, r.m.HeadDim
+	last := 0
+	for _, c := range calls {
+		last = max(last, c.step)
+	}
+	blocks := last/synth.BlockTokens + 1
+	const workers = 2
+	partials := make([][][]attention.Partial, workers) // [worker][zone][call][kvHead][group]
+	e, ctx := errgroup.WithContext(ctx)
+	for w := range workers {
+		partials[w] = make([][]attention.Partial, zones)
+		for z := range zones {
+			partials[w][z] = attention.NewPartials(len(calls)*r.m.KVHeads*g, d)
+		}
+		e.Go(func() error {
+			for b := w; b < blocks && ctx.Err() == nil; b += workers {
+				r.attendBlock(partials[w], layer, calls, b)
+			}
+			return ctx.Err()
+		})
+	}
+	if err := e.Wait(); err != nil {
+		return nil, err
+	}
+	var errs []float64
+	for i := range calls {
+		for row := range r.m.KVHeads * g {
+			at := i*r.m.KVHeads*g + row
+			sum := attention.NewPartials(1, d)
+			lse := [zones]float64{}
+			for z := range zones {
+				for w := 1; w < workers; w++ {
+					partials[0][z][at].Merge(&partials[w][z][at])
+				}
+				lse[z] = float64(partials[0][z][at].LSE())
+				sum[0].Merge(&partials[0][z][at])
+			}
+			total := float64(sum[0].LSE())
+			rep := &r.rep.Audit
+			rep.Sink += math.Exp(lse[zoneSink] - total)
+			rep.Body += math.Exp(lse[zoneBody] - total)
+			rep.Recent += math.Exp(lse[zoneRecent] - total)
+			want := make([]float32, d)
+			sum[0].Output(want)
+			errs = append(errs, stats.RelativeError(calls[i].out[row*d:(row+1)*d], widened(want)))
+		}
+	}
+	return errs, nil
+}
+
+// attendBlock attends to one block's tokens.
+func (r *run) attendBlock(ps [][]attention.Partial, layer int, calls []asked, number int) {
+	block := r.m.Block(number)
+	lo, n := block.First, synth.BlockTokens
+	row := r.m.RowBytes()
+	k, v := make([]byte, n*row), make([]byte, n*row)
+	r.m.Rows(k, v, layer, lo, lo+n, r.m.Hidden(block, layer))
+	g, d := r.m.Group, r.m.HeadDim
+	for i, c := range calls {
+		end := c.step + 1
+		cuts := [zones + 1]int{0, min(sinkTokens, end), max(sinkTokens, end-recentTokens), end}
+		for head := range r.m.KVHeads {
+			q := c.q[head*g*d : (head+1)*g*d]
+			for z := range zones {
+				from, to := max(cuts[z], lo), min(cuts[z+1], lo+n)
+				if from >= to {
+					continue
+				}
+				at := (from-lo)*row + head*d*compress.BF16.Size()
+				to -= from
+				rows := ps[z][(i*r.m.KVHeads+head)*g:][:g]
+				attention.AttendBF16(rows, q, k[at:], v[at:], to, row/compress.BF16.Size(), d, 0)
+			}
+		}
+	}
+}
+
+const (
+	sinkTokens   = 16
+	recentTokens = 256
+)
+
+// rounded returns x as it is after a bfloat16.
+func rounded(x []float32) []float32 {
+	out := make([]float32, len(x))
+	compress.ToFloat32(out, packed(x), compress.BF16)
+	return out
+}
+
+func floats(b []byte) []float32 {
+	out := make([]float32, len(b)/4)
+	compress.ToFloat32(out, b, compress.F32)
+	return out
+}
+
+func widened(x []float32) []float64 {
+	out := make([]float64, len(x))
+	for i, v := range x {
+		out[i] = float64(v)
+	}
+	return out
+}
