@@ -325,7 +325,7 @@ func TestPresenceAndMass(t *testing.T) {
 	if got, want := Mass(16, 2, 1), float32(math.Log(16))+2.5; math.Abs(float64(got-want)) > 1e-6 {
 		t.Errorf("mass %v, want %v", got, want)
 	}
-	if Mass(1, 0, 1e9) != massClip {
+	if Mass(1, 0, 1e9) != MassClip {
 		t.Error("spread is not clipped")
 	}
 	if got, want := Presence(16, 2, 9), float32(math.Log(16)+2+3*math.Sqrt(2*math.Log(16))); math.Abs(float64(got-want)) > 1e-5 {

@@ -86,6 +86,21 @@ func parseMeans(b []byte, d, units int) Means {
 	return Means{meta: b[:units*meanMeta], codes: b[units*meanMeta:], d: d}
 }
 
+// Add appends units [lo, hi) of another, of the same dimension: a copy. The zero Means takes any.
+func (m *Means) Add(o Means, lo, hi int) {
+	m.d = o.d
+	m.meta = append(m.meta, o.meta[lo*meanMeta:hi*meanMeta]...)
+	m.codes = append(m.codes, o.codes[lo*o.d:hi*o.d]...)
+}
+
+// Reset takes all units out of what Add made.
+func (m *Means) Reset() { m.meta, m.codes = m.meta[:0], m.codes[:0] }
+
+// Of returns units [lo, hi).
+func (m Means) Of(lo, hi int) Means {
+	return Means{meta: m.meta[lo*meanMeta : hi*meanMeta], codes: m.codes[lo*m.d : hi*m.d], d: m.d}
+}
+
 // Units returns the number of units.
 func (m Means) Units() int { return len(m.meta) / meanMeta }
 
@@ -179,9 +194,9 @@ func putBF16(b []byte, x float32) {
 	binary.LittleEndian.PutUint16(b, uint16(math.Float32bits(x)>>16))
 }
 
-// massClip limits how far the spread of a unit's keys may raise the mass that
+// MassClip limits how far the spread of a unit's keys may raise the mass that
 // stands for its tokens when they are not read (docs/decisions/0003-presence-and-mass.md).
-const massClip = 1
+const MassClip = 1
 
 // Presence returns the log-weight by which a unit of n tokens is ranked: how
 // much does its strongest token weigh? score is q.mu, spread the variance of
@@ -194,7 +209,7 @@ func Presence(n int, score, spread float32) float32 {
 // Mass returns the estimated log of the summed weights of a unit's n tokens:
 // the second-order expansion of log E[exp(score)], clipped.
 func Mass(n int, score, spread float32) float32 {
-	return LogN(n) + score + min(spread/2, massClip)
+	return LogN(n) + score + min(spread/2, MassClip)
 }
 
 // LogN returns ln n: units of few tokens ask often.

@@ -208,7 +208,7 @@ func (c *call) share() float32 {
 		c.budget.mode == kvtierv1.AttendMode_ATTEND_MODE_TARGET && c.budget.share == 0:
 		return 1
 	case c.budget.tokens > 0:
-		return min(1, float32(float64(c.budget.tokens)/float64(c.st.sealed())))
+		return min(1, sparse.MeansShare(c.seq.spec.headDim)+float32(float64(c.budget.tokens)/float64(c.st.sealed())))
 	}
 	return c.budget.share
 }

@@ -128,7 +128,7 @@ class Budget:
 
     @classmethod
     def tokens(cls, tokens: int) -> Budget:
-        """At most as many bytes as this many tokens have at 4 bits."""
+        """At most as many bytes as this many tokens have at 4 bits, beside page means."""
         return cls(AttendMode.BUDGET, token_count=tokens)
 
     @classmethod

@@ -18,7 +18,7 @@ type codes struct {
 	levels [compress.NumKeyPlanes][compress.MaxHeadDim / 16]uint8 // by group of channels, how many pairs of bits are known
 	known  [compress.NumKeyPlanes]int                             // channels of which something is known, the first ones
 	layout [compress.NumKeyPlanes]*compress.KeyLayout
-	// hidden [rows][pages] are the products of the pages' mean keys and the query in the channels of which nothing is known; nil if there are none.
+	// hidden [rows][d] is the query in the channels of which nothing is known; nil if there are none.
 	hidden [compress.NumKeyPlanes][]float32
 }
 
@@ -72,15 +72,13 @@ func (u *run) hiddenOf(s *segmentRun, planes int) []float32 {
 	c := &s.codes
 	known, hidden := c.known[planes-1], &c.hidden[planes-1]
 	if known < u.d && *hidden == nil {
-		q, rest := u.floats(len(c.q)), u.floats(len(c.q))
-		copy(rest, c.q)
-		for at := 0; at < len(rest); at += u.d {
-			clear(rest[at : at+known])
+		*hidden = u.floats(len(c.q))
+		copy(*hidden, u.q.Q)
+		for _, j := range c.order.Channels[:known] {
+			for at := int(j); at < len(*hidden); at += u.d {
+				(*hidden)[at] = 0
+			}
 		}
-		c.order.Restore(q, rest)
-		pages := s.view.Pages()
-		*hidden = u.floats(u.rows * pages)
-		s.keys.Scores(*hidden, pages, q)
 	}
 	return *hidden
 }

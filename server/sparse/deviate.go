@@ -26,7 +26,7 @@ func (u *run) readMap() error {
 	}
 	u.want(best, tiers.Range{Len: attention.ValueMapBytes(u.d)})
 	return u.each(tiers.PlaneMap, func(_ int, b [][]byte) error {
-		u.values, _ = attention.ParseValueMap(b[0], u.d)
+		u.mapped, _ = attention.ParseValueMap(b[0], u.d)
 		return nil
 	})
 }
@@ -63,7 +63,7 @@ func (u *run) deviate(f *followers, x *leaf, share []float32) {
 		f.seg, f.group = x.seg, x.group
 	}
 	s, p := &u.segs[x.seg], int(x.planes)-1
-	pages := s.view.Pages()
+	pages := s.endPage - s.firstPage
 	if f.codes[p] == nil {
 		f.codes[p], f.mass[p] = u.newRows(), u.floats(u.rows)
 	}
@@ -115,7 +115,7 @@ func (u *run) endSegment(f *followers) {
 		for r := range means {
 			clear(means[r])
 		}
-		s.keys.AddTo(means, weights, s.view.Pages())
+		u.keys.Of(s.firstPage, s.endPage).AddTo(means, weights, s.endPage-s.firstPage)
 		for r, row := range means {
 			for j, c := range s.codes.order.Channels[:s.codes.known[p]] {
 				f.keys[r][j] -= row[c]
@@ -158,7 +158,7 @@ func (u *run) follow(f *followers) {
 		return
 	}
 	shifts := u.newRows()
-	u.values.Add(shifts, f.deviations[0][:u.rows*u.d], u.floats(u.rows*attention.MapRank))
+	u.mapped.Add(shifts, f.deviations[0][:u.rows*u.d], u.floats(u.rows*attention.MapRank))
 	for r, x := range shifts {
 		u.rot[r].Shift(u.base[r], x)
 	}

@@ -20,6 +20,7 @@ func (u *run) finish() {
 	u.estimatePages(e)
 	f := followers{seg: -1, group: -1}
 	u.estimateLeaves(e, &f)
+	u.acc.Estimated += u.rest.tokens
 	for _, n := range u.tokens {
 		u.acc.Estimated += int64(n)
 	}
@@ -102,6 +103,7 @@ func (u *run) addEstimate(e estimate) {
 		}
 	}
 	u.addMeans(outs, weights)
+	u.rest.addTo(outs, u.bias)
 	for r := range outs {
 		u.rot[r].Merge(&outs[r])
 	}
@@ -124,12 +126,12 @@ func (u *run) estimateError(e estimate) {
 		var err2 float64
 		norm2 := attention.Norm2(outs[r*u.d : (r+1)*u.d])
 		distance2, squares, variance := u.ofRow(distance2, r), u.ofRow(e.squares, r), u.ofRow(e.variance, r)
+		for at := range u.pages {
+			err2 += float64(u.values.Spread(at)*squares[at] + variance[at]*distance2[at])
+		}
+		err2 += float64(u.rest.error2(r, u.bias[r]-u.total[r], u.massVar[r], norm2))
 		for i := range u.segs {
 			s := &u.segs[i]
-			for p := range s.view.Pages() {
-				at := s.firstPage + p
-				err2 += float64(s.values.Spread(p)*squares[at] + variance[at]*distance2[at])
-			}
 			if s.view.Drains() > 0 { // their values scatter like the other outliers', for all that is known
 				at := u.pages + i
 				err2 += float64(s.values.Spread(s.view.PageOfDrains())*squares[at] + variance[at]*norm2)
@@ -155,14 +157,21 @@ func (u *run) traceEstimates(r int) {
 	}
 	for i := range u.segs {
 		s := &u.segs[i]
+		at := s.firstPage
 		for p := range s.view.Pages() {
-			at := s.firstPage + p
-			if u.scanned[at] {
+			n, mass := s.view.PageTokens(p), float32(0)
+			switch {
+			case at == s.endPage || int(u.pageOf[at]) != p: // one of the rest
+				mass = u.surveyed[r*u.all+s.firstOfAll+p]
+			case u.scanned[at]:
+				at++
 				continue
+			default:
+				mass = u.mass[r*u.slots+at]
+				at++
 			}
-			each := u.mass[r*u.slots+at] + u.bias[r] - attention.LogN(int(u.tokens[at]))
-			for t := range int(u.tokens[at]) {
-				u.tr.Token(r, s.index, p*tiers.PageTokens+t, each, Estimated)
+			for t := range n {
+				u.tr.Token(r, s.index, p*tiers.PageTokens+t, mass+u.bias[r]-attention.LogN(n), Estimated)
 			}
 		}
 	}

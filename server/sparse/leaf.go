@@ -63,11 +63,11 @@ func (u *run) prefetch(x *leaf) {
 func (u *run) addLeaves(chosen []int) {
 	seg := 0
 	for _, page := range chosen {
-		for page >= u.segs[seg].firstPage+u.segs[seg].view.Pages() {
+		for page >= u.segs[seg].endPage {
 			seg++
 		}
 		s := &u.segs[seg]
-		first, end := s.view.LeavesOf(page - s.firstPage)
+		first, end := s.view.LeavesOf(int(u.pageOf[page]))
 		for l := first; l < end; l++ {
 			x := leaf{at: int32(len(u.leaves)), page: int32(page), seg: int32(seg), i: int32(l), group: int32(s.firstGroup + s.view.StepGroup(l)),
 				n: uint8(s.view.LeafTokens(l)), most: compress.NumKeyPlanes - 1, deep: -1}
@@ -86,6 +86,7 @@ type scoring struct {
 	layout      *compress.KeyLayout
 	query       kernels.KeyQuery
 	scale       []float32 // [rows][2], that of the query with what is not known of keys standing at the page's mean
+	hidden      []float32 // [rows]
 	grades      []grade
 }
 
@@ -188,8 +189,9 @@ func (u *run) prepare(how *scoring, x *leaf) {
 	if hidden := u.hiddenOf(s, planes); hidden != nil {
 		copy(how.scale, how.query.Scale)
 		how.query.Scale = how.scale
-		for r, pages := 0, s.view.Pages(); r < u.rows; r++ {
-			how.scale[2*r+1] += hidden[r*pages+int(x.page)-s.firstPage]
+		u.keys.Of(int(x.page), int(x.page)+1).Scores(how.hidden, 1, hidden)
+		for r, score := range how.hidden {
+			how.scale[2*r+1] += score
 		}
 	}
 }

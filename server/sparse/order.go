@@ -9,7 +9,7 @@ func (s *scratch) sortByUpper(keys []uint64) []uint64 {
 		slices.Sort(keys)
 		return keys
 	}
-	from, to := keys, s.keys2[:len(keys)]
+	from, to := keys, s.order2[:len(keys)]
 	for shift := 32; shift < 64; shift += radixBits {
 		var ends [1 << radixBits]int32
 		for _, k := range from {

@@ -6,24 +6,12 @@ import (
 	"kvtier/attention"
 	"kvtier/attention/kernels"
 	"kvtier/compress"
-	"kvtier/tiers"
 )
 
 // scorePages scores all pages, and estimates the normaliser and the output from them
 // and the exact zone.
 func (u *run) scorePages() error {
-	for i := range u.segs {
-		u.want(i, tiers.Range{Len: 2 * attention.MeansBytes(u.segs[i].view.Pages(), u.d)})
-	}
-	u.mass, u.ruled, u.noise, u.rank = u.table(), u.table(), u.table(), u.table()
-	err := u.each(tiers.PlanePages, func(seg int, b [][]byte) error {
-		s := &u.segs[seg]
-		s.keys, s.values = s.view.PageMeans(b[0])
-		u.scoreMeans(s)
-		s.values.Norms2(u.norms[s.firstPage:])
-		return nil
-	})
-	if err != nil {
+	if err := u.survey(); err != nil {
 		return err
 	}
 	if u.follows {
@@ -31,12 +19,15 @@ func (u *run) scorePages() error {
 			return err
 		}
 	}
-	u.acc.Pages, u.acc.PagesTotal = int64(u.pages), int64(u.pages)
+	u.mass, u.ruled, u.noise, u.rank = u.table(), u.table(), u.table(), u.table()
+	u.acc.Pages, u.acc.PagesTotal = int64(u.all), int64(u.all)
+	u.scoreMeans()
+	u.values.Norms2(u.norms)
 	for r := range u.rows {
 		for i := u.pages; i < u.slots; i++ {
 			u.mass[r*u.slots+i] = -inf // no drains yet
 		}
-		u.total[r] = logAdd(u.q.Partials[r].LSE(), u.logSum(u.ofRow(u.mass, r)))
+		u.total[r] = logAdd(logAdd(u.q.Partials[r].LSE(), u.rest.mass[r]), u.logSum(u.ofRow(u.mass, r)))
 		u.base[r] = u.total[r] + headroom
 	}
 	copy(u.byMeans, u.mass)
@@ -44,20 +35,14 @@ func (u *run) scorePages() error {
 	return nil
 }
 
-// scoreMeans estimates what a segment's pages weigh, and how well that is known.
-func (u *run) scoreMeans(s *segmentRun) {
-	pages := s.view.Pages()
-	s.keys.Scores(u.mass[s.firstPage:], u.slots, u.q.Q)
-	spreads := u.spreads[:pages]
-	for i := range spreads {
-		u.tokens[s.firstPage+i] = int32(s.view.PageTokens(i))
-		spreads[i] = s.keys.Spread(i)
-	}
+// scoreMeans estimates what pages weigh, and how well that is known.
+func (u *run) scoreMeans() {
+	u.keys.Scores(u.mass, u.slots, u.q.Q)
 	for r := range u.rows {
-		at := r*u.slots + s.firstPage
-		mass, rank, ruled, noise := u.mass[at:][:pages], u.rank[at:][:pages], u.ruled[at:][:pages], u.noise[at:][:pages]
-		for i, spread := range spreads {
-			n, score := s.view.PageTokens(i), attention.Softcap(mass[i], u.q.Softcap)
+		at := r * u.slots
+		mass, rank, ruled, noise := u.mass[at:][:u.pages], u.rank[at:][:u.pages], u.ruled[at:][:u.pages], u.noise[at:][:u.pages]
+		for i, spread := range u.spreads {
+			n, score := int(u.tokens[i]), attention.Softcap(mass[i], u.q.Softcap)
 			spread *= u.norm2[r]
 			mass[i] = attention.Mass(n, score, spread)
 			rank[i] = attention.Presence(n, score, spread)
@@ -65,7 +50,7 @@ func (u *run) scoreMeans(s *segmentRun) {
 		}
 		kernels.Weights(noise, noise, 0)
 		for i, e := range noise {
-			raised, n := e*raiseUnit, float32(s.view.PageTokens(i))
+			raised, n := e*raiseUnit, float32(u.tokens[i])
 			ruled[i], noise[i] = min(1, raised/n), min(1, (raised-1)/n)
 		}
 	}
@@ -92,6 +77,7 @@ func (u *run) judge() {
 	copy(weights, u.mass)
 	attention.Weigh(outs, weights, u.slots, u.slots)
 	u.addMeans(outs, weights)
+	u.rest.addTo(outs, nil)
 	out := u.floats(u.rows * u.d)
 	for r := range u.rows {
 		outs[r].Output(out[r*u.d : (r+1)*u.d])
@@ -99,33 +85,23 @@ func (u *run) judge() {
 	distance2 := u.distances(out)
 	for r := range u.rows {
 		inverse := 1 / max(attention.Norm2(out[r*u.d:(r+1)*u.d]), 1e-30)
-		for i := range u.segs {
-			s := &u.segs[i]
-			for p := range s.view.Pages() {
-				at := (s.firstPage+p)*u.rows + r
-				u.scatter[at] = s.values.Spread(p) * inverse
-				u.far[at] = u.scatter[at] + distance2[r*u.slots+s.firstPage+p]*inverse
-			}
+		for p := range u.pages {
+			at := p*u.rows + r
+			u.scatter[at] = u.values.Spread(p) * inverse
+			u.far[at] = u.scatter[at] + distance2[r*u.slots+p]*inverse
 		}
 	}
 }
 
 // addMeans adds to outs the pages' mean values by weights, which it changes.
 func (u *run) addMeans(outs []attention.Partial, weights []float32) {
-	sums := attention.AppendSums(nil, outs)
-	for i := range u.segs {
-		s := &u.segs[i]
-		s.values.AddTo(sums, weights[s.firstPage:], u.slots)
-	}
+	u.values.AddTo(attention.AppendSums(nil, outs), weights, u.slots)
 }
 
 // distances returns the squares of the distances of pages' mean values from outputs out [rows][d].
 func (u *run) distances(out []float32) []float32 {
 	table := u.table()
-	for i := range u.segs {
-		s := &u.segs[i]
-		s.values.Scores(table[s.firstPage:], u.slots, out)
-	}
+	u.values.Scores(table, u.slots, out)
 	for r := range u.rows {
 		norm2, row := attention.Norm2(out[r*u.d:(r+1)*u.d]), u.ofRow(table, r)[:u.pages]
 		for i, product := range row {
@@ -138,7 +114,7 @@ func (u *run) distances(out []float32) []float32 {
 // rankPages ranks each page by the best place that it has in the order of
 // presence of any head, or of all of them, so that no head takes the places of
 // another: presence is overestimated most for heads with large queries. Outliers
-// come first.
+// come first, unless there are too many.
 func (u *run) rankPages() []float32 {
 	n := u.pages
 	rank, all, weights := u.floats(n), u.floats(n), u.floats(n)
@@ -160,11 +136,14 @@ func (u *run) rankPages() []float32 {
 		attention.Axpy(all, exp(min(top-u.total[r], mostPresence)), weights)
 	}
 	place(all)
+	if u.pages < u.all {
+		return rank // outliers of so many segments would take all places
+	}
 	for i := range u.segs {
 		s := &u.segs[i]
-		for p := range s.view.Pages() {
-			if s.view.Outliers(p) {
-				rank[s.firstPage+p] = inf
+		for at := s.firstPage; at < s.endPage; at++ {
+			if s.view.Outliers(int(u.pageOf[at])) {
+				rank[at] = inf
 			}
 		}
 	}

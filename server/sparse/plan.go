@@ -19,6 +19,12 @@ const (
 // 4,000 tokens a small budget does better without it.
 const mapPart = .1
 
+// MeansShare is what share of the bytes that all tokens have at 4 bits the means of all pages have, which every query reads.
+func MeansShare(d int) float32 {
+	page := tiers.PageTokens * (compress.ValueScaleBytes + 2*compress.ValueRowBytes(d))
+	return float32(2*attention.MeansBytes(1, d)) / float32(page)
+}
+
 // withMap says whether the map of values is read when share may be, and if so
 // counts it.
 func (b *body) withMap(share float32) bool {

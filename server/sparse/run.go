@@ -15,7 +15,8 @@ import (
 // run is one group's query over the segments that are read in part.
 //
 // Tables are [rows][slots] unless they say otherwise. A slot is a page, or behind
-// all pages, one for each segment, its drains.
+// all pages, one for each segment, its drains. Of a long context only the pages that may matter are told apart
+// (survey.go): "pages" are those alone, and rest is what the others are together.
 type run struct {
 	ctx  context.Context
 	r    Reader
@@ -27,8 +28,10 @@ type run struct {
 	acc  Account
 
 	segs       []segmentRun
-	pages      int
+	all        int // pages that there are
+	pages      int // that are told apart
 	slots      int
+	rest       rest
 	planeBytes [compress.NumKeyPlanes]int // of a leaf
 	perByte    [compress.NumKeyPlanes]float32
 	valueBytes float32             // what reading one value costs, about
@@ -38,7 +41,7 @@ type run struct {
 	unit       []float32           // [rows], what share of the softmax that is
 	rot        []attention.Partial // [rows], in rotated space
 	follows    bool                // the map of values is read
-	values     attention.ValueMap  // how values follow keys
+	mapped     attention.ValueMap  // how values follow keys
 
 	first, most int     // pages that are scanned at first, and at most
 	pageBytes   float32 // what scanning a page costs
@@ -53,9 +56,11 @@ type segmentRun struct {
 	index        int // in the caller's segments
 	s            Segment
 	view         seal.View
-	firstPage    int             // in the run's tables
+	firstOfAll   int // page, among all that there are
+	firstPage    int // in the run's tables, and one behind the last
+	endPage      int
 	firstGroup   int             // of steps, in run.groups
-	keys, values attention.Means // of pages
+	keys, values attention.Means // of all its pages
 	received     float32         // share of the attention that its read tokens received, summed over heads
 	codes        codes           // once any of its pages is scanned
 }
@@ -71,15 +76,16 @@ func newRun(ctx context.Context, r Reader, segments []Segment, part []int, q Que
 	groups := 0
 	for i, at := range part {
 		v := view(segments[at], q.Head)
-		u.segs[i] = segmentRun{index: at, s: segments[at], view: v, firstPage: u.pages, firstGroup: groups}
-		u.pages += v.Pages()
+		u.segs[i] = segmentRun{index: at, s: segments[at], view: v, firstOfAll: u.all, firstGroup: groups}
+		u.all += v.Pages()
 		groups += v.StepGroups()
 		b.add(v)
 	}
-	u.slots = u.pages + len(u.segs)
 	u.follows = b.withMap(share)
 	u.left, u.pageBytes = float64(share)*b.full, float32(b.scanOfPage())
 	u.first, u.most = b.scannedPages(share)
+	u.pages = min(u.all, max(leastApart, apart*u.most))
+	u.slots = u.pages + len(u.segs)
 	u.planeBytes = compress.KeyPlaneBytes(d)
 	for p, n := range u.planeBytes {
 		u.perByte[p] = 1 / float32(n)

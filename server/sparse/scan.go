@@ -53,7 +53,7 @@ func (u *run) look(chosen []int) error {
 	for ; at < len(u.leaves); at++ {
 		leaves = append(leaves, at)
 		x := &u.leaves[at]
-		if s := &u.segs[x.seg]; s.view.Outliers(int(x.page) - s.firstPage) {
+		if s := &u.segs[x.seg]; s.view.Outliers(int(u.pageOf[x.page])) {
 			outliers = append(outliers, at)
 		}
 	}

@@ -15,9 +15,10 @@ import (
 func TestEveryHeadChoosesPages(t *testing.T) {
 	const pages, rows, best = 64, 3, 37
 	v := seal.View{D: 64, Info: tiers.HeadInfo{Body: pages * tiers.PageTokens, Outliers: tiers.PageTokens}}
-	u := &run{scratch: new(scratch), rows: rows, pages: pages + 1, slots: pages + 2, total: make([]float32, rows), segs: []segmentRun{{view: v}}}
+	u := &run{scratch: new(scratch), rows: rows, all: pages + 1, pages: pages + 1, slots: pages + 2, total: make([]float32, rows), segs: []segmentRun{{view: v, endPage: pages + 1}}}
 	u.weights, u.scratch.rank = make([]float32, u.slots), make([]float32, rows*u.slots)
 	for i := range pages + 1 {
+		u.pageOf = append(u.pageOf, int32(i))
 		for r, presence := range []float32{float32(8 + i%16), float32(8 - i%16), -20} {
 			u.rank[r*u.slots+i] = presence
 		}

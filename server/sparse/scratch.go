@@ -4,6 +4,7 @@ import (
 	"slices"
 	"sync"
 
+	"kvtier/attention"
 	"kvtier/attention/kernels"
 	"kvtier/compress"
 	"kvtier/tiers"
@@ -23,15 +24,21 @@ type scratch struct {
 	// Tables of slots, see run: estimates of what is not read: its mass, log, -Inf if there is nothing; which part of its
 	// square are the squares of its tokens' (1/n if all weigh the same, 1 if one rules); and its relative variance.
 	mass, ruled, noise []float32
-	byMeans            []float32 // masses as page means have them
-	rank               []float32 // log weight by which pages are ranked
-	tokens             []int32   // [slots], those that are not read
-	scanned            []bool    // [pages]
-	norms              []float32 // [pages], squares of mean values
-	spreads            []float32 // [pages]
+	byMeans            []float32       // masses as page means have them
+	rank               []float32       // log weight by which pages are ranked
+	tokens             []int32         // [slots], those that are not read
+	scanned            []bool          // [pages]
+	keys, values       attention.Means // of pages
+	pageOf             []int32         // [pages], which one of its segment it is
+	norms              []float32       // [pages], squares of mean values
+	spreads            []float32       // [pages], of keys
 	// Relative to the square of the output: the mean square of a page's values' distance
 	// from their mean, and from the output; [pages][rows].
 	scatter, far []float32
+
+	// See survey: of all pages, [rows][all] and [all].
+	surveyed, restWeights []float32
+	surprise, rankOfAll   []float32
 
 	leaves []leaf    // of the pages that are scanned
 	single [1][]byte // see planesOf
@@ -55,7 +62,7 @@ type scratch struct {
 	list, outliers []int   // of leaves, tokens or pages
 	lines          []valueLines
 	hist           histogram
-	keys, keys2    []uint64 // see sortByUpper
+	order, order2  []uint64 // see sortByUpper
 	weights        []float32
 	chosen         []int
 	scoring        scoring           // see scoreLeaf
@@ -80,7 +87,9 @@ func (s *scratch) reset(u *run, leaves, groups int) {
 	clear(s.tokens)
 	s.scanned = sized(s.scanned, u.pages)
 	clear(s.scanned)
-	s.norms, s.spreads = sized(s.norms, u.pages), sized(s.spreads, u.pages)
+	s.norms, s.spreads, s.pageOf = sized(s.norms, u.pages), sized(s.spreads, u.pages), sized(s.pageOf, u.pages)
+	s.keys.Reset()
+	s.values.Reset()
 	s.scatter, s.far = sized(s.scatter, rows*u.pages), sized(s.far, rows*u.pages)
 
 	s.leaves, s.inOrder, s.deep = slices.Grow(s.leaves[:0], leaves), slices.Grow(s.inOrder[:0], leaves), s.deep[:0]
@@ -90,7 +99,7 @@ func (s *scratch) reset(u *run, leaves, groups int) {
 	s.w, s.sums = sized(s.w, leaves*rows*tiers.LeafTokens), sized(s.sums, 2*leaves*rows)
 	s.weights = sized(s.weights, u.slots)
 	s.rescored = sized(s.rescored, rows*tiers.LeafTokens)
-	s.scoring = scoring{page: -1, scale: sized(s.scoring.scale, 2*rows)}
+	s.scoring = scoring{page: -1, scale: sized(s.scoring.scale, 2*rows), hidden: sized(s.scoring.hidden, rows)}
 	s.gainRows = sized(s.gainRows, rows)
 }
 
@@ -118,8 +127,8 @@ func (s *scratch) newGrades(n int) []grade { return s.gradeArena.zeros(n) }
 
 // sortKeys returns room for n keys, until the next call.
 func (s *scratch) sortKeys(n int) []uint64 {
-	s.keys, s.keys2 = sized(s.keys, n), sized(s.keys2, n)
-	return s.keys
+	s.order, s.order2 = sized(s.order, n), sized(s.order2, n)
+	return s.order
 }
 
 // arena hands out slices that are used until all of them are given up together.

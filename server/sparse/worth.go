@@ -31,7 +31,7 @@ func (u *run) normalise() (change float32) {
 		}
 	}
 	for r, sum := range found {
-		total := logAdd(u.q.Partials[r].LSE(), u.logSum(u.ofRow(u.mass, r)))
+		total := logAdd(logAdd(u.q.Partials[r].LSE(), u.rest.mass[r]), u.logSum(u.ofRow(u.mass, r)))
 		total = logAdd(total, log(sum)+u.base[r])
 		change = max(change, float32(math.Abs(float64(total-u.total[r]))))
 		u.total[r], u.unit[r] = total, exp(u.base[r]-total)

@@ -576,7 +576,7 @@ type Budget struct {
 	// may move more than was asked for; the account says how much each tier moved.
 	// For MODE_TARGET: no KV head's answer may read more than this share; 0: no such limit.
 	Share float32 `protobuf:"fixed32,2,opt,name=share,proto3" json:"share,omitempty"`
-	// For MODE_BUDGET, instead of share: as many bytes as this many tokens have at 4 bits.
+	// For MODE_BUDGET, instead of share: as many bytes as this many tokens have at 4 bits, beside page means.
 	Tokens uint64 `protobuf:"varint,3,opt,name=tokens,proto3" json:"tokens,omitempty"`
 	// For MODE_TARGET: largest relative error of the output in 95 % of calls, in (0, 1), the codec's
 	// own included.

@@ -1,0 +1,231 @@
+package sparse
+
+import (
+	"math"
+
+	"kvtier/attention"
+	"kvtier/attention/kernels"
+	"kvtier/tiers"
+)
+
+// Of a context of a million tokens 16,000 pages have means, and a query can look into a few hundred of them. Survey
+// scores all means once, in few passes; it tells the pages apart that may matter to any row, and all others
+// stand together from then on, by their mass and their mean.
+
+// leastApart pages are told apart in any case: whatever is shorter has no rest. A test changes it.
+var leastApart = 2048
+
+// apart is how many times as many pages are told apart as may be scanned.
+const apart = 2
+
+// rest is what pages that are not told apart are together.
+type rest struct {
+	tokens  int64
+	mass    []float32   // [rows], log of the sum of their weights; -Inf if there are none
+	means   [][]float32 // [rows][d], sum of mean values times weights, of which exp(mass) is the unit
+	squares []float32   // [rows], sum of the squares of their weights, in the same unit
+	ruled   float32     // mean of how far single tokens rule a page's square
+	spread  float32     // mean spread of values
+}
+
+// survey reads all page means.
+func (u *run) survey() error {
+	for i := range u.segs {
+		u.want(i, tiers.Range{Len: 2 * attention.MeansBytes(u.segs[i].view.Pages(), u.d)})
+	}
+	if err := u.each(tiers.PlanePages, func(seg int, b [][]byte) error {
+		s := &u.segs[seg]
+		s.keys, s.values = s.view.PageMeans(b[0])
+		return nil
+	}); err != nil {
+		return err
+	}
+	u.rest.mass = u.floats(u.rows)
+	for r := range u.rest.mass {
+		u.rest.mass[r] = -inf
+	}
+	if u.pages == u.all {
+		u.tellApart(nil, 0)
+		return nil
+	}
+	u.scoreAll()
+	rank := u.rankAll()
+	u.tellApart(rank, kthLargest(rank, u.pages))
+	u.sumRest()
+	return nil
+}
+
+// scoreAll estimates the log of every page's mass, by row, and by how much its strongest token may weigh more than that for a query of norm 1.
+func (u *run) scoreAll() {
+	u.surveyed, u.surprise = sized(u.surveyed, u.rows*u.all), sized(u.surprise, u.all)
+	var spreads, logs [tiers.SegmentTokens/tiers.PageTokens + 2]float32
+	for i := range u.segs {
+		s := &u.segs[i]
+		at, pages := s.firstOfAll, s.view.Pages()
+		s.keys.Scores(u.surveyed[at:], u.all, u.q.Q)
+		for p := range pages {
+			n := s.view.PageTokens(p)
+			spreads[p], logs[p] = s.keys.Spread(p), attention.LogN(n)
+			u.surprise[at+p] = float32(math.Sqrt(float64(2 * logs[p] * spreads[p])))
+		}
+		for r := range u.rows {
+			mass, norm2 := u.surveyed[r*u.all+at:][:pages], u.norm2[r]
+			if u.q.Softcap != 0 {
+				for p := range mass {
+					mass[p] = attention.Softcap(mass[p], u.q.Softcap)
+				}
+			}
+			for p := range mass {
+				mass[p] += logs[p] + min(spreads[p]*norm2/2, attention.MassClip)
+			}
+		}
+	}
+}
+
+// rankAll returns by how much, log, a page's strongest token may weigh at most of any row's softmax sum, as far as that is known.
+func (u *run) rankAll() []float32 {
+	rank := sized(u.rankOfAll, u.all)
+	u.rankOfAll = rank
+	for i := range rank {
+		rank[i] = -inf
+	}
+	u.weights = sized(u.weights, u.all)
+	for r := range u.rows {
+		mass := u.surveyed[r*u.all:][:u.all]
+		total, norm := logAdd(u.q.Partials[r].LSE(), u.logSum(mass)), float32(math.Sqrt(float64(u.norm2[r])))
+		for i, x := range mass {
+			rank[i] = max(rank[i], x-total+norm*u.surprise[i])
+		}
+	}
+	return rank
+}
+
+// ascending is the inverse of descending.
+func ascending(b uint32) float32 {
+	if b>>31 == 0 {
+		return math.Float32frombits(^b &^ (1 << 31))
+	}
+	return math.Float32frombits(b)
+}
+
+// kthLargest returns a bound that about k numbers reach, at most: ties and near ties may be left out.
+func kthLargest(x []float32, k int) float32 {
+	const shift = 18
+	var counts [1 << (32 - shift)]int32
+	for _, v := range x {
+		counts[descending(v)>>shift]++
+	}
+	n := 0
+	for b, c := range counts {
+		if n += int(c); n > k {
+			return ascending(uint32(b)<<shift - 1)
+		}
+	}
+	return -inf
+}
+
+// tellApart puts the pages whose rank reaches least into the run's tables; all of them if there are no ranks.
+func (u *run) tellApart(rank []float32, least float32) {
+	n := 0
+	for i := range u.segs {
+		s := &u.segs[i]
+		s.firstPage = n
+		pages := s.view.Pages()
+		for p := 0; p < pages; p++ {
+			from := p
+			for p < pages && n < u.pages && (rank == nil || rank[s.firstOfAll+p] >= least) {
+				u.pageOf[n], u.tokens[n], u.spreads[n] = int32(p), int32(s.view.PageTokens(p)), s.keys.Spread(p)
+				p, n = p+1, n+1
+			}
+			u.keys.Add(s.keys, from, p)
+			u.values.Add(s.values, from, p)
+		}
+		s.endPage = n
+	}
+	u.shrink(n)
+}
+
+// shrink settles for fewer pages.
+func (u *run) shrink(pages int) {
+	u.pages, u.slots = pages, pages+len(u.segs)
+	clear(u.tokens[pages:])
+	u.byMeans, u.tokens = u.byMeans[:u.rows*u.slots], u.tokens[:u.slots]
+	u.scanned, u.norms, u.spreads, u.pageOf = u.scanned[:pages], u.norms[:pages], u.spreads[:pages], u.pageOf[:pages]
+	u.scatter, u.far = u.scatter[:u.rows*pages], u.far[:u.rows*pages]
+}
+
+// sumRest adds up what is not told apart.
+func (u *run) sumRest() {
+	x := &u.rest
+	x.means, x.squares = u.newRows(), u.floats(u.rows)
+	weights, scales := sized(u.restWeights, u.rows*u.all), u.floats(u.rows)
+	u.restWeights = weights
+	for r := range u.rows {
+		w, mass := weights[r*u.all:][:u.all], u.surveyed[r*u.all:][:u.all]
+		top := kernels.Largest(mass, -inf)
+		sum := kernels.Weights(w, mass, top) - u.withoutPages(w)
+		if x.squares[r] = attention.Norm2(w); x.squares[r] > 0 && sum > 0 {
+			x.mass[r] = top + log(sum)
+			x.squares[r] /= sum * sum
+			scales[r] = 1 / sum
+		}
+	}
+	var ruled, spread float32
+	for i := range u.segs {
+		s := &u.segs[i]
+		s.values.AddTo(x.means, weights[s.firstOfAll:], u.all)
+		at := s.firstPage
+		for p := range s.view.Pages() {
+			if at < s.endPage && int(u.pageOf[at]) == p {
+				at++
+				continue
+			}
+			n := s.view.PageTokens(p)
+			x.tokens += int64(n)
+			ruled, spread = ruled+1/float32(n), spread+s.values.Spread(p)
+		}
+	}
+	for r, row := range x.means {
+		for j := range row {
+			row[j] *= scales[r]
+		}
+	}
+	n := max(1, float32(u.all-u.pages))
+	x.ruled, x.spread = ruled/n, spread/n
+}
+
+// withoutPages sets weights of pages that are told apart to 0, and returns their sum.
+func (u *run) withoutPages(w []float32) (sum float32) {
+	for i := range u.segs {
+		s := &u.segs[i]
+		for _, p := range u.pageOf[s.firstPage:s.endPage] {
+			sum += w[s.firstOfAll+int(p)]
+			w[s.firstOfAll+int(p)] = 0
+		}
+	}
+	return sum
+}
+
+// addTo adds the rest to partials that are in rotated space. bias [rows], log, is what its mass is to be raised by; nil: nothing.
+func (x *rest) addTo(outs []attention.Partial, bias []float32) {
+	for r := range outs {
+		if x.mass[r] == -inf {
+			continue
+		}
+		mass := x.mass[r]
+		if bias != nil {
+			mass += bias[r]
+		}
+		outs[r].Add(mass, x.means[r])
+	}
+}
+
+// error2 is the square of the error that the rest causes in row r, if its weights are to be raised by so much, log, to be shares:
+// each page errs by its mass and by the scatter of its values, and lies as far from the output as that is from nothing.
+func (x *rest) error2(r int, raise, massVar, norm2 float32) float32 {
+	if x.mass[r] == -inf {
+		return 0
+	}
+	share := exp(min(x.mass[r]+raise, 0))
+	return share * share * x.squares[r] * (massVar*(x.spread+2*norm2) + x.ruled*x.spread)
+}
