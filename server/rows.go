@@ -18,7 +18,7 @@ func (r layerRows) end(rowBytes int) uint64 { return r.base + uint64(len(r.k)/ro
 
 // appended returns the rows with more behind them.
 func (r layerRows) appended(k, v []byte) layerRows {
-	r.k, r.v = append(r.k, k...), append(r.v, v...)
+	r.k, r.v = append(doubled(r.k, len(k)), k...), append(doubled(r.v, len(v)), v...)
 	return r
 }
 
@@ -27,6 +27,15 @@ func (r layerRows) withRoom(n int) layerRows {
 	r.k = append(make([]byte, 0, len(r.k)+n), r.k...)
 	r.v = append(make([]byte, 0, len(r.v)+n), r.v...)
 	return r
+}
+
+// doubled returns b with room for n bytes more, at least as many as it has: append gives
+// a quarter, so that a long tail would be copied over and over.
+func doubled(b []byte, n int) []byte {
+	if len(b)+n <= cap(b) {
+		return b
+	}
+	return append(make([]byte, 0, len(b)+max(n, len(b))), b...)
 }
 
 // slice returns the bytes of positions [lo, hi).
@@ -65,12 +74,12 @@ func widenRows(dst []float32, b []byte, n, pitch, d int, t compress.ElementType)
 // convertRows returns rows in the sequence's element type: as they are, or
 // converted if that loses nothing or lossy is allowed. They must be finite.
 func convertRows(what string, b []byte, from, to compress.ElementType, lossy bool) ([]byte, error) {
+	if from == to {
+		return b, checkRows(what, b, from)
+	}
 	f, err := toFloats(what, b, from)
 	if err != nil {
 		return nil, err
-	}
-	if from == to {
-		return b, nil
 	}
 	if !lossy && !compress.Lossless(f, to) {
 		return nil, invalid(ReasonLossy, "%s does not fit the sequence's element type: round it before, or set convert", what)
@@ -101,6 +110,24 @@ func toFloats(what string, b []byte, t compress.ElementType) ([]float32, error) 
 	f := make([]float32, len(b)/t.Size())
 	compress.ToFloat32(f, b, t)
 	return f, checkMagnitude(what, f, 1)
+}
+
+// checkRows is toFloats for its checks alone: rows of a prefill are large.
+func checkRows(what string, b []byte, t compress.ElementType) error {
+	var f [1024]float32
+	size := t.Size()
+	if size == 0 || len(b)%size != 0 {
+		_, err := toFloats(what, b, t)
+		return err
+	}
+	for n := 0; len(b) > 0; b = b[n*size:] {
+		n = min(len(f), len(b)/size)
+		compress.ToFloat32(f[:n], b, t)
+		if err := checkMagnitude(what, f[:n], 1); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // checkMagnitude checks x times a factor, 0 or more.

@@ -216,7 +216,7 @@ func (z *sealer) spanFor(ctx context.Context, s *sequence, st *state, end uint64
 	sp.segments = make([]*tiers.Header, s.spec.layers)
 	var put sync.Mutex // a batch is not for concurrent use
 	g, gctx := errgroup.WithContext(ctx)
-	g.SetLimit(max(1, runtime.GOMAXPROCS(0)/2))
+	g.SetLimit(z.workers())
 	for l := range s.spec.layers {
 		g.Go(func() error {
 			if err := gctx.Err(); err != nil {
@@ -241,6 +241,15 @@ func (z *sealer) spanFor(ctx context.Context, s *sequence, st *state, end uint64
 	}
 	z.srv.spans.add(sp)
 	return sp, b.Set(store.KindSpan, []byte(sp.ID), rec)
+}
+
+// workers is how many layers are sealed at once: half the cores are left to queries, unless rows that wait to be
+// sealed fill so much of their memory that appends may have to wait.
+func (z *sealer) workers() int {
+	if z.srv.tail.Load() > z.srv.opt.TailBytes/4 {
+		return runtime.GOMAXPROCS(0)
+	}
+	return max(1, runtime.GOMAXPROCS(0)/2)
 }
 
 // whole says whether every stored byte of a span is right: its rows are about

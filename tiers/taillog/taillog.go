@@ -249,7 +249,11 @@ func (l *Log) Append(k Kind, parts ...[]byte) error { return l.append(1, k, part
 func (l *Log) AppendTwice(k Kind, parts ...[]byte) error { return l.append(2, k, parts) }
 
 func (l *Log) append(copies uint32, k Kind, parts [][]byte) error {
-	rec := make([]byte, headerBytes)
+	size := headerBytes
+	for _, p := range parts {
+		size += len(p)
+	}
+	rec := make([]byte, headerBytes, size)
 	for _, p := range parts {
 		rec = append(rec, p...)
 	}

@@ -57,6 +57,7 @@ type daemon struct {
 // run serves until ctx ends, then shuts down. Ports are bound and sockets looked at before the data
 // folder is touched, so that a wrong address fails at once.
 func run(ctx context.Context, c *Config, log *slog.Logger, w Wiring) (err error) {
+	limitMemory(c)
 	d := &daemon{cfg: c, log: log, wiring: w, pages: newPages(c.PProf), failed: make(chan error, 8)}
 	start := time.Now()
 	defer d.closeListeners()
