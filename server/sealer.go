@@ -122,15 +122,15 @@ func (z *sealer) sealFull(s *sequence) (err error) {
 	}()
 	for {
 		now := s.snapshot()
-		end, ok := now.sealPoint()
-		if !ok {
+		if _, ok := now.sealPoint(); !ok {
 			return nil
 		}
 		st, err := s.whole()
 		if err != nil {
 			return err
 		}
-		if end, ok = st.sealPoint(); !ok {
+		end, ok := st.sealPoint()
+		if !ok {
 			continue // truncated meanwhile
 		}
 		err = z.seal(z.ctx, s, &st, end)

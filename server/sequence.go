@@ -64,7 +64,7 @@ type synced struct {
 // state is what a query sees of a sequence. A copy of it is a snapshot.
 type state struct {
 	spans      []spanRef
-	rows       []layerRows // by layer; empty while spilled
+	rows       []layerRows // by layer; while spilled only those from accepted on
 	spilled    bool        // the rows lie in the log alone: whole reads them back
 	lens       []uint64    // by layer: tokens appended
 	cuts       uint64      // how often rows were taken back that the next segment may hold

@@ -47,15 +47,13 @@ func (srv *Server) makeRoom(need int64) {
 	}
 }
 
-// spillable says whether the log holds all rows: no layer is ahead of the others.
+// spillable says whether there are rows in RAM that the log holds, too.
 func (st *state) spillable() bool {
-	if st.spilled || st.crashSafe < st.accepted || st.accepted == st.sealed() {
-		return false
-	}
-	return slices.Max(st.lens) == st.accepted
+	return !st.spilled && st.crashSafe >= st.accepted && st.accepted > st.sealed()
 }
 
-// spill gives up the rows in RAM. Calls under way keep what they see. The caller
+// spill gives up the rows in RAM, but for those of layers that are ahead of the
+// others: they are in no log yet. Calls under way keep what they see. The caller
 // holds write.
 func (s *sequence) spill() {
 	s.mu.Lock()
@@ -65,7 +63,7 @@ func (s *sequence) spill() {
 	}
 	next := s.copyLocked()
 	for l, r := range next.rows {
-		next.rows[l] = layerRows{base: r.base}
+		next.rows[l] = r.from(next.accepted, s.spec.rowBytes())
 	}
 	next.spilled = true
 	s.setStateLocked(next)
@@ -109,7 +107,7 @@ func (s *sequence) wholeLocked() (state, error) {
 	if err := s.usable(); err != nil {
 		return st, err
 	}
-	release, err := s.srv.reserveTail(2 * int64(s.spec.rowBytes()) * st.rowsSpilled())
+	release, err := s.srv.reserveTail(int64(st.accepted-st.sealed()) * int64(s.spec.tokenBytes()))
 	if err != nil {
 		return st, fmt.Errorf("%w: %w", errNoRoom, err)
 	}
@@ -126,14 +124,6 @@ func (s *sequence) wholeLocked() (state, error) {
 	s.setStateLocked(next)
 	s.srv.metrics.wakes.Inc()
 	return s.copyLocked(), nil
-}
-
-// rowsSpilled counts tokens over layers.
-func (st *state) rowsSpilled() (n int64) {
-	for l, r := range st.rows {
-		n += int64(st.lens[l] - min(r.base, st.lens[l]))
-	}
-	return n
 }
 
 // errNoRoom: other tails fill the memory, and cannot be spilled now.
@@ -186,5 +176,13 @@ func (s *sequence) replayRows(st *state, layer int) ([]layerRows, error) {
 	if err == nil && got.accepted != st.accepted {
 		err = fmt.Errorf("the log has %d tokens, not %d: %w", got.accepted, st.accepted, tiers.ErrCorrupt)
 	}
-	return got.rows, err
+	if err != nil {
+		return nil, err
+	}
+	for l := range got.rows {
+		if ahead := st.lens[l]; wanted(l) && ahead > st.accepted {
+			got.rows[l] = got.rows[l].appended(st.rows[l].slice(st.accepted, ahead, s.spec.rowBytes()))
+		}
+	}
+	return got.rows, nil
 }

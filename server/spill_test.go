@@ -154,20 +154,50 @@ func TestSpilledChanges(t *testing.T) {
 	}
 }
 
-// TestNotSpilled: rows that the log does not hold stay in RAM.
-func TestNotSpilled(t *testing.T) {
-	r := newSpillRig(t, t.TempDir(), testSpec(), 1, 10)
-	s, m := r.seqs[0], r.models[0]
-	row := int(m.spec.KvHeads * m.spec.HeadDim)
-	k, v := bf16Bytes(m.k[0][spillTokens*row:][:row]), bf16Bytes(m.v[0][spillTokens*row:][:row])
-	if err := s.append(t.Context(), &appendRequest{start: spillTokens, k: k, v: v}); err != nil {
-		t.Fatal(err)
-	}
-	s.write.Lock()
-	s.spill()
-	s.write.Unlock()
-	if s.snapshot().spilled {
-		t.Error("a layer was ahead of the others, and its rows were given up")
+// TestSpilledAhead: rows that the log does not hold stay in RAM, and the step
+// they belong to can be completed.
+func TestSpilledAhead(t *testing.T) {
+	for name, spec := range map[string]*kvtierv1.ModelSpec{"full": testSpec(), "sliding": slidingSpec()} {
+		t.Run(name, func(t *testing.T) {
+			r := newSpillRig(t, t.TempDir(), spec, 1, 10)
+			s, m := r.seqs[0], r.models[0]
+			row := int(m.spec.KvHeads * m.spec.HeadDim)
+			ahead := func(from, to int) *appendRequest {
+				return &appendRequest{start: uint64(from), k: bf16Bytes(m.k[0][from*row : to*row]), v: bf16Bytes(m.v[0][from*row : to*row])}
+			}
+			spillAhead := func(want int64) {
+				t.Helper()
+				s.write.Lock()
+				s.spill()
+				s.write.Unlock()
+				if st := s.snapshot(); !st.spilled || st.tailBytes() != want {
+					t.Fatalf("spilled %v, %d bytes, want %d", st.spilled, st.tailBytes(), want)
+				}
+			}
+			if err := s.append(t.Context(), ahead(spillTokens, spillTokens+3)); err != nil {
+				t.Fatal(err)
+			}
+			spillAhead(3 * 4 * int64(row))
+			a := m.ask(t, s, 0, spillTokens+2, exactBudget)
+			if e := m.worst(a.out, m.dense(0, spillTokens+2)); !(e < 1e-5) {
+				t.Errorf("error %v", e)
+			}
+			spillAhead(3 * 4 * int64(row))
+			m.feed(t, s, spillTokens, spillTokens+10) // the other layers, and more
+			m.check(t, s, spillTokens+9, exactBudget, 1e-5)
+			if err := s.append(t.Context(), ahead(spillTokens+10, spillTokens+12)); err != nil {
+				t.Fatal(err)
+			}
+			spillAhead(2 * 4 * int64(row))
+			s.dropIncomplete()
+			if st := s.snapshot(); st.tailBytes() != 0 {
+				t.Errorf("%d bytes", st.tailBytes())
+			}
+			m.check(t, s, spillTokens+9, exactBudget, 1e-5)
+			if n := r.srv.tail.Load(); n != s.mu.tailBytes() {
+				t.Errorf("tails take %d bytes, not %d", n, s.mu.tailBytes())
+			}
+		})
 	}
 }
 

@@ -16,8 +16,8 @@ type Phase struct {
 	Attend       Quantiles // of calls: each appends a row to a layer and answers
 	First        Quantiles // of the first call of each turn, which finds the context as it was left
 	PutOff       int64     // calls that the daemon put off (RESOURCE_EXHAUSTED); they are made again
-	// Unfair is the 99th percentile of the slowest tenth of contexts, by it, over
-	// that of the contexts' median.
+	// Unfair is the 99th percentile that a tenth of the contexts exceed with
+	// theirs, over that which half of them exceed.
 	Unfair  float64
 	Visited int // contexts that had a turn
 	Audit   Audit
@@ -153,6 +153,6 @@ func (w *world) sum(all []*sequence, p *Phase) {
 	slices.Sort(slow)
 	p.Calls, p.Visited, p.Attend = len(calls), len(slow), quantiles(calls)
 	if len(slow) > 0 {
-		p.Unfair = percentile(slow[len(slow)*9/10:], .99) / percentile(slow, .5)
+		p.Unfair = percentile(slow, .9) / percentile(slow, .5)
 	}
 }

@@ -44,10 +44,10 @@ type process struct {
 func start(bin, dir string) (*process, error) {
 	socket := filepath.Join(dir, "s")
 	p := &process{log: &bytes.Buffer{}, done: make(chan struct{})}
-	// Small tiers: pieces come and go. No context is short enough to be read
+	// Small tiers: pieces come and go, and open tails are spilled and read back. No context is short enough to be read
 	// whole, so that queries are sparse.
 	p.cmd = exec.Command(bin, "--data", filepath.Join(dir, "data"), "--socket", socket, "--fast-socket", "", "--listen", "", "--metrics", "",
-		"--ram", "1MiB", "--disk", "128MiB", "--tail", "64MiB", "--read-all", "1", "--audit", "0.05", "--sync-interval", "5ms")
+		"--ram", "1MiB", "--disk", "128MiB", "--tail", "5MiB", "--read-all", "1", "--audit", "0.05", "--sync-interval", "5ms")
 	p.cmd.Stdout, p.cmd.Stderr = p.log, p.log
 	p.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	if err := p.cmd.Start(); err != nil {

@@ -248,7 +248,12 @@ func (w *worker) appendSteps(ctx context.Context, s *sequence) error {
 		for l := range int(w.specs[s.kind].Layers) {
 			it := &kvtierv1.AttendItem{SequenceId: s.id, Start: uint64(len(s.tokens)), Q: bf16(w.rowsOf(s, s.appending, l, queries)),
 				K: bf16(w.rowsOf(s, s.appending, l, keys)), V: bf16(w.rowsOf(s, s.appending, l, values)), TokenIds: s.appending}
-			r, err := w.p.seq.Attend(ctx, &kvtierv1.AttendRequest{Layer: uint32(l), Dtype: kvtierv1.ElementType_ELEMENT_TYPE_BF16, Items: []*kvtierv1.AttendItem{it}})
+			ask := &kvtierv1.AttendRequest{Layer: uint32(l), Dtype: kvtierv1.ElementType_ELEMENT_TYPE_BF16, Items: []*kvtierv1.AttendItem{it}}
+			r, err := w.p.seq.Attend(ctx, ask)
+			for status.Code(err) == codes.ResourceExhausted {
+				time.Sleep(20 * time.Millisecond)
+				r, err = w.p.seq.Attend(ctx, ask)
+			}
 			if err := w.outcome("step", err); err != nil {
 				return err
 			}

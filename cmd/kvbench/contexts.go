@@ -31,7 +31,8 @@ where the daemon put it off. After a share of the turns, and after the recovery,
 exact is compared with dense attention in float64 over the rows that were sent.
 
   first     the first call of each turn, which finds the context as it was left
-  unfair    the 99th percentile of the slowest tenth of contexts, over that of the median context
+  unfair    the 99th percentile of a context's calls that a tenth of the contexts exceed, over that
+            which half of them exceed
   put off   calls that the daemon refused for want of room (RESOURCE_EXHAUSTED), made again later
 
 1,000 contexts of all 30 layers take 40 GB of disk and an hour to make on two cores: the example runs

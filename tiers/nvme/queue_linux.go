@@ -19,19 +19,16 @@ type queue struct {
 	events []ioEvent
 }
 
-// iocb is struct iocb of linux/aio_abi.h. Where key and rw stand depends on the
-// byte order; both are 0 here.
+// iocb is struct iocb of linux/aio_abi.h; what is always 0 here has no name.
 type iocb struct {
 	data      uint64
-	key, rw   uint32
+	_         [2]uint32 // key and flags of the operation
 	opcode    uint16
-	priority  int16
+	_         int16 // priority
 	file      uint32
 	buf, size uint64
 	offset    int64
-	_         uint64
-	flags     uint32
-	eventFile uint32
+	_         [2]uint64
 }
 
 const iocbRead = 0 // IOCB_CMD_PREAD

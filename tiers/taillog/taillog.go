@@ -75,7 +75,7 @@ func wrap(what string, err error) error {
 	return fmt.Errorf("%s: %w", what, err)
 }
 
-// Reader takes in what a log holds.
+// Reader takes in what a log holds. A body is valid until the function returns.
 type Reader struct {
 	// Record gets every whole record, in order, up to the first that is not. Its
 	// error ends the replay and is returned.
@@ -102,6 +102,8 @@ func Replay(path, name string, r Reader) (l *Log, damaged int64, err error) {
 		return nil, 0, wrap("open log", err)
 	}
 	l = newLog(f, path, name, 0)
+	l.room = &[]byte{}
+	defer func(l *Log) { l.room = nil }(l)
 	good, err := l.scan(st.Size(), r.Record)
 	if err == nil && good < st.Size() && r.Behind != nil {
 		err = l.scanBehind(good, st.Size(), r.Behind)
