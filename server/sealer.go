@@ -216,7 +216,7 @@ func (z *sealer) spanFor(ctx context.Context, s *sequence, st *state, end uint64
 	sp.segments = make([]*tiers.Header, s.spec.layers)
 	var put sync.Mutex // a batch is not for concurrent use
 	g, gctx := errgroup.WithContext(ctx)
-	g.SetLimit(z.workers())
+	g.SetLimit(z.workers(st))
 	for l := range s.spec.layers {
 		g.Go(func() error {
 			if err := gctx.Err(); err != nil {
@@ -244,9 +244,10 @@ func (z *sealer) spanFor(ctx context.Context, s *sequence, st *state, end uint64
 }
 
 // workers is how many layers are sealed at once: half the cores are left to queries, unless rows that wait to be
-// sealed fill so much of their memory that appends may have to wait.
-func (z *sealer) workers() int {
-	if z.srv.tail.Load() > z.srv.opt.TailBytes/4 {
+// sealed fill so much of their memory that appends may have to wait. Tails that wait for nothing may fill it, too,
+// but those are spilled: so sequences are counted that wait, each for as much as this one.
+func (z *sealer) workers(st *state) int {
+	if int64(z.pending())*st.tailBytes() > z.srv.opt.TailBytes/4 {
 		return runtime.GOMAXPROCS(0)
 	}
 	return max(1, runtime.GOMAXPROCS(0)/2)

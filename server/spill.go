@@ -107,7 +107,7 @@ func (s *sequence) wholeLocked() (state, error) {
 	if err := s.usable(); err != nil {
 		return st, err
 	}
-	release, err := s.srv.reserveTail(int64(st.accepted-st.sealed()) * int64(s.spec.tokenBytes()))
+	release, err := s.srv.reserveTail(int64(st.accepted-st.sealed()+readAhead) * int64(s.spec.tokenBytes()))
 	if err != nil {
 		return st, fmt.Errorf("%w: %w", errNoRoom, err)
 	}
@@ -130,6 +130,10 @@ func (s *sequence) wholeLocked() (state, error) {
 var errNoRoom = errors.New("no room for the open tail")
 
 const allLayers = -1
+
+// readAhead is for how many more tokens rows that are read back have room, so
+// that a turn's first tokens do not have all rows copied to where more fit.
+const readAhead = 64
 
 // readTail reads the rows of a spilled state from the log, as recovery does: of
 // one layer, or of all.
@@ -159,7 +163,7 @@ func (s *sequence) replayRows(st *state, layer int) ([]layerRows, error) {
 				return nil, err
 			}
 		}
-		got.rows[l] = got.rows[l].withRoom(int(st.lens[l]-sealed) * s.spec.rowBytes())
+		got.rows[l] = got.rows[l].withRoom(int(st.lens[l]-sealed+readAhead) * s.spec.rowBytes())
 	}
 	err := s.log.Read(func(k taillog.Kind, body []byte) error {
 		if k == logLabels {
