@@ -81,7 +81,9 @@ type Pin struct {
 	// Transferred counts the bytes that left the tier for this pin: 64-byte
 	// lines from RAM, whole blocks from disk.
 	Transferred int
-	release     func(attention float32)
+	// Cached counts the bytes, in lines, that a tier on disk gave out of memory instead.
+	Cached  int
+	release func(attention float32)
 }
 
 // NewPin is for tiers: release is called once, when the pin is released.

@@ -85,7 +85,7 @@ func (t *Tier) Restore(id tiers.ID, l Location) error {
 			}
 			return fmt.Errorf("nvme: restore %v: part %d at %+v is taken or does not exist: %w", id, p, r, tiers.ErrCorrupt)
 		}
-		s.parts[p] = &stored{run: r, extent: x}
+		s.parts[p] = &stored{number: t.number.Add(1), run: r, extent: x}
 	}
 	for _, st := range s.parts {
 		if st != nil {

@@ -21,6 +21,8 @@ type Options struct {
 	ExtentBytes int64
 	// Depth is how many reads are under way at once, for all callers together; 0 is 32.
 	Depth int
+	// CacheBytes is the hard limit of memory for blocks that were read by ranges; 0: none.
+	CacheBytes int64
 	// FS is where the extents lie; nil is the operating system's.
 	FS FS
 }
@@ -50,6 +52,9 @@ type Tier struct {
 	// They are held during I/O, and nothing that Pin needs waits for them.
 	grow, syncing sync.Mutex
 
+	cache  *cache        // or nil
+	number atomic.Uint64 // of the newest part
+
 	hits, misses, read, written, corruptions atomic.Int64
 }
 
@@ -61,6 +66,7 @@ type segment struct {
 
 // stored is a part on disk. Tier.mu guards refs and dead.
 type stored struct {
+	number uint64 // no other of the tier has it
 	run    Run
 	extent *extent
 	refs   int  // reads under way
@@ -81,7 +87,7 @@ func Open(dir string, o Options) (*Tier, error) {
 	if o.FS == nil {
 		o.FS = osFS{}
 	}
-	t := &Tier{dir: dir, fs: o.FS, o: o, slots: make(chan struct{}, o.Depth), queues: make(chan *queue, o.Depth)}
+	t := &Tier{dir: dir, fs: o.FS, o: o, slots: make(chan struct{}, o.Depth), queues: make(chan *queue, o.Depth), cache: newCache(o.CacheBytes)}
 	t.mu.segments = map[tiers.ID]*segment{}
 	t.mu.extents = map[uint32]*extent{}
 	t.mu.next = 1
@@ -149,6 +155,9 @@ func (t *Tier) Usage() tiers.Usage {
 	}
 }
 
+// CacheBytes is the memory that blocks take.
+func (t *Tier) CacheBytes() int64 { return t.cache.bytes() }
+
 // begin says that an operation uses the files. End it with t.ops.Done.
 func (t *Tier) begin() error {
 	t.mu.Lock()
@@ -174,6 +183,7 @@ func (t *Tier) Close() error {
 	for _, x := range t.mu.order { // nobody else is left
 		errs = append(errs, x.file.Close())
 	}
+	t.cache.close()
 	close(t.queues)
 	for q := range t.queues {
 		errs = append(errs, q.close())

@@ -45,7 +45,9 @@ func (t *Tier) Pin(ctx context.Context, reqs []tiers.Request) ([]tiers.Pin, erro
 	held, wants, err := t.find(reqs)
 	defer t.done(held)
 	var reads []read
+	var found []copied
 	if err == nil {
+		wants, found = t.cached(reqs, wants)
 		reads = join(wants)
 		err = t.readAll(ctx, reads)
 	}
@@ -60,7 +62,8 @@ func (t *Tier) Pin(ctx context.Context, reqs []tiers.Request) ([]tiers.Pin, erro
 		}
 		return nil, fmt.Errorf("nvme: pin: %w", err)
 	}
-	return t.hand(reqs, held, reads), nil
+	t.keep(reqs, reads)
+	return t.hand(reqs, held, reads, found), nil
 }
 
 // find takes a reference to the part of every request that is held, and lists
@@ -149,7 +152,7 @@ func join(wants []want) []read {
 
 // hand makes the pins. A block counts for the first range that needed it, a
 // gap for the range after it, so that the pins together count what was read.
-func (t *Tier) hand(reqs []tiers.Request, held []*stored, reads []read) []tiers.Pin {
+func (t *Tier) hand(reqs []tiers.Request, held []*stored, reads []read, found []copied) []tiers.Pin {
 	type hold struct {
 		views   [][]byte
 		bufs    []*buffer
@@ -162,6 +165,11 @@ func (t *Tier) hand(reqs []tiers.Request, held []*stored, reads []read) []tiers.
 			holds[i].views = make([][]byte, max(len(reqs[i].Ranges), 1))
 			hits++
 		}
+	}
+	fromCache := make([]int, len(reqs))
+	for _, c := range found {
+		holds[c.req].views[c.at] = c.bytes
+		fromCache[c.req] += (len(c.bytes) + tiers.LineSize - 1) / tiers.LineSize * tiers.LineSize
 	}
 	total := 0
 	for i := range reads {
@@ -192,6 +200,7 @@ func (t *Tier) hand(reqs []tiers.Request, held []*stored, reads []read) []tiers.
 				b.free()
 			}
 		})
+		pins[i].Cached = fromCache[i]
 	}
 	t.hits.Add(hits)
 	t.misses.Add(int64(len(reqs)) - hits)

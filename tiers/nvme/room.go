@@ -53,7 +53,7 @@ func (t *Tier) allocLocked(n uint32) *stored {
 	for _, x := range t.mu.order {
 		if r, ok := x.alloc(n); ok {
 			t.mu.used += int64(n) * tiers.BlockSize
-			return &stored{run: r, extent: x}
+			return &stored{number: t.number.Add(1), run: r, extent: x}
 		}
 	}
 	return nil

@@ -1,6 +1,10 @@
 package ram
 
-import "slices"
+import (
+	"slices"
+
+	"kvtier/tiers/memory"
+)
 
 const (
 	grain     = 512 // room is given in multiples of this
@@ -51,7 +55,7 @@ func (a *arena) alloc(e *entry) bool {
 	if size < int64(e.n)*grain {
 		return false
 	}
-	mem, err := mapMemory(int(size))
+	mem, err := memory.Map(int(size))
 	if err != nil {
 		return false // the system has less than the limit allows: that is no room
 	}

@@ -4,6 +4,8 @@ import (
 	"testing"
 
 	"pgregory.net/rapid"
+
+	"kvtier/tiers/memory"
 )
 
 // checkSlab proves that blocks cover a slab without gaps, that free blocks never touch, and the sums.
@@ -85,7 +87,7 @@ func TestArena(t *testing.T) {
 				freed = nil
 				for _, s := range a.trim(1) {
 					a.mapped -= int64(len(s.mem))
-					if err := unmapMemory(s.mem); err != nil {
+					if err := memory.Unmap(s.mem); err != nil {
 						t.Fatal(err)
 					}
 				}
@@ -100,7 +102,7 @@ func TestArena(t *testing.T) {
 			},
 		})
 		for _, s := range a.slabs {
-			_ = unmapMemory(s.mem)
+			_ = memory.Unmap(s.mem)
 		}
 	})
 }

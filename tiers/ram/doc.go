@@ -22,7 +22,9 @@
 // the square root of the attention received; a whole credit touches ristretto
 // once. The root is there because shares are small in a long context (1/500
 // with 500 segments): a piece with four times the average share still counts
-// about twice, while one that is scanned but never attended counts an eighth. A miss
+// about twice, while one that is scanned but never attended counts an eighth. All of
+// it is multiplied by the root of the share of the piece that was read: of values a query reads a few rows here
+// and there, of means all, and it is bytes that contend for room. A miss
 // touches with probability 1/8, the weight of a release without attention, so
 // that missing does not look hotter than being held. Ristretto ages its counters.
 package ram

@@ -26,6 +26,7 @@ type entry struct {
 	// under Tier.mu (read), and only while the entry is in the map.
 	refs   atomic.Int32
 	credit atomic.Uint32 // use that the policy was not yet told of, in 1/creditUnit
+	share  atomic.Uint32 // of the piece that the newest pin read, float32 bits
 
 	release func(attention float32) // made once, so that a pin allocates nothing
 }
@@ -51,7 +52,7 @@ func (e *entry) idleLocked() bool { return e.resident && e.refs.Load() == 1 }
 
 // release ends a pin.
 func (t *Tier) release(e *entry, attention float32) {
-	c := credit(attention)
+	c := credit(attention, math.Float32frombits(e.share.Load()))
 	if total := e.credit.Add(c); total/creditUnit != (total-c)/creditUnit {
 		t.mu.RLock()
 		if !t.mu.closed {
@@ -74,10 +75,11 @@ func (t *Tier) unpin(e *entry) {
 	_ = t.unmap(empty) // a slab that stays mapped stays counted
 }
 
-// credit is what a release is worth; see the package documentation.
-func credit(attention float32) uint32 {
-	if !(attention > 0) { // or not a number
-		return creditFloor
+// credit is what a release is worth that read a share of its piece; see the package documentation.
+func credit(attention, share float32) uint32 {
+	c := float64(creditFloor)
+	if attention > 0 { // or it is no number
+		c += (creditUnit - creditFloor) * math.Sqrt(math.Min(float64(attention), 1))
 	}
-	return creditFloor + uint32((creditUnit-creditFloor)*math.Sqrt(math.Min(float64(attention), 1)))
+	return uint32(math.Ceil(c * math.Sqrt(float64(share))))
 }

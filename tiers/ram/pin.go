@@ -3,6 +3,7 @@ package ram
 import (
 	"context"
 	"fmt"
+	"math"
 	"math/rand/v2"
 
 	"kvtier/tiers"
@@ -58,6 +59,7 @@ func (t *Tier) Pin(ctx context.Context, reqs []tiers.Request) ([]tiers.Pin, erro
 			moved = tiers.LineBytes(r.Ranges)
 			pins[i] = tiers.NewPin(views[from:len(views):len(views)], moved, e.release)
 		}
+		e.share.Store(math.Float32bits(min(1, float32(moved)/float32(len(e.whole[0])))))
 		read += int64(moved)
 	}
 	t.mu.RUnlock()
@@ -67,9 +69,13 @@ func (t *Tier) Pin(ctx context.Context, reqs []tiers.Request) ([]tiers.Pin, erro
 	return pins, nil
 }
 
-// missedLocked tells the policy of a piece that was wanted, once in missShare.
+// missedLocked tells the policy of a piece that was wanted, once in missShare, and less often if little of it was.
 func (t *Tier) missedLocked(r *tiers.Request) {
-	if rand.Uint32()%missShare == 0 {
+	share := 1.
+	if _, n, _ := r.Header.Piece(r.Head, r.Plane); n > 0 && len(r.Ranges) > 0 {
+		share = math.Sqrt(min(1, float64(tiers.LineBytes(r.Ranges))/float64(n)))
+	}
+	if rand.Float64()*missShare < share {
 		t.policy.touch(pieceKey(r.Header.ID, r.Head, r.Plane))
 	}
 }

@@ -7,9 +7,35 @@ import (
 	"kvtier/tiers"
 )
 
+// way is how pieces come by their room.
+type way int
+
+const (
+	contend way = iota // the policy says whose room they deserve
+	offer              // only room that is free
+	prime              // as contend; the policy counts uses that are still to come
+)
+
+// primeUses is how many uses count in advance of pieces that every query reads.
+const primeUses = 8
+
 // Put stores copies of pieces, all or none: where room is short, the policy has
 // to admit every one of them, so what is promoted by its use is best put piece by piece.
 func (t *Tier) Put(ctx context.Context, h *tiers.Header, pieces []tiers.Piece) error {
+	return t.put(ctx, h, pieces, contend)
+}
+
+// Offer is Put as far as there is free room: nothing goes for it.
+func (t *Tier) Offer(ctx context.Context, h *tiers.Header, pieces []tiers.Piece) error {
+	return t.put(ctx, h, pieces, offer)
+}
+
+// Prime is Put for pieces that every query will read: they contend as if some had done so.
+func (t *Tier) Prime(ctx context.Context, h *tiers.Header, pieces []tiers.Piece) error {
+	return t.put(ctx, h, pieces, prime)
+}
+
+func (t *Tier) put(ctx context.Context, h *tiers.Header, pieces []tiers.Piece, how way) error {
 	t.writes.Lock()
 	defer t.writes.Unlock()
 	if err := ctx.Err(); err != nil {
@@ -29,7 +55,14 @@ func (t *Tier) Put(ctx context.Context, h *tiers.Header, pieces []tiers.Piece) e
 	if len(es) == 0 {
 		return nil
 	}
-	if !t.reserve(es, held) {
+	if how == prime {
+		for _, e := range es {
+			for range primeUses {
+				t.policy.touch(e.key)
+			}
+		}
+	}
+	if !t.reserve(es, held, how) {
 		return fmt.Errorf("ram: put %v: %d pieces: %w", h.ID, len(es), tiers.ErrFull)
 	}
 	var bytes int64
@@ -109,7 +142,7 @@ const contests = 2
 
 // reserve finds room for all entries or for none. Pieces of a held segment do
 // not contend: they take the room that is cheapest to free.
-func (t *Tier) reserve(es []*entry, held bool) bool {
+func (t *Tier) reserve(es []*entry, held bool, how way) bool {
 	t.mu.Lock()
 	var rest []*entry
 	for _, e := range es {
@@ -120,6 +153,10 @@ func (t *Tier) reserve(es []*entry, held bool) bool {
 	t.mu.Unlock()
 	if len(rest) == 0 {
 		return true
+	}
+	if how == offer && !held {
+		t.giveUp(es, rest, nil)
+		return false
 	}
 	var victims []*entry // out of the policy, still in the map
 	for round := 0; ; round++ {

@@ -7,6 +7,7 @@ import (
 	"sync/atomic"
 
 	"kvtier/tiers"
+	"kvtier/tiers/memory"
 )
 
 // Options configures a tier.
@@ -143,7 +144,7 @@ func (t *Tier) unmap(slabs []*slab) error {
 	var errs []error
 	for _, s := range slabs {
 		size := int64(len(s.mem))
-		if err := unmapMemory(s.mem); err != nil {
+		if err := memory.Unmap(s.mem); err != nil {
 			errs = append(errs, fmt.Errorf("ram: unmap: %w", err))
 			continue
 		}

@@ -363,13 +363,21 @@ func (b *Batch) room() error {
 	return nil
 }
 
-// warm brings new segments into RAM as far as there is room that nothing else
-// earns: they are in memory now, and are often asked next.
+// everyQuery are the planes that nearly every query reads some of, of nearly every segment.
+const everyQuery = tiers.PlaneSet(1<<tiers.PlanePages | 1<<tiers.PlaneMap | 1<<tiers.PlaneSteps | 1<<tiers.PlaneK1 |
+	1<<tiers.PlaneK2 | 1<<tiers.PlaneSinks | 1<<tiers.PlaneWindow)
+
+// warm brings new segments into RAM: what every query reads in place of what earns
+// its room less, all else as far as there is free room. They are in memory now, and are often asked next.
 func (b *Batch) warm(ctx context.Context) {
 	for _, p := range b.put {
+		full := false
 		for _, piece := range p.h.Pieces(p.parts) {
-			if b.s.ram.Put(ctx, p.h, []tiers.Piece{piece}) != nil {
-				return
+			switch {
+			case everyQuery.Has(piece.Plane):
+				_ = b.s.ram.Prime(ctx, p.h, []tiers.Piece{piece}) // it stays below then
+			case !full:
+				full = b.s.ram.Offer(ctx, p.h, []tiers.Piece{piece}) != nil
 			}
 		}
 	}

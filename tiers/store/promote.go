@@ -10,7 +10,7 @@ import (
 
 // Promotion: a piece that queries had to read from NVMe is brought into RAM
 // once they have read about as much of it as it holds, sooner if their answers
-// gave it much attention. RAM's own policy then
+// gave what they read much attention. RAM's own policy then
 // says whether it earns its room; if it does not, it stays below.
 const (
 	promoteQueue = 256     // pieces waiting; more are forgotten
@@ -28,6 +28,7 @@ type pieceKey struct {
 type promoter struct {
 	s      *Store
 	queue  chan tiers.Request
+	ctx    context.Context // ends with the store
 	cancel context.CancelFunc
 	done   sync.WaitGroup
 	mu     struct {
@@ -38,7 +39,7 @@ type promoter struct {
 
 func newPromoter(s *Store) *promoter {
 	ctx, cancel := context.WithCancel(context.Background())
-	p := &promoter{s: s, queue: make(chan tiers.Request, promoteQueue), cancel: cancel}
+	p := &promoter{s: s, queue: make(chan tiers.Request, promoteQueue), ctx: ctx, cancel: cancel}
 	p.mu.interest = map[pieceKey]float32{}
 	p.done.Add(1)
 	go func() {
@@ -55,6 +56,15 @@ func newPromoter(s *Store) *promoter {
 	return p
 }
 
+// background does some work until it is done or the store is closed.
+func (p *promoter) background(work func(ctx context.Context)) {
+	p.done.Add(1)
+	go func() {
+		defer p.done.Done()
+		work(p.ctx)
+	}()
+}
+
 func (p *promoter) close() {
 	p.cancel()
 	p.done.Wait()
@@ -65,10 +75,13 @@ func (p *promoter) close() {
 func (p *promoter) watch(r tiers.Request, pin tiers.Pin) tiers.Pin {
 	_, n, _ := r.Header.Piece(r.Head, r.Plane)
 	p.credit(r, float32(pin.Transferred)/float32(max(n, tiers.BlockSize)))
-	return tiers.NewPin(pin.Ranges, pin.Transferred, func(attention float32) {
+	share := min(1, float32(pin.Transferred+pin.Cached)/float32(max(n, 1)))
+	out := tiers.NewPin(pin.Ranges, pin.Transferred, func(attention float32) {
 		pin.Release(attention)
-		p.credit(r, attention)
+		p.credit(r, attention*share)
 	})
+	out.Cached = pin.Cached
+	return out
 }
 
 // credit raises the interest in a piece; at 1 it is brought up.
@@ -132,5 +145,50 @@ func (p *promoter) bringUp(ctx context.Context, r tiers.Request) {
 	// A segment that was removed meanwhile must not linger in RAM.
 	if _, err := p.s.Header(r.Header.ID); err != nil {
 		_ = p.s.ram.Drop(r.Header.ID, tiers.AllPlanes)
+	}
+}
+
+// bringUpMeans brings the means of all segments' pages into RAM: every query reads them, and after a start they
+// lie on disk alone. A segment's heads lie next to each other: they are one read.
+func (s *Store) bringUpMeans(ctx context.Context) {
+	s.mu.RLock()
+	headers := make([]*tiers.Header, 0, len(s.mu.headers))
+	for _, h := range s.mu.headers {
+		headers = append(headers, h)
+	}
+	s.mu.RUnlock()
+	for len(headers) > 0 && ctx.Err() == nil {
+		some := headers[:min(meansAtOnce, len(headers))]
+		headers = headers[len(some):]
+		s.bringUp(ctx, some, tiers.PlanePages)
+	}
+}
+
+// meansAtOnce is of how many segments means are read together: as many reads as the disk has under way at once.
+const meansAtOnce = 32
+
+// bringUp brings one plane of all heads of segments into RAM, as pieces that every query reads.
+func (s *Store) bringUp(ctx context.Context, headers []*tiers.Header, plane tiers.Plane) {
+	var reqs []tiers.Request
+	for _, h := range headers {
+		for head := range h.Heads {
+			if _, _, ok := h.Piece(head, plane); ok && !s.ram.Resident(h.ID, head, plane) {
+				reqs = append(reqs, tiers.Request{Header: h, Head: head, Plane: plane})
+			}
+		}
+	}
+	pins, err := s.nvme.Pin(ctx, reqs)
+	if err != nil {
+		s.noteDamage(reqs, err)
+		return // queries say so, too
+	}
+	defer releaseAll(pins)
+	for i, r := range reqs {
+		if pins[i].Held() {
+			_ = s.ram.Prime(ctx, r.Header, []tiers.Piece{{Head: r.Head, Plane: plane, Bytes: pins[i].Ranges[0]}}) // it stays below then
+		}
+		if _, err := s.Header(r.Header.ID); err != nil { // removed meanwhile
+			_ = s.ram.Drop(r.Header.ID, tiers.AllPlanes)
+		}
 	}
 }

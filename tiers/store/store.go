@@ -19,7 +19,7 @@ import (
 
 // Options of a store.
 type Options struct {
-	RAMBytes  int64 // hard limit of the RAM tier
+	RAMBytes  int64 // hard limit of what lies in RAM: the RAM tier, and blocks of the NVMe tier that were read by ranges
 	DiskBytes int64 // hard limit of the NVMe tier
 	Logger    *slog.Logger
 }
@@ -36,6 +36,8 @@ type Store struct {
 
 	ledger *ledger
 
+	ramBytes int64 // Options.RAMBytes
+
 	mu struct {
 		sync.RWMutex
 		headers map[tiers.ID]*tiers.Header
@@ -51,7 +53,7 @@ func Open(ctx context.Context, dir string, o Options) (s *Store, err error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("data folder: %w", err)
 	}
-	s = &Store{dir: dir, log: o.Logger}
+	s = &Store{dir: dir, log: o.Logger, ramBytes: o.RAMBytes}
 	s.mu.headers, s.mu.damaged = map[tiers.ID]*tiers.Header{}, map[tiers.ID]string{}
 	defer func(s *Store) {
 		if err != nil {
@@ -64,10 +66,11 @@ func Open(ctx context.Context, dir string, o Options) (s *Store, err error) {
 	if err = checkFormat(dir); err != nil {
 		return nil, err
 	}
-	if s.ram, err = ram.New(ram.Options{Bytes: o.RAMBytes}); err != nil {
+	blocks := blockBytes(o.RAMBytes)
+	if s.ram, err = ram.New(ram.Options{Bytes: o.RAMBytes - blocks}); err != nil {
 		return nil, err
 	}
-	if s.nvme, err = nvme.Open(filepath.Join(dir, "segments"), nvme.Options{Bytes: o.DiskBytes}); err != nil {
+	if s.nvme, err = nvme.Open(filepath.Join(dir, "segments"), nvme.Options{Bytes: o.DiskBytes, CacheBytes: blocks}); err != nil {
 		return nil, err
 	}
 	if s.db, err = openCatalogue(filepath.Join(dir, "catalogue"), o.Logger); err != nil {
@@ -80,7 +83,17 @@ func Open(ctx context.Context, dir string, o Options) (s *Store, err error) {
 		return nil, err
 	}
 	s.up = newPromoter(s)
+	s.up.background(s.bringUpMeans)
 	return s, nil
+}
+
+// blockBytes is how much of the limit of RAM is for blocks: a fifth, if that is worth it.
+func blockBytes(limit int64) int64 {
+	const least = 256 << 20
+	if limit < least {
+		return 0
+	}
+	return limit / 5
 }
 
 // Dir returns the data folder.
@@ -160,6 +173,7 @@ func (s *Store) Pin(ctx context.Context, reqs []tiers.Request) ([]tiers.Pin, tie
 			err = s.missing(below[i])
 		}
 		moved.NVMe += int64(got[i].Transferred)
+		moved.RAM += int64(got[i].Cached)
 	}
 	if err != nil {
 		releaseAll(pins)
@@ -251,8 +265,13 @@ func (s *Store) Resident(id tiers.ID, head int, p tiers.Plane) bool {
 	return s.ram.Resident(id, head, p)
 }
 
-// Usage returns what RAM and NVMe hold.
-func (s *Store) Usage() (ram, nvme tiers.Usage) { return s.ram.Usage(), s.nvme.Usage() }
+// Usage returns what RAM and NVMe hold. RAM's bytes include blocks of the NVMe tier.
+func (s *Store) Usage() (ram, nvme tiers.Usage) {
+	ram, nvme = s.ram.Usage(), s.nvme.Usage()
+	ram.BytesUsed += s.nvme.CacheBytes()
+	ram.BytesLimit = s.ramBytes
+	return ram, nvme
+}
 
 // HasLow says whether the low planes of a segment are stored.
 func (s *Store) HasLow(id tiers.ID) bool {

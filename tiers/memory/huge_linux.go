@@ -1,4 +1,4 @@
-package ram
+package memory
 
 import "golang.org/x/sys/unix"
 

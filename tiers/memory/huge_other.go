@@ -1,5 +1,5 @@
 //go:build unix && !linux
 
-package ram
+package memory
 
 func adviseHuge([]byte) {}
