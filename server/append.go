@@ -3,6 +3,7 @@ package server
 import (
 	"bytes"
 	"context"
+	"encoding/binary"
 	"fmt"
 	"slices"
 	"time"
@@ -272,6 +273,11 @@ func (s *sequence) logTokens(log *taillog.Log, st *state, lo, hi uint64) error {
 		r.k, r.v = append(r.k, k), append(r.v, v)
 	}
 	return log.Append(logRows, r.marshal()...)
+}
+
+// logTruncation logs that n tokens are kept.
+func (s *sequence) logTruncation(n uint64) error {
+	return s.log.TakeBack(logTruncate, n, binary.LittleEndian.AppendUint64(nil, n))
 }
 
 // noteWritten remembers how far the log must be synced for tokens to be power-safe.

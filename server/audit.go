@@ -111,7 +111,7 @@ func (a *auditor) audit(ctx context.Context, j auditJob) {
 	if n.Number%saveEvery != 0 {
 		return
 	}
-	if err := a.srv.calibration.save(a.srv.opt.DataDir); err != nil {
+	if err := a.srv.calibration.save(a.srv.opt.FS, a.srv.opt.DataDir); err != nil {
 		a.srv.log.Warn("keeping what audits taught", "error", err)
 	}
 }

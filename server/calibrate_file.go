@@ -6,12 +6,12 @@ import (
 	"errors"
 	"fmt"
 	"hash/crc32"
-	"os"
+	"io/fs"
 	"path/filepath"
 	"slices"
 
 	"kvtier/tiers"
-	"kvtier/tiers/store"
+	"kvtier/tiers/files"
 )
 
 // What audits taught outlives the daemon in one small file: by model, layer and
@@ -42,12 +42,12 @@ type savedHead struct {
 }
 
 // save writes what is known; models without an audit are left out.
-func (c *calibration) save(dir string) error {
+func (c *calibration) save(fsys files.FS, dir string) error {
 	b, err := json.Marshal(c.saved())
 	if err != nil {
 		return err
 	}
-	return store.WriteFile(filepath.Join(dir, calibrationFile), binary.LittleEndian.AppendUint32(b, crc32.ChecksumIEEE(b)))
+	return files.WriteFile(fsys, filepath.Join(dir, calibrationFile), binary.LittleEndian.AppendUint32(b, crc32.ChecksumIEEE(b)))
 }
 
 func (c *calibration) saved() []savedModel {
@@ -77,10 +77,10 @@ func (c *calibration) saved() []savedModel {
 
 // load takes in what save wrote. Whether stated errors held is not carried
 // over: that counts from the daemon's start.
-func (c *calibration) load(dir string) error {
+func (c *calibration) load(fsys files.FS, dir string) error {
 	path := filepath.Join(dir, calibrationFile)
-	b, err := os.ReadFile(path)
-	if errors.Is(err, os.ErrNotExist) {
+	b, err := files.ReadFile(fsys, path)
+	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
 	if err != nil {

@@ -10,6 +10,7 @@ import (
 
 	kvtierv1 "kvtier/proto/kvtier/v1"
 	"kvtier/tiers"
+	"kvtier/tiers/files"
 )
 
 // drawn is a synthetic call: its raw error, and the truth, which is raw times a
@@ -156,11 +157,11 @@ func TestCalibrationOutlivesTheDaemon(t *testing.T) {
 		c.add(key, 3, 2, raw, 1, truth)
 		c.addHead(key, 3, 1, raw, truth)
 	}
-	if err := c.save(dir); err != nil {
+	if err := c.save(files.OS, dir); err != nil {
 		t.Fatal(err)
 	}
 	again := newCalibration()
-	if err := again.load(dir); err != nil {
+	if err := again.load(files.OS, dir); err != nil {
 		t.Fatal(err)
 	}
 	was, is := c.state(key, 3, 2, .02), again.state(key, 3, 2, .02)
@@ -179,7 +180,7 @@ func TestCalibrationOutlivesTheDaemon(t *testing.T) {
 	if err := os.WriteFile(path, b, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if err := newCalibration().load(dir); !errors.Is(err, tiers.ErrCorrupt) {
+	if err := newCalibration().load(files.OS, dir); !errors.Is(err, tiers.ErrCorrupt) {
 		t.Errorf("a damaged file: %v", err)
 	}
 	openServer(t, dir, Options{}) // and still it opens

@@ -3,7 +3,6 @@ package server
 import (
 	"context"
 	"crypto/rand"
-	"encoding/binary"
 	"encoding/hex"
 	"errors"
 	"time"
@@ -236,7 +235,7 @@ func (srv *Server) releaseSpans(ctx context.Context, s *sequence, spans []*span)
 
 func (s *sequence) truncateTail(st state, n uint64) error {
 	if n < st.accepted {
-		if err := s.log.AppendTwice(logTruncate, binary.LittleEndian.AppendUint64(nil, n)); err != nil {
+		if err := s.logTruncation(n); err != nil {
 			return err
 		}
 		s.noteWritten(n)

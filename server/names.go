@@ -9,12 +9,12 @@ import (
 	"fmt"
 	"hash"
 	"hash/crc32"
-	"os"
+	"io/fs"
 	"path/filepath"
 	"sync"
 
 	"kvtier/tiers"
-	"kvtier/tiers/store"
+	"kvtier/tiers/files"
 )
 
 // blockTokens is the granularity of names, and so of prefix matches.
@@ -131,16 +131,16 @@ const tenantKeyBytes = 32
 
 // tenantKey reads the key that names are made with, or makes it. It keeps
 // names of one data folder from meaning anything elsewhere.
-func tenantKey(dir string) ([]byte, error) {
+func tenantKey(fsys files.FS, dir string) ([]byte, error) {
 	path := filepath.Join(dir, "tenant.key")
-	b, err := os.ReadFile(path)
-	if errors.Is(err, os.ErrNotExist) {
+	b, err := files.ReadFile(fsys, path)
+	if errors.Is(err, fs.ErrNotExist) {
 		key := make([]byte, tenantKeyBytes)
 		if _, err := rand.Read(key); err != nil {
 			return nil, err
 		}
 		b = binary.LittleEndian.AppendUint32(key, crc32.ChecksumIEEE(key))
-		return key, store.WriteFile(path, b)
+		return key, files.WriteFile(fsys, path, b)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("tenant key: %w", err)

@@ -6,7 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"os"
+	"io/fs"
 	"path/filepath"
 	"time"
 
@@ -58,13 +58,13 @@ func (srv *Server) recover(ctx context.Context) error {
 
 // removeStrayLogs removes logs that no sequence names: left by a crash.
 func (srv *Server) removeStrayLogs(keep map[string]bool) error {
-	files, err := os.ReadDir(srv.tailDir())
+	names, err := srv.opt.FS.List(srv.tailDir())
 	if err != nil {
 		return err
 	}
-	for _, f := range files {
-		if !keep[f.Name()] && filepath.Ext(f.Name()) == ".log" {
-			if err := os.Remove(filepath.Join(srv.tailDir(), f.Name())); err != nil {
+	for _, name := range names {
+		if !keep[name] && filepath.Ext(name) == ".log" {
+			if err := srv.opt.FS.Remove(filepath.Join(srv.tailDir(), name)); err != nil {
 				return err
 			}
 		}
@@ -221,16 +221,16 @@ func (s *sequence) windowRows(ctx context.Context, ref spanRef, layer int) (k, v
 func (s *sequence) replay() error {
 	st := &s.mu.state
 	damaged, least := false, uint64(allExact)
-	log, cut, err := taillog.Replay(s.logPath(s.gen), s.logName(s.gen), taillog.Reader{
+	log, cut, err := taillog.Replay(s.srv.opt.FS, s.logPath(s.gen), s.logName(s.gen), taillog.Reader{
 		Record: func(k taillog.Kind, body []byte) error { return s.replayRecord(st, k, body) },
-		Behind: func(lost int, k taillog.Kind, body []byte) {
-			damaged = true
-			least = min(least, untouched(lost, k, body))
+		Behind: func(b taillog.Behind) {
+			damaged = damaged || b.Durable
+			least = min(least, untouched(b))
 		},
 	})
-	if errors.Is(err, os.ErrNotExist) {
+	if errors.Is(err, fs.ErrNotExist) {
 		s.damage(fmt.Errorf("the log of the open tail is missing: tokens from %d on are lost", st.accepted))
-		log, err = taillog.Create(s.logPath(s.gen), s.logName(s.gen))
+		log, err = taillog.Create(s.srv.opt.FS, s.logPath(s.gen), s.logName(s.gen))
 	}
 	if err != nil {
 		return err
@@ -239,28 +239,32 @@ func (s *sequence) replay() error {
 		s.srv.log.Warn("the end of a log was not whole", "sequence", s.id, "bytes", cut, "tokens", st.accepted)
 	}
 	s.log = log
-	if !damaged {
-		return nil
-	}
 	if least = max(least, st.sealed()); least < st.accepted {
-		if err := s.log.AppendTwice(logTruncate, binary.LittleEndian.AppendUint64(nil, least)); err != nil {
+		if err := errors.Join(s.logTruncation(least), log.Sync()); err != nil {
 			return err
 		}
 		st.cutTail(least, s.spec)
+	}
+	if !damaged {
+		return nil
 	}
 	s.damage(fmt.Errorf("the log of the open tail is damaged: tokens from %d on are lost: append them again", st.accepted))
 	return nil
 }
 
-// untouched returns how many tokens a record, which lies behind a damaged one,
-// leaves as they are. Of one lost record that is known: rows follow where they
-// belong, and a truncation is written twice. Of more, nothing is.
-func untouched(lost int, k taillog.Kind, body []byte) uint64 {
+// untouched returns how many tokens stay as they are although records before b
+// are lost. What a power cut lost was never power-safe, and b knows how much of
+// what was it left. Damage may have taken more: of one lost record it is known
+// what it left, because rows follow where they belong and a truncation is
+// written twice. Of more, nothing is.
+func untouched(b taillog.Behind) uint64 {
 	switch {
-	case lost > 1:
+	case !b.Durable:
+		return b.Keeps
+	case b.Lost > 1:
 		return 0
-	case (k == logRows || k == logTruncate) && len(body) >= 8:
-		return binary.LittleEndian.Uint64(body) // both begin with it
+	case (b.Kind == logRows || b.Kind == logTruncate) && len(b.Body) >= 8:
+		return binary.LittleEndian.Uint64(b.Body) // both begin with it
 	}
 	return allExact
 }

@@ -4,7 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
+	"io/fs"
 	"runtime"
 	"sync"
 
@@ -360,10 +360,10 @@ func (s *sequence) commitSpan(ctx context.Context, sp *span, end, cuts uint64, b
 // holds write. Whatever else b holds is committed with it.
 func (s *sequence) replaceLog(ctx context.Context, next *state, b *store.Batch) error {
 	gen := s.gen + 1
-	log, err := taillog.Create(s.logPath(gen), s.logName(gen))
-	if errors.Is(err, os.ErrExist) { // left by a change that failed
-		if err = os.Remove(s.logPath(gen)); err == nil {
-			log, err = taillog.Create(s.logPath(gen), s.logName(gen))
+	log, err := taillog.Create(s.srv.opt.FS, s.logPath(gen), s.logName(gen))
+	if errors.Is(err, fs.ErrExist) { // left by a change that failed
+		if err = s.srv.opt.FS.Remove(s.logPath(gen)); err == nil {
+			log, err = taillog.Create(s.srv.opt.FS, s.logPath(gen), s.logName(gen))
 		}
 	}
 	if err != nil {
@@ -416,7 +416,7 @@ func (s *sequence) fillLog(log *taillog.Log, st *state) error {
 	if err := log.Sync(); err != nil {
 		return err
 	}
-	return store.SyncDir(s.srv.tailDir())
+	return s.srv.opt.FS.SyncDir(s.srv.tailDir())
 }
 
 // dropLow drops the low planes of spans whose sequences all outgrew reading

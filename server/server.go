@@ -1,12 +1,14 @@
 package server
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"log/slog"
-	"os"
+	"maps"
 	"path/filepath"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -15,6 +17,7 @@ import (
 	"google.golang.org/grpc/codes"
 
 	"kvtier/tiers"
+	"kvtier/tiers/files"
 	"kvtier/tiers/store"
 )
 
@@ -29,6 +32,7 @@ type Options struct {
 	AuditShare    float32       // share of sparse calls that are audited; 0.01. Negative: none
 	Steer         bool          // divide a share among layers and KV heads by what their queries showed
 	SyncInterval  time.Duration // how often logs are made power-safe; 20 ms
+	FS            files.FS      // where the data folder is; the operating system's
 	Logger        *slog.Logger
 	Version       string
 }
@@ -54,6 +58,9 @@ func (o *Options) defaults() error {
 	}
 	if o.SyncInterval == 0 {
 		o.SyncInterval = 20 * time.Millisecond
+	}
+	if o.FS == nil {
+		o.FS = files.OS
 	}
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
@@ -114,7 +121,7 @@ func Open(ctx context.Context, o Options) (srv *Server, err error) {
 	srv.mu.sequences, srv.mu.handles = map[string]*sequence{}, map[uint64]*sequence{}
 	srv.mu.conns = map[*fastConn]bool{}
 	srv.pins.pins, srv.pins.segments = map[uint64]*pin{}, map[tiers.ID]int{}
-	if srv.store, err = store.Open(ctx, o.DataDir, store.Options{RAMBytes: o.RAMBytes, DiskBytes: o.DiskBytes, Logger: o.Logger}); err != nil {
+	if srv.store, err = store.Open(ctx, o.DataDir, store.Options{RAMBytes: o.RAMBytes, DiskBytes: o.DiskBytes, FS: o.FS, Logger: o.Logger}); err != nil {
 		return nil, err
 	}
 	defer func(st *store.Store) { // srv is nil then
@@ -122,15 +129,15 @@ func Open(ctx context.Context, o Options) (srv *Server, err error) {
 			_ = st.Close()
 		}
 	}(srv.store)
-	if srv.key, err = tenantKey(o.DataDir); err != nil {
+	if srv.key, err = tenantKey(o.FS, o.DataDir); err != nil {
 		return nil, err
 	}
-	if err = os.MkdirAll(srv.tailDir(), 0o700); err != nil {
+	if err = o.FS.MkdirAll(srv.tailDir()); err != nil {
 		return nil, err
 	}
 	srv.spans = newSpanTable(srv.store)
 	srv.metrics = newMetrics(srv)
-	if err := srv.calibration.load(o.DataDir); err != nil {
+	if err := srv.calibration.load(o.FS, o.DataDir); err != nil {
 		// Only what errors are stated from: audits make it good.
 		srv.log.Warn("what audits taught is lost", "error", err)
 	}
@@ -192,7 +199,7 @@ func (srv *Server) Close(ctx context.Context) error {
 		srv.log.Warn("closing with calls in flight")
 	}
 	srv.stopBackground()
-	errs := []error{srv.calibration.save(srv.opt.DataDir)}
+	errs := []error{srv.calibration.save(srv.opt.FS, srv.opt.DataDir)}
 	for _, s := range srv.list() {
 		s.write.Lock()
 		if s.log != nil {
@@ -214,16 +221,16 @@ func (srv *Server) enter() (leave func(), err error) {
 	return srv.work.Done, nil
 }
 
-// list returns all sequences.
+// list returns all sequences, the oldest handle first.
 func (srv *Server) list() []*sequence {
 	srv.mu.RLock()
 	defer srv.mu.RUnlock()
-	out := make([]*sequence, 0, len(srv.mu.sequences))
-	for _, s := range srv.mu.sequences {
-		out = append(out, s)
-	}
-	return out
+	return slices.SortedFunc(maps.Values(srv.mu.sequences), byAge)
 }
+
+// byAge orders sequences: what is done to many is done in one order, so that
+// tests can do it again.
+func byAge(a, b *sequence) int { return cmp.Compare(a.handle, b.handle) }
 
 // sequence finds a sequence.
 func (srv *Server) sequence(id string) (*sequence, error) {

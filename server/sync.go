@@ -2,8 +2,13 @@ package server
 
 import (
 	"context"
+	"errors"
+	"maps"
+	"slices"
 	"sync"
 	"time"
+
+	"kvtier/tiers/taillog"
 )
 
 // syncer makes logs safe from a power cut, together, every so often: appends
@@ -56,9 +61,10 @@ func (y *syncer) syncAll() {
 	dirty := y.mu.dirty
 	y.mu.dirty = map[*sequence]bool{}
 	y.mu.Unlock()
-	for s := range dirty {
+	for _, s := range slices.SortedFunc(maps.Keys(dirty), byAge) {
 		if err := s.syncLog(); err != nil {
 			y.srv.log.Error("sync the log of a tail", "sequence", s.id, "err", err)
+			y.dirty(s) // the next round tries again
 		}
 	}
 }
@@ -72,7 +78,7 @@ func (s *sequence) syncLog() error {
 		return nil
 	}
 	if err := log.Sync(); err != nil {
-		return err
+		return s.renewLog(log, err)
 	}
 	_, done := log.Size()
 	s.mu.Lock()
@@ -86,5 +92,26 @@ func (s *sequence) syncLog() error {
 		}
 	}
 	s.mu.powerPos = keep
+	return nil
+}
+
+// renewLog puts another log in the place of one that could not be synced: the
+// tail is in RAM or, if it was spilled, in what can still be read of it.
+func (s *sequence) renewLog(log *taillog.Log, cause error) error {
+	s.write.Lock()
+	defer s.write.Unlock()
+	if s.log != log {
+		return nil // sealing or a deletion was faster
+	}
+	s.srv.log.Warn("a log could not be synced and is written anew", "sequence", s.id, "err", cause)
+	st, err := s.wholeLocked()
+	if err != nil {
+		return errors.Join(cause, err)
+	}
+	b := s.srv.store.NewBatch()
+	defer b.Close()
+	if err := s.replaceLog(context.Background(), &st, b); err != nil {
+		return errors.Join(cause, err)
+	}
 	return nil
 }

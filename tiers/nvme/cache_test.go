@@ -6,6 +6,7 @@ import (
 	"testing"
 
 	"kvtier/tiers"
+	"kvtier/tiers/files"
 	"kvtier/tiers/tiertest"
 )
 
@@ -46,7 +47,7 @@ func pinned(t *testing.T, tier *Tier, reqs []tiers.Request, pieces []tiers.Piece
 
 // What was read by ranges is given from memory the next time, and verified bytes alone are.
 func TestCache(t *testing.T) {
-	fs := &faults{}
+	fs := &faults{FS: files.OS}
 	tier := openAt(t, t.TempDir(), Options{Bytes: 64 << 20, ExtentBytes: 32 << 20, CacheBytes: 32 << 20, FS: fs})
 	h, pieces := tiertest.Segment(1, 2, 40000)
 	ok(t, tier.Put(ctx, h, pieces))

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"kvtier/tiers"
+	"kvtier/tiers/files"
 	"kvtier/tiers/tiertest"
 )
 
@@ -65,7 +66,7 @@ func wantHeld(t testing.TB, tier *Tier, h *tiers.Header, pieces []tiers.Piece, h
 
 // TestFull: a full disk is ErrFull, by Allocate or by WriteAt, and changes nothing.
 func TestFull(t *testing.T) {
-	fs := &faults{}
+	fs := &faults{FS: files.OS}
 	tier := openAt(t, t.TempDir(), Options{Bytes: 16 << 20, ExtentBytes: 4 << 20, FS: fs})
 	h, pieces := tiertest.Segment(1, 3, 20000)
 	fs.full.Store(8192)
@@ -96,7 +97,7 @@ func TestFull(t *testing.T) {
 }
 
 func TestReadFaults(t *testing.T) {
-	fs := &faults{}
+	fs := &faults{FS: files.OS}
 	tier := openAt(t, t.TempDir(), Options{Bytes: 16 << 20, ExtentBytes: 4 << 20, FS: fs})
 	h, pieces := tiertest.Segment(1, 3, 20000)
 	ok(t, tier.Put(ctx, h, pieces))
@@ -161,7 +162,7 @@ func TestPutRefuses(t *testing.T) {
 
 // TestDropReading: a run is not reused while it is read.
 func TestDropReading(t *testing.T) {
-	fs := &faults{}
+	fs := &faults{FS: files.OS}
 	tier := openAt(t, t.TempDir(), Options{Bytes: 1 << 20, ExtentBytes: 1 << 20, FS: fs})
 	h, pieces := tiertest.Segment(1, 2, 12000)
 	ok(t, tier.Put(ctx, h, pieces))
@@ -186,7 +187,7 @@ func TestDropReading(t *testing.T) {
 }
 
 func TestDepth(t *testing.T) {
-	fs := &faults{}
+	fs := &faults{FS: files.OS}
 	tier := openAt(t, t.TempDir(), Options{Bytes: 64 << 20, ExtentBytes: 32 << 20, Depth: 3, FS: fs})
 	var reqs []tiers.Request
 	for i := range uint64(10) {
@@ -214,7 +215,7 @@ func TestDepth(t *testing.T) {
 }
 
 func TestSync(t *testing.T) {
-	fs := &faults{}
+	fs := &faults{FS: files.OS}
 	tier := openAt(t, t.TempDir(), Options{Bytes: 4 << 20, ExtentBytes: 1 << 20, FS: fs})
 	h, pieces := tiertest.Segment(1, 2, 9000)
 	ok(t, tier.Put(ctx, h, pieces))

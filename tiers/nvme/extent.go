@@ -5,13 +5,21 @@ import (
 	"slices"
 
 	"kvtier/tiers"
+	"kvtier/tiers/files"
 )
+
+// descriptor is what a File can offer besides: the number under which the
+// kernel knows it. Then, if it is Direct, reads may go around ReadAt. Through
+// the page cache the kernel would wait for each where it is submitted.
+type descriptor interface {
+	Descriptor() uintptr
+}
 
 // extent is a preallocated file and its free runs. Tier.mu guards it, except
 // for file and direct, which do not change.
 type extent struct {
 	number uint32
-	file   File
+	file   files.File
 	direct descriptor // of file, where reads of it can go through a queue; else nil
 	blocks uint32
 	free   []Run // ascending, never touching each other; Extent is not set
@@ -29,7 +37,7 @@ func extentNumber(name string) (number uint32, ok bool) {
 	return number, number > 0 && ExtentName(number) == name
 }
 
-func newExtent(number uint32, f File, size int64) *extent {
+func newExtent(number uint32, f files.File, size int64) *extent {
 	x := &extent{number: number, file: f, blocks: uint32(size / tiers.BlockSize)}
 	if f.Direct() {
 		x.direct, _ = f.(descriptor)

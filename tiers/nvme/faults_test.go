@@ -5,11 +5,13 @@ import (
 	"sync/atomic"
 	"syscall"
 	"time"
+
+	"kvtier/tiers/files"
 )
 
 // faults is the system's file system with faults that tests turn on.
 type faults struct {
-	osFS
+	files.FS
 	full      atomic.Int64 // Allocate beyond this many bytes is ENOSPC; 0: never
 	writeFull atomic.Bool  // WriteAt is ENOSPC
 	failRead  atomic.Bool  // ReadAt is EIO
@@ -23,8 +25,8 @@ type faults struct {
 	syncs     atomic.Int64
 }
 
-func (s *faults) OpenFile(name string, create bool) (File, error) {
-	f, err := s.osFS.OpenFile(name, create)
+func (s *faults) Open(name string, how files.Flag) (files.File, error) {
+	f, err := s.FS.Open(name, how)
 	if err != nil {
 		return nil, err
 	}
@@ -32,7 +34,7 @@ func (s *faults) OpenFile(name string, create bool) (File, error) {
 }
 
 type faultyFile struct {
-	File
+	files.File
 	s *faults
 }
 

@@ -10,6 +10,7 @@ import (
 	"sync/atomic"
 
 	"kvtier/tiers"
+	"kvtier/tiers/files"
 )
 
 // Options configures a tier.
@@ -24,13 +25,13 @@ type Options struct {
 	// CacheBytes is the hard limit of memory for blocks that were read by ranges; 0: none.
 	CacheBytes int64
 	// FS is where the extents lie; nil is the operating system's.
-	FS FS
+	FS files.FS
 }
 
 // Tier keeps parts of segments on disk. It implements tiers.Tier.
 type Tier struct {
 	dir    string
-	fs     FS
+	fs     files.FS
 	o      Options
 	slots  chan struct{} // a read holds one
 	queues chan *queue   // that are not in use
@@ -85,12 +86,15 @@ func Open(dir string, o Options) (*Tier, error) {
 		return nil, errors.New("nvme: extent size or depth out of range")
 	}
 	if o.FS == nil {
-		o.FS = osFS{}
+		o.FS = files.OS
 	}
 	t := &Tier{dir: dir, fs: o.FS, o: o, slots: make(chan struct{}, o.Depth), queues: make(chan *queue, o.Depth), cache: newCache(o.CacheBytes)}
 	t.mu.segments = map[tiers.ID]*segment{}
 	t.mu.extents = map[uint32]*extent{}
 	t.mu.next = 1
+	if err := t.fs.MkdirAll(dir); err != nil {
+		return nil, fmt.Errorf("nvme: open %s: %w", dir, err)
+	}
 	names, err := t.fs.List(dir)
 	if err != nil {
 		return nil, fmt.Errorf("nvme: open %s: %w", dir, err)
@@ -109,7 +113,7 @@ func Open(dir string, o Options) (*Tier, error) {
 
 // openExtent is used before the tier is shared.
 func (t *Tier) openExtent(number uint32) error {
-	f, err := t.fs.OpenFile(filepath.Join(t.dir, ExtentName(number)), false)
+	f, err := t.fs.Open(filepath.Join(t.dir, ExtentName(number)), files.Direct)
 	if err != nil {
 		return err
 	}

@@ -9,6 +9,7 @@ import (
 	"syscall"
 
 	"kvtier/tiers"
+	"kvtier/tiers/files"
 )
 
 // alloc takes n blocks, making an extent if none has them.
@@ -64,12 +65,14 @@ func (t *Tier) allocLocked(n uint32) *stored {
 func (t *Tier) create(number uint32, need, size int64) (*extent, error) {
 	name := filepath.Join(t.dir, ExtentName(number))
 	for {
-		f, err := t.fs.OpenFile(name, true)
+		f, err := t.fs.Open(name, files.Create|files.Direct)
 		if err != nil {
 			return nil, fullOr(fmt.Errorf("make %s: %w", name, err))
 		}
 		if err = f.Allocate(size); err == nil {
-			return newExtent(number, f, size), nil
+			if err = t.fs.SyncDir(t.dir); err == nil {
+				return newExtent(number, f, size), nil
+			}
 		}
 		err = fullOr(errors.Join(fmt.Errorf("allocate %d bytes for %s: %w", size, name, err), f.Close(), t.fs.Remove(name)))
 		if !errors.Is(err, tiers.ErrFull) || size == need {

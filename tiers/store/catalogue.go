@@ -5,16 +5,17 @@ import (
 	"errors"
 	"fmt"
 	"hash/crc32"
+	"io/fs"
 	"log/slog"
-	"os"
 	"path/filepath"
 	"strings"
 	"syscall"
 
 	"github.com/cockroachdb/pebble/v2"
-	"golang.org/x/sys/unix"
+	"github.com/cockroachdb/pebble/v2/vfs"
 
 	"kvtier/tiers"
+	"kvtier/tiers/files"
 	"kvtier/tiers/nvme"
 	"kvtier/tiers/seal"
 )
@@ -29,8 +30,10 @@ const (
 	KindSequence Kind = 'q'
 )
 
+const catalogueDir = "catalogue"
+
 // folderFormat is the version of the data folder as a whole.
-const folderFormat = 3
+const folderFormat = 4
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
@@ -41,14 +44,17 @@ func formatLine(version int) string {
 }
 
 // checkFormat refuses folders that another version wrote, and marks new ones.
-func checkFormat(dir string) error {
+func checkFormat(fsys files.FS, dir string) error {
 	path := filepath.Join(dir, "FORMAT")
-	b, err := os.ReadFile(path)
-	if errors.Is(err, os.ErrNotExist) {
-		if _, err := os.Stat(filepath.Join(dir, "catalogue")); err == nil {
+	b, err := files.ReadFile(fsys, path)
+	if errors.Is(err, fs.ErrNotExist) {
+		if _, err := fsys.List(filepath.Join(dir, catalogueDir)); err == nil {
 			return fmt.Errorf("data folder %s holds data but no FORMAT file: restore that file: %w", dir, tiers.ErrCorrupt)
 		}
-		return WriteFile(path, []byte(formatLine(folderFormat)))
+		if err := files.WriteFile(fsys, path, []byte(formatLine(folderFormat))); err != nil {
+			return fmt.Errorf("data folder: %w", err)
+		}
+		return nil
 	}
 	if err != nil {
 		return fmt.Errorf("data folder: %w", err)
@@ -64,34 +70,6 @@ func checkFormat(dir string) error {
 	return nil
 }
 
-// WriteFile writes a small file so that it is whole or absent after a crash.
-func WriteFile(path string, b []byte) error {
-	f, err := os.CreateTemp(filepath.Dir(path), ".new-*")
-	if err != nil {
-		return fmt.Errorf("data folder: %w", err)
-	}
-	defer os.Remove(f.Name())
-	_, err = f.Write(b)
-	err = errors.Join(err, f.Sync(), f.Close())
-	if err == nil {
-		err = os.Rename(f.Name(), path)
-	}
-	if err != nil {
-		return fmt.Errorf("data folder: %w", err)
-	}
-	return SyncDir(filepath.Dir(path))
-}
-
-// SyncDir makes the names in a folder safe from a power cut.
-func SyncDir(dir string) error {
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	defer d.Close()
-	return d.Sync()
-}
-
 // quiet passes on what Pebble has to say at debug level, and its errors.
 type quiet struct{ log *slog.Logger }
 
@@ -103,7 +81,7 @@ func (q quiet) Fatalf(f string, a ...any) {
 	panic("catalogue: " + fmt.Sprintf(f, a...))
 }
 
-func openCatalogue(dir string, log *slog.Logger) (db *pebble.DB, err error) {
+func openCatalogue(fsys vfs.FS, dir string, readOnly bool, log *slog.Logger) (db *pebble.DB, err error) {
 	cache := pebble.NewCache(8 << 20)
 	defer cache.Unref()
 	// Damaged metadata can make Pebble panic: that, too, is a clear error.
@@ -113,7 +91,7 @@ func openCatalogue(dir string, log *slog.Logger) (db *pebble.DB, err error) {
 		}
 	}()
 	db, err = pebble.Open(dir, &pebble.Options{
-		Cache: cache, MemTableSize: 4 << 20, Logger: quiet{log}, FormatMajorVersion: pebble.FormatNewest,
+		FS: fsys, ReadOnly: readOnly, Cache: cache, MemTableSize: 4 << 20, Logger: quiet{log}, FormatMajorVersion: pebble.FormatNewest,
 		// By default this is fatal. Whoever reads the damaged block is told; the rest goes on.
 		EventListener: &pebble.EventListener{DataCorruption: func(i pebble.DataCorruptionInfo) {
 			log.Error("the catalogue is damaged", "file", i.Path, "err", i.Details)
@@ -349,15 +327,15 @@ const (
 
 // room refuses a change while the file system is full.
 func (b *Batch) room() error {
-	var st unix.Statfs_t
-	if err := unix.Statfs(b.s.dir, &st); err != nil {
+	free, err := b.s.fs.Free(b.s.dir)
+	if err != nil {
 		return fmt.Errorf("data folder: %w", err)
 	}
 	need := int64(roomToRemove)
 	if b.grows {
 		need = roomToGrow
 	}
-	if free := int64(st.Bavail) * int64(st.Bsize); free < need {
+	if free < need {
 		return fmt.Errorf("the file system of %s has %d bytes left, the catalogue needs %d: %w", b.s.dir, free, need, tiers.ErrFull)
 	}
 	return nil

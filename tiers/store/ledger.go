@@ -6,14 +6,16 @@ import (
 	"errors"
 	"fmt"
 	"hash/crc32"
+	"io/fs"
 	"log/slog"
-	"os"
 	"path/filepath"
 	"sync"
 
 	"github.com/cockroachdb/pebble/v2"
+	"github.com/cockroachdb/pebble/v2/vfs"
 
 	"kvtier/tiers"
+	"kvtier/tiers/files"
 )
 
 // ledger notices records that vanished. Pebble checks what it reads, but a
@@ -22,11 +24,12 @@ import (
 // records that are there then, as a record; and when the change is committed,
 // its number goes to a file beside the catalogue. At the next start the records
 // must have the digest, and it must not be older than the file. The file is
-// not synced: after a power cut it may be behind, which is no harm.
+// not synced: after a power cut it may be behind, and the loss of changes that it
+// does not know of goes unnoticed.
 type ledger struct {
 	mu struct {
 		sync.Mutex
-		file    *os.File
+		file    files.File
 		digest  digest
 		records map[string]uint64 // sums, by key
 	}
@@ -57,11 +60,12 @@ func (d digest) marshal() []byte {
 	return binary.LittleEndian.AppendUint64(b, d.sum)
 }
 
-// openLedger compares the catalogue with its digest and with the file.
-func openLedger(dir string, db *pebble.DB, log *slog.Logger) (*ledger, error) {
+// openLedger compares the catalogue with its digest and with the file. It
+// changes nothing in the catalogue.
+func openLedger(fsys files.FS, catalogue vfs.FS, dir string, log *slog.Logger) (*ledger, error) {
 	l := &ledger{}
 	l.mu.records = map[string]uint64{}
-	found, err := l.load(db)
+	found, err := l.loadFrom(catalogue, filepath.Join(dir, catalogueDir), log)
 	if err != nil {
 		return nil, err
 	}
@@ -71,7 +75,10 @@ func openLedger(dir string, db *pebble.DB, log *slog.Logger) (*ledger, error) {
 	}
 	l.mu.digest.changes = found.changes
 	path := filepath.Join(dir, changesFile)
-	if l.mu.file, err = os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600); err != nil {
+	if l.mu.file, err = fsys.Open(path, 0); errors.Is(err, fs.ErrNotExist) {
+		l.mu.file, err = fsys.Open(path, files.Create)
+	}
+	if err != nil {
 		return nil, fmt.Errorf("data folder: %w", err)
 	}
 	changes, ok := l.readFile()
@@ -85,6 +92,23 @@ func openLedger(dir string, db *pebble.DB, log *slog.Logger) (*ledger, error) {
 		return nil, errors.Join(fmt.Errorf("data folder: %w", err), l.close())
 	}
 	return l, nil
+}
+
+// loadFrom loads a catalogue, if there is one.
+func (l *ledger) loadFrom(fsys vfs.FS, dir string, log *slog.Logger) (found digest, err error) {
+	there, err := pebble.Peek(dir, fsys)
+	if errors.Is(err, fs.ErrNotExist) || err == nil && !there.Exists {
+		return found, nil
+	}
+	if err != nil {
+		return found, catalogueError("look for the catalogue", err)
+	}
+	db, err := openCatalogue(fsys, dir, true, log)
+	if err != nil {
+		return found, err
+	}
+	found, err = l.load(db)
+	return found, errors.Join(err, db.Close())
 }
 
 // load sums up the records and returns the digest that is stored.
@@ -172,16 +196,16 @@ func (l *ledger) commit(b *pebble.Batch) error {
 	return nil
 }
 
-// readFile returns the number of changes in the file.
+// readFile returns the number of changes in the file. Without it a loss goes
+// unnoticed: so it is read twice, lest it went wrong on the way only.
 func (l *ledger) readFile() (changes uint64, ok bool) {
-	var b [12]byte
-	if n, err := l.mu.file.ReadAt(b[:], 0); n < len(b) && err != nil {
-		return 0, false
+	for range 2 {
+		var b [12]byte
+		if n, _ := l.mu.file.ReadAt(b[:], 0); n == len(b) && crc32.Checksum(b[:8], castagnoli) == binary.LittleEndian.Uint32(b[8:]) {
+			return binary.LittleEndian.Uint64(b[:]), true
+		}
 	}
-	if crc32.Checksum(b[:8], castagnoli) != binary.LittleEndian.Uint32(b[8:]) {
-		return 0, false
-	}
-	return binary.LittleEndian.Uint64(b[:]), true
+	return 0, false
 }
 
 func (l *ledger) writeFile() error {

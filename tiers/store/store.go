@@ -4,30 +4,32 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
-	"os"
 	"path/filepath"
 	"sync"
 
 	"github.com/cockroachdb/pebble/v2"
-	"golang.org/x/sys/unix"
 
 	"kvtier/tiers"
+	"kvtier/tiers/files"
 	"kvtier/tiers/nvme"
 	"kvtier/tiers/ram"
 )
 
 // Options of a store.
 type Options struct {
-	RAMBytes  int64 // hard limit of what lies in RAM: the RAM tier, and blocks of the NVMe tier that were read by ranges
-	DiskBytes int64 // hard limit of the NVMe tier
+	RAMBytes  int64    // hard limit of what lies in RAM: the RAM tier, and blocks of the NVMe tier that were read by ranges
+	DiskBytes int64    // hard limit of the NVMe tier
+	FS        files.FS // nil is the operating system's
 	Logger    *slog.Logger
 }
 
 // Store holds sealed segments. Safe for concurrent use.
 type Store struct {
 	dir  string
-	lock *os.File
+	fs   files.FS
+	lock io.Closer
 	db   *pebble.DB
 	ram  *ram.Tier
 	nvme *nvme.Tier
@@ -50,33 +52,42 @@ func Open(ctx context.Context, dir string, o Options) (s *Store, err error) {
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}
-	if err := os.MkdirAll(dir, 0o700); err != nil {
+	if o.FS == nil {
+		o.FS = files.OS
+	}
+	if err := o.FS.MkdirAll(dir); err != nil {
 		return nil, fmt.Errorf("data folder: %w", err)
 	}
-	s = &Store{dir: dir, log: o.Logger, ramBytes: o.RAMBytes}
+	s = &Store{dir: dir, fs: o.FS, log: o.Logger, ramBytes: o.RAMBytes}
 	s.mu.headers, s.mu.damaged = map[tiers.ID]*tiers.Header{}, map[tiers.ID]string{}
 	defer func(s *Store) {
 		if err != nil {
 			_ = s.closeFiles() // what was opened so far; err says more
 		}
 	}(s)
-	if s.lock, err = lockFolder(dir); err != nil {
+	if s.lock, err = lockFolder(o.FS, dir); err != nil {
 		return nil, err
 	}
-	if err = checkFormat(dir); err != nil {
+	if err = checkFormat(o.FS, dir); err != nil {
 		return nil, err
+	}
+	// A daemon that was killed may have left names that are not durable yet.
+	if err = o.FS.SyncDir(dir); err != nil {
+		return nil, fmt.Errorf("data folder: %w", err)
 	}
 	blocks := blockBytes(o.RAMBytes)
 	if s.ram, err = ram.New(ram.Options{Bytes: o.RAMBytes - blocks}); err != nil {
 		return nil, err
 	}
-	if s.nvme, err = nvme.Open(filepath.Join(dir, "segments"), nvme.Options{Bytes: o.DiskBytes, CacheBytes: blocks}); err != nil {
+	if s.nvme, err = nvme.Open(filepath.Join(dir, "segments"), nvme.Options{Bytes: o.DiskBytes, CacheBytes: blocks, FS: o.FS}); err != nil {
 		return nil, err
 	}
-	if s.db, err = openCatalogue(filepath.Join(dir, "catalogue"), o.Logger); err != nil {
+	once := newReadOnce(o.FS.Pebble())
+	defer once.forget()
+	if s.ledger, err = openLedger(o.FS, once, dir, o.Logger); err != nil {
 		return nil, err
 	}
-	if s.ledger, err = openLedger(dir, s.db, o.Logger); err != nil {
+	if s.db, err = openCatalogue(once, filepath.Join(dir, catalogueDir), false, o.Logger); err != nil {
 		return nil, err
 	}
 	if err = s.recover(ctx); err != nil {
@@ -100,16 +111,15 @@ func blockBytes(limit int64) int64 {
 func (s *Store) Dir() string { return s.dir }
 
 // lockFolder keeps a second daemon out.
-func lockFolder(dir string) (*os.File, error) {
-	f, err := os.OpenFile(filepath.Join(dir, "LOCK"), os.O_CREATE|os.O_RDWR, 0o600)
+func lockFolder(fsys files.FS, dir string) (io.Closer, error) {
+	lock, err := fsys.Lock(filepath.Join(dir, "LOCK"))
+	if errors.Is(err, files.ErrLocked) {
+		return nil, fmt.Errorf("data folder %s is in use by another daemon: stop it, or choose another folder with --data", dir)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("data folder: %w", err)
 	}
-	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
-		f.Close()
-		return nil, fmt.Errorf("data folder %s is in use by another daemon: stop it, or choose another folder with --data", dir)
-	}
-	return f, nil
+	return lock, nil
 }
 
 // recover takes up the segments that the catalogue names.

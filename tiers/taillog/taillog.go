@@ -4,9 +4,11 @@
 // A log is one file of records, each with its own checksum, seeded with the
 // log's name, and a number. It is only ever appended to; sealing starts a new
 // one. What lies behind the first record that does not check is not there: a
-// torn write loses the step that was being written, never more. Whole records
-// behind it say that the log was damaged later; the caller is shown them,
-// because they may take back what lies before.
+// torn write loses the step that was being written, never more. A power cut may
+// lose any part of what was not synced, and leave whole records behind it. So a
+// record says how much was synced when it was written: where that was more, the
+// log was damaged later. The caller is shown whole records behind a lost one
+// either way, because those lost may have taken back what lies before.
 package taillog
 
 import (
@@ -16,13 +18,13 @@ import (
 	"fmt"
 	"hash/crc32"
 	"io"
-	"os"
+	"math"
 	"slices"
 	"sync"
-
-	"golang.org/x/sys/unix"
+	"syscall"
 
 	"kvtier/tiers"
+	"kvtier/tiers/files"
 )
 
 // Kind is what a record holds; the caller gives it meaning.
@@ -30,8 +32,10 @@ type Kind uint8
 
 const (
 	recordMagic = 0x524c5654 // "TVLR"
-	headerBytes = 4 + 1 + 3 + 8 + 4
+	headerBytes = 4 + 1 + 3 + 8 + 8 + 8 + 4
 	numbers     = 1 << 24 // records are numbered modulo this
+	// KeepsAll is what a record keeps that takes nothing back.
+	KeepsAll = math.MaxUint64
 	// maxRecord bounds a record's body: a bulk append of all layers.
 	maxRecord = 1 << 31
 )
@@ -40,36 +44,46 @@ var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
 // Log appends records to one file. Safe for concurrent use.
 type Log struct {
+	fs   files.FS
 	path string
 	seed uint32
 	room *[]byte // bodies are read into it, each over the last; nil: each into its own
 	mu   struct {
 		sync.Mutex
-		f       *os.File
+		f       files.File
 		next    uint32 // number of the next record
 		written int64  // bytes that write(2) took: they survive the process
 		synced  int64  // bytes that fdatasync made safe from a power cut
+		taking  []take // records that take something back, and are not synced
+		failed  error  // why nobody knows what the file holds; nil if somebody does
 	}
 }
 
-// Create makes a new log; it fails if the file exists.
-func Create(path, name string) (*Log, error) {
-	f, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_RDWR, 0o600)
+// take is a record that ends at some byte and keeps so much of what lies before.
+type take struct {
+	end   int64
+	keeps uint64
+}
+
+// Create makes a new log; it fails if the file exists. Its name in the folder
+// is durable once the caller has synced that.
+func Create(fsys files.FS, path, name string) (*Log, error) {
+	f, err := fsys.Open(path, files.Create)
 	if err != nil {
 		return nil, wrap("create log", err)
 	}
-	return newLog(f, path, name, 0), nil
+	return newLog(f, fsys, path, name, 0), nil
 }
 
-func newLog(f *os.File, path, name string, size int64) *Log {
-	l := &Log{path: path, seed: crc32.Checksum([]byte(name), castagnoli)}
+func newLog(f files.File, fsys files.FS, path, name string, size int64) *Log {
+	l := &Log{fs: fsys, path: path, seed: crc32.Checksum([]byte(name), castagnoli)}
 	l.mu.f, l.mu.written, l.mu.synced = f, size, size
 	return l
 }
 
 // wrap marks a full disk.
 func wrap(what string, err error) error {
-	if errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) {
+	if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
 		return fmt.Errorf("%s: %w: %w", what, tiers.ErrFull, err)
 	}
 	return fmt.Errorf("%s: %w", what, err)
@@ -80,15 +94,28 @@ type Reader struct {
 	// Record gets every whole record, in order, up to the first that is not. Its
 	// error ends the replay and is returned.
 	Record func(k Kind, body []byte) error
-	// Behind gets whole records that lie behind a damaged one. They are cut off
-	// with it. lost is how many records are missing before this one.
-	Behind func(lost int, k Kind, body []byte)
+	// Behind gets whole records that lie behind a lost one. They are cut off with it.
+	Behind func(b Behind)
+}
+
+// Behind is a whole record behind one that was lost.
+type Behind struct {
+	Kind Kind
+	Body []byte // valid until Behind returns
+	Lost int    // records that are missing before this one
+	// Durable says that what was lost was synced when this record was written: no
+	// power cut explains it.
+	Durable bool
+	// Keeps is, unless Durable, the least that this record and those lost keep of
+	// what was logged before them, in the caller's measure; KeepsAll if they take
+	// nothing back.
+	Keeps uint64
 }
 
 // Replay opens a log and hands out its records. Bytes behind the last whole
 // record are cut off; damaged says how many there were.
-func Replay(path, name string, r Reader) (l *Log, damaged int64, err error) {
-	f, err := os.OpenFile(path, os.O_RDWR, 0o600)
+func Replay(fsys files.FS, path, name string, r Reader) (l *Log, damaged int64, err error) {
+	f, err := fsys.Open(path, 0)
 	if err != nil {
 		return nil, 0, wrap("open log", err)
 	}
@@ -97,27 +124,27 @@ func Replay(path, name string, r Reader) (l *Log, damaged int64, err error) {
 			f.Close()
 		}
 	}()
-	st, err := f.Stat()
+	size, err := f.Size()
 	if err != nil {
 		return nil, 0, wrap("open log", err)
 	}
-	l = newLog(f, path, name, 0)
+	l = newLog(f, fsys, path, name, 0)
 	l.room = &[]byte{}
 	defer func(l *Log) { l.room = nil }(l)
-	good, err := l.scan(st.Size(), r.Record)
-	if err == nil && good < st.Size() && r.Behind != nil {
-		err = l.scanBehind(good, st.Size(), r.Behind)
+	good, err := l.scan(size, r.Record)
+	if err == nil && good < size && r.Behind != nil {
+		err = l.scanBehind(good, size, r.Behind)
 	}
 	if err != nil {
 		return nil, 0, err
 	}
-	if damaged = st.Size() - good; damaged > 0 {
+	if damaged = size - good; damaged > 0 {
 		if err := f.Truncate(good); err != nil {
 			return nil, 0, wrap("cut log", err)
 		}
 	}
 	// A log that was read may still lie in the page cache alone.
-	if err := unix.Fdatasync(int(f.Fd())); err != nil {
+	if err := f.Sync(); err != nil {
 		return nil, 0, wrap("sync log", err)
 	}
 	l.mu.written, l.mu.synced = good, good
@@ -160,19 +187,19 @@ func (l *Log) scan(size int64, fn func(k Kind, body []byte) error) (good int64, 
 }
 
 // scanBehind finds whole records behind offset good, where one is damaged.
-func (l *Log) scanBehind(good, size int64, fn func(lost int, k Kind, body []byte)) error {
+func (l *Log) scanBehind(good, size int64, fn func(Behind)) error {
 	const step = 1 << 20
 	magic := binary.LittleEndian.AppendUint32(nil, recordMagic)
 	buf := make([]byte, step)
 	next := l.mu.next
 	for at := good + 1; at+headerBytes <= size; {
-		n, err := l.mu.f.ReadAt(buf, at)
-		if err := ignoreEOF(err); err != nil {
+		buf = buf[:min(step, size-at)]
+		if err := l.read(buf, at); err != nil {
 			return err
 		}
-		i := bytes.Index(buf[:n], magic)
+		i := bytes.Index(buf, magic)
 		if i < 0 {
-			at += max(int64(n)-3, 1) // the magic may straddle
+			at += max(int64(len(buf))-3, 1) // the magic may straddle
 			continue
 		}
 		at += int64(i)
@@ -184,7 +211,7 @@ func (l *Log) scanBehind(good, size int64, fn func(lost int, k Kind, body []byte
 			at++
 			continue
 		}
-		fn(int((h.number+numbers-next)%numbers), h.kind, body)
+		fn(Behind{Kind: h.kind, Body: body, Lost: int((h.number + numbers - next) % numbers), Durable: uint64(good) < h.synced, Keeps: h.keeps})
 		next = (h.number + 1) % numbers
 		at += headerBytes + int64(h.n)
 	}
@@ -192,10 +219,23 @@ func (l *Log) scanBehind(good, size int64, fn func(lost int, k Kind, body []byte
 }
 
 // record reads the record at an offset; body is nil if there is no whole one.
+// That is then cut off: so it is read twice, lest it went wrong on the way only.
 func (l *Log) record(at, size int64) (h header, body []byte, err error) {
+	for range 2 {
+		if h, body, err = l.recordOnce(at, size); body != nil || err != nil {
+			break
+		}
+	}
+	return h, body, err
+}
+
+func (l *Log) recordOnce(at, size int64) (h header, body []byte, err error) {
 	var head [headerBytes]byte
-	if _, err := l.mu.f.ReadAt(head[:], at); err != nil {
-		return h, nil, ignoreEOF(err)
+	if size-at < headerBytes {
+		return h, nil, nil
+	}
+	if err := l.read(head[:], at); err != nil {
+		return h, nil, err
 	}
 	h, ok := parseHeader(head[:])
 	if !ok || h.n > uint64(size-at-headerBytes) {
@@ -207,8 +247,8 @@ func (l *Log) record(at, size int64) (h header, body []byte, err error) {
 		*l.room = slices.Grow((*l.room)[:0], int(h.n))
 		body = (*l.room)[:h.n]
 	}
-	if _, err := l.mu.f.ReadAt(body, at+headerBytes); err != nil {
-		return h, nil, ignoreEOF(err)
+	if err := l.read(body, at+headerBytes); err != nil {
+		return h, nil, err
 	}
 	if l.sum(head[:], body) != h.sum {
 		return h, nil, nil
@@ -216,41 +256,53 @@ func (l *Log) record(at, size int64) (h header, body []byte, err error) {
 	return h, body, nil
 }
 
-func ignoreEOF(err error) error {
-	if err == nil || errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
+// read reads bytes that the file has.
+func (l *Log) read(b []byte, at int64) error {
+	n, err := l.mu.f.ReadAt(b, at)
+	if n == len(b) {
 		return nil
+	}
+	if err == nil || errors.Is(err, io.EOF) {
+		err = io.ErrUnexpectedEOF
 	}
 	return wrap("read log", err)
 }
 
-// header of a record: magic, kind, number, length of the body, checksum.
+// header of a record: magic, kind, number, length of the body, bytes of the log
+// that were synced when it was written, the least that records keep from there
+// on, checksum.
 type header struct {
 	kind   Kind
 	number uint32
 	n      uint64
+	synced uint64
+	keeps  uint64
 	sum    uint32
 }
 
 func parseHeader(b []byte) (h header, ok bool) {
 	le := binary.LittleEndian
-	h = header{Kind(b[4]), le.Uint32(b[4:]) >> 8, le.Uint64(b[8:]), le.Uint32(b[16:])}
+	h = header{Kind(b[4]), le.Uint32(b[4:]) >> 8, le.Uint64(b[8:]), le.Uint64(b[16:]), le.Uint64(b[24:]), le.Uint32(b[32:])}
 	return h, le.Uint32(b) == recordMagic && h.n <= maxRecord
 }
 
 func (l *Log) sum(head, body []byte) uint32 {
-	return crc32.Update(crc32.Update(l.seed, castagnoli, head[:16]), castagnoli, body)
+	return crc32.Update(crc32.Update(l.seed, castagnoli, head[:headerBytes-4]), castagnoli, body)
 }
 
 // Append writes one record whose body is the concatenation of parts. When it
 // returns, the record survives the process (write(2) has taken it). If it
 // fails, the log is as before.
-func (l *Log) Append(k Kind, parts ...[]byte) error { return l.append(1, k, parts) }
+func (l *Log) Append(k Kind, parts ...[]byte) error { return l.append(1, k, KeepsAll, parts) }
 
-// AppendTwice writes a record twice, in one write: one damaged place does not
-// lose it.
-func (l *Log) AppendTwice(k Kind, parts ...[]byte) error { return l.append(2, k, parts) }
+// TakeBack writes a record that keeps so much of what was logged before, in the
+// caller's measure. It is written twice, in one write: one damaged place does
+// not lose it.
+func (l *Log) TakeBack(k Kind, keeps uint64, parts ...[]byte) error {
+	return l.append(2, k, keeps, parts)
+}
 
-func (l *Log) append(copies uint32, k Kind, parts [][]byte) error {
+func (l *Log) append(copies uint32, k Kind, keeps uint64, parts [][]byte) error {
 	size := headerBytes
 	for _, p := range parts {
 		size += len(p)
@@ -271,23 +323,43 @@ func (l *Log) append(copies uint32, k Kind, parts [][]byte) error {
 	if l.mu.f == nil {
 		return fmt.Errorf("append to log: %w", tiers.ErrClosed)
 	}
+	if l.mu.failed != nil {
+		return fmt.Errorf("append to log: %w", l.mu.failed)
+	}
+	l.mu.taking = slices.DeleteFunc(l.mu.taking, func(t take) bool { return t.end <= l.mu.synced })
+	least := keeps
+	for _, t := range l.mu.taking {
+		least = min(least, t.keeps)
+	}
+	le.PutUint64(rec[16:], uint64(l.mu.synced))
+	le.PutUint64(rec[24:], least)
 	buf := rec
 	for i := range copies {
 		le.PutUint32(rec[4:], uint32(k)|(l.mu.next+i)%numbers<<8)
-		le.PutUint32(rec[16:], l.sum(rec[:headerBytes], body))
+		le.PutUint32(rec[headerBytes-4:], l.sum(rec[:headerBytes], body))
 		if i > 0 {
 			buf = append(buf, rec...)
 		} else if copies > 1 {
 			buf = bytes.Clone(rec)
 		}
 	}
-	if _, err := l.mu.f.WriteAt(buf, l.mu.written); err != nil {
-		// Part of it may be there: cut it, so that a later record is not hidden behind it.
-		_ = l.mu.f.Truncate(l.mu.written)
+	n, err := l.mu.f.WriteAt(buf, l.mu.written)
+	if err == nil && n < len(buf) {
+		err = io.ErrShortWrite
+	}
+	if err != nil {
+		// Part of it may be there: cut it, so that a later record is not hidden behind
+		// it, nor this one found behind that.
+		if e := l.mu.f.Truncate(l.mu.written); e != nil {
+			l.mu.failed = fmt.Errorf("cut log: %w", e)
+		}
 		return wrap("append to log", err)
 	}
 	l.mu.next = (l.mu.next + copies) % numbers
 	l.mu.written += int64(len(buf))
+	if keeps != KeepsAll {
+		l.mu.taking = append(l.mu.taking, take{l.mu.written, keeps})
+	}
 	return nil
 }
 
@@ -298,38 +370,32 @@ func (l *Log) Size() (written, synced int64) {
 	return l.mu.written, l.mu.synced
 }
 
-// Sync makes everything appended so far safe from a power cut.
+// Sync makes everything appended so far safe from a power cut. If it fails the
+// log is of no more use: what the system could not write it may forget, and
+// report success the next time. Then Sync and Append fail until another log
+// takes its place.
 func (l *Log) Sync() error {
 	l.mu.Lock()
-	f, written, synced := l.mu.f, l.mu.written, l.mu.synced
+	f, written, synced, failed := l.mu.f, l.mu.written, l.mu.synced, l.mu.failed
 	l.mu.Unlock()
-	if f == nil || written == synced {
+	if f == nil || failed == nil && written == synced {
 		return nil
 	}
-	err := dataSync(f)
+	if failed != nil {
+		return fmt.Errorf("sync log: %w", failed)
+	}
+	err := f.Sync()
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.mu.f != f {
 		return nil // closed meanwhile, which synced it, or removed
 	}
 	if err != nil {
+		l.mu.failed = wrap("an earlier sync", err)
 		return wrap("sync log", err)
 	}
 	l.mu.synced = max(l.mu.synced, written)
 	return nil
-}
-
-// dataSync holds on to the file's descriptor: the file may be closed meanwhile,
-// and its number be another file's.
-func dataSync(f *os.File) error {
-	raw, err := f.SyscallConn()
-	if err != nil {
-		return err
-	}
-	if e := raw.Control(func(fd uintptr) { err = unix.Fdatasync(int(fd)) }); e != nil {
-		return e
-	}
-	return err
 }
 
 // Close syncs and closes the file.
@@ -353,5 +419,5 @@ func (l *Log) Remove() error {
 		l.mu.f.Close()
 		l.mu.f = nil
 	}
-	return os.Remove(l.path)
+	return l.fs.Remove(l.path)
 }

@@ -4,13 +4,17 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 
 	"kvtier/tiers"
+	"kvtier/tiers/files"
+	"kvtier/tiers/files/filestest"
 )
 
 type record struct {
@@ -20,7 +24,7 @@ type record struct {
 
 func replay(t *testing.T, path, name string) (got []record, damaged int64) {
 	t.Helper()
-	l, damaged, err := Replay(path, name, Reader{Record: func(k Kind, body []byte) error {
+	l, damaged, err := Replay(files.OS, path, name, Reader{Record: func(k Kind, body []byte) error {
 		got = append(got, record{k, string(body)})
 		return nil
 	}})
@@ -35,7 +39,7 @@ func replay(t *testing.T, path, name string) (got []record, damaged int64) {
 
 func write(t *testing.T, path string, n int) []record {
 	t.Helper()
-	l, err := Create(path, "log")
+	l, err := Create(files.OS, path, "log")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -68,7 +72,7 @@ func TestRoundTrip(t *testing.T) {
 func TestCreateDoesNotOverwrite(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "a.log")
 	write(t, path, 3)
-	if _, err := Create(path, "log"); !errors.Is(err, os.ErrExist) {
+	if _, err := Create(files.OS, path, "log"); !errors.Is(err, os.ErrExist) {
 		t.Fatalf("got %v", err)
 	}
 }
@@ -107,7 +111,7 @@ func TestDamageLeavesAPrefix(t *testing.T) {
 
 func FuzzReplay(f *testing.F) {
 	dir := f.TempDir()
-	l, err := Create(filepath.Join(dir, "seed.log"), "log")
+	l, err := Create(files.OS, filepath.Join(dir, "seed.log"), "log")
 	if err != nil {
 		f.Fatal(err)
 	}
@@ -135,7 +139,7 @@ func FuzzReplay(f *testing.F) {
 		if err := os.WriteFile(path, b, 0o600); err != nil {
 			t.Fatal(err)
 		}
-		l, _, err := Replay(path, "log", Reader{Record: func(Kind, []byte) error { return nil }})
+		l, _, err := Replay(files.OS, path, "log", Reader{Record: func(Kind, []byte) error { return nil }})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -149,7 +153,7 @@ func FuzzReplay(f *testing.F) {
 // A log may be closed or removed while the background syncs it.
 func TestSyncBesideClose(t *testing.T) {
 	for i := range 200 {
-		l, err := Create(filepath.Join(t.TempDir(), "log"), "log")
+		l, err := Create(files.OS, filepath.Join(t.TempDir(), "log"), "log")
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -173,7 +177,7 @@ func TestSyncBesideClose(t *testing.T) {
 func TestBehindDamage(t *testing.T) {
 	dir := t.TempDir()
 	path := filepath.Join(dir, "log")
-	l, err := Create(path, "log")
+	l, err := Create(files.OS, path, "log")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -182,7 +186,7 @@ func TestBehindDamage(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if err := errors.Join(l.AppendTwice(2, []byte("four")), l.Append(1, []byte("five")), l.Close()); err != nil {
+	if err := errors.Join(l.TakeBack(2, 1, []byte("four")), l.Append(1, []byte("five")), l.Close()); err != nil {
 		t.Fatal(err)
 	}
 	whole, err := os.ReadFile(path)
@@ -198,9 +202,9 @@ func TestBehindDamage(t *testing.T) {
 		}
 		var got, behind []string
 		lost := 0
-		l, cut, err := Replay(path, "log", Reader{
+		l, cut, err := Replay(files.OS, path, "log", Reader{
 			Record: func(_ Kind, body []byte) error { got = append(got, string(body)); return nil },
-			Behind: func(n int, _ Kind, body []byte) { lost += n; behind = append(behind, string(body)) },
+			Behind: func(b Behind) { lost += b.Lost; behind = append(behind, string(b.Body)) },
 		})
 		if err != nil {
 			t.Fatal(err)
@@ -222,7 +226,7 @@ func TestBehindDamage(t *testing.T) {
 // that looks for records behind it.
 func TestLongTornRecord(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "a.log")
-	l, err := Create(path, "log")
+	l, err := Create(files.OS, path, "log")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -234,9 +238,9 @@ func TestLongTornRecord(t *testing.T) {
 			t.Fatal(err)
 		}
 		whole, behind := 0, 0
-		l, damaged, err := Replay(path, "log", Reader{
+		l, damaged, err := Replay(files.OS, path, "log", Reader{
 			Record: func(Kind, []byte) error { whole++; return nil },
-			Behind: func(int, Kind, []byte) { behind++ },
+			Behind: func(Behind) { behind++ },
 		})
 		if err != nil || whole != 1 || behind != 0 || damaged != size-headerBytes-5 {
 			t.Fatalf("cut at %d: %d whole, %d behind, %d damaged: %v", size, whole, behind, damaged, err)
@@ -251,7 +255,7 @@ func TestLongTornRecord(t *testing.T) {
 // is an error.
 func TestRead(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "log")
-	l, err := Create(path, "log")
+	l, err := Create(files.OS, path, "log")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -312,5 +316,130 @@ func flip(t *testing.T, path string, at int64) {
 	b[0] ^= 4
 	if _, err := f.WriteAt(b[:], at); err != nil {
 		t.Fatal(err)
+	}
+}
+
+// A power cut may lose records before whole ones. What lies behind says that
+// they were never durable, and how much of what was they may have taken back.
+func TestPowerCut(t *testing.T) {
+	d := filestest.NewDisk()
+	l, err := Create(d, "/log", "log")
+	if err != nil {
+		t.Fatal(err)
+	}
+	big := make([]byte, 6000)
+	if err := errors.Join(l.Append(1, big), l.TakeBack(2, 7, big), l.Append(1, big), l.Sync(), d.SyncDir("/")); err != nil {
+		t.Fatal(err)
+	}
+	const durable = 4
+	kinds := []Kind{1, 2, 2, 1}
+	for i := range 6 {
+		err := l.Append(1, big)
+		if kinds = append(kinds, 1); i == 2 {
+			err = errors.Join(err, l.TakeBack(2, 5, big))
+			kinds = append(kinds, 2, 2)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	lostMany, tookBack := false, false
+	for i := range uint64(400) {
+		cut := d.PowerCut(d.Ops(), rand.New(rand.NewPCG(1, i)))
+		n := 0
+		var behind []Behind
+		l, _, err := Replay(cut, "/log", "log", Reader{
+			Record: func(k Kind, _ []byte) error {
+				if k != kinds[n] {
+					return fmt.Errorf("record %d is of kind %d", n, k)
+				}
+				n++
+				return nil
+			},
+			Behind: func(b Behind) { behind = append(behind, b) },
+		})
+		if err != nil || n < durable {
+			t.Fatalf("cut %d: %d records, %v", i, n, err)
+		}
+		at := n
+		for _, b := range behind {
+			at += b.Lost
+			keeps := uint64(KeepsAll)
+			if at >= 7 { // the first of the two that take back, which may be what was lost
+				keeps = 5
+			}
+			if b.Durable || b.Kind != kinds[at] || b.Keeps != keeps {
+				t.Fatalf("cut %d: %d records; behind them record %d: %+v", i, n, at, b.Keeps)
+			}
+			lostMany = lostMany || b.Lost > 1
+			tookBack = tookBack || n < 7 && keeps == 5
+			at++
+		}
+		if err := errors.Join(l.Append(1, []byte("more")), l.Close()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if !lostMany || !tookBack {
+		t.Errorf("many lost: %v, a truncation: %v", lostMany, tookBack)
+	}
+}
+
+// Damage in what was synced is told from a power cut.
+func TestDurableDamage(t *testing.T) {
+	d := filestest.NewDisk()
+	l, err := Create(d, "/log", "log")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(l.Append(1, []byte("one")), l.Append(1, []byte("two")), l.Sync(), l.Append(1, []byte("three")), l.Append(1, []byte("four"))); err != nil {
+		t.Fatal(err)
+	}
+	for at, durable := range []bool{true, true, false} {
+		d := d.Kill(d.Ops())
+		f, err := d.Open("/log", 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := f.WriteAt([]byte{0xff}, int64(at)*(headerBytes+3)+headerBytes); err != nil {
+			t.Fatal(err)
+		}
+		n := 0
+		_, _, err = Replay(d, "/log", "log", Reader{Record: func(Kind, []byte) error { n++; return nil }, Behind: func(b Behind) {
+			if b.Durable != durable && string(b.Body) == "four" {
+				t.Errorf("record %d damaged: durable %v", at, b.Durable)
+			}
+		}})
+		if err != nil || n != at {
+			t.Errorf("record %d damaged: %d whole, %v", at, n, err)
+		}
+	}
+}
+
+// After a sync that failed nobody knows what is durable, whatever later ones say.
+func TestFailedSync(t *testing.T) {
+	d := filestest.NewDisk()
+	l, err := Create(d, "/log", "log")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := l.Append(1, []byte("one")); err != nil {
+		t.Fatal(err)
+	}
+	d.Misbehave(filestest.Faults{Fail: 1}, 1)
+	if err := l.Sync(); !errors.Is(err, syscall.EIO) {
+		t.Fatal(err)
+	}
+	d.Misbehave(filestest.Faults{}, 0)
+	if err := l.Sync(); !errors.Is(err, syscall.EIO) {
+		t.Errorf("the next sync: %v", err)
+	}
+	if err := l.Append(1, []byte("two")); !errors.Is(err, syscall.EIO) {
+		t.Errorf("an append: %v", err)
+	}
+	if _, synced := l.Size(); synced != 0 {
+		t.Errorf("%d bytes are said to be durable", synced)
+	}
+	if err := l.Remove(); err != nil {
+		t.Error(err)
 	}
 }

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
-	"os"
 	"strings"
 	"time"
 
@@ -18,6 +17,7 @@ import (
 	"google.golang.org/grpc/reflection"
 
 	kvtierv1 "kvtier/proto/kvtier/v1"
+	"kvtier/tiers/files"
 )
 
 // Backend is a server as the daemon needs it.
@@ -86,7 +86,7 @@ func run(ctx context.Context, c *Config, log *slog.Logger, w Wiring) (err error)
 }
 
 func (d *daemon) prepare(ctx context.Context) (err error) {
-	if err := os.MkdirAll(d.cfg.Data, 0o700); err != nil {
+	if err := files.OS.MkdirAll(d.cfg.Data); err != nil {
 		return fmt.Errorf("--data: %w", err)
 	}
 	for _, path := range []string{d.cfg.Socket, d.cfg.FastSocket} {

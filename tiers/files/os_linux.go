@@ -1,4 +1,4 @@
-package nvme
+package files
 
 import (
 	"errors"
@@ -18,9 +18,9 @@ func openDirect(name string, flags int) (f *os.File, direct bool, err error) {
 }
 
 // syncData is fdatasync: times do not matter, the size does and is included.
-func syncData(f *os.File) error {
+func syncData(fd uintptr) error {
 	for {
-		if err := unix.Fdatasync(int(f.Fd())); err != unix.EINTR {
+		if err := unix.Fdatasync(int(fd)); err != unix.EINTR {
 			return err
 		}
 	}
