@@ -18,7 +18,10 @@ BENCHSTAT   := golang.org/x/perf/cmd/benchstat@v0.0.0-20260908200009-22c9c6c9d4d
 FUZZTIME    ?= 100000x
 BENCH       ?= .
 BENCHCOUNT  ?= 6
-KILLS       ?= 200
+KILLS       ?= 1000
+CUTS        ?= 1000
+FAULTS      ?= 300
+SEED        ?= 1
 FLIPS       ?= 2000
 RACEFLAGS   ?= -short
 PYTESTFLAGS ?= -q -m "not oracle and not slow"
@@ -127,7 +130,11 @@ bench-compare: ## compare the benchmarks with those of a commit: make bench-comp
 
 .PHONY: crash
 crash: build ## kill the daemon with SIGKILL at KILLS random moments and check what comes back
-	$(GO) test ./bench/crash -run TestCrash -count=1 -timeout 30m -v -args -kills=$(KILLS)
+	$(GO) test ./bench/crash -run TestCrash -count=1 -timeout 30m -v -args -kills=$(KILLS) -seed=$(SEED)
+
+.PHONY: power
+power: ## cut power between any two writes, CUTS times, and let FAULTS disks fail and lie (SEED=, see bench/crash)
+	$(GO) test ./bench/crash -run 'TestPowerCut|TestFaultyDisk' -count=1 -timeout 30m -v -args -cuts=$(CUTS) -faulty=$(FAULTS) -seed=$(SEED)
 
 .PHONY: flip
 flip: build ## flip FLIPS random bytes of a data folder and check that none gives a wrong answer

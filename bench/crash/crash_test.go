@@ -3,10 +3,14 @@ package crash
 import (
 	"bytes"
 	"context"
+	"errors"
 	"flag"
 	"fmt"
 	"math/rand/v2"
 	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
 	"testing"
 	"time"
 
@@ -18,16 +22,18 @@ import (
 )
 
 var (
-	kills = flag.Int("kills", 6, "how often the daemon is killed")
-	seed  = flag.Uint64("seed", 1, "what the workload follows from")
-	keep  = flag.Bool("keep", false, "keep the folder")
+	kills   = flag.Int("kills", 6, "how often a daemon is killed")
+	folders = flag.Int("folders", 2, "how many daemons work at once, each on its own folder")
+	seed    = flag.Uint64("seed", 1, "what the workload follows from")
+	keep    = flag.Bool("keep", false, "keep the folders, or what a power cut left")
 )
 
 const workers = 3
 
-// harness kills and restarts one data folder.
+// harness kills and restarts the daemon of one data folder.
 type harness struct {
 	bin, dir string
+	number   int
 	workers  []*worker
 	starts   int // kills during recovery
 }
@@ -47,24 +53,42 @@ func TestCrash(t *testing.T) {
 			t.Error(err)
 		}
 	})
-	h := &harness{bin: build(t, dir), dir: dir}
-	for i := range workers {
-		h.workers = append(h.workers, &worker{number: i, specs: specs(), deleted: map[string]bool{}})
-	}
+	bin := build(t, dir)
 	begin := time.Now()
-	for n := range *kills {
-		if err := h.round(t.Context(), n); err != nil {
-			t.Errorf("kill %d of seed %d: %v", n, *seed, err)
-			break
+	var g errgroup.Group
+	var all []*harness
+	for f := range *folders {
+		h := &harness{bin: bin, dir: filepath.Join(dir, strconv.Itoa(f)), number: f}
+		if err := os.Mkdir(h.dir, 0o700); err != nil {
+			t.Fatal(err)
 		}
+		for i := range workers {
+			h.workers = append(h.workers, &worker{number: i, size: size{sequences: 4, tokens: 2600, bulk: 300, segment: 2300}, specs: specs(), deleted: map[string]bool{}})
+		}
+		all = append(all, h)
+		g.Go(func() error {
+			for n := f; n < *kills; n += *folders {
+				if err := h.round(t.Context(), n); err != nil {
+					return fmt.Errorf("kill %d of seed %d, folder %d: %w", n, *seed, f, err)
+				}
+			}
+			return nil
+		})
+	}
+	if err := g.Wait(); err != nil {
+		t.Error(err)
 	}
 	var sum tally
-	for _, w := range h.workers {
-		sum.add(w.tally)
+	starts := 0
+	for _, h := range all {
+		for _, w := range h.workers {
+			sum.add(w.tally)
+		}
+		starts += h.starts
 	}
-	fmt.Printf("crash: %d kills (%d more while recovering), %d positions acknowledged, %d lost, %d answers checked, %d wrong, "+
+	fmt.Printf("crash: %d kills (%d more while recovering) of %d daemons, %d positions acknowledged, %d lost, %d answers checked, %d wrong, "+
 		"%d rows read back, %d wrong; %d operations, %d flushes, %d forks; seed %d, %v\n",
-		*kills, h.starts, sum.acked, sum.lost, sum.answers, sum.wrong, sum.rows, sum.wrongRows, sum.ops, sum.seals, sum.forks, *seed, time.Since(begin).Round(time.Second))
+		*kills, starts, *folders, sum.acked, sum.lost, sum.answers, sum.wrong, sum.rows, sum.wrongRows, sum.ops, sum.seals, sum.forks, *seed, time.Since(begin).Round(time.Second))
 	if sum.lost > 0 || sum.wrong > 0 || sum.wrongRows > 0 {
 		t.Fail()
 	}
@@ -91,15 +115,15 @@ func (h *harness) round(ctx context.Context, n int) error {
 	if err := p.ready(ctx); err != nil {
 		return err
 	}
-	if err := h.check(ctx, p, n); err != nil {
+	if err := check(ctx, p.clients, h.workers, n, n%10 < *folders); err != nil {
 		p.kill()
 		return fmt.Errorf("%w\n%s", err, p.log)
 	}
-	timer := time.AfterFunc(time.Duration(20+rng.IntN(400))*time.Millisecond, p.kill)
+	timer := time.AfterFunc(time.Duration(10+rng.IntN(200))*time.Millisecond, p.kill)
 	defer timer.Stop()
 	var g errgroup.Group
 	for i, w := range h.workers {
-		w.p, w.rng = p, rand.New(rand.NewPCG(*seed, uint64(n)<<8|uint64(i)+1))
+		w.p, w.rng = p.clients, rand.New(rand.NewPCG(*seed, uint64(n)<<8|uint64(i)+1))
 		g.Go(func() error { return w.run(ctx) })
 	}
 	if err := g.Wait(); err != nil {
@@ -113,8 +137,9 @@ func (h *harness) round(ctx context.Context, n int) error {
 	return nil
 }
 
-// check holds the daemon to what it acknowledged before it was killed.
-func (h *harness) check(ctx context.Context, p *process, n int) error {
+// check holds the daemon to what it acknowledged before it crashed for the n-th
+// time. If whole is set, it reads every stored byte.
+func check(ctx context.Context, p clients, workers []*worker, n int, whole bool) error {
 	list, err := p.look.ListSequences(ctx, &kvtierv1.ListSequencesRequest{})
 	if err != nil {
 		return err
@@ -123,20 +148,20 @@ func (h *harness) check(ctx context.Context, p *process, n int) error {
 	byName := map[string]*kvtierv1.SequenceInfo{}
 	for _, s := range list.Sequences {
 		there[s.SequenceId], byName[s.Name] = s, s
-		if s.Damage != "" {
+		if l := workers[0].lies; s.Damage != "" && !l.extents && !l.logs[s.SequenceId] {
 			return fmt.Errorf("%s is damaged: %s", s.Name, s.Damage)
 		}
 	}
 	known := 0
 	var g errgroup.Group
-	for _, w := range h.workers {
+	for _, w := range workers {
 		w.p = p
 		for id := range w.deleted {
 			if there[id] != nil {
 				return fmt.Errorf("sequence %s was deleted and is back", id)
 			}
 		}
-		if err := w.settle(there, byName); err != nil {
+		if err := w.settle(ctx, there, byName); err != nil {
 			return err
 		}
 		known += len(w.seqs)
@@ -148,15 +173,15 @@ func (h *harness) check(ctx context.Context, p *process, n int) error {
 	if err := g.Wait(); err != nil {
 		return err
 	}
-	if n%10 == 9 {
+	if whole && !workers[0].lying {
 		return verify(ctx, p)
 	}
 	return nil
 }
 
-// settle finds out what became of calls that a kill cut off, and that nothing
+// settle finds out what became of calls that a crash cut off, and that nothing
 // acknowledged is gone.
-func (w *worker) settle(there, byName map[string]*kvtierv1.SequenceInfo) error {
+func (w *worker) settle(ctx context.Context, there, byName map[string]*kvtierv1.SequenceInfo) error {
 	for _, s := range append([]*sequence(nil), w.seqs...) {
 		info := there[s.id]
 		if s.making {
@@ -170,23 +195,66 @@ func (w *worker) settle(there, byName map[string]*kvtierv1.SequenceInfo) error {
 			w.forget(s)
 			continue
 		}
-		s.id, s.making, s.deleting = info.SequenceId, false, false
 		got := info.Ack.Accepted
-		if s.cutting && got == uint64(s.cutTo) {
-			s.cut()
+		if s.making && got != uint64(len(s.tokens)) && !w.lies.logs[info.SequenceId] {
+			return fmt.Errorf("%s was forked at %d and has %d positions", s.name, len(s.tokens), got)
 		}
-		s.cutting = false
-		if got < s.safe {
-			w.lost += s.safe - got
-			return fmt.Errorf("%s: %d positions were crash-safe, %d are there", s.name, s.safe, got)
+		s.id, s.making, s.deleting = info.SequenceId, false, false
+		if err := w.settleTokens(ctx, s, info.Ack); err != nil {
+			return err
 		}
-		s.tokens = append(s.tokens, s.appending...)
-		s.appending = nil
-		if got > uint64(len(s.tokens)) {
-			return fmt.Errorf("%s: %d positions, but only %d were appended", s.name, got, len(s.tokens))
-		}
-		s.tokens = s.tokens[:got:got]
 		if err := w.acked(s, info.Ack); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// settleTokens finds out which tokens a sequence has.
+func (w *worker) settleTokens(ctx context.Context, s *sequence, a *kvtierv1.Ack) error {
+	// It may be as it was last, with some of an append that was under way, or
+	// after a truncation that was under way, or before one that was not power-safe.
+	states := append([]cut{{safe: s.safe, tokens: append(slices.Clip(s.tokens), s.appending...)}}, s.cuts...)
+	if s.cutting {
+		states = append(states, cut{safe: min(s.safe, uint64(s.cutTo)), tokens: s.tokens[:s.cutTo:s.cutTo]})
+	}
+	got := a.Accepted
+	if w.lies.logs[s.id] {
+		for i := range states {
+			states[i].safe = 0
+		}
+	}
+	states = slices.DeleteFunc(states, func(c cut) bool { return got < c.safe || got > uint64(len(c.tokens)) })
+	switch {
+	case len(states) == 0 && got > uint64(len(s.tokens)+len(s.appending)):
+		return fmt.Errorf("%s: %d positions, but only %d were appended", s.name, got, len(s.tokens)+len(s.appending))
+	case len(states) == 0:
+		w.lost += s.safe - min(got, s.safe)
+		return fmt.Errorf("%s: %d positions were safe, %d are there", s.name, s.safe, got)
+	}
+	s.appending, s.cutting, s.cuts, s.sealed = nil, false, nil, a.Sealed
+	for _, c := range states[1:] {
+		if got == 0 {
+			break
+		}
+		err := w.readAll(ctx, s, states[0].tokens[:got])
+		if s.damaged = errors.Is(err, errDamaged); s.damaged || err == nil {
+			break
+		}
+		states[0] = c
+	}
+	// What it is said to hold is checked with all the rest.
+	s.tokens, s.safe = states[0].tokens[:got:got], min(s.safe, got)
+	return nil
+}
+
+// readAll says whether a sequence holds tokens.
+func (w *worker) readAll(ctx context.Context, s *sequence, tokens []uint64) error {
+	as, before := *s, w.tally
+	defer func() { w.tally = before }()
+	as.tokens = tokens
+	for l := range int(w.specs[s.kind].Layers) {
+		if err := w.readBack(ctx, &as, l); err != nil {
 			return err
 		}
 	}
@@ -196,26 +264,36 @@ func (w *worker) settle(there, byName map[string]*kvtierv1.SequenceInfo) error {
 // checkAll reads everything back and asks.
 func (w *worker) checkAll(ctx context.Context, n int) error {
 	for i, s := range w.seqs {
-		if len(s.tokens) == 0 {
-			continue
+		b := &kvtierv1.Budget{Mode: kvtierv1.AttendMode_ATTEND_MODE_EXACT}
+		if (i+n)%3 == 0 {
+			b = &kvtierv1.Budget{Mode: kvtierv1.AttendMode_ATTEND_MODE_BUDGET, Share: .3}
 		}
-		for l := range int(w.specs[s.kind].Layers) {
-			if err := w.readBack(ctx, s, l); err != nil {
-				return err
-			}
-			b := &kvtierv1.Budget{Mode: kvtierv1.AttendMode_ATTEND_MODE_EXACT}
-			if (i+n)%3 == 0 {
-				b = &kvtierv1.Budget{Mode: kvtierv1.AttendMode_ATTEND_MODE_BUDGET, Share: .3}
-			}
-			if err := w.ask(ctx, s, l, b); err != nil {
-				return err
-			}
-		}
-		if err := w.match(ctx, s); err != nil {
+		err := w.checkOne(ctx, s, b)
+		if errors.Is(err, errDamaged) {
+			w.damaged++
+		} else if err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+func (w *worker) checkOne(ctx context.Context, s *sequence, b *kvtierv1.Budget) error {
+	if len(s.tokens) == 0 {
+		return nil
+	}
+	if s.damaged {
+		return errDamaged
+	}
+	for l := range int(w.specs[s.kind].Layers) {
+		if err := w.readBack(ctx, s, l); err != nil {
+			return err
+		}
+		if err := w.ask(ctx, s, l, b); err != nil {
+			return err
+		}
+	}
+	return w.match(ctx, s)
 }
 
 // worstRow is how far a row may be from what was appended.
@@ -286,14 +364,14 @@ func (w *worker) match(ctx context.Context, s *sequence) error {
 	if err := w.outcome("match", err); err != nil {
 		return err
 	}
-	if want := uint64(len(s.tokens)) / 64 * 64; r.Matched < want {
+	if want := uint64(len(s.tokens)) / 64 * 64; r.Matched < want && !w.lies.logs[s.id] {
 		return fmt.Errorf("%s: a prefix of %d tokens matches, want %d", s.name, r.Matched, want)
 	}
 	return nil
 }
 
 // verify reads every stored byte.
-func verify(ctx context.Context, p *process) error {
+func verify(ctx context.Context, p clients) error {
 	st, err := p.look.Verify(ctx, &kvtierv1.VerifyRequest{})
 	if err != nil {
 		return err

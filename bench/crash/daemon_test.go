@@ -30,14 +30,23 @@ func build(t *testing.T, dir string) string {
 	return bin
 }
 
+// clients speak to a daemon.
+type clients struct {
+	seq  kvtierv1.SequenceServiceClient
+	look kvtierv1.InspectionServiceClient
+}
+
+func newClients(conn *grpc.ClientConn) clients {
+	return clients{kvtierv1.NewSequenceServiceClient(conn), kvtierv1.NewInspectionServiceClient(conn)}
+}
+
 // process is one run of the daemon.
 type process struct {
+	clients
 	cmd  *exec.Cmd
 	log  *bytes.Buffer // read it once done is closed
 	done chan struct{}
 	conn *grpc.ClientConn
-	seq  kvtierv1.SequenceServiceClient
-	look kvtierv1.InspectionServiceClient
 }
 
 // start runs the daemon on dir; it may not be ready yet.
@@ -64,7 +73,7 @@ func start(bin, dir string) (*process, error) {
 		p.kill()
 		return nil, err
 	}
-	p.seq, p.look = kvtierv1.NewSequenceServiceClient(p.conn), kvtierv1.NewInspectionServiceClient(p.conn)
+	p.clients = newClients(p.conn)
 	return p, nil
 }
 

@@ -20,9 +20,12 @@ type sequence struct {
 	kind     int // of model
 	profile  kvtierv1.Profile
 	tokens   []uint64 // acknowledged as accepted
-	safe     uint64   // acknowledged as crash-safe
+	safe     uint64   // acknowledged as safe from what the harness does
+	sealed   uint64   // acknowledged as sealed
+	cuts     []cut    // truncations that a power cut may undo
+	damaged  bool     // it cannot be read, and says so
 
-	// A call whose fate a kill left open.
+	// A call whose fate a crash left open.
 	appending []uint64 // tokens that may follow
 	cutting   bool     // to cutTo
 	cutTo     int
@@ -30,11 +33,35 @@ type sequence struct {
 	deleting  bool // it may not exist any more
 }
 
+// open says whether the fate of a call is.
+func (s *sequence) open() bool {
+	return s.appending != nil || s.cutting || s.making || s.deleting
+}
+
+// cut is a truncation that is not power-safe yet: until it is, the sequence may
+// come back as it was before.
+type cut struct {
+	to, safe uint64   // before it
+	tokens   []uint64 // before it
+}
+
+// size of what a worker does.
+type size struct {
+	sequences, tokens int // at most; no sequence is longer but by its last append
+	bulk              int // tokens of a bulk append, at most
+	segment           int // tokens of one that fills a whole segment
+}
+
 // worker changes its own sequences, one call at a time.
 type worker struct {
 	number  int
+	size    size
+	power   bool // the harness cuts power: only what is power-safe is safe
+	faulty  bool // the disk has faults: calls may fail
+	lying   bool // it does not write what it says: no truncation is sure
+	lies    lies
 	specs   []*kvtierv1.ModelSpec
-	p       *process
+	p       clients
 	rng     *rand.Rand
 	made    int
 	seqs    []*sequence
@@ -44,11 +71,19 @@ type worker struct {
 
 // tally counts what was seen.
 type tally struct {
-	acked             uint64 // positions acknowledged as crash-safe
+	acked             uint64 // positions acknowledged as safe
 	lost              uint64
 	answers, wrong    int
 	rows, wrongRows   int // rows read back
 	seals, ops, forks int
+	failed            int // calls that failed on a faulty disk
+	damaged           int // sequences that a lying disk damaged, and that said so
+}
+
+// lies are what a disk lied about.
+type lies struct {
+	logs    map[string]bool // sequences whose logs it did not write as it said
+	extents bool
 }
 
 func (t *tally) add(o tally) {
@@ -61,24 +96,32 @@ func (t *tally) add(o tally) {
 	t.seals += o.seals
 	t.ops += o.ops
 	t.forks += o.forks
+	t.failed += o.failed
+	t.damaged += o.damaged
 }
-
-const (
-	mostSequences = 5
-	mostTokens    = 6000
-)
 
 var profiles = []kvtierv1.Profile{kvtierv1.Profile_PROFILE_BALANCED, kvtierv1.Profile_PROFILE_NEUTRAL, kvtierv1.Profile_PROFILE_EXACT}
 
-// errKilled ends a worker's run: the daemon is gone.
-var errKilled = errors.New("the daemon was killed")
+var (
+	// errKilled ends a worker's run: the daemon is gone.
+	errKilled = errors.New("the daemon was killed")
+	// errFault is a call that failed on a faulty disk.
+	errFault = errors.New("the disk has faults")
+	// errDamaged is a call for what a lying disk did not store.
+	errDamaged = errors.New("the disk lied")
+)
 
-// outcome sorts a call's error: nil, errKilled, or a failure of the test.
+// outcome sorts a call's error: nil, one of those above, or a failure of the test.
 func (w *worker) outcome(what string, err error) error {
-	switch status.Code(err) {
-	case codes.OK:
+	switch c := status.Code(err); {
+	case c == codes.OK:
 		return nil
-	case codes.Unavailable, codes.Canceled:
+	case w.faulty:
+		w.failed++
+		return errFault
+	case w.lies.extents && (c == codes.DataLoss || c == codes.FailedPrecondition): // the latter of a window
+		return errDamaged
+	case c == codes.Unavailable || c == codes.Canceled:
 		return errKilled
 	}
 	return fmt.Errorf("worker %d: %s: %w", w.number, what, err)
@@ -103,7 +146,13 @@ func (w *worker) step(ctx context.Context) error {
 		return w.create(ctx)
 	}
 	s := w.seqs[w.rng.IntN(len(w.seqs))]
-	crowded := len(w.seqs) >= mostSequences
+	if s.open() || s.damaged { // until the daemon starts again
+		if s.damaged || len(s.tokens) == 0 || s.cutting || s.making || s.deleting {
+			return nil
+		}
+		return w.query(ctx, s)
+	}
+	crowded := len(w.seqs) >= w.size.sequences
 	switch x := w.rng.IntN(100); {
 	case x < 8 && !crowded:
 		return w.create(ctx)
@@ -113,11 +162,11 @@ func (w *worker) step(ctx context.Context) error {
 		return w.truncate(ctx, s)
 	case x < 36:
 		return w.flush(ctx, s, w.rng.IntN(4) > 0)
-	case x < 42 && (crowded || len(s.tokens) > mostTokens):
+	case x < 42 && (crowded || len(s.tokens) > w.size.tokens):
 		return w.remove(ctx, s)
-	case x < 70 && len(s.tokens) <= mostTokens:
+	case x < 70 && len(s.tokens) <= w.size.tokens:
 		return w.appendBulk(ctx, s, w.fresh(w.bulk()))
-	case x < 90 && len(s.tokens) <= mostTokens:
+	case x < 90 && len(s.tokens) <= w.size.tokens:
 		return w.appendSteps(ctx, s)
 	case len(s.tokens) > 0:
 		return w.query(ctx, s)
@@ -128,9 +177,9 @@ func (w *worker) step(ctx context.Context) error {
 // bulk is a number of tokens: mostly some, now and then enough for a whole segment.
 func (w *worker) bulk() int {
 	if w.rng.IntN(12) == 0 {
-		return 4000 + w.rng.IntN(700)
+		return w.size.segment + w.rng.IntN(700)
 	}
-	return 1 + w.rng.IntN(400)
+	return 1 + w.rng.IntN(w.size.bulk)
 }
 
 func (w *worker) fresh(n int) []uint64 {
@@ -194,10 +243,20 @@ func (w *worker) acked(s *sequence, a *kvtierv1.Ack) error {
 	if a.Accepted != uint64(len(s.tokens)) || a.CrashSafe > a.Accepted || a.PowerSafe > a.CrashSafe || a.Sealed > a.Accepted {
 		return fmt.Errorf("worker %d: %s has %d tokens, acknowledged are %v", w.number, s.name, len(s.tokens), a)
 	}
-	if a.CrashSafe > s.safe {
-		w.tally.acked += a.CrashSafe - s.safe
+	safe := a.CrashSafe
+	if w.power {
+		safe = a.PowerSafe
 	}
-	s.safe = a.CrashSafe
+	if w.power && !w.lying {
+		// What was appended behind a truncation is in the log behind it, and sealing
+		// begins a new log.
+		s.cuts = slices.DeleteFunc(s.cuts, func(c cut) bool { return safe > c.to || a.Sealed > s.sealed })
+	}
+	s.sealed = a.Sealed
+	if safe > s.safe {
+		w.tally.acked += safe - s.safe
+	}
+	s.safe = safe
 	return nil
 }
 
@@ -227,6 +286,9 @@ func (w *worker) appendBulk(ctx context.Context, s *sequence, tokens []uint64) e
 		}
 		resp, err := w.p.seq.Append(ctx, r)
 		for status.Code(err) == codes.ResourceExhausted {
+			if w.faulty {
+				break
+			}
 			time.Sleep(20 * time.Millisecond)
 			resp, err = w.p.seq.Append(ctx, r)
 		}
@@ -268,6 +330,15 @@ func (w *worker) appendSteps(ctx context.Context, s *sequence) error {
 }
 
 func (w *worker) truncate(ctx context.Context, s *sequence) error {
+	if w.power { // what was sealed in the background decides what a truncation is
+		d, err := w.p.look.DescribeSequence(ctx, &kvtierv1.DescribeSequenceRequest{SequenceId: s.id})
+		if err := w.outcome("describe", err); err != nil {
+			return err
+		}
+		if err := w.acked(s, d.Info.Ack); err != nil {
+			return err
+		}
+	}
 	s.cutting, s.cutTo = true, max(0, len(s.tokens)-1-w.rng.IntN(100))
 	if w.rng.IntN(3) == 0 {
 		s.cutTo = w.rng.IntN(len(s.tokens))
@@ -280,11 +351,17 @@ func (w *worker) truncate(ctx context.Context, s *sequence) error {
 	if err := w.outcome("truncate", err); err != nil {
 		return err
 	}
-	s.cut()
+	w.cut(s)
 	return w.acked(s, r.Ack)
 }
 
-func (s *sequence) cut() {
+// cut takes in a truncation. One of sealed tokens is a change of the catalogue.
+func (w *worker) cut(s *sequence) {
+	if w.power && (w.lying || uint64(s.cutTo) >= s.sealed) {
+		s.cuts = append(s.cuts[:len(s.cuts):len(s.cuts)], cut{uint64(s.cutTo), s.safe, slices.Clip(s.tokens)})
+	} else {
+		s.cuts = nil
+	}
 	s.tokens, s.cutting = s.tokens[:s.cutTo:s.cutTo], false
 	s.safe = min(s.safe, uint64(s.cutTo))
 }
@@ -297,6 +374,9 @@ func (w *worker) flush(ctx context.Context, s *sequence, seal bool) error {
 	w.seals++
 	if r.Ack.PowerSafe != r.Ack.Accepted {
 		return fmt.Errorf("worker %d: %s is flushed, but not power-safe: %v", w.number, s.name, r.Ack)
+	}
+	if !w.lying {
+		s.cuts = nil
 	}
 	return w.acked(s, r.Ack)
 }
