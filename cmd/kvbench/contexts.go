@@ -35,8 +35,8 @@ exact is compared with dense attention in float64 over the rows that were sent.
             which half of them exceed
   put off   calls that the daemon refused for want of room (RESOURCE_EXHAUSTED), made again later
 
-1,000 contexts of all 30 layers take 40 GB of disk and an hour to make on two cores: the example runs
-in a minute.`
+Before it is sealed a token takes 768 bytes a layer, in RAM and on disk, 23 KB with all 30: 1,000 contexts
+of that need tens of GB, and each layer's segment takes its time to seal. The first example is a small one.`
 
 func newContexts() *cobra.Command {
 	o := contexts.Options{}
