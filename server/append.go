@@ -159,6 +159,12 @@ func (s *sequence) appendRows(in *checked) error {
 	if len(st.labels)+len(in.labels) > maxLabels {
 		return invalid(ReasonArgument, "more than %d labelled spans", maxLabels)
 	}
+	if fresh > 0 {
+		if err := s.backlog(&st); err != nil {
+			s.srv.sealer.consider(s)
+			return err
+		}
+	}
 	release, err := s.srv.reserveTail(int64(2 * fresh * s.spec.rowBytes()))
 	if err != nil {
 		s.srv.sealer.consider(s)
@@ -357,6 +363,26 @@ func (srv *Server) reserveTail(need int64) (release func(), err error) {
 		"open tails fill their %d bytes of memory: wait until segments are sealed, delete sequences, or raise --tail", srv.opt.TailBytes)
 	e.Retry = 200 * time.Millisecond
 	return nil, e
+}
+
+// Of a large model not more than so many full segments wait to be sealed: with each that is, what is left of the tail goes to a
+// new log, so that what waits is written again and again.
+const (
+	mostWaiting  = 2
+	largeBacklog = 256 << 20 // bytes of a tail
+)
+
+// backlog puts appends off while too much of the sequence waits to be sealed.
+func (s *sequence) backlog(st *state) error {
+	if st.accepted < st.sealed()+mostWaiting*tiers.SegmentTokens+recentTokens || st.tailBytes() < largeBacklog {
+		return nil
+	}
+	if cause := s.srv.sealer.lastFailure(); cause != nil {
+		return fmt.Errorf("%d tokens wait, because segments cannot be sealed: %w", st.accepted-st.sealed(), cause)
+	}
+	e := fail(codes.ResourceExhausted, ReasonTailFull, "%d tokens of sequence %s wait to be sealed: go on when they are", st.accepted-st.sealed(), s.id)
+	e.Retry = 50 * time.Millisecond
+	return e
 }
 
 // sealPoint returns the end of the next full segment, if it lies behind the

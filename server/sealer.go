@@ -244,10 +244,11 @@ func (z *sealer) spanFor(ctx context.Context, s *sequence, st *state, end uint64
 }
 
 // workers is how many layers are sealed at once: half the cores are left to queries, unless rows that wait to be
-// sealed fill so much of their memory that appends may have to wait. Tails that wait for nothing may fill it, too,
-// but those are spilled: so sequences are counted that wait, each for as much as this one.
+// sealed fill so much of their memory that appends may have to wait, or tokens come as fast as in a prefill. Tails that wait for
+// nothing may fill memory, too, but those are spilled: so sequences are counted that wait, each for as much as this one.
 func (z *sealer) workers(st *state) int {
-	if int64(z.pending())*st.tailBytes() > z.srv.opt.TailBytes/4 {
+	end, _ := st.sealPoint()
+	if prefill := st.accepted >= end+tiers.SegmentTokens/2; prefill || int64(z.pending())*st.tailBytes() > z.srv.opt.TailBytes/4 {
 		return runtime.GOMAXPROCS(0)
 	}
 	return max(1, runtime.GOMAXPROCS(0)/2)
@@ -285,7 +286,7 @@ func (s *sequence) sealLayer(st *state, layer int, start, end uint64) (*tiers.He
 	sums, sample := s.metrics(layer)
 	for h := range sp.kvHeads {
 		o.Metrics = append(o.Metrics, sums[h].Metric())
-		o.Queries = append(o.Queries, groupOf(sample, sp, h))
+		o.Queries = append(o.Queries, groupOf(newestOf(sample, sp), sp, h))
 	}
 	return seal.Segment(rows, o)
 }
@@ -300,6 +301,15 @@ func (s *sequence) metrics(layer int) ([]*attention.QuerySum, []float32) {
 		q.Decay()
 	}
 	return out, s.mu.sample[layer]
+}
+
+// codecRows is about how many queries of a KV head its codec's error is measured on: a segment takes a fifth longer with 64.
+const codecRows = 16
+
+// newestOf returns as many of the newest positions' queries as make codecRows of each KV head.
+func newestOf(q []float32, sp *spec) []float32 {
+	n := max(1, codecRows/sp.group()) * sp.queryHeads * sp.headDim
+	return q[max(0, len(q)-n):]
 }
 
 // groupOf gathers the rows of one KV head's group from queries [m][queryHeads][headDim].

@@ -36,39 +36,59 @@ func (r *run) auditPlan() map[[2]int]bool {
 	return plan
 }
 
-func (r *run) keep(a []asked) { r.asked = append(r.asked, a...) }
-
 // audit makes the rows of the chosen layers again and compares.
 func (r *run) audit(ctx context.Context) error {
 	byLayer := map[int][]asked{}
 	for _, a := range r.asked {
 		byLayer[a.layer] = append(byLayer[a.layer], a)
 	}
-	rep := &r.rep.Audit
-	rep.Calls, rep.ByLayer = len(r.asked), map[int]float64{}
-	var all []float64
+	errs := make([][]float64, len(r.rep.Decode)) // by budget
 	for layer, calls := range byLayer {
 		r.o.Say("layer %d: dense attention for %d calls", layer, len(calls))
-		errs, err := r.auditLayer(ctx, layer, calls)
+		found, err := r.auditLayer(ctx, layer, calls)
 		if err != nil {
 			return err
 		}
-		for _, e := range errs {
-			rep.ByLayer[layer] += e / float64(len(errs))
+		for i, rows := range found {
+			a := &r.rep.Decode[calls[i].budget].Audit
+			if a.ByLayer == nil {
+				a.ByLayer = map[int]float64{}
+			}
+			a.Calls++
+			for _, row := range rows {
+				a.add(row)
+				a.ByLayer[layer] += row.err
+				errs[calls[i].budget] = append(errs[calls[i].budget], row.err)
+			}
 		}
-		all = append(all, errs...)
 	}
-	if rep.Rows = len(all); rep.Rows == 0 {
-		return nil
+	for i := range r.rep.Decode {
+		r.rep.Decode[i].Audit.finish(errs[i])
 	}
-	slices.Sort(all)
-	for _, e := range all {
-		rep.Mean += e / float64(len(all))
-	}
-	rep.Median, rep.P95, rep.Max = all[len(all)/2], all[len(all)*95/100], all[len(all)-1]
-	n := float64(rep.Rows)
-	rep.Sink, rep.Recent, rep.Body = rep.Sink/n, rep.Recent/n, rep.Body/n
 	return nil
+}
+
+// audited is what is found of one row.
+type audited struct{ err, sink, recent, body float64 }
+
+func (a *AuditReport) add(row audited) {
+	a.Rows++
+	a.Mean += row.err
+	a.Sink, a.Recent, a.Body = a.Sink+row.sink, a.Recent+row.recent, a.Body+row.body
+}
+
+// finish makes means of sums. errs are all rows'.
+func (a *AuditReport) finish(errs []float64) {
+	if a.Rows == 0 {
+		return
+	}
+	n := float64(a.Rows)
+	a.Mean, a.Sink, a.Recent, a.Body = a.Mean/n, a.Sink/n, a.Recent/n, a.Body/n
+	for layer := range a.ByLayer {
+		a.ByLayer[layer] /= n / float64(len(a.ByLayer))
+	}
+	slices.Sort(errs)
+	a.Median, a.P95, a.Max = errs[len(errs)/2], errs[len(errs)*95/100], errs[len(errs)-1]
 }
 
 // zones are the parts of a context that are told apart: the first tokens, the body, and the newest.
@@ -79,12 +99,12 @@ const (
 	zones
 )
 
-// auditLayer returns the relative errors of the layer's calls, by row.
-func (r *run) auditLayer(ctx context.Context, layer int, calls []asked) ([]float64, error) {
+// auditLayer compares a layer's calls, row by row.
+func (r *run) auditLayer(ctx context.Context, layer int, calls []asked) ([][]audited, error) {
 	g, d := r.m.Group, r.m.HeadDim
 	last := 0
 	for _, c := range calls {
-		last = max(last, c.step)
+		last = max(last, c.position)
 	}
 	blocks := last/synth.BlockTokens + 1
 	const workers = 2
@@ -105,12 +125,11 @@ func (r *run) auditLayer(ctx context.Context, layer int, calls []asked) ([]float
 	if err := e.Wait(); err != nil {
 		return nil, err
 	}
-	var errs []float64
+	out := make([][]audited, len(calls))
 	for i := range calls {
 		for row := range r.m.KVHeads * g {
 			at := i*r.m.KVHeads*g + row
-			sum := attention.NewPartials(1, d)
-			lse := [zones]float64{}
+			sum, lse := attention.NewPartials(1, d), [zones]float64{}
 			for z := range zones {
 				for w := 1; w < workers; w++ {
 					partials[0][z][at].Merge(&partials[w][z][at])
@@ -118,17 +137,14 @@ func (r *run) auditLayer(ctx context.Context, layer int, calls []asked) ([]float
 				lse[z] = float64(partials[0][z][at].LSE())
 				sum[0].Merge(&partials[0][z][at])
 			}
-			total := float64(sum[0].LSE())
-			rep := &r.rep.Audit
-			rep.Sink += math.Exp(lse[zoneSink] - total)
-			rep.Body += math.Exp(lse[zoneBody] - total)
-			rep.Recent += math.Exp(lse[zoneRecent] - total)
+			share := func(zone int) float64 { return math.Exp(lse[zone] - float64(sum[0].LSE())) }
 			want := make([]float32, d)
 			sum[0].Output(want)
-			errs = append(errs, stats.RelativeError(calls[i].out[row*d:(row+1)*d], widened(want)))
+			out[i] = append(out[i], audited{stats.RelativeError(calls[i].out[row*d:(row+1)*d], widened(want)),
+				share(zoneSink), share(zoneRecent), share(zoneBody)})
 		}
 	}
-	return errs, nil
+	return out, nil
 }
 
 // attendBlock attends to one block's tokens.
@@ -140,7 +156,7 @@ func (r *run) attendBlock(ps [][]attention.Partial, layer int, calls []asked, nu
 	r.m.Rows(k, v, layer, lo, lo+n, r.m.Hidden(block, layer))
 	g, d := r.m.Group, r.m.HeadDim
 	for i, c := range calls {
-		end := c.step + 1
+		end := c.position + 1
 		cuts := [zones + 1]int{0, min(sinkTokens, end), max(sinkTokens, end-recentTokens), end}
 		for head := range r.m.KVHeads {
 			q := c.q[head*g*d : (head+1)*g*d]

@@ -12,6 +12,7 @@ import (
 
 // DecodeReport is what decode steps took. A step is one call a layer.
 type DecodeReport struct {
+	Budget         int // tokens
 	Steps          int
 	MedianMs       float64
 	P95Ms, P99Ms   float64
@@ -29,6 +30,7 @@ type DecodeReport struct {
 	Stages         Stages
 	Warm           []float64 // milliseconds of steps before, tenths of them: how caches fill
 	WarmNVMe       []float64 // bytes of these from the NVMe tier
+	Audit          AuditReport
 }
 
 // Stages is where a step's time goes, milliseconds, means: of all KV heads' together, so that with two cores they add up to about twice the
@@ -37,13 +39,13 @@ type Stages struct{ Zone, Score, Scan, Fetch, Total float64 }
 
 // asked is a call that can be checked later.
 type asked struct {
-	step, layer int
-	q           []float32 // [kvHeads][group][d]
-	out         []float32
+	budget, position, layer int
+	q                       []float32 // [kvHeads][group][d]
+	out                     []float32
 }
 
 // step asks all layers at one position.
-func (r *run) step(ctx context.Context, block *synth.Block, position int, keep func(layer int) bool) (*stepResult, error) {
+func (r *run) step(ctx context.Context, block *synth.Block, position int, b *kvtierv1.Budget) (*stepResult, error) {
 	t := position - block.First
 	items := make([]*kvtierv1.AttendRequest, r.m.Layers)
 	queries := make([][]float32, r.m.Layers)
@@ -56,9 +58,9 @@ func (r *run) step(ctx context.Context, block *synth.Block, position int, keep f
 		if layer == 0 {
 			item.TokenIds = block.Words(t, t+1)
 		}
-		items[layer] = &kvtierv1.AttendRequest{Layer: uint32(layer), Dtype: kvtierv1.ElementType_ELEMENT_TYPE_BF16, Budget: r.budget(), Items: []*kvtierv1.AttendItem{item}}
+		items[layer] = &kvtierv1.AttendRequest{Layer: uint32(layer), Dtype: kvtierv1.ElementType_ELEMENT_TYPE_BF16, Budget: b, Items: []*kvtierv1.AttendItem{item}}
 	}
-	out := &stepResult{}
+	out := &stepResult{queries: queries}
 	for layer, in := range items {
 		begin := time.Now()
 		res, err := r.d.Seq.Attend(ctx, in)
@@ -67,19 +69,17 @@ func (r *run) step(ctx context.Context, block *synth.Block, position int, keep f
 		}
 		out.ms += float64(time.Since(begin).Nanoseconds()) / 1e6
 		out.add(res.Results[0].Account)
-		if keep(layer) {
-			out.asked = append(out.asked, asked{position, layer, rounded(queries[layer]), floats(res.Results[0].Output)})
-		}
+		out.outputs = append(out.outputs, floats(res.Results[0].Output))
 	}
 	return out, nil
 }
 
 // stepResult is what a step took, summed over layers.
 type stepResult struct {
-	ms    float64
-	acc   []*kvtierv1.Account
-	nvme  int64
-	asked []asked
+	ms               float64
+	acc              []*kvtierv1.Account
+	nvme             int64
+	queries, outputs [][]float32 // by layer
 }
 
 func (s *stepResult) add(a *kvtierv1.Account) {
@@ -87,16 +87,27 @@ func (s *stepResult) add(a *kvtierv1.Account) {
 	s.nvme += int64(a.BytesNvme)
 }
 
-// decode asks the steps before, which fill caches, and those that are measured.
+// decode asks the steps before, which fill caches, and those that are measured, of every budget.
 func (r *run) decode(ctx context.Context) error {
 	block := r.m.Block(r.m.Tokens / synth.BlockTokens)
-	if r.m.Tokens%synth.BlockTokens+r.o.Warm+r.o.Steps > synth.BlockTokens {
-		return fmt.Errorf("%d steps do not fit behind token %d: a block has %d", r.o.Warm+r.o.Steps, r.m.Tokens, synth.BlockTokens)
+	if r.m.Tokens%synth.BlockTokens+r.o.steps() > synth.BlockTokens {
+		return fmt.Errorf("%d steps do not fit behind token %d: a block has %d", r.o.steps(), r.m.Tokens, synth.BlockTokens)
 	}
+	position := r.m.Tokens
+	for i, tokens := range r.o.Budgets {
+		if err := r.decodeWith(ctx, block, position, i, tokens); err != nil {
+			return err
+		}
+		position += r.o.Warm + r.o.Steps
+	}
+	return nil
+}
+
+func (r *run) decodeWith(ctx context.Context, block *synth.Block, first, number, tokens int) error {
 	var steps, warm []*stepResult
 	audits := r.auditPlan()
 	for i := range r.o.Warm + r.o.Steps {
-		s, err := r.step(ctx, block, r.m.Tokens+i, func(layer int) bool { return audits[[2]int{i - r.o.Warm, layer}] })
+		s, err := r.step(ctx, block, first+i, budget(tokens))
 		if err != nil {
 			return err
 		}
@@ -107,17 +118,22 @@ func (r *run) decode(ctx context.Context) error {
 		}
 		if i%16 == 15 {
 			r.sample(ctx)
-			r.o.Say("step %d of %d: %.0f ms", i+1, r.o.Warm+r.o.Steps, s.ms)
+			r.o.Say("budget %d, step %d of %d: %.0f ms", tokens, i+1, r.o.Warm+r.o.Steps, s.ms)
 		}
-		r.keep(s.asked)
+		for layer := range r.m.Layers {
+			if audits[[2]int{i - r.o.Warm, layer}] {
+				r.asked = append(r.asked, asked{number, first + i, layer, rounded(s.queries[layer]), s.outputs[layer]})
+			}
+		}
 	}
-	d := &r.rep.Decode
+	d := DecodeReport{Budget: tokens}
 	d.sum(steps)
 	for at := range min(10, len(warm)) {
 		part := warm[at*len(warm)/min(10, len(warm)) : (at+1)*len(warm)/min(10, len(warm))]
 		d.Warm = append(d.Warm, meanOf(part, func(s *stepResult) float64 { return s.ms }))
 		d.WarmNVMe = append(d.WarmNVMe, meanOf(part, func(s *stepResult) float64 { return float64(s.nvme) }))
 	}
+	r.rep.Decode = append(r.rep.Decode, d)
 	r.sample(ctx)
 	return nil
 }
@@ -171,7 +187,7 @@ type DenseReport struct {
 	MsPerCall float64
 	MsPerStep float64 // if all layers take as long
 	NVMeBytes float64 // a call
-	Ratio     float64 // over a sparse step's median
+	Ratio     float64 // over the median of steps with the first budget
 }
 
 // dense asks some layers once more, and has everything read.
@@ -195,7 +211,7 @@ func (r *run) dense(ctx context.Context) error {
 		r.o.Say("layer %d from everything stored: %.0f ms", layer, ms)
 	}
 	d.Layers, d.MsPerStep = n, d.MsPerCall*float64(r.m.Layers)
-	d.Ratio = d.MsPerStep / r.rep.Decode.MedianMs
+	d.Ratio = d.MsPerStep / r.rep.Decode[0].MedianMs
 	r.sample(ctx)
 	return nil
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"kvtier/bench/daemon"
@@ -18,13 +19,12 @@ import (
 type Options struct {
 	Geometry synth.Geometry
 	Seed     uint64
-	Budget   int     // tokens that a head's answer may read
-	Share    float64 // instead of Budget, if it is not 0: share of the 4-bit bytes
-	Warm     int     // steps that are not measured, to fill caches as a decode that goes on has them
-	Steps    int     // steps that are measured
-	Audits   int     // calls that are compared with dense attention
-	Dense    int     // layers that are also answered from everything stored, once
-	RAM      string  // limits of the daemon, as its flags take them
+	Budgets  []int  // tokens that a head's answer may read; one after the other
+	Warm     int    // steps that are not measured, to fill caches as a decode that goes on has them
+	Steps    int    // steps that are measured, with each budget
+	Audits   int    // calls that are compared with dense attention, of each budget
+	Dense    int    // layers that are also answered from everything stored, once
+	RAM      string // limits of the daemon, as its flags take them
 	Disk     string
 	Dir      string // parent of the run's folder; "": the system's
 	Keep     bool   // keep the folder
@@ -38,21 +38,23 @@ func (o *Options) check() error {
 		return fmt.Errorf("%d tokens: at least %d are needed for a sealed segment", o.Geometry.Tokens, 2*tiers.SegmentTokens)
 	case o.Geometry.Tokens > 1<<24:
 		return fmt.Errorf("%d tokens: more than %d take too long", o.Geometry.Tokens, 1<<24)
-	case o.Steps < 1 || o.Warm < 0 || o.Audits < 0 || o.Dense < 0 || o.Warm+o.Steps > synth.BlockTokens:
-		return fmt.Errorf("%d steps, %d before them: 1 to %d are possible together", o.Steps, o.Warm, synth.BlockTokens)
-	case o.Share < 0 || o.Share > 1 || o.Share == 0 && o.Budget < 1:
-		return errors.New("the budget is a number of tokens, at least 1, or a share in (0, 1]")
+	case len(o.Budgets) == 0 || slices.Min(o.Budgets) < 1:
+		return errors.New("a budget is a number of tokens, at least 1, and one is needed")
+	case o.Steps < 1 || o.Warm < 0 || o.Audits < 0 || o.Dense < 0 || o.steps() > synth.BlockTokens:
+		return fmt.Errorf("%d steps, %d before them, with %d budgets: 1 to %d are possible together", o.Steps, o.Warm, len(o.Budgets), synth.BlockTokens)
 	}
 	return nil
 }
+
+// steps is how many positions are asked.
+func (o *Options) steps() int { return len(o.Budgets) * (o.Warm + o.Steps) }
 
 // Report is what a run found.
 type Report struct {
 	Geometry synth.Geometry
 	Seed     uint64
 	Build    BuildReport
-	Decode   DecodeReport
-	Audit    AuditReport
+	Decode   []DecodeReport // by budget
 	Dense    DenseReport
 	Reopen   ReopenReport
 	Memory   []MemorySample
@@ -170,12 +172,6 @@ func (r *run) diskBytes() (n int64) {
 	return n
 }
 
-func (r *run) budget() *kvtierv1.Budget {
-	b := &kvtierv1.Budget{Mode: kvtierv1.AttendMode_ATTEND_MODE_BUDGET}
-	if r.o.Share > 0 {
-		b.Share = float32(r.o.Share)
-	} else {
-		b.Tokens = uint64(r.o.Budget)
-	}
-	return b
+func budget(tokens int) *kvtierv1.Budget {
+	return &kvtierv1.Budget{Mode: kvtierv1.AttendMode_ATTEND_MODE_BUDGET, Tokens: uint64(tokens)}
 }

@@ -18,7 +18,7 @@ func TestRun(t *testing.T) {
 	if out, err := exec.Command("go", "build", "-o", bin, "kvtier/cmd/kvtierd").CombinedOutput(); err != nil {
 		t.Fatalf("build kvtierd: %v\n%s", err, out)
 	}
-	o := Options{Geometry: synth.Geometry{Tokens: 3*synth.BlockTokens + 300, Layers: 2, KVHeads: 2, Group: 2, HeadDim: 64}, Seed: 1, Budget: 1024,
+	o := Options{Geometry: synth.Geometry{Tokens: 3*synth.BlockTokens + 300, Layers: 2, KVHeads: 2, Group: 2, HeadDim: 64}, Seed: 1, Budgets: []int{1024, 2048},
 		Warm: 2, Steps: 4, Audits: 4, Dense: 1, RAM: "4MiB", Disk: "64MiB", Kvtierd: bin, Say: t.Logf}
 	rep, err := Run(context.Background(), o)
 	if err != nil {
@@ -27,11 +27,13 @@ func TestRun(t *testing.T) {
 	if want := uint64(3 * synth.BlockTokens); rep.Build.Sealed != want {
 		t.Errorf("%d tokens sealed, want %d", rep.Build.Sealed, want)
 	}
-	if rep.Decode.Steps != 4 || rep.Decode.RAMBytes+rep.Decode.NVMeBytes == 0 {
-		t.Errorf("decode: %+v", rep.Decode)
-	}
-	if a := rep.Audit; a.Calls != 4 || a.Rows != 16 || !(a.Mean > 0 && a.Mean < .3) {
-		t.Errorf("audit: %+v", a)
+	for _, d := range rep.Decode {
+		if d.Steps != 4 || d.RAMBytes+d.NVMeBytes == 0 {
+			t.Errorf("decode: %+v", d)
+		}
+		if a := d.Audit; a.Calls != 4 || a.Rows != 16 || !(a.Mean > 0 && a.Mean < .3) {
+			t.Errorf("audit: %+v", a)
+		}
 	}
 	if r := rep.Reopen; r.Accepted != r.Expected || r.Difference > 1e-3 {
 		t.Errorf("reopen: %+v", r)
@@ -39,7 +41,7 @@ func TestRun(t *testing.T) {
 }
 
 func TestRefuses(t *testing.T) {
-	for _, o := range []Options{{}, {Geometry: synth.Geometry{Tokens: 8192}, Steps: 1}, {Geometry: synth.Geometry{Tokens: 8192}, Budget: 1}} {
+	for _, o := range []Options{{}, {Geometry: synth.Geometry{Tokens: 8192}, Steps: 1}, {Geometry: synth.Geometry{Tokens: 8192}, Budgets: []int{1}}} {
 		if _, err := Run(context.Background(), o); err == nil {
 			t.Errorf("%+v is taken", o)
 		}

@@ -50,11 +50,10 @@ func newMillion() *cobra.Command {
 	f.IntVar(&o.Geometry.KVHeads, "kv-heads", 8, "KV heads")
 	f.IntVar(&o.Geometry.Group, "group", 4, "query heads a KV head")
 	f.IntVar(&o.Geometry.HeadDim, "head-dim", 128, "head dimension")
-	f.IntVar(&o.Budget, "budget", 16384, "tokens that a head's answer may read, as bytes that so many have at 4 bits")
-	f.Float64Var(&o.Share, "share", 0, "instead of --budget: share of the bytes that all sealed tokens have at 4 bits")
-	f.IntVar(&o.Warm, "warm", 64, "steps before those that are measured")
-	f.IntVar(&o.Steps, "steps", 64, "steps that are measured")
-	f.IntVar(&o.Audits, "audits", 32, "calls that are compared with dense attention")
+	f.IntSliceVar(&o.Budgets, "budgets", []int{4096, 16384}, "tokens that a head's answer may read, as bytes that so many have at 4 bits, beside page means")
+	f.IntVar(&o.Warm, "warm", 32, "steps of each budget before those that are measured")
+	f.IntVar(&o.Steps, "steps", 64, "steps of each budget that are measured")
+	f.IntVar(&o.Audits, "audits", 32, "calls of each budget that are compared with dense attention")
 	f.IntVar(&o.Dense, "dense", 2, "layers that are also answered from everything stored, once")
 	f.StringVar(&o.RAM, "ram", "2GiB", "limit of the daemon's RAM tier")
 	f.StringVar(&o.Disk, "disk", "8GiB", "limit of the daemon's NVMe tier")
@@ -69,31 +68,19 @@ func newMillion() *cobra.Command {
 const mib = 1 << 20
 
 func printMillion(w io.Writer, rep *million.Report) error {
-	g, b, d := rep.Geometry, rep.Build, rep.Decode
+	g, b := rep.Geometry, rep.Build
 	fmt.Fprintf(w, "%d tokens, %d layers, %d KV heads, %d query heads each, head dimension %d; seed %d\n\n", g.Tokens, g.Layers, g.KVHeads, g.Group, g.HeadDim, rep.Seed)
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	line := func(what, format string, args ...any) { fmt.Fprintf(t, what+"\t"+format+"\n", args...) }
 	line("build", "%.0f s; %.0f tokens/s, %.0f token-heads/s; %.1f GiB of rows; put off %d times, %.0f s", b.Seconds, b.PerSecond, b.TokenHeads,
 		float64(b.Bytes)/(1<<30), b.PutOff, b.PutOffSeconds)
 	line("stored", "%d tokens sealed, %.2f GiB of segments, %.2f bits a value; folder %.2f GiB", b.Sealed, float64(b.SealedBytes)/(1<<30), b.BitsPerValue, float64(b.Disk)/(1<<30))
-	line("step", "median %.1f ms, p95 %.1f, p99 %.1f, most %.1f; %.2f a second (%d steps)", d.MedianMs, d.P95Ms, d.P99Ms, d.MostMs, d.PerSecond, d.Steps)
-	line("stages", "zone %.1f, score %.1f, scan %.1f, fetch %.1f ms of all heads together; calls %.1f ms", d.Stages.Zone, d.Stages.Score, d.Stages.Scan, d.Stages.Fetch, d.Stages.Total)
-	line("bytes a step", "%.1f MiB from RAM, %.2f from NVMe (most %.2f), %.1f of unquantised rows; %.4f of all at 4 bits; RAM gave %.4f",
-		d.RAMBytes/mib, d.NVMeBytes/mib, float64(d.NVMeMost)/mib, d.ZoneBytes/mib, (d.RAMBytes+d.NVMeBytes)/max(1, d.FullBytes), d.HitRate)
-	line("tokens a step", "%.0f scanned, %.0f read, over all layers and KV heads", d.Scanned, d.Read)
-	if len(d.Warm) > 0 {
-		line("steps before", "ms, by tenths: %s; MiB from NVMe: %s", numbers("%.0f", 1, d.Warm), numbers("%.1f", mib, d.WarmNVMe))
+	for i := range rep.Decode {
+		printDecode(line, &rep.Decode[i])
 	}
 	if rep.Dense.Layers > 0 {
 		line("everything", "%.0f ms a layer (%d of them), %.1f MiB from NVMe: %.1f s a step, %.0f times as long", rep.Dense.MsPerCall, rep.Dense.Layers,
 			rep.Dense.NVMeBytes/mib, rep.Dense.MsPerStep/1e3, rep.Dense.Ratio)
-	}
-	if a := rep.Audit; a.Rows > 0 {
-		line("error", "mean %.4f, median %.4f, p95 %.4f, most %.4f (%d query heads of %d calls); stated %.4f, codec %.4f", a.Mean, a.Median, a.P95, a.Max, a.Rows, a.Calls, d.EstimatedError, d.CodecError)
-		line("", "dense attention: %.2f to the first 16, %.2f to the newest 256, %.2f to the body", a.Sink, a.Recent, a.Body)
-		for _, l := range slices.Sorted(maps.Keys(a.ByLayer)) {
-			line("", "layer %d: %.4f", l, a.ByLayer[l])
-		}
 	}
 	o := rep.Reopen
 	line("after kill -9", "ready in %.2f s, first answer %.2f s, all layers %.2f s; %d of %d tokens there; answers differ by %.1e at most; %.1f MiB from NVMe",
@@ -113,6 +100,24 @@ func printMillion(w io.Writer, rep *million.Report) error {
 		last = s.Phase
 	}
 	return t.Flush()
+}
+
+func printDecode(line func(what, format string, args ...any), d *million.DecodeReport) {
+	line(fmt.Sprintf("budget %d", d.Budget), "step: median %.1f ms, p95 %.1f, p99 %.1f, most %.1f; %.2f a second (%d steps)", d.MedianMs, d.P95Ms, d.P99Ms, d.MostMs, d.PerSecond, d.Steps)
+	line("", "zone %.1f, score %.1f, scan %.1f, fetch %.1f ms of all heads together; calls %.1f ms", d.Stages.Zone, d.Stages.Score, d.Stages.Scan, d.Stages.Fetch, d.Stages.Total)
+	line("", "a step moves %.1f MiB from RAM, %.2f from NVMe (most %.2f), %.1f of unquantised rows; %.4f of all at 4 bits; RAM gave %.4f",
+		d.RAMBytes/mib, d.NVMeBytes/mib, float64(d.NVMeMost)/mib, d.ZoneBytes/mib, (d.RAMBytes+d.NVMeBytes)/max(1, d.FullBytes), d.HitRate)
+	line("", "a step scans %.0f tokens and reads %.0f, over all layers and KV heads", d.Scanned, d.Read)
+	if len(d.Warm) > 0 {
+		line("", "steps before: ms, by tenths: %s; MiB from NVMe: %s", numbers("%.0f", 1, d.Warm), numbers("%.1f", mib, d.WarmNVMe))
+	}
+	if a := d.Audit; a.Rows > 0 {
+		line("", "error: mean %.4f, median %.4f, p95 %.4f, most %.4f (%d query heads of %d calls); stated %.4f, codec %.4f", a.Mean, a.Median, a.P95, a.Max, a.Rows, a.Calls, d.EstimatedError, d.CodecError)
+		line("", "dense attention: %.2f to the first 16, %.2f to the newest 256, %.2f to the body", a.Sink, a.Recent, a.Body)
+		for _, l := range slices.Sorted(maps.Keys(a.ByLayer)) {
+			line("", "layer %d: error %.4f", l, a.ByLayer[l])
+		}
+	}
 }
 
 // numbers prints x, each over unit.

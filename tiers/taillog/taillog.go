@@ -286,8 +286,12 @@ func parseHeader(b []byte) (h header, ok bool) {
 	return h, le.Uint32(b) == recordMagic && h.n <= maxRecord
 }
 
-func (l *Log) sum(head, body []byte) uint32 {
-	return crc32.Update(crc32.Update(l.seed, castagnoli, head[:headerBytes-4]), castagnoli, body)
+func (l *Log) sum(head []byte, body ...[]byte) uint32 {
+	sum := crc32.Update(l.seed, castagnoli, head[:headerBytes-4])
+	for _, b := range body {
+		sum = crc32.Update(sum, castagnoli, b)
+	}
+	return sum
 }
 
 // Append writes one record whose body is the concatenation of parts. When it
@@ -302,22 +306,59 @@ func (l *Log) TakeBack(k Kind, keeps uint64, parts ...[]byte) error {
 	return l.append(2, k, keeps, parts)
 }
 
+// writer gathers small parts of a record into one write; large ones, a prefill's rows, are written as they lie.
+type writer struct {
+	f   files.File
+	at  int64
+	buf []byte
+	err error // of the first write that failed
+}
+
+const (
+	gatherBytes = 1 << 20
+	largePart   = 64 << 10
+)
+
+func (w *writer) add(b []byte) {
+	if len(b) >= largePart {
+		w.flush()
+		w.write(b)
+		return
+	}
+	if len(w.buf)+len(b) > gatherBytes {
+		w.flush()
+	}
+	w.buf = append(w.buf, b...)
+}
+
+func (w *writer) flush() {
+	w.write(w.buf)
+	w.buf = w.buf[:0]
+}
+
+func (w *writer) write(b []byte) {
+	if w.err != nil || len(b) == 0 {
+		return
+	}
+	n, err := w.f.WriteAt(b, w.at)
+	if err == nil && n < len(b) {
+		err = io.ErrShortWrite
+	}
+	w.at, w.err = w.at+int64(n), err
+}
+
 func (l *Log) append(copies uint32, k Kind, keeps uint64, parts [][]byte) error {
-	size := headerBytes
+	size := 0
 	for _, p := range parts {
 		size += len(p)
 	}
-	rec := make([]byte, headerBytes, size)
-	for _, p := range parts {
-		rec = append(rec, p...)
+	if size > maxRecord {
+		return fmt.Errorf("append to log: record of %d bytes is too large", size)
 	}
-	body := rec[headerBytes:]
-	if len(body) > maxRecord {
-		return fmt.Errorf("append to log: record of %d bytes is too large", len(body))
-	}
+	var head [headerBytes]byte
 	le := binary.LittleEndian
-	le.PutUint32(rec, recordMagic)
-	le.PutUint64(rec[8:], uint64(len(body)))
+	le.PutUint32(head[:], recordMagic)
+	le.PutUint64(head[8:], uint64(size))
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.mu.f == nil {
@@ -331,23 +372,19 @@ func (l *Log) append(copies uint32, k Kind, keeps uint64, parts [][]byte) error 
 	for _, t := range l.mu.taking {
 		least = min(least, t.keeps)
 	}
-	le.PutUint64(rec[16:], uint64(l.mu.synced))
-	le.PutUint64(rec[24:], least)
-	buf := rec
+	le.PutUint64(head[16:], uint64(l.mu.synced))
+	le.PutUint64(head[24:], least)
+	w := writer{f: l.mu.f, at: l.mu.written}
 	for i := range copies {
-		le.PutUint32(rec[4:], uint32(k)|(l.mu.next+i)%numbers<<8)
-		le.PutUint32(rec[headerBytes-4:], l.sum(rec[:headerBytes], body))
-		if i > 0 {
-			buf = append(buf, rec...)
-		} else if copies > 1 {
-			buf = bytes.Clone(rec)
+		le.PutUint32(head[4:], uint32(k)|(l.mu.next+i)%numbers<<8)
+		le.PutUint32(head[headerBytes-4:], l.sum(head[:], parts...))
+		w.add(head[:])
+		for _, p := range parts {
+			w.add(p)
 		}
 	}
-	n, err := l.mu.f.WriteAt(buf, l.mu.written)
-	if err == nil && n < len(buf) {
-		err = io.ErrShortWrite
-	}
-	if err != nil {
+	w.flush()
+	if err := w.err; err != nil {
 		// Part of it may be there: cut it, so that a later record is not hidden behind
 		// it, nor this one found behind that.
 		if e := l.mu.f.Truncate(l.mu.written); e != nil {
@@ -356,7 +393,7 @@ func (l *Log) append(copies uint32, k Kind, keeps uint64, parts [][]byte) error 
 		return wrap("append to log", err)
 	}
 	l.mu.next = (l.mu.next + copies) % numbers
-	l.mu.written += int64(len(buf))
+	l.mu.written = w.at
 	if keeps != KeepsAll {
 		l.mu.taking = append(l.mu.taking, take{l.mu.written, keeps})
 	}
