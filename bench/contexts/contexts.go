@@ -141,7 +141,7 @@ func Measure(ctx context.Context, o Options) (rep *Report, err error) {
 	if w.d, _, err = start(ctx, &o, dir); err != nil {
 		return nil, err
 	}
-	defer func() { w.d.kill() }()
+	defer func() { w.d.Kill() }()
 	// The one context is as long as the median of all, and is none of them.
 	one, err := w.build(ctx, []*sequence{{rows: rows{seed: mix(o.Seed, 1<<40)}, length: sorted[len(sorted)/2]}})
 	if err != nil {
@@ -170,13 +170,13 @@ func Measure(ctx context.Context, o Options) (rep *Report, err error) {
 // recover kills the daemon, starts it anew and checks some contexts.
 func (w *world) recover(ctx context.Context, dir string, all []*sequence) error {
 	w.o.Say("killing the daemon")
-	w.d.kill()
+	w.d.Kill()
 	d, took, err := start(ctx, w.o, dir)
 	if err != nil {
 		return err
 	}
 	w.d, w.rep.RecoverySeconds = d, took.Seconds()
-	s, err := d.sample(ctx, time.Now())
+	s, err := sample(ctx, d, time.Now())
 	if err != nil {
 		return err
 	}

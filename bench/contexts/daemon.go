@@ -1,96 +1,26 @@
 package contexts
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"io/fs"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
 	"syscall"
 	"time"
 
-	"google.golang.org/grpc"
-	"google.golang.org/grpc/backoff"
-	"google.golang.org/grpc/credentials/insecure"
-
+	"kvtier/bench/daemon"
 	kvtierv1 "kvtier/proto/kvtier/v1"
 )
 
-// maxMessage holds a bulk append and a dense answer.
-const maxMessage = 64 << 20
-
-// daemon is one run of kvtierd.
-type daemon struct {
-	cmd  *exec.Cmd
-	log  *bytes.Buffer // read it once done is closed
-	done chan struct{}
-	conn *grpc.ClientConn
-	seq  kvtierv1.SequenceServiceClient
-	look kvtierv1.InspectionServiceClient
-}
-
 // start runs kvtierd in a folder and waits until it answers; took is how long that was.
-func start(ctx context.Context, o *Options, dir string) (d *daemon, took time.Duration, err error) {
+func start(ctx context.Context, o *Options, dir string) (d *daemon.Daemon, took time.Duration, err error) {
 	begin := time.Now()
-	socket := filepath.Join(dir, "s")
-	if len(socket) > 100 {
-		return nil, 0, fmt.Errorf("%s: the path is too long for a socket: choose another folder", dir)
-	}
-	d = &daemon{log: &bytes.Buffer{}, done: make(chan struct{})}
-	d.cmd = exec.Command(o.Daemon, "--data", filepath.Join(dir, "data"), "--socket", socket, "--fast-socket", "", "--listen", "", "--metrics", "",
-		"--ram", fmt.Sprint(o.RAM), "--disk", fmt.Sprint(o.Disk), "--tail", fmt.Sprint(o.Tail))
-	d.cmd.Stdout, d.cmd.Stderr = d.log, d.log
-	d.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	if err := d.cmd.Start(); err != nil {
-		return nil, 0, err
-	}
-	go func() {
-		_ = d.cmd.Wait() // its state says more
-		close(d.done)
-	}()
-	d.conn, err = grpc.NewClient("unix:"+socket, grpc.WithTransportCredentials(insecure.NewCredentials()),
-		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxMessage), grpc.MaxCallSendMsgSize(maxMessage)),
-		grpc.WithConnectParams(grpc.ConnectParams{MinConnectTimeout: time.Second,
-			Backoff: backoff.Config{BaseDelay: 5 * time.Millisecond, Multiplier: 1.2, MaxDelay: 50 * time.Millisecond}}))
-	if err != nil {
-		d.kill()
-		return nil, 0, err
-	}
-	d.seq, d.look = kvtierv1.NewSequenceServiceClient(d.conn), kvtierv1.NewInspectionServiceClient(d.conn)
-	if err := d.ready(ctx); err != nil {
-		d.kill()
-		return nil, 0, fmt.Errorf("%w\n%s", err, d.log)
-	}
-	return d, time.Since(begin), nil
-}
-
-// ready waits until the daemon answers, or is gone.
-func (d *daemon) ready(ctx context.Context) error {
-	ctx, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
-	go func() {
-		select {
-		case <-d.done:
-			cancel(fmt.Errorf("%s ended: %v", d.cmd.Path, d.cmd.ProcessState))
-		case <-ctx.Done():
-		}
-	}()
-	_, err := d.look.GetStatus(ctx, &kvtierv1.GetStatusRequest{}, grpc.WaitForReady(true))
-	return errors.Join(err, context.Cause(ctx))
-}
-
-// kill ends the process as a crash does.
-func (d *daemon) kill() {
-	_ = d.cmd.Process.Kill() // it may be gone
-	<-d.done
-	if d.conn != nil {
-		_ = d.conn.Close()
-	}
+	d, err = daemon.Start(ctx, o.Daemon, dir, "--ram", fmt.Sprint(o.RAM), "--disk", fmt.Sprint(o.Disk), "--tail", fmt.Sprint(o.Tail))
+	return d, time.Since(begin), err
 }
 
 // Sample is what the daemon took at a moment.
@@ -105,8 +35,8 @@ type Sample struct {
 	Sequence int // sequences held
 }
 
-func (d *daemon) sample(ctx context.Context, since time.Time) (Sample, error) {
-	st, err := d.look.GetStatus(ctx, &kvtierv1.GetStatusRequest{})
+func sample(ctx context.Context, d *daemon.Daemon, since time.Time) (Sample, error) {
+	st, err := d.Look.GetStatus(ctx, &kvtierv1.GetStatusRequest{})
 	if err != nil {
 		return Sample{}, err
 	}
@@ -118,7 +48,7 @@ func (d *daemon) sample(ctx context.Context, since time.Time) (Sample, error) {
 			s.Disk = int64(t.BytesUsed)
 		}
 	}
-	proc := filepath.Join("/proc", strconv.Itoa(d.cmd.Process.Pid))
+	proc := filepath.Join("/proc", strconv.Itoa(d.PID()))
 	if files, err := os.ReadDir(filepath.Join(proc, "fd")); err == nil {
 		s.Files = len(files)
 	}

@@ -101,7 +101,7 @@ func (w *world) watch(ctx context.Context, begin time.Time, stop chan struct{}, 
 	t := time.NewTicker(max(w.o.Time/samples, 10*time.Millisecond))
 	defer t.Stop()
 	for {
-		s, err := w.d.sample(context.WithoutCancel(ctx), begin)
+		s, err := sample(context.WithoutCancel(ctx), w.d, begin)
 		if err != nil {
 			return err
 		}

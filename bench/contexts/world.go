@@ -13,6 +13,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	"kvtier/bench/daemon"
 	kvtierv1 "kvtier/proto/kvtier/v1"
 )
 
@@ -31,7 +32,7 @@ type sequence struct {
 type world struct {
 	o      *Options
 	rep    *Report
-	d      *daemon
+	d      *daemon.Daemon
 	putOff atomic.Int64 // calls put off since the phase began
 }
 
@@ -85,7 +86,7 @@ func (w *world) build(ctx context.Context, all []*sequence) ([]*sequence, error)
 // settle waits until nothing is to be sealed.
 func (w *world) settle(ctx context.Context) error {
 	for {
-		st, err := w.d.look.GetStatus(ctx, &kvtierv1.GetStatusRequest{})
+		st, err := w.d.Look.GetStatus(ctx, &kvtierv1.GetStatusRequest{})
 		if err != nil || st.SealsPending == 0 {
 			return err
 		}
@@ -109,7 +110,7 @@ func (w *world) make(ctx context.Context, q *sequence) error {
 			KvDtype: kvtierv1.ElementType_ELEMENT_TYPE_BF16, Fingerprint: []byte("kvbench contexts")}
 	}
 	var got *kvtierv1.OpenSequenceResponse
-	err := w.patiently(ctx, func() (err error) { got, err = w.d.seq.OpenSequence(ctx, r); return err })
+	err := w.patiently(ctx, func() (err error) { got, err = w.d.Seq.OpenSequence(ctx, r); return err })
 	if err != nil {
 		return err
 	}
@@ -119,7 +120,7 @@ func (w *world) make(ctx context.Context, q *sequence) error {
 		for l := range w.o.Layers {
 			k, v := q.rows.bytes(l, q.tokens, end)
 			a := &kvtierv1.AppendRequest{SequenceId: q.id, Layer: uint32(l), Start: uint64(q.tokens), K: k, V: v}
-			if err := w.patiently(ctx, func() error { _, err := w.d.seq.Append(ctx, a); return err }); err != nil {
+			if err := w.patiently(ctx, func() error { _, err := w.d.Seq.Append(ctx, a); return err }); err != nil {
 				return fmt.Errorf("append to context %s at %d: %w", q.id, q.tokens, err)
 			}
 		}
@@ -172,10 +173,10 @@ func sleep(ctx context.Context, d time.Duration) error {
 
 // reopen ends the use of a context and opens it again; it has to be as long as before.
 func (w *world) reopen(ctx context.Context, q *sequence) error {
-	if _, err := w.d.seq.CloseSequence(ctx, &kvtierv1.CloseSequenceRequest{SequenceId: q.id}); err != nil && status.Code(err) != codes.NotFound && status.Code(err) != codes.FailedPrecondition {
+	if _, err := w.d.Seq.CloseSequence(ctx, &kvtierv1.CloseSequenceRequest{SequenceId: q.id}); err != nil && status.Code(err) != codes.NotFound && status.Code(err) != codes.FailedPrecondition {
 		return err
 	}
-	got, err := w.d.seq.OpenSequence(ctx, &kvtierv1.OpenSequenceRequest{SequenceId: q.id})
+	got, err := w.d.Seq.OpenSequence(ctx, &kvtierv1.OpenSequenceRequest{SequenceId: q.id})
 	if err != nil {
 		return err
 	}
@@ -195,7 +196,7 @@ func (w *world) step(ctx context.Context, q *sequence) error {
 		// Rows of bfloat16 beside queries of float32: both go as float32.
 		r.Dtype = kvtierv1.ElementType_ELEMENT_TYPE_F32
 		r.Items[0].K, r.Items[0].V = widen(k), widen(v)
-		if err := w.patiently(ctx, func() error { _, err := w.d.seq.Attend(ctx, r); return err }); err != nil {
+		if err := w.patiently(ctx, func() error { _, err := w.d.Seq.Attend(ctx, r); return err }); err != nil {
 			return fmt.Errorf("attend to context %s at %d: %w", q.id, q.tokens, err)
 		}
 		q.took = append(q.took, time.Since(begin).Seconds())
@@ -253,7 +254,7 @@ func (w *world) audit(ctx context.Context, q *sequence, layer int, into *Audit) 
 	r := &kvtierv1.AttendRequest{Layer: uint32(layer), Budget: &kvtierv1.Budget{Mode: kvtierv1.AttendMode_ATTEND_MODE_EXACT},
 		Items: []*kvtierv1.AttendItem{{SequenceId: q.id, Start: uint64(at), Q: floatBytes(query)}}}
 	var got *kvtierv1.AttendResponse
-	if err := w.patiently(ctx, func() (err error) { got, err = w.d.seq.Attend(ctx, r); return err }); err != nil {
+	if err := w.patiently(ctx, func() (err error) { got, err = w.d.Seq.Attend(ctx, r); return err }); err != nil {
 		return fmt.Errorf("check context %s: %w", q.id, err)
 	}
 	out, lse := floats(got.Results[0].Output), floats(got.Results[0].Lse)

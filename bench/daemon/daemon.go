@@ -36,23 +36,26 @@ type Daemon struct {
 // Find returns the daemon to run: path if it is not empty, else the kvtierd beside this program, or in PATH.
 func Find(path string) (string, error) {
 	if path != "" {
-		return path, nil
+		if _, err := os.Stat(path); err != nil {
+			return "", fmt.Errorf("--kvtierd: %w", err)
+		}
+		return filepath.Abs(path)
 	}
 	if self, err := os.Executable(); err == nil {
-		if beside := filepath.Join(filepath.Dir(self), "kvtierd"); isFile(beside) {
+		beside := filepath.Join(filepath.Dir(self), "kvtierd")
+		if _, err := os.Stat(beside); err == nil {
 			return beside, nil
 		}
 	}
-	if found, err := exec.LookPath("kvtierd"); err == nil {
-		return found, nil
+	found, err := exec.LookPath("kvtierd")
+	if err != nil {
+		return "", errors.New("there is no kvtierd beside this program or in PATH: run 'make build', or name it by --kvtierd")
 	}
-	return "", errors.New("no kvtierd beside this program or in PATH: 'make build' makes it, --kvtierd names it")
+	return filepath.Abs(found)
 }
 
-func isFile(path string) bool {
-	st, err := os.Stat(path)
-	return err == nil && st.Mode().IsRegular()
-}
+// socketPath is how long a Unix socket's path may be, in bytes.
+const socketPath = 100
 
 // messageBytes is the longest message either way.
 const messageBytes = 256 << 20
@@ -61,6 +64,9 @@ const messageBytes = 256 << 20
 // folder and nothing else, unless args say so.
 func Start(ctx context.Context, bin, dir string, args ...string) (*Daemon, error) {
 	socket := filepath.Join(dir, "s")
+	if len(socket) > socketPath {
+		return nil, fmt.Errorf("%s: the path is too long for a socket: choose another folder", dir)
+	}
 	d := &Daemon{done: make(chan struct{})}
 	d.cmd = exec.Command(bin, append([]string{"--data", filepath.Join(dir, "data"), "--socket", socket,
 		"--fast-socket", "", "--listen", "", "--metrics", "", "--log-level", "warn"}, args...)...)
@@ -143,9 +149,12 @@ func (d *Daemon) Stop() error {
 	return nil
 }
 
+// PID is the process's number.
+func (d *Daemon) PID() int { return d.cmd.Process.Pid }
+
 // Memory returns the bytes of the process that lie in memory: all of them, and the most there were so far.
 func (d *Daemon) Memory() (now, most int64, err error) {
-	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", d.cmd.Process.Pid))
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", d.PID()))
 	if err != nil {
 		return 0, 0, err
 	}

@@ -8,6 +8,7 @@ import (
 	"gonum.org/v1/gonum/mat"
 
 	"kvtier/attention"
+	"kvtier/compress"
 	"kvtier/tiers"
 )
 
@@ -16,6 +17,28 @@ type Rows struct {
 	D, Group int
 	K, V     []float32 // [tokens][D]
 	Q        []float32 // [steps][Group][D], scaled; the last one is asked at the last token
+}
+
+// Head returns what one KV head of a layer holds of the context, and what its group asks at the last so many positions.
+func (m *Model) Head(layer, head, steps int) *Rows {
+	r, d, b := &Rows{D: m.HeadDim, Group: m.Group}, m.HeadDim, compress.BF16.Size()
+	for lo := 0; lo < m.Tokens; lo += BlockTokens {
+		block := m.Block(lo / BlockTokens)
+		k, v := make([]byte, BlockTokens*m.RowBytes()), make([]byte, BlockTokens*m.RowBytes())
+		m.Rows(k, v, layer, lo, lo+BlockTokens, m.Hidden(block, layer))
+		for t := range min(BlockTokens, m.Tokens-lo) {
+			at, row := t*m.RowBytes()+head*d*b, make([]float32, d)
+			compress.ToFloat32(row, k[at:at+d*b], compress.BF16)
+			r.K = append(r.K, row...)
+			compress.ToFloat32(row, v[at:at+d*b], compress.BF16)
+			r.V = append(r.V, row...)
+			if lo+t >= m.Tokens-steps {
+				q := m.Query(block, t, layer)
+				r.Q = append(r.Q, q[head*m.Group*d:(head+1)*m.Group*d]...)
+			}
+		}
+	}
+	return r
 }
 
 // Shape is what matters of a head to whoever selects: of one query head, but for what keys and values are like.

@@ -4,8 +4,6 @@ import (
 	"bytes"
 	"math"
 	"testing"
-
-	"kvtier/compress"
 )
 
 func model(t *testing.T, g Geometry, seed uint64) *Model {
@@ -15,28 +13,6 @@ func model(t *testing.T, g Geometry, seed uint64) *Model {
 		t.Fatal(err)
 	}
 	return m
-}
-
-// context returns what one KV head of a layer holds, and what it asks at the last steps.
-func (m *Model) context(layer, head, tokens, steps int) *Rows {
-	r, d, b := &Rows{D: m.HeadDim, Group: m.Group}, m.HeadDim, compress.BF16.Size()
-	for lo := 0; lo < tokens; lo += BlockTokens {
-		block := m.Block(lo / BlockTokens)
-		k, v := make([]byte, BlockTokens*m.RowBytes()), make([]byte, BlockTokens*m.RowBytes())
-		m.Rows(k, v, layer, lo, lo+BlockTokens, m.Hidden(block, layer))
-		for t := range BlockTokens {
-			at, row := t*m.RowBytes()+head*d*b, make([]float32, d)
-			compress.ToFloat32(row, k[at:at+d*b], compress.BF16)
-			r.K = append(r.K, row...)
-			compress.ToFloat32(row, v[at:at+d*b], compress.BF16)
-			r.V = append(r.V, row...)
-			if lo+t >= tokens-steps {
-				q := m.Query(block, t, layer)
-				r.Q = append(r.Q, q[head*m.Group*d:(head+1)*m.Group*d]...)
-			}
-		}
-	}
-	return r
 }
 
 // Rows of a range are those of the whole block, and equal seeds give equal ones.
@@ -72,7 +48,7 @@ func TestShape(t *testing.T) {
 	var shapes []Shape
 	var body, want, peak, wantPeak float64
 	for head := range m.KVHeads {
-		s, err := Measure(m.context(2, head, 8192, 128))
+		s, err := Measure(m.Head(2, head, 128))
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -1,12 +1,8 @@
 package main
 
 import (
-	"errors"
 	"fmt"
 	"io"
-	"os"
-	"os/exec"
-	"path/filepath"
 	"strconv"
 	"strings"
 	"text/tabwriter"
@@ -15,6 +11,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"kvtier/bench/contexts"
+	"kvtier/bench/daemon"
 	bytesize "kvtier/cmd/internal/size"
 )
 
@@ -54,7 +51,7 @@ func newContexts() *cobra.Command {
 			if o.Least, o.Most, err = parseTokens(tokens); err != nil {
 				return err
 			}
-			if o.Daemon, err = findDaemon(o.Daemon); err != nil {
+			if o.Daemon, err = daemon.Find(o.Daemon); err != nil {
 				return err
 			}
 			o.RAM, o.Tail, o.Disk = int64(ram), int64(tail), int64(disk)
@@ -109,27 +106,6 @@ func parseTokens(s string) (least, most int, err error) {
 		return 0, 0, fmt.Errorf("--tokens %q: write LEAST..MOST, such as 2048..32768", s)
 	}
 	return least, most, nil
-}
-
-// findDaemon returns the program that was named, or the one beside this one, or that in PATH.
-func findDaemon(named string) (string, error) {
-	if named != "" {
-		if _, err := os.Stat(named); err != nil {
-			return "", fmt.Errorf("--kvtierd: %w", err)
-		}
-		return filepath.Abs(named)
-	}
-	if self, err := os.Executable(); err == nil {
-		beside := filepath.Join(filepath.Dir(self), "kvtierd")
-		if _, err := os.Stat(beside); err == nil {
-			return beside, nil
-		}
-	}
-	path, err := exec.LookPath("kvtierd")
-	if err != nil {
-		return "", errors.New("there is no kvtierd beside this program or in PATH: run 'make build', or name it by --kvtierd")
-	}
-	return filepath.Abs(path)
 }
 
 func printContexts(w io.Writer, rep *contexts.Report) error {

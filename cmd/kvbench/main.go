@@ -26,7 +26,7 @@ func newRoot() *cobra.Command {
 		SilenceUsage:  true,
 		SilenceErrors: true,
 	}
-	root.AddCommand(newQuality(), newStorage(), newKernels(), newAttend(), newDisk(), newContexts(), newMillion())
+	root.AddCommand(newQuality(), newStorage(), newKernels(), newAttend(), newDisk(), newContexts(), newMillion(), newShape())
 	root.AddCommand(plantedVerb())
 	root.AddCommand(pythonVerbs()...)
 	return root
