@@ -62,7 +62,7 @@ func (c *Config) defineFlags() *actions {
 	f.BoolVar(&c.AllowRemote, "allow-remote", false, "accept addresses that other machines can reach: there is no authentication yet")
 	f.StringVar(&c.Metrics, "metrics", "127.0.0.1:7421", `HTTP address for /metrics and /healthz; "" disables`)
 	f.BoolVar(&c.PProf, "pprof", false, "also serve /debug/pprof on the metrics address")
-	f.Var(&c.RAM, "ram", "limit of the RAM tier")
+	f.Var(&c.RAM, "ram", "limit of what lies in RAM of sealed segments")
 	f.Var(&c.Disk, "disk", "limit of the NVMe tier")
 	f.Var(&c.Tail, "tail", "limit of unquantised rows in RAM")
 	f.IntVar(&c.ReadAll, "read-all", 8192, "contexts of up to this many tokens are read whole")
