@@ -108,31 +108,37 @@ func (m Means) Units() int { return len(m.meta) / meanMeta }
 // [rows][units], a row beginning every stride.
 func (m Means) Scores(dst []float32, stride int, q []float32) {
 	kernels.DotsInt8(dst, stride, q, m.codes, m.d)
-	for r := range len(q) / m.d {
-		m.scaleAll(dst[r*stride:])
-	}
+	m.scaleRows(dst, stride, len(q)/m.d)
 }
 
 // AddTo adds to each row of out, at least [d], all means, weighted by its row of w [rows][units], a row
 // beginning every stride. It multiplies w by the means' scales.
 func (m Means) AddTo(out [][]float32, w []float32, stride int) {
-	for r := range out {
-		m.scaleAll(w[r*stride:])
-	}
+	m.scaleRows(w, stride, len(out))
 	kernels.AxpysInt8(out, w, stride, m.codes, m.d)
 }
 
 // Norms2 writes the squares of the norms of all means to dst [units].
 func (m Means) Norms2(dst []float32) {
 	kernels.SquaresInt8(dst, m.codes, m.d)
-	m.scaleAll(dst)
-	m.scaleAll(dst)
+	m.scaleRows(dst, 0, 1)
+	m.scaleRows(dst, 0, 1)
 }
 
-func (m Means) scaleAll(x []float32) {
-	meta := m.meta
-	for u := range x[:m.Units()] {
-		x[u] *= bf16(meta[u*meanMeta:])
+// scaleRows multiplies rows of x, [units] each, by the means' scales.
+func (m Means) scaleRows(x []float32, stride, rows int) {
+	var scales [64]float32 // of some units: they are decoded once for all rows
+	for at, n := 0, m.Units(); at < n; at += len(scales) {
+		some := scales[:min(len(scales), n-at)]
+		for i := range some {
+			some[i] = m.scale(at + i)
+		}
+		for r := range rows {
+			row := x[r*stride+at:][:len(some)]
+			for i, s := range some {
+				row[i] *= s
+			}
+		}
 	}
 }
 

@@ -50,6 +50,18 @@ func (x *tokenRows) axpys(out [][]float32, weights []float32, at, end int) {
 	kernels.Axpys(out, weights, blockTokens, x.v[at*x.d:end*x.d], x.d, x.d)
 }
 
+// ahead has the processor fetch rows of tokens [at, end) that do not follow one another in memory: it would fetch
+// what lies between them, which is other heads'.
+func (x *tokenRows) ahead(at, end int) {
+	if x.pitch <= x.d {
+		return
+	}
+	for t := at; t < end; t++ {
+		kernels.Prefetch(x.bf16K[2*t*x.pitch:][:2*x.d])
+		kernels.Prefetch(x.bf16V[2*t*x.pitch:][:2*x.d])
+	}
+}
+
 func attend(ps []Partial, q []float32, tokens *tokenRows, n int, softcap float32, visible []int) {
 	d := tokens.d
 	var scores [blockRows * blockTokens]float32
@@ -59,6 +71,7 @@ func attend(ps []Partial, q []float32, tokens *tokenRows, n int, softcap float32
 		out := AppendSums(sums[:0], ps[:rows])
 		for at := 0; at < n; at += blockTokens {
 			end := min(at+blockTokens, n)
+			tokens.ahead(end, min(end+blockTokens, n))
 			tokens.dots(scores[:], q[:rows*d], at, end)
 			for r := range rows {
 				row := scores[r*blockTokens:][:end-at]

@@ -159,13 +159,15 @@ func (s *sequence) appendRows(in *checked) error {
 	if len(st.labels)+len(in.labels) > maxLabels {
 		return invalid(ReasonArgument, "more than %d labelled spans", maxLabels)
 	}
+	grows := int64(0)
 	if fresh > 0 {
 		if err := s.backlog(&st); err != nil {
 			s.srv.sealer.consider(s)
 			return err
 		}
+		grows = st.rows[in.layer].growth(fresh * s.spec.rowBytes())
 	}
-	release, err := s.srv.reserveTail(int64(2 * fresh * s.spec.rowBytes()))
+	release, err := s.srv.reserveTail(grows)
 	if err != nil {
 		s.srv.sealer.consider(s)
 		return err

@@ -29,6 +29,14 @@ func (r layerRows) withRoom(n int) layerRows {
 	return r
 }
 
+// growth is by how many bytes memory grows if n more bytes of keys, and as many of values, are appended.
+func (r layerRows) growth(n int) int64 {
+	if len(r.k)+n <= cap(r.k) {
+		return 0
+	}
+	return 2 * int64(len(r.k)+max(n, len(r.k))-cap(r.k))
+}
+
 // doubled returns b with room for n bytes more, at least as many as it has: append gives
 // a quarter, so that a long tail would be copied over and over.
 func doubled(b []byte, n int) []byte {

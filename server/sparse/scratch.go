@@ -39,6 +39,7 @@ type scratch struct {
 	// See survey: of all pages, [rows][all] and [all].
 	surveyed, restWeights []float32
 	surprise, rankOfAll   []float32
+	tops                  []float32 // [rows][2], log of the heaviest page's weight, and the sum of all in that unit
 
 	leaves []leaf    // of the pages that are scanned
 	single [1][]byte // see planesOf

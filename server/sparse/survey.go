@@ -82,17 +82,20 @@ func (u *run) scoreAll() {
 	}
 }
 
-// rankAll returns by how much, log, a page's strongest token may weigh at most of any row's softmax sum, as far as that is known.
+// rankAll weighs pages, by row in units of the heaviest, and returns by how much, log, a page's strongest token may weigh at most of any row's softmax sum, as far as that is known.
 func (u *run) rankAll() []float32 {
 	rank := sized(u.rankOfAll, u.all)
-	u.rankOfAll = rank
+	u.rankOfAll, u.restWeights = rank, sized(u.restWeights, u.rows*u.all)
 	for i := range rank {
 		rank[i] = -inf
 	}
-	u.weights = sized(u.weights, u.all)
+	u.tops = u.floats(2 * u.rows)
 	for r := range u.rows {
 		mass := u.surveyed[r*u.all:][:u.all]
-		total, norm := logAdd(u.q.Partials[r].LSE(), u.logSum(mass)), float32(math.Sqrt(float64(u.norm2[r])))
+		top := kernels.Largest(mass, -inf)
+		sum := kernels.Weights(u.restWeights[r*u.all:][:u.all], mass, top)
+		u.tops[2*r], u.tops[2*r+1] = top, sum
+		total, norm := logAdd(u.q.Partials[r].LSE(), top+log(sum)), float32(math.Sqrt(float64(u.norm2[r])))
 		for i, x := range mass {
 			rank[i] = max(rank[i], x-total+norm*u.surprise[i])
 		}
@@ -158,12 +161,10 @@ func (u *run) shrink(pages int) {
 func (u *run) sumRest() {
 	x := &u.rest
 	x.means, x.squares = u.newRows(), u.floats(u.rows)
-	weights, scales := sized(u.restWeights, u.rows*u.all), u.floats(u.rows)
-	u.restWeights = weights
+	weights, scales := u.restWeights, u.floats(u.rows)
 	for r := range u.rows {
-		w, mass := weights[r*u.all:][:u.all], u.surveyed[r*u.all:][:u.all]
-		top := kernels.Largest(mass, -inf)
-		sum := kernels.Weights(w, mass, top) - u.withoutPages(w)
+		w, top := weights[r*u.all:][:u.all], u.tops[2*r]
+		sum := u.tops[2*r+1] - u.withoutPages(w)
 		if x.squares[r] = attention.Norm2(w); x.squares[r] > 0 && sum > 0 {
 			x.mass[r] = top + log(sum)
 			x.squares[r] /= sum * sum
