@@ -370,13 +370,13 @@ func (srv *Server) reserveTail(need int64) (release func(), err error) {
 // Of a large model not more than so many full segments wait to be sealed: with each that is, what is left of the tail goes to a
 // new log, so that what waits is written again and again.
 const (
-	mostWaiting  = 2
-	largeBacklog = 256 << 20 // bytes of a tail
+	mostWaiting = 2
+	largeTail   = 256 << 20 // bytes
 )
 
 // backlog puts appends off while too much of the sequence waits to be sealed.
 func (s *sequence) backlog(st *state) error {
-	if st.accepted < st.sealed()+mostWaiting*tiers.SegmentTokens+recentTokens || st.tailBytes() < largeBacklog {
+	if st.accepted < st.sealed()+mostWaiting*tiers.SegmentTokens+recentTokens || st.tailBytes() < s.srv.largeTail {
 		return nil
 	}
 	if cause := s.srv.sealer.lastFailure(); cause != nil {

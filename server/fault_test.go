@@ -115,6 +115,32 @@ func TestDiskFull(t *testing.T) {
 	m.check(t, b, at+249, exactBudget, 1e-5)
 }
 
+// Of a large model appends wait while two segments are to be sealed, and go on when they are.
+func TestBacklog(t *testing.T) {
+	t.Parallel()
+	srv := openServer(t, t.TempDir(), Options{ReadAllTokens: -1})
+	srv.largeTail = 1
+	m := newModel(7, testSpec(), 9000)
+	s := openSequence(t, srv, &kvtierv1.OpenSequenceRequest{Spec: testSpec()})
+	s.hold()
+	srv.sealer.one.Lock()
+	at := 0
+	var err error
+	for err == nil && at+500 <= m.n {
+		if err = m.tryFeed(s, at, at+500); err == nil {
+			at += 500
+		}
+	}
+	srv.sealer.one.Unlock()
+	wantCode(t, err, codes.ResourceExhausted, ReasonTailFull)
+	if least := mostWaiting*segment + recentTokens; at < least || at >= least+500 {
+		t.Errorf("%d tokens were taken before", at)
+	}
+	m.check(t, s, at-1, exactBudget, .1)
+	eventually(t, "appends go on", func() bool { return m.tryFeed(s, at, at+500) == nil })
+	m.check(t, s, at+499, exactBudget, .1)
+}
+
 // Sequences that nobody holds make way, the one used longest ago first.
 func TestEviction(t *testing.T) {
 	t.Parallel()

@@ -94,6 +94,7 @@ type Server struct {
 	metrics     *metrics
 	started     time.Time
 	tail        atomic.Int64 // bytes of rows in RAM
+	largeTail   int64        // from which a sequence's appends wait for its sealing; tests lower it
 	pins        pinTable
 
 	// commits serialises what adds and removes spans in the catalogue. Taken
@@ -117,7 +118,7 @@ func Open(ctx context.Context, o Options) (srv *Server, err error) {
 	if err := o.defaults(); err != nil {
 		return nil, err
 	}
-	srv = &Server{opt: o, log: o.Logger, started: time.Now(), names: newNameIndex(), calibration: newCalibration()}
+	srv = &Server{opt: o, log: o.Logger, started: time.Now(), names: newNameIndex(), calibration: newCalibration(), largeTail: largeTail}
 	srv.mu.sequences, srv.mu.handles = map[string]*sequence{}, map[uint64]*sequence{}
 	srv.mu.conns = map[*fastConn]bool{}
 	srv.pins.pins, srv.pins.segments = map[uint64]*pin{}, map[tiers.ID]int{}
