@@ -203,3 +203,55 @@ func TestClosePinned(t *testing.T) {
 		t.Fatalf("%d bytes left", u.BytesUsed)
 	}
 }
+
+// TestOfferAndPrime: what is offered takes free room alone; what is primed, which every query will read, takes that of
+// pieces that nobody uses.
+func TestOfferAndPrime(t *testing.T) {
+	if raceEnabled {
+		t.Skip("ristretto counts through sync.Pool, which forgets at random under -race")
+	}
+	tier := open(t, 4<<20)
+	defer tier.Close()
+	cold := segments(0, 60, 3, 20000)
+	full := false
+	for _, s := range cold {
+		if err := tier.Offer(ctx, s.h, s.pieces); errors.Is(err, tiers.ErrFull) {
+			full = true
+		} else if err != nil {
+			t.Fatal(err)
+		}
+	}
+	if !full {
+		t.Fatal("everything has room")
+	}
+	held := 0
+	for _, s := range cold {
+		held += s.resident(tier)
+	}
+	evictions := tier.Usage().Evictions
+	if evictions > 0 {
+		t.Errorf("%d pieces went for what was offered", evictions)
+	}
+	primed := segments(100, 4, 3, 20000)
+	for _, s := range primed {
+		for i := range s.pieces {
+			if err := tier.Prime(ctx, s.h, s.pieces[i:i+1]); err != nil && !errors.Is(err, tiers.ErrFull) {
+				t.Fatal(err)
+			}
+		}
+	}
+	have, all := 0, 0
+	for _, s := range primed {
+		have, all = have+s.resident(tier), all+len(s.pieces)
+	}
+	if have < all*3/4 { // a hole for a long piece may take a neighbour's room
+		t.Errorf("%d of %d primed pieces are here", have, all)
+	}
+	now := 0
+	for _, s := range cold {
+		now += s.resident(tier)
+	}
+	if now >= held || tier.Usage().Evictions == 0 {
+		t.Errorf("%d cold pieces before, %d after", held, now)
+	}
+}
