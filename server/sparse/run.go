@@ -84,7 +84,7 @@ func newRun(ctx context.Context, r Reader, segments []Segment, part []int, q Que
 	u.follows = b.withMap(share)
 	u.left, u.pageBytes = float64(share)*b.full, float32(b.scanOfPage())
 	u.first, u.most = b.scannedPages(share)
-	u.pages = min(u.all, max(leastApart, apart*u.most))
+	u.pages = toldApart(u.all, max(u.first, u.most))
 	u.slots = u.pages + len(u.segs)
 	u.planeBytes = compress.KeyPlaneBytes(d)
 	for p, n := range u.planeBytes {

@@ -12,11 +12,23 @@ import (
 // scores all means once, in few passes; it tells the pages apart that may matter to any row, and all others
 // stand together from then on, by their mass and their mean.
 
-// leastApart pages are told apart in any case: whatever is shorter has no rest. A test changes it.
-var leastApart = 2048
+// A context of up to allApart pages has no rest. A test changes it.
+var allApart = 2048
 
-// apart is how many times as many pages are told apart as may be scanned.
-const apart = 2
+const (
+	// apart is how many times as many pages of a longer one are told apart as may be scanned,
+	apart = 2
+	// and leastPart, of allApart, how many at least.
+	leastPart = 4
+)
+
+// toldApart returns how many of so many pages are told apart if so many may be scanned.
+func toldApart(all, scanned int) int {
+	if all <= allApart {
+		return all
+	}
+	return min(all, max(allApart/leastPart, apart*scanned))
+}
 
 // rest is what pages that are not told apart are together.
 type rest struct {

@@ -12,11 +12,11 @@ import (
 	"kvtier/tiers/seal"
 )
 
-// toldApart sets how many pages are told apart at least, for a test.
-func toldApart(t *testing.T, n int) {
-	was := leastApart
-	leastApart = n
-	t.Cleanup(func() { leastApart = was })
+// tellApart sets of how many pages all are told apart, for a test.
+func tellApart(t *testing.T, n int) {
+	was := allApart
+	allApart = n
+	t.Cleanup(func() { allApart = was })
 }
 
 // A context of which few pages are told apart: tokens are counted once, weights sum to 1, and answers are about as
@@ -38,10 +38,10 @@ func TestRest(t *testing.T) {
 			q.Softcap = 20
 		}
 		want, lse := f.dense(q, s.k, s.v)
-		toldApart(t, 1<<20)
+		tellApart(t, 1<<20)
 		apartQ := zone(q)
 		apartOut, _ := f.ask(t, apartQ, Budget{Share: .05})
-		toldApart(t, 24)
+		tellApart(t, 24)
 		q = zone(q)
 		weights := make([]float64, len(q.Partials))
 		seen := map[[3]int]bool{}
@@ -92,7 +92,7 @@ func TestRestIsSum(t *testing.T) {
 	f := sealed(rng, s, seal.Options{Profile: tiers.ProfileBalanced}, compress.BF16, 2048, 4096, 6144, 8192)
 	q := f.query(rng, 0, 2)
 	make_ := func(apart int) *run {
-		toldApart(t, apart)
+		tellApart(t, apart)
 		u := newRun(t.Context(), f.reader, f.segs, []int{0, 1, 2, 3}, q, .05, &Trace{})
 		if err := u.scorePages(); err != nil {
 			t.Fatal(err)
@@ -101,7 +101,7 @@ func TestRestIsSum(t *testing.T) {
 	}
 	all := make_(1 << 20)
 	defer all.release()
-	few := make_(20)
+	few := make_(80)
 	defer few.release()
 	if few.pages == 0 || few.pages > 20+1 || few.all != all.pages {
 		t.Fatalf("%d of %d pages are told apart", few.pages, few.all)
