@@ -41,11 +41,11 @@ type layerRows struct {
 
 // build streams the context in, block by block, and waits until it is sealed.
 func (r *run) build(ctx context.Context) error {
-	open, err := r.d.Seq.OpenSequence(ctx, &kvtierv1.OpenSequenceRequest{Spec: r.spec(), Profile: kvtierv1.Profile_PROFILE_BALANCED, Name: "million"})
+	open, err := r.d.Seq.OpenSequence(ctx, &kvtierv1.OpenSequenceRequest{Spec: r.spec(), Profile: kvtierv1.Profile_PROFILE_BALANCED, Name: sequenceName})
 	if err != nil {
 		return err
 	}
-	r.id = open.SequenceId
+	r.id, r.first = open.SequenceId, r.m.Tokens
 	begin, said, b := time.Now(), time.Now(), &r.rep.Build
 	for lo := 0; lo < r.m.Tokens; lo += synth.BlockTokens {
 		hi := min(lo+synth.BlockTokens, r.m.Tokens)
@@ -66,11 +66,48 @@ func (r *run) build(ctx context.Context) error {
 	b.Seconds = time.Since(begin).Seconds()
 	b.PerSecond = float64(r.m.Tokens) / b.Seconds
 	b.TokenHeads = float64(b.Sealed) * float64(r.m.Layers*r.m.KVHeads) / b.Seconds
+	r.stored(ctx)
+	return nil
+}
+
+// stored notes what the context takes.
+func (r *run) stored(ctx context.Context) {
+	b := &r.rep.Build
 	b.Disk = r.diskBytes()
 	b.BitsPerValue = float64(b.SealedBytes) * 8 / (float64(b.Sealed) * float64(2*r.m.Layers*r.m.KVHeads*r.m.HeadDim))
 	r.sample(ctx)
-	return nil
 }
+
+// take finds the context that an earlier run made.
+func (r *run) take(ctx context.Context) error {
+	list, err := r.d.Look.ListSequences(ctx, &kvtierv1.ListSequencesRequest{})
+	if err != nil {
+		return err
+	}
+	for _, s := range list.Sequences {
+		if s.Name != sequenceName {
+			continue
+		}
+		// A spec is given, so that another geometry or seed is refused.
+		open, err := r.d.Seq.OpenSequence(ctx, &kvtierv1.OpenSequenceRequest{SequenceId: s.SequenceId, Spec: r.spec()})
+		if err != nil {
+			return err
+		}
+		if n := int(open.Ack.Accepted); n < r.m.Tokens {
+			return fmt.Errorf("the folder's context has %d tokens, not %d", n, r.m.Tokens)
+		}
+		r.id, r.first = s.SequenceId, int(open.Ack.Accepted)
+		if err := r.sealed(ctx); err != nil {
+			return err
+		}
+		r.stored(ctx)
+		return nil
+	}
+	return fmt.Errorf("%s holds no context of such a run", r.dir)
+}
+
+// sequenceName is what the context is called in the daemon.
+const sequenceName = "million"
 
 func (r *run) spec() *kvtierv1.ModelSpec {
 	g := r.m.Geometry

@@ -89,11 +89,11 @@ func (s *stepResult) add(a *kvtierv1.Account) {
 
 // decode asks the steps before, which fill caches, and those that are measured, of every budget.
 func (r *run) decode(ctx context.Context) error {
-	block := r.m.Block(r.m.Tokens / synth.BlockTokens)
-	if r.m.Tokens%synth.BlockTokens+r.o.steps() > synth.BlockTokens {
-		return fmt.Errorf("%d steps do not fit behind token %d: a block has %d", r.o.steps(), r.m.Tokens, synth.BlockTokens)
+	position := r.first
+	block := r.m.Block(position / synth.BlockTokens)
+	if position%synth.BlockTokens+r.o.steps() > synth.BlockTokens {
+		return fmt.Errorf("%d steps do not fit behind token %d: a block has %d", r.o.steps(), position, synth.BlockTokens)
 	}
-	position := r.m.Tokens
 	for i, tokens := range r.o.Budgets {
 		if err := r.decodeWith(ctx, block, position, i, tokens); err != nil {
 			return err

@@ -28,6 +28,7 @@ type Options struct {
 	Disk     string
 	Dir      string // parent of the run's folder; "": the system's
 	Keep     bool   // keep the folder
+	Folder   string // that an earlier run of the same geometry and seed kept: its context is asked, and kept
 	Kvtierd  string // the daemon to run; "": the one beside this program
 	Say      func(format string, args ...any)
 }
@@ -80,6 +81,7 @@ type run struct {
 	dir   string
 	d     *daemon.Daemon
 	id    string
+	first int // position of the first step
 	begin time.Time
 	phase string
 	rep   *Report
@@ -99,8 +101,10 @@ func Run(ctx context.Context, o Options) (*Report, error) {
 	if err != nil {
 		return nil, err
 	}
-	dir, err := os.MkdirTemp(o.Dir, "kvm")
-	if err != nil {
+	dir, make := o.Folder, (*run).build
+	if dir != "" {
+		make, o.Keep = (*run).take, true
+	} else if dir, err = os.MkdirTemp(o.Dir, "kvm"); err != nil {
 		return nil, err
 	}
 	r := &run{o: o, m: m, bin: bin, dir: dir, begin: time.Now(), rep: &Report{Geometry: o.Geometry, Seed: o.Seed}}
@@ -110,10 +114,10 @@ func Run(ctx context.Context, o Options) (*Report, error) {
 	}
 	for _, phase := range []struct {
 		name string
-		do   func(context.Context) error
-	}{{"build", r.build}, {"decode", r.decode}, {"dense", r.dense}, {"audit", r.audit}, {"reopen", r.reopen}} {
+		do   func(*run, context.Context) error
+	}{{"build", make}, {"decode", (*run).decode}, {"dense", (*run).dense}, {"audit", (*run).audit}, {"reopen", (*run).reopen}} {
 		r.phase = phase.name
-		if err := phase.do(ctx); err != nil {
+		if err := phase.do(r, ctx); err != nil {
 			return r.rep, fmt.Errorf("%s: %w", phase.name, err)
 		}
 	}

@@ -20,10 +20,33 @@ func TestRun(t *testing.T) {
 	}
 	o := Options{Geometry: synth.Geometry{Tokens: 3*synth.BlockTokens + 300, Layers: 2, KVHeads: 2, Group: 2, HeadDim: 64}, Seed: 1, Budgets: []int{1024, 2048},
 		Warm: 2, Steps: 4, Audits: 4, Dense: 1, RAM: "4MiB", Disk: "64MiB", Kvtierd: bin, Say: t.Logf}
+	o.Dir, o.Keep = t.TempDir(), true
 	rep, err := Run(context.Background(), o)
 	if err != nil {
 		t.Fatal(err)
 	}
+	check(t, rep)
+	// The same context once more, from where the first run ended.
+	kept, err := filepath.Glob(filepath.Join(o.Dir, "*"))
+	if err != nil || len(kept) != 1 {
+		t.Fatal(kept, err)
+	}
+	o.Folder = kept[0]
+	if rep, err = Run(context.Background(), o); err != nil {
+		t.Fatal(err)
+	}
+	check(t, rep)
+	if want := uint64(o.Geometry.Tokens + 2*o.steps()); rep.Reopen.Accepted != want {
+		t.Errorf("%d tokens, not %d", rep.Reopen.Accepted, want)
+	}
+	o.Seed = 2
+	if _, err = Run(context.Background(), o); err == nil {
+		t.Error("another model's context is taken")
+	}
+}
+
+func check(t *testing.T, rep *Report) {
+	t.Helper()
 	if want := uint64(3 * synth.BlockTokens); rep.Build.Sealed != want {
 		t.Errorf("%d tokens sealed, want %d", rep.Build.Sealed, want)
 	}

@@ -30,7 +30,7 @@ func (r *run) reopen(ctx context.Context) error {
 		return err
 	}
 	rep := &r.rep.Reopen
-	rep.Expected = uint64(r.m.Tokens + r.o.steps())
+	rep.Expected = uint64(r.first + r.o.steps())
 	r.d.Kill()
 	r.o.Say("killed; starting again")
 	begin := time.Now()
@@ -88,7 +88,7 @@ func (r *run) again(ctx context.Context, asks []*kvtierv1.AttendRequest) (out []
 
 // lastAsks are the queries of all layers at the last token, which is there.
 func (r *run) lastAsks(b *kvtierv1.Budget) (asks []*kvtierv1.AttendRequest) {
-	position := r.m.Tokens + r.o.steps() - 1
+	position := r.first + r.o.steps() - 1
 	block := r.m.Block(position / synth.BlockTokens)
 	for layer := range r.m.Layers {
 		q := packed(r.m.Query(block, position-block.First, layer))

@@ -59,6 +59,7 @@ func newMillion() *cobra.Command {
 	f.StringVar(&o.Disk, "disk", "8GiB", "limit of the daemon's NVMe tier")
 	f.StringVar(&o.Dir, "dir", "", "folder in which the run's own is made (default: that for temporary files)")
 	f.BoolVar(&o.Keep, "keep", false, "keep the run's folder")
+	f.StringVar(&o.Folder, "folder", "", "folder that an earlier run of the same geometry and seed kept: its context is asked, not made")
 	f.StringVar(&o.Kvtierd, "kvtierd", "", "the daemon to run (default: the one beside kvbench, or in PATH)")
 	f.Uint64Var(&o.Seed, "seed", 1, "of all that is random")
 	f.BoolVar(&asJSON, "json", false, "print JSON")
@@ -72,8 +73,10 @@ func printMillion(w io.Writer, rep *million.Report) error {
 	fmt.Fprintf(w, "%d tokens, %d layers, %d KV heads, %d query heads each, head dimension %d; seed %d\n\n", g.Tokens, g.Layers, g.KVHeads, g.Group, g.HeadDim, rep.Seed)
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	line := func(what, format string, args ...any) { fmt.Fprintf(t, what+"\t"+format+"\n", args...) }
-	line("build", "%.0f s; %.0f tokens/s, %.0f token-heads/s; %.1f GiB of rows; put off %d times, %.0f s", b.Seconds, b.PerSecond, b.TokenHeads,
-		float64(b.Bytes)/(1<<30), b.PutOff, b.PutOffSeconds)
+	if b.Seconds > 0 {
+		line("build", "%.0f s; %.0f tokens/s, %.0f token-heads/s; %.1f GiB of rows; put off %d times, %.0f s", b.Seconds, b.PerSecond, b.TokenHeads,
+			float64(b.Bytes)/(1<<30), b.PutOff, b.PutOffSeconds)
+	}
 	line("stored", "%d tokens sealed, %.2f GiB of segments, %.2f bits a value; folder %.2f GiB", b.Sealed, float64(b.SealedBytes)/(1<<30), b.BitsPerValue, float64(b.Disk)/(1<<30))
 	for i := range rep.Decode {
 		printDecode(line, &rep.Decode[i])
