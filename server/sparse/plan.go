@@ -39,7 +39,11 @@ func (b *body) withMap(share float32) bool {
 // scannedPages is how many pages are scanned at first, and at most, when share
 // of the body's 4-bit bytes may be read.
 func (b *body) scannedPages(share float32) (first, most int) {
-	left := max(0, float64(share)*b.full-b.always)
+	always := b.always
+	if b.pages <= float64(allApart) { // else outliers have to deserve it
+		always += b.outliers
+	}
+	left := max(0, float64(share)*b.full-always)
 	pages := func(part float64) int { return int(min(b.pages, max(1, part*left/b.scanOfPage()))) }
 	return pages(firstPart), pages(mostPart)
 }
@@ -48,6 +52,7 @@ func (b *body) scannedPages(share float32) (first, most int) {
 type body struct {
 	pages, groups float64
 	always        float64 // bytes that every query reads
+	outliers      float64 // bytes of outliers' first planes, which every query of a context that is not too long reads
 	full          float64 // bytes of everything at 4 bits
 	d             int
 }
@@ -60,7 +65,7 @@ func (b *body) add(v seal.View) {
 	b.always += lines(2*attention.MeansBytes(v.Pages(), v.D)) + lines(compress.KeyOrderBytes(v.D))
 	keys := compress.KeyPlaneBytes(v.D)
 	for _, n := range keys[:outlierPlanes] {
-		b.always += float64((v.Info.Outliers + tiers.LeafTokens - 1) / tiers.LeafTokens * n)
+		b.outliers += float64((v.Info.Outliers + tiers.LeafTokens - 1) / tiers.LeafTokens * n)
 	}
 }
 

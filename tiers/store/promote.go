@@ -13,7 +13,7 @@ import (
 // gave what they read much attention. RAM's own policy then
 // says whether it earns its room; if it does not, it stays below.
 const (
-	promoteQueue = 256     // pieces waiting; more are forgotten
+	promoteQueue = 4096    // pieces waiting; more are forgotten
 	interestMost = 1 << 16 // pieces remembered before all counts are halved
 )
 
@@ -148,24 +148,29 @@ func (p *promoter) bringUp(ctx context.Context, r tiers.Request) {
 	}
 }
 
-// bringUpMeans brings the means of all segments' pages into RAM: every query reads them, and after a start they
-// lie on disk alone. A segment's heads lie next to each other: they are one read.
-func (s *Store) bringUpMeans(ctx context.Context) {
+// bringUpFirst brings what every query reads of all segments into RAM, the means of pages before the rest: after a start
+// it lies on disk alone. A plane's heads lie next to each other: they are one read.
+func (s *Store) bringUpFirst(ctx context.Context) {
 	s.mu.RLock()
 	headers := make([]*tiers.Header, 0, len(s.mu.headers))
 	for _, h := range s.mu.headers {
 		headers = append(headers, h)
 	}
 	s.mu.RUnlock()
-	for len(headers) > 0 && ctx.Err() == nil {
-		some := headers[:min(meansAtOnce, len(headers))]
-		headers = headers[len(some):]
-		s.bringUp(ctx, some, tiers.PlanePages)
+	for plane := range tiers.NumPlanes {
+		if !everyQuery.Has(plane) {
+			continue
+		}
+		for rest := headers; len(rest) > 0 && ctx.Err() == nil; {
+			some := rest[:min(segmentsAtOnce, len(rest))]
+			rest = rest[len(some):]
+			s.bringUp(ctx, some, plane)
+		}
 	}
 }
 
-// meansAtOnce is of how many segments means are read together: as many reads as the disk has under way at once.
-const meansAtOnce = 32
+// segmentsAtOnce is of how many segments a plane is read together: as many reads as the disk has under way at once.
+const segmentsAtOnce = 32
 
 // bringUp brings one plane of all heads of segments into RAM, as pieces that every query reads.
 func (s *Store) bringUp(ctx context.Context, headers []*tiers.Header, plane tiers.Plane) {

@@ -94,7 +94,7 @@ func Open(ctx context.Context, dir string, o Options) (s *Store, err error) {
 		return nil, err
 	}
 	s.up = newPromoter(s)
-	s.up.background(s.bringUpMeans)
+	s.up.background(s.bringUpFirst)
 	return s, nil
 }
 
