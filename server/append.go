@@ -159,15 +159,13 @@ func (s *sequence) appendRows(in *checked) error {
 	if len(st.labels)+len(in.labels) > maxLabels {
 		return invalid(ReasonArgument, "more than %d labelled spans", maxLabels)
 	}
-	grows := int64(0)
 	if fresh > 0 {
 		if err := s.backlog(&st); err != nil {
 			s.srv.sealer.consider(s)
 			return err
 		}
-		grows = st.rows[in.layer].growth(fresh * s.spec.rowBytes())
 	}
-	release, err := s.srv.reserveTail(grows)
+	release, err := s.srv.reserveTail(int64(2 * fresh * s.spec.rowBytes()))
 	if err != nil {
 		s.srv.sealer.consider(s)
 		return err
@@ -180,7 +178,7 @@ func (s *sequence) appendRows(in *checked) error {
 	s.takeIDs(&next, in)
 	if fresh > 0 {
 		off := (in.n - fresh) * s.spec.rowBytes()
-		next.rows[in.layer] = st.rows[in.layer].appended(in.k[off:], in.v[off:])
+		next.rows[in.layer] = st.rows[in.layer].appended(in.k[off:], in.v[off:], s.srv.roomyTail())
 		next.lens[in.layer] += uint64(fresh)
 	}
 	next.accepted = slices.Min(next.lens)
@@ -386,6 +384,9 @@ func (s *sequence) backlog(st *state) error {
 	e.Retry = 50 * time.Millisecond
 	return e
 }
+
+// roomyTail says whether rows in RAM may take more than they need: half of their memory is free.
+func (srv *Server) roomyTail() bool { return srv.tail.Load() < srv.opt.TailBytes/2 }
 
 // sealPoint returns the end of the next full segment, if it lies behind the
 // recent window.

@@ -280,7 +280,7 @@ func (s *sequence) replayRecord(st *state, k taillog.Kind, body []byte) error {
 			return fmt.Errorf("log: tokens from %d, expected %d: %w", r.start, st.accepted, tiers.ErrCorrupt)
 		}
 		for l := range st.rows {
-			st.rows[l] = st.rows[l].appended(r.k[l], r.v[l])
+			st.rows[l] = st.rows[l].appended(r.k[l], r.v[l], true)
 			st.lens[l] += uint64(r.n)
 		}
 		st.accepted += uint64(r.n)

@@ -16,10 +16,22 @@ type layerRows struct {
 
 func (r layerRows) end(rowBytes int) uint64 { return r.base + uint64(len(r.k)/rowBytes) }
 
-// appended returns the rows with more behind them.
-func (r layerRows) appended(k, v []byte) layerRows {
-	r.k, r.v = append(doubled(r.k, len(k)), k...), append(doubled(r.v, len(v)), v...)
+// appended returns the rows with more behind them. Where memory grows, it doubles if it may.
+func (r layerRows) appended(k, v []byte, double bool) layerRows {
+	r.k, r.v = append(grown(r.k, len(k), double), k...), append(grown(r.v, len(v), double), v...)
 	return r
+}
+
+// grown returns b with room for n bytes more, or for as many as it has: append gives
+// a quarter, so that a long tail would be copied over and over.
+func grown(b []byte, n int, double bool) []byte {
+	if len(b)+n <= cap(b) {
+		return b
+	}
+	if double {
+		n = max(n, len(b))
+	}
+	return append(make([]byte, 0, len(b)+n), b...)
 }
 
 // withRoom returns the rows with room for n more bytes of keys and of values.
@@ -27,14 +39,6 @@ func (r layerRows) withRoom(n int) layerRows {
 	r.k = append(make([]byte, 0, len(r.k)+n), r.k...)
 	r.v = append(make([]byte, 0, len(r.v)+n), r.v...)
 	return r
-}
-
-// growth is by how many bytes memory grows if n more bytes of keys, and as many of values, are appended.
-func (r layerRows) growth(n int) int64 {
-	if len(r.k)+n <= cap(r.k) {
-		return 0
-	}
-	return 2 * int64(len(r.k)+max(n, len(r.k))-cap(r.k))
 }
 
 // doubled returns b with room for n bytes more, at least as many as it has: append gives

@@ -185,7 +185,8 @@ func (s *sequence) replayRows(st *state, layer int) ([]layerRows, error) {
 	}
 	for l := range got.rows {
 		if ahead := st.lens[l]; wanted(l) && ahead > st.accepted {
-			got.rows[l] = got.rows[l].appended(st.rows[l].slice(st.accepted, ahead, s.spec.rowBytes()))
+			k, v := st.rows[l].slice(st.accepted, ahead, s.spec.rowBytes())
+			got.rows[l] = got.rows[l].appended(k, v, false)
 		}
 	}
 	return got.rows, nil

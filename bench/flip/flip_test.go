@@ -141,7 +141,7 @@ func TestFlipRecords(t *testing.T) {
 
 // headBytes returns where the headers of a log's records lie, and whole short records.
 func headBytes(log []byte) (at []int) {
-	const head = 20
+	const head = 36 // docs/format.md, 10
 	for off := 0; off+head <= len(log); {
 		n := int(binary.LittleEndian.Uint64(log[off+8:]))
 		for i := range head + n {
