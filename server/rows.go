@@ -41,15 +41,6 @@ func (r layerRows) withRoom(n int) layerRows {
 	return r
 }
 
-// doubled returns b with room for n bytes more, at least as many as it has: append gives
-// a quarter, so that a long tail would be copied over and over.
-func doubled(b []byte, n int) []byte {
-	if len(b)+n <= cap(b) {
-		return b
-	}
-	return append(make([]byte, 0, len(b)+max(n, len(b))), b...)
-}
-
 // slice returns the bytes of positions [lo, hi).
 func (r layerRows) slice(lo, hi uint64, rowBytes int) (k, v []byte) {
 	a, b := int(lo-r.base)*rowBytes, int(hi-r.base)*rowBytes
