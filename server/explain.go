@@ -69,13 +69,13 @@ func (run *explainRun) howIn(h int, t seen) sparse.How {
 }
 
 func (s *sequence) explain(ctx context.Context, layer, top, topSpans int) (*kvtierv1.ExplainResponse, error) {
-	st, err := s.readable(layer)
-	if err != nil {
-		return nil, err
-	}
 	s.mu.RLock()
 	last := s.mu.last[layer]
 	s.mu.RUnlock()
+	st, err := s.readable(layer) // not before: it holds what was asked about
+	if err != nil {
+		return nil, err
+	}
 	if last == nil {
 		return nil, fail(codes.NotFound, ReasonUnknown, "layer %d of the sequence has answered no query since the daemon started: ask one first", layer)
 	}

@@ -36,8 +36,7 @@ func grown(b []byte, n int, double bool) []byte {
 
 // withRoom returns the rows with room for n more bytes of keys and of values.
 func (r layerRows) withRoom(n int) layerRows {
-	r.k = append(make([]byte, 0, len(r.k)+n), r.k...)
-	r.v = append(make([]byte, 0, len(r.v)+n), r.v...)
+	r.k, r.v = grown(r.k, n, false), grown(r.v, n, false)
 	return r
 }
 

@@ -286,7 +286,7 @@ func (s *sequence) sealLayer(st *state, layer int, start, end uint64) (*tiers.He
 	sums, sample := s.metrics(layer)
 	for h := range sp.kvHeads {
 		o.Metrics = append(o.Metrics, sums[h].Metric())
-		o.Queries = append(o.Queries, groupOf(newestOf(sample, sp), sp, h))
+		o.Queries = append(o.Queries, groupOf(sample, sp, h))
 	}
 	return seal.Segment(rows, o)
 }
@@ -301,15 +301,6 @@ func (s *sequence) metrics(layer int) ([]*attention.QuerySum, []float32) {
 		q.Decay()
 	}
 	return out, s.mu.sample[layer]
-}
-
-// codecRows is about how many queries of a KV head its codec's error is measured on: a segment takes a fifth longer with 64.
-const codecRows = 16
-
-// newestOf returns as many of the newest positions' queries as make codecRows of each KV head.
-func newestOf(q []float32, sp *spec) []float32 {
-	n := max(1, codecRows/sp.group()) * sp.queryHeads * sp.headDim
-	return q[max(0, len(q)-n):]
 }
 
 // groupOf gathers the rows of one KV head's group from queries [m][queryHeads][headDim].

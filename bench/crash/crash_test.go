@@ -104,22 +104,22 @@ func (h *harness) round(ctx context.Context, n int) error {
 			return err
 		}
 		time.Sleep(time.Duration(rng.IntN(60)) * time.Millisecond)
-		p.kill()
+		p.Kill()
 		h.starts++
 	}
 	p, err := start(h.bin, h.dir)
 	if err != nil {
 		return err
 	}
-	defer p.kill()
+	defer p.Kill()
 	if err := p.ready(ctx); err != nil {
 		return err
 	}
 	if err := check(ctx, p.clients, h.workers, n, n%10 < *folders); err != nil {
-		p.kill()
+		p.Kill()
 		return fmt.Errorf("%w\n%s", err, p.log)
 	}
-	timer := time.AfterFunc(time.Duration(10+rng.IntN(200))*time.Millisecond, p.kill)
+	timer := time.AfterFunc(time.Duration(10+rng.IntN(200))*time.Millisecond, p.Kill)
 	defer timer.Stop()
 	var g errgroup.Group
 	for i, w := range h.workers {
@@ -127,10 +127,10 @@ func (h *harness) round(ctx context.Context, n int) error {
 		g.Go(func() error { return w.run(ctx) })
 	}
 	if err := g.Wait(); err != nil {
-		p.kill()
+		p.Kill()
 		return fmt.Errorf("%w\n%s", err, p.log)
 	}
-	p.kill()
+	p.Kill()
 	if bytes.Contains(p.log.Bytes(), []byte("panic")) || bytes.Contains(p.log.Bytes(), []byte("level=ERROR")) {
 		return fmt.Errorf("the daemon complained:\n%s", p.log)
 	}

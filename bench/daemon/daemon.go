@@ -6,11 +6,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strconv"
-	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -28,7 +27,7 @@ type Daemon struct {
 	Look kvtierv1.InspectionServiceClient
 
 	cmd  *exec.Cmd
-	log  lastLines
+	log  Log
 	done chan struct{}
 	conn *grpc.ClientConn
 }
@@ -60,17 +59,36 @@ const socketPath = 100
 // messageBytes is the longest message either way.
 const messageBytes = 256 << 20
 
-// Start runs the program bin on folder dir and waits until it answers. It serves gRPC on a Unix socket in that
-// folder and nothing else, unless args say so.
+// Log takes in what a daemon writes, and gives it back once that has ended.
+type Log interface {
+	io.Writer
+	String() string
+}
+
+// Start is Run, keeping the end of what the daemon writes, and waits until it answers.
 func Start(ctx context.Context, bin, dir string, args ...string) (*Daemon, error) {
+	d, err := Run(bin, dir, &lastLines{}, args...)
+	if err != nil {
+		return nil, err
+	}
+	if err := d.Ready(ctx); err != nil {
+		d.Kill()
+		return nil, err
+	}
+	return d, nil
+}
+
+// Run runs the program bin on folder dir; it may not answer yet. It serves gRPC on a Unix socket in that
+// folder and nothing else, unless args say so.
+func Run(bin, dir string, log Log, args ...string) (*Daemon, error) {
 	socket := filepath.Join(dir, "s")
 	if len(socket) > socketPath {
 		return nil, fmt.Errorf("%s: the path is too long for a socket: choose another folder", dir)
 	}
-	d := &Daemon{done: make(chan struct{})}
+	d := &Daemon{log: log, done: make(chan struct{})}
 	d.cmd = exec.Command(bin, append([]string{"--data", filepath.Join(dir, "data"), "--socket", socket,
 		"--fast-socket", "", "--listen", "", "--metrics", "", "--log-level", "warn"}, args...)...)
-	d.cmd.Stdout, d.cmd.Stderr = &d.log, &d.log
+	d.cmd.Stdout, d.cmd.Stderr = log, log
 	d.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	if err := d.cmd.Start(); err != nil {
 		return nil, fmt.Errorf("run kvtierd: %w", err)
@@ -89,15 +107,11 @@ func Start(ctx context.Context, bin, dir string, args ...string) (*Daemon, error
 		return nil, err
 	}
 	d.Seq, d.Look = kvtierv1.NewSequenceServiceClient(d.conn), kvtierv1.NewInspectionServiceClient(d.conn)
-	if err := d.ready(ctx); err != nil {
-		d.Kill()
-		return nil, err
-	}
 	return d, nil
 }
 
-// ready waits until the daemon answers.
-func (d *Daemon) ready(ctx context.Context) error {
+// Ready waits until the daemon answers.
+func (d *Daemon) Ready(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	go func() {
@@ -128,51 +142,8 @@ func (d *Daemon) Kill() {
 	}
 }
 
-// stopWait is how long a daemon may take to stop.
-const stopWait = time.Minute
-
-// Stop asks the process to end and waits for it.
-func (d *Daemon) Stop() error {
-	defer d.conn.Close()
-	if err := d.cmd.Process.Signal(syscall.SIGTERM); err != nil && !errors.Is(err, os.ErrProcessDone) {
-		return err
-	}
-	select {
-	case <-d.done:
-	case <-time.After(stopWait):
-		d.Kill()
-		return fmt.Errorf("kvtierd did not stop in %v", stopWait)
-	}
-	if !d.cmd.ProcessState.Success() {
-		return fmt.Errorf("kvtierd ended: %v\n%s", d.cmd.ProcessState, d.log.String())
-	}
-	return nil
-}
-
 // PID is the process's number.
 func (d *Daemon) PID() int { return d.cmd.Process.Pid }
-
-// Memory returns the bytes of the process that lie in memory: all of them, and the most there were so far.
-func (d *Daemon) Memory() (now, most int64, err error) {
-	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", d.PID()))
-	if err != nil {
-		return 0, 0, err
-	}
-	for line := range strings.Lines(string(b)) {
-		f := strings.Fields(line)
-		if len(f) < 2 {
-			continue
-		}
-		kb, _ := strconv.ParseInt(f[1], 10, 64)
-		switch f[0] {
-		case "VmRSS:":
-			now = kb << 10
-		case "VmHWM:":
-			most = kb << 10
-		}
-	}
-	return now, most, nil
-}
 
 // lastLines keeps the end of what is written.
 type lastLines struct {

@@ -11,6 +11,7 @@ import (
 	"kvtier/bench/stats"
 	"kvtier/bench/synth"
 	"kvtier/compress"
+	"kvtier/tiers"
 )
 
 // AuditReport is how far answers lay from dense attention over the unquantised rows.
@@ -140,7 +141,7 @@ func (r *run) auditLayer(ctx context.Context, layer int, calls []asked) ([][]aud
 			share := func(zone int) float64 { return math.Exp(lse[zone] - float64(sum[0].LSE())) }
 			want := make([]float32, d)
 			sum[0].Output(want)
-			out[i] = append(out[i], audited{stats.RelativeError(calls[i].out[row*d:(row+1)*d], widened(want)),
+			out[i] = append(out[i], audited{stats.RelativeError(calls[i].out[row*d:(row+1)*d], want),
 				share(zoneSink), share(zoneRecent), share(zoneBody)})
 		}
 	}
@@ -157,7 +158,7 @@ func (r *run) attendBlock(ps [][]attention.Partial, layer int, calls []asked, nu
 	g, d := r.m.Group, r.m.HeadDim
 	for i, c := range calls {
 		end := c.position + 1
-		cuts := [zones + 1]int{0, min(sinkTokens, end), max(sinkTokens, end-recentTokens), end}
+		cuts := [zones + 1]int{0, min(tiers.SinkTokens, end), max(tiers.SinkTokens, end-recentTokens), end}
 		for head := range r.m.KVHeads {
 			q := c.q[head*g*d : (head+1)*g*d]
 			for z := range zones {
@@ -174,10 +175,8 @@ func (r *run) attendBlock(ps [][]attention.Partial, layer int, calls []asked, nu
 	}
 }
 
-const (
-	sinkTokens   = 16
-	recentTokens = 256
-)
+// recentTokens is how many of the newest tokens the daemon leaves unsealed.
+const recentTokens = 256
 
 // rounded returns x as it is after a bfloat16.
 func rounded(x []float32) []float32 {
@@ -189,13 +188,5 @@ func rounded(x []float32) []float32 {
 func floats(b []byte) []float32 {
 	out := make([]float32, len(b)/4)
 	compress.ToFloat32(out, b, compress.F32)
-	return out
-}
-
-func widened(x []float32) []float64 {
-	out := make([]float64, len(x))
-	for i, v := range x {
-		out[i] = float64(v)
-	}
 	return out
 }

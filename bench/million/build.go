@@ -193,8 +193,7 @@ func (r *run) append(ctx context.Context, in *kvtierv1.AppendRequest) error {
 
 // sealed waits until all full segments behind the recent window are sealed.
 func (r *run) sealed(ctx context.Context) error {
-	const recent = 256
-	want := uint64(max(0, r.m.Tokens-recent) / tiers.SegmentTokens * tiers.SegmentTokens)
+	want := uint64(max(0, r.m.Tokens-recentTokens) / tiers.SegmentTokens * tiers.SegmentTokens)
 	for {
 		d, err := r.d.Look.DescribeSequence(ctx, &kvtierv1.DescribeSequenceRequest{SequenceId: r.id})
 		if err != nil {

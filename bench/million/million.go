@@ -63,14 +63,12 @@ type Report struct {
 
 // MemorySample is what the daemon had at a time.
 type MemorySample struct {
-	Seconds  float64 // since the start
-	Phase    string
-	RSS      int64 // bytes
-	Tail     int64 // unquantised rows
-	RAM      int64 // the RAM tier's
-	Disk     int64 // the NVMe tier's
-	Tokens   uint64
-	RSSLimit int64 `json:",omitempty"`
+	Seconds float64 // since the start
+	Phase   string
+	RSS     int64 // bytes
+	Tail    int64 // unquantised rows
+	RAM     int64 // the RAM tier's
+	Disk    int64 // the NVMe tier's
 }
 
 // run is a run under way.
@@ -146,12 +144,11 @@ func (r *run) close() {
 // sample notes what the daemon has now.
 func (r *run) sample(ctx context.Context) {
 	s := MemorySample{Seconds: time.Since(r.begin).Seconds(), Phase: r.phase}
-	s.RSS, _, _ = r.d.Memory()
 	st, err := r.d.Look.GetStatus(ctx, &kvtierv1.GetStatusRequest{})
 	if err != nil {
 		return // whatever is wrong shows elsewhere
 	}
-	s.Tail = int64(st.TailBytes)
+	s.RSS, s.Tail = int64(st.RssBytes), int64(st.TailBytes)
 	for _, t := range st.Tiers {
 		switch t.Name {
 		case "ram":

@@ -52,7 +52,7 @@ func (r *run) reopen(ctx context.Context) error {
 			rep.FirstSeconds = time.Since(begin).Seconds()
 		}
 		rep.NVMeBytes += float64(res[0].Account.BytesNvme)
-		rep.Difference = max(rep.Difference, stats.RelativeError(floats(res[0].Output), widened(floats(before[i].Output))))
+		rep.Difference = max(rep.Difference, stats.RelativeError(floats(res[0].Output), floats(before[i].Output)))
 	}
 	rep.StepSeconds = time.Since(begin).Seconds()
 	for range laterSteps {

@@ -199,7 +199,7 @@ func errorOf(got, dense []*layerAnswer) (mean float64) {
 	for i, a := range got {
 		for h := range a.heads {
 			for r := range a.heads[h].ps {
-				mean += stats.RelativeError(output(&a.heads[h].ps[r]), widened(output(&dense[i].heads[h].ps[r])))
+				mean += stats.RelativeError(output(&a.heads[h].ps[r]), output(&dense[i].heads[h].ps[r]))
 				n++
 			}
 		}
@@ -210,14 +210,6 @@ func errorOf(got, dense []*layerAnswer) (mean float64) {
 func output(p *attention.Partial) []float32 {
 	out := make([]float32, len(p.Out))
 	p.Output(out)
-	return out
-}
-
-func widened(x []float32) []float64 {
-	out := make([]float64, len(x))
-	for i, v := range x {
-		out[i] = float64(v)
-	}
 	return out
 }
 

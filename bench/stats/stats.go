@@ -4,9 +4,10 @@ package stats
 import "math"
 
 // RelativeError returns |got - want| / |want|; 0 if want is zero.
-func RelativeError(got []float32, want []float64) float64 {
+func RelativeError[T float32 | float64](got []float32, want []T) float64 {
 	var diff, norm float64
-	for i, w := range want {
+	for i, x := range want {
+		w := float64(x)
 		e := float64(got[i]) - w
 		diff, norm = diff+e*e, norm+w*w
 	}

@@ -1,6 +1,7 @@
 package synth
 
 import (
+	"cmp"
 	"fmt"
 	"math"
 	"slices"
@@ -193,15 +194,7 @@ func moments(x []float64) (mean, sd, largest float64) {
 // concentration returns which share of weights, the largest, make half and .9 of their sum, and the largest's own.
 func concentration(w []float64, sum float64) (half, most, top float64) {
 	order := slices.Clone(w)
-	slices.SortFunc(order, func(a, b float64) int {
-		switch {
-		case a > b:
-			return -1
-		case a < b:
-			return 1
-		}
-		return 0
-	})
+	slices.SortFunc(order, func(a, b float64) int { return cmp.Compare(b, a) })
 	var have float64
 	for i, x := range order {
 		if have += x; half == 0 && have >= .5*sum {
@@ -221,15 +214,7 @@ func strongest(w []float64, n int) []int {
 	for i := range at {
 		at[i] = i
 	}
-	slices.SortFunc(at, func(a, b int) int {
-		switch {
-		case w[a] > w[b]:
-			return -1
-		case w[a] < w[b]:
-			return 1
-		}
-		return 0
-	})
+	slices.SortFunc(at, func(a, b int) int { return cmp.Compare(w[b], w[a]) })
 	return at[:n]
 }
 

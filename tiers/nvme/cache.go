@@ -19,7 +19,6 @@ import (
 type cache struct {
 	shards [cacheShards]cacheShard
 	mapped atomic.Int64
-	limit  int64
 }
 
 const (
@@ -51,7 +50,7 @@ func newCache(bytes int64) *cache {
 	if frames == 0 {
 		return nil
 	}
-	c := &cache{limit: int64(frames) * cacheShards * tiers.BlockSize}
+	c := &cache{}
 	for i := range c.shards {
 		c.shards[i].frames, c.shards[i].index = frames, map[blockKey]int32{}
 	}
@@ -160,7 +159,9 @@ func (t *Tier) cached(reqs []tiers.Request, wants []want) (rest []want, found []
 	}
 	size := 0
 	for i := range wants {
-		size += wants[i].length
+		if len(reqs[wants[i].req].Ranges) > 0 {
+			size += wants[i].length
+		}
 	}
 	room := make([]byte, 0, size)
 	rest = wants[:0]

@@ -3,6 +3,7 @@ package store
 import (
 	"context"
 	"errors"
+	"slices"
 	"sync"
 
 	"kvtier/tiers"
@@ -49,7 +50,7 @@ func newPromoter(s *Store) *promoter {
 			case <-ctx.Done():
 				return
 			case r := <-p.queue:
-				p.bringUp(ctx, r)
+				s.bringUp(ctx, []tiers.Request{r}, s.ram.Put)
 			}
 		}
 	}()
@@ -125,29 +126,6 @@ func (p *promoter) want(r tiers.Request) {
 	}
 }
 
-func (p *promoter) bringUp(ctx context.Context, r tiers.Request) {
-	if p.s.ram.Resident(r.Header.ID, r.Head, r.Plane) {
-		return
-	}
-	pins, err := p.s.nvme.Pin(ctx, []tiers.Request{r})
-	if err != nil {
-		p.s.noteDamage([]tiers.Request{r}, err)
-		return
-	}
-	defer releaseAll(pins)
-	if !pins[0].Held() {
-		return // dropped meanwhile
-	}
-	err = p.s.ram.Put(ctx, r.Header, []tiers.Piece{{Head: r.Head, Plane: r.Plane, Bytes: pins[0].Ranges[0]}})
-	if err != nil && !errors.Is(err, tiers.ErrFull) && !errors.Is(err, tiers.ErrClosed) && ctx.Err() == nil {
-		p.s.log.Warn("bring a piece into RAM", "segment", r.Header.ID, "plane", r.Plane, "err", err)
-	}
-	// A segment that was removed meanwhile must not linger in RAM.
-	if _, err := p.s.Header(r.Header.ID); err != nil {
-		_ = p.s.ram.Drop(r.Header.ID, tiers.AllPlanes)
-	}
-}
-
 // bringUpFirst brings what every query reads of all segments into RAM, the means of pages before the rest: after a start
 // it lies on disk alone. A plane's heads lie next to each other: they are one read.
 func (s *Store) bringUpFirst(ctx context.Context) {
@@ -164,7 +142,7 @@ func (s *Store) bringUpFirst(ctx context.Context) {
 		for rest := headers; len(rest) > 0 && ctx.Err() == nil; {
 			some := rest[:min(segmentsAtOnce, len(rest))]
 			rest = rest[len(some):]
-			s.bringUp(ctx, some, plane)
+			s.bringUp(ctx, wholePlane(some, plane), s.ram.Prime)
 		}
 	}
 }
@@ -172,16 +150,22 @@ func (s *Store) bringUpFirst(ctx context.Context) {
 // segmentsAtOnce is of how many segments a plane is read together: as many reads as the disk has under way at once.
 const segmentsAtOnce = 32
 
-// bringUp brings one plane of all heads of segments into RAM, as pieces that every query reads.
-func (s *Store) bringUp(ctx context.Context, headers []*tiers.Header, plane tiers.Plane) {
-	var reqs []tiers.Request
+// wholePlane asks for a plane of all heads of segments.
+func wholePlane(headers []*tiers.Header, plane tiers.Plane) (reqs []tiers.Request) {
 	for _, h := range headers {
 		for head := range h.Heads {
-			if _, _, ok := h.Piece(head, plane); ok && !s.ram.Resident(h.ID, head, plane) {
+			if _, _, ok := h.Piece(head, plane); ok {
 				reqs = append(reqs, tiers.Request{Header: h, Head: head, Plane: plane})
 			}
 		}
 	}
+	return reqs
+}
+
+// bringUp reads whole pieces that are not in RAM yet from NVMe and puts them there, one by one: what does not earn
+// its room stays below.
+func (s *Store) bringUp(ctx context.Context, reqs []tiers.Request, put func(context.Context, *tiers.Header, []tiers.Piece) error) {
+	reqs = slices.DeleteFunc(reqs, func(r tiers.Request) bool { return s.ram.Resident(r.Header.ID, r.Head, r.Plane) })
 	pins, err := s.nvme.Pin(ctx, reqs)
 	if err != nil {
 		s.noteDamage(reqs, err)
@@ -189,10 +173,15 @@ func (s *Store) bringUp(ctx context.Context, headers []*tiers.Header, plane tier
 	}
 	defer releaseAll(pins)
 	for i, r := range reqs {
-		if pins[i].Held() {
-			_ = s.ram.Prime(ctx, r.Header, []tiers.Piece{{Head: r.Head, Plane: plane, Bytes: pins[i].Ranges[0]}}) // it stays below then
+		if !pins[i].Held() {
+			continue // dropped meanwhile
 		}
-		if _, err := s.Header(r.Header.ID); err != nil { // removed meanwhile
+		err := put(ctx, r.Header, []tiers.Piece{{Head: r.Head, Plane: r.Plane, Bytes: pins[i].Ranges[0]}})
+		if err != nil && !errors.Is(err, tiers.ErrFull) && !errors.Is(err, tiers.ErrClosed) && ctx.Err() == nil {
+			s.log.Warn("bring a piece into RAM", "segment", r.Header.ID, "plane", r.Plane, "err", err)
+		}
+		// A segment that was removed meanwhile must not linger in RAM.
+		if _, err := s.Header(r.Header.ID); err != nil {
 			_ = s.ram.Drop(r.Header.ID, tiers.AllPlanes)
 		}
 	}
