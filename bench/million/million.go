@@ -101,6 +101,9 @@ func Run(ctx context.Context, o Options) (*Report, error) {
 	}
 	dir, make := o.Folder, (*run).build
 	if dir != "" {
+		if _, err := os.Stat(filepath.Join(dir, "data")); err != nil { // a daemon would make one
+			return nil, fmt.Errorf("--folder is none that a run kept: %w", err)
+		}
 		make, o.Keep = (*run).take, true
 	} else if dir, err = os.MkdirTemp(o.Dir, "kvm"); err != nil {
 		return nil, err
