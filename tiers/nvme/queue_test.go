@@ -110,6 +110,27 @@ func TestQueueFaults(t *testing.T) {
 	}
 }
 
+// TestQueueCorrupt: wherever in a batch the corrupt block is, and whatever is still under way when it is
+// found, the Pin fails.
+func TestQueueCorrupt(t *testing.T) {
+	for _, depth := range []int{2, 8, 32} {
+		tier, reqs, pieces := queued(t, Options{Bytes: 64 << 20, ExtentBytes: 64 << 20, Depth: depth}, 10)
+		for i := range reqs {
+			damage := func() { ok(t, breakable{tier}.Corrupt(reqs[i].Header, pieces[i].Head, pieces[i].Plane)) }
+			damage()
+			_, err := tier.Pin(ctx, reqs)
+			is(t, err, tiers.ErrCorrupt)
+			damage() // flips the bit back
+			free(t, tier)
+		}
+		pins, err := tier.Pin(ctx, reqs)
+		ok(t, err)
+		for i := range pins {
+			pins[i].Release(0)
+		}
+	}
+}
+
 type badDescriptor struct{}
 
 func (badDescriptor) Descriptor() uintptr { return ^uintptr(0) >> 33 }

@@ -178,10 +178,11 @@ func (t *Tier) readQueue(ctx context.Context, q *queue, reads []read) (err error
 		}
 		over = over[:0]
 		if flying > 0 {
-			if over, err = q.wait(over, max(1, flying/4)); err != nil {
+			var failed error // a read's error found so far, err, stands
+			if over, failed = q.wait(over, max(1, flying/4)); failed != nil {
 				// Not to be expected. The kernel must not write to buffers that are
 				// given away: closing the queue waits for all that is under way.
-				err = errors.Join(err, q.close())
+				err = errors.Join(err, failed, q.close())
 				q = nil
 				return err
 			}
