@@ -41,6 +41,30 @@ build: ## build bin/kvtierd, bin/kvtier and bin/kvbench
 	@mkdir -p bin
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-X kvtier/cmd/internal/buildinfo.version=$(VERSION)' -o bin/ ./cmd/kvtierd ./cmd/kvtier ./cmd/kvbench
 
+# A build that can use a GPU takes no CUDA toolkit: the header is the project's own, and what is linked is
+# an archive that looks for the driver when the program starts.
+CUDA_BUILD := build/cuda
+CUDA_ENV   := CGO_ENABLED=1 CGO_CFLAGS="-O2 -I$(CURDIR)/tiers/gpu/cuda/include" CGO_LDFLAGS="-L$(CURDIR)/$(CUDA_BUILD)"
+
+$(CUDA_BUILD)/libcuda.a: tiers/gpu/cuda/trampoline/trampoline.c
+	@mkdir -p $(@D)
+	$(CC) -O2 -fPIC -Wall -Wextra -Werror -c -o $(CUDA_BUILD)/trampoline.o $<
+	rm -f $@
+	$(AR) rcs $@ $(CUDA_BUILD)/trampoline.o
+
+.PHONY: cuda
+cuda: $(CUDA_BUILD)/libcuda.a ## build the binaries with GPU support (needs a C compiler, no CUDA toolkit)
+	@mkdir -p bin
+	$(CUDA_ENV) $(GO) build -tags cuda -trimpath -ldflags '-X kvtier/cmd/internal/buildinfo.version=$(VERSION)' -o bin/ ./cmd/kvtierd ./cmd/kvtier ./cmd/kvbench
+
+# Where libcuda.so.1 lies: that of the emulated GPU, or LIBCUDA= for the machine's own driver.
+LIBCUDA ?= $(CURDIR)/tiers/gpu/mock/build
+.PHONY: test-cuda
+test-cuda: $(CUDA_BUILD)/libcuda.a ## run the tests of GPU support, on an emulated GPU (LIBCUDA= on a real one)
+	$(if $(filter $(CURDIR)/tiers/gpu/mock/build,$(LIBCUDA)),$(MAKE) -C tiers/gpu/mock)
+	$(CUDA_ENV) $(GO) vet -tags cuda ./tiers/gpu/...
+	REQUIRE_CUDA=1 LD_LIBRARY_PATH="$(LIBCUDA):$$LD_LIBRARY_PATH" $(CUDA_ENV) $(GO) test -tags cuda -timeout 10m ./tiers/gpu/...
+
 .PHONY: test
 test: test-go test-python ## run all tests, in Go and Python
 
@@ -168,5 +192,5 @@ $(VENV)/.stamp: python/pyproject.toml
 
 .PHONY: clean
 clean: ## remove what was built; the caches of Go and pip stay
-	rm -rf bin .cache $(VENV)
+	rm -rf bin build .cache $(VENV)
 	find python -name __pycache__ -o -name '*.egg-info' -o -name .pytest_cache | xargs -r rm -rf
