@@ -12,6 +12,8 @@ var (
 	ErrFull = errors.New("full")
 	// ErrVersion: the bytes were written by a version that this one cannot read.
 	ErrVersion = errors.New("unknown version")
+	// ErrLost: the device that the tier lies on is gone; what it held lies in the tiers below.
+	ErrLost = errors.New("lost")
 	// ErrClosed: the tier or store was closed.
 	ErrClosed = errors.New("closed")
 )

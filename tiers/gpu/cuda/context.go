@@ -28,11 +28,11 @@ func devices() (int, error) {
 	return n, check(err, "count devices")
 }
 
-// open makes the primary context of a device current on the calling thread.
+// open retains the primary context of a device.
 func open(ordinal int) (*Context, Info, error) {
 	dev, err := cu.GetDevice(ordinal)
 	if err != nil {
-		return nil, Info{}, check(err, "find it")
+		return nil, Info{}, check(err, "find device %d", ordinal)
 	}
 	info, err := describe(dev)
 	if err != nil {
@@ -40,13 +40,14 @@ func open(ordinal int) (*Context, Info, error) {
 	}
 	primary, err := dev.RetainPrimaryCtx()
 	if err != nil {
-		return nil, Info{}, check(err, "make its context")
-	}
-	if err := cu.SetCurrentContext(primary); err != nil {
-		_ = dev.ReleasePrimaryCtx()
-		return nil, Info{}, check(err, "make its context current")
+		return nil, Info{}, check(err, "make the context of device %d", ordinal)
 	}
 	return &Context{dev, primary}, info, nil
+}
+
+// current makes the context current on the calling thread.
+func (c *Context) current() error {
+	return check(cu.SetCurrentContext(c.cu), "make the context current")
 }
 
 func (c *Context) close() error {
@@ -55,10 +56,10 @@ func (c *Context) close() error {
 
 func describe(dev cu.Device) (info Info, err error) {
 	if info.Name, err = dev.Name(); err != nil {
-		return info, check(err, "ask for its name")
+		return info, check(err, "ask for the name of a device")
 	}
 	if info.Memory, err = dev.TotalMem(); err != nil {
-		return info, check(err, "ask for its memory")
+		return info, check(err, "ask for the memory of a device")
 	}
 	for _, a := range []struct {
 		to *int
@@ -74,21 +75,11 @@ func describe(dev cu.Device) (info Info, err error) {
 		{&info.L2, cu.L2CacheSize},
 	} {
 		if *a.to, err = dev.Attribute(a.id); err != nil {
-			return info, check(err, "ask for attribute %d", a.id)
+			return info, check(err, "ask for attribute %d of a device", a.id)
 		}
 	}
 	info.Driver = cu.Version()
 	return info, nil
-}
-
-// poll says whether what was recorded before e has happened, on any thread.
-func (c *Context) poll(e Event) (bool, error) {
-	runtime.LockOSThread()
-	defer runtime.UnlockOSThread()
-	if err := cu.SetCurrentContext(c.cu); err != nil {
-		return false, check(err, "make the context current")
-	}
-	return e.Query()
 }
 
 // Module is code that was loaded.
@@ -181,7 +172,7 @@ func (c *Context) NewStream() (Stream, error) {
 // Destroy gives the stream back. Work that is in it still runs.
 func (s Stream) Destroy() error { return check(s.s.Destroy(), "destroy a stream") }
 
-// Synchronize waits until all work in the stream is done. It occupies the executor: see Device.Wait.
+// Synchronize waits until all work in the stream is done. Others wait for their turn meanwhile: see Device.Wait.
 func (s Stream) Synchronize() error { return check(s.s.Synchronize(), "wait for a stream") }
 
 // Query says whether all work in the stream is done.
@@ -212,7 +203,7 @@ func (e Event) Record(s Stream) error { return check(e.e.Record(s.s), "record an
 // Query says whether what was recorded before has happened. So it has for an event that was never recorded.
 func (e Event) Query() (bool, error) { return done(e.e.Query(), "ask an event") }
 
-// Synchronize waits until what was recorded before has happened. It occupies the executor: see Device.Wait.
+// Synchronize waits until what was recorded before has happened. Others wait for their turn meanwhile: see Device.Wait.
 func (e Event) Synchronize() error { return check(e.e.Synchronize(), "wait for an event") }
 
 // Elapsed returns the time between two events with timing, both of which have happened.

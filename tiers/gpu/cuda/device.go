@@ -3,7 +3,6 @@ package cuda
 import (
 	"context"
 	"errors"
-	"fmt"
 	"runtime"
 	"sync"
 	"time"
@@ -53,70 +52,28 @@ func Devices() (int, error) { return devices() }
 
 // Device is an opened device. All its methods are safe for concurrent use.
 type Device struct {
-	info  Info
-	cuda  *Context
-	tasks chan task
-	quit  chan struct{} // closed by Close
-	gone  chan struct{} // closed by the executor when it ends
+	info Info
+	cuda *Context
+	turn chan struct{} // holds a token while no function of Do runs
 
 	mu struct {
 		sync.Mutex
 		closed bool
 		lost   error
-		close  error
 	}
 }
 
-// task is a call of Do. done has room for the result, so the executor never waits for a caller.
-type task struct {
-	f    func(*Context) error
-	done chan error
-}
-
-// Open opens the device with a number from 0 and starts its executor. The
-// context is the device's primary one: the driver shares it with whatever
-// else in this process uses CUDA, and opening twice gives the same memory.
+// Open opens the device with a number from 0. The context is the device's
+// primary one: the driver shares it with whatever else in this process uses
+// CUDA, and opening twice gives the same memory.
 func Open(ordinal int) (*Device, error) {
-	d := &Device{tasks: make(chan task), quit: make(chan struct{}), gone: make(chan struct{})}
-	opened := make(chan error)
-	go d.execute(ordinal, opened)
-	if err := <-opened; err != nil {
-		return nil, fmt.Errorf("cuda: open device %d: %w", ordinal, err)
-	}
-	return d, nil
-}
-
-// execute is the executor: it owns the context and the thread on which that is current.
-func (d *Device) execute(ordinal int, opened chan<- error) {
-	defer close(d.gone)
-	runtime.LockOSThread() // never unlocked: the thread ends with the goroutine
 	c, info, err := open(ordinal)
-	d.cuda, d.info = c, info
-	opened <- err
 	if err != nil {
-		return
+		return nil, err
 	}
-	for {
-		select {
-		case t := <-d.tasks:
-			d.run(t)
-		case <-d.quit:
-			err := c.close()
-			d.mu.Lock()
-			defer d.mu.Unlock()
-			if d.mu.lost == nil { // nothing can be given back of a device that is lost
-				d.mu.close = err
-			}
-			return
-		}
-	}
-}
-
-// run runs one task. Also a function that ends its goroutine gets its caller an answer.
-func (d *Device) run(t task) {
-	err := fmt.Errorf("%w: a function of Do ended the executor", ErrLost)
-	defer func() { t.done <- d.note(err) }()
-	err = t.f(d.cuda)
+	d := &Device{info: info, cuda: c, turn: make(chan struct{}, 1)}
+	d.turn <- struct{}{}
+	return d, nil
 }
 
 // note remembers that the device is lost.
@@ -147,27 +104,30 @@ func (d *Device) Err() error {
 // Info describes the device.
 func (d *Device) Info() Info { return d.info }
 
-// Do runs f on the executor and returns what f returns. The Context, and all
-// methods of what it makes, are valid only inside Do, but for what is said of
-// Wait. ctx ends the wait for the executor; once f runs, Do returns when f
-// does. f must not call Do or Close. After ErrLost every Do returns it, after
-// Close ErrClosed.
+// Do runs f when no other function of Do runs, on a thread that has the
+// device's context, and returns what f returns. The Context, and the methods of
+// what it makes, are valid only inside Do. ctx ends the wait for one's turn;
+// once f runs, Do returns when f does. f must not call Do or Close. After
+// ErrLost every Do returns it, after Close ErrClosed.
 func (d *Device) Do(ctx context.Context, f func(*Context) error) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
+	select {
+	case <-d.turn:
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	defer func() { d.turn <- struct{}{} }()
 	if err := d.Err(); err != nil {
 		return err
 	}
-	t := task{f, make(chan error, 1)}
-	select {
-	case d.tasks <- t:
-		return <-t.done
-	case <-ctx.Done():
-		return ctx.Err()
-	case <-d.gone:
-		return d.Err()
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	if err := d.cuda.current(); err != nil {
+		return d.note(err)
 	}
+	return d.note(f(d.cuda))
 }
 
 // How Wait asks: at first without a pause, because most kernels are shorter than the shortest sleep.
@@ -177,17 +137,17 @@ const (
 	longerNap = 200 * time.Microsecond
 )
 
-// Wait waits until what was recorded before e has happened, without occupying
-// the executor. It asks again and again, on the caller's thread, rather than
-// blocking in the driver: so ctx can end it, and many goroutines may wait. If
-// ctx ends it, what e stands for goes on. e must not be destroyed meanwhile.
+// Wait waits until what was recorded before e has happened, while others Do. It
+// asks again and again rather than blocking in the driver: so ctx can end it,
+// and many goroutines may wait. If ctx ends it, what e stands for goes on. e
+// must not be destroyed, nor the device closed, meanwhile.
 func (d *Device) Wait(ctx context.Context, e Event) error {
 	start, nap := time.Now(), firstNap
 	for {
 		if err := d.Err(); err != nil {
 			return err
 		}
-		if done, err := d.cuda.poll(e); done || err != nil {
+		if done, err := d.happened(e); done || err != nil {
 			return d.note(err)
 		}
 		if err := ctx.Err(); err != nil {
@@ -202,19 +162,35 @@ func (d *Device) Wait(ctx context.Context, e Event) error {
 	}
 }
 
-// Close ends the executor, after the function that it runs, and releases the
-// context. What was made in the context has to be freed before. Closing twice
-// does nothing.
+// happened asks once, without waiting for a turn: the driver is safe for concurrent use.
+func (d *Device) happened(e Event) (bool, error) {
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	if err := d.cuda.current(); err != nil {
+		return false, err
+	}
+	return e.Query()
+}
+
+// Close releases the context, after the function that runs. What was made in
+// the context has to be freed before. Closing twice does nothing, and nothing
+// can be given back of a device that is lost.
 func (d *Device) Close() error {
+	<-d.turn
+	defer func() { d.turn <- struct{}{} }()
+	err := d.Err()
 	d.mu.Lock()
 	first := !d.mu.closed
 	d.mu.closed = true
 	d.mu.Unlock()
-	if first {
-		close(d.quit)
+	if !first {
+		return nil
 	}
-	<-d.gone
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	return d.mu.close
+	if release := d.cuda.close(); err == nil {
+		err = release
+	}
+	if errors.Is(err, ErrLost) {
+		return nil
+	}
+	return err
 }

@@ -19,7 +19,7 @@ import (
 // errorKinds says which of CUDA's errors are which of this package's. After
 // those that are ErrLost, CUDA's reference says, "the process must be terminated".
 var errorKinds = map[C.CUresult]error{
-	C.CUDA_ERROR_STUB_LIBRARY:                   ErrNoDriver, // the trampolines found no driver
+	C.CUDA_ERROR_STUB_LIBRARY:                   ErrNoDriver,
 	C.CUDA_ERROR_NOT_INITIALIZED:                ErrNoDriver,
 	C.CUDA_ERROR_SYSTEM_DRIVER_MISMATCH:         ErrNoDriver,
 	C.CUDA_ERROR_SYSTEM_NOT_READY:               ErrNoDriver,
@@ -75,6 +75,9 @@ func check(err error, format string, args ...any) error {
 
 // nameOf returns CUDA's name of an error, as the driver has it.
 func nameOf(r C.CUresult) string {
+	if r == C.CUDA_ERROR_STUB_LIBRARY { // only the trampolines say so
+		return "libcuda.so.1 not found"
+	}
 	var name *C.char
 	if C.cuGetErrorName(r, &name) == C.CUDA_SUCCESS && name != nil {
 		return C.GoString(name)

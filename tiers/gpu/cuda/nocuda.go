@@ -12,10 +12,10 @@ import (
 
 var errBuild = fmt.Errorf("%w: this build has no GPU support (see `make cuda`)", ErrNoDriver)
 
-func devices() (int, error)               { return 0, errBuild }
-func open(int) (*Context, Info, error)    { return nil, Info{}, errBuild }
-func (*Context) close() error             { return errBuild }
-func (*Context) poll(Event) (bool, error) { return false, errBuild }
+func devices() (int, error)            { return 0, errBuild }
+func open(int) (*Context, Info, error) { return nil, Info{}, errBuild }
+func (*Context) close() error          { return errBuild }
+func (*Context) current() error        { return errBuild }
 
 type (
 	// Context is what functions of Device.Do work with.

@@ -1,0 +1,250 @@
+package gpu
+
+import (
+	"container/heap"
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"kvtier/tiers"
+	"kvtier/tiers/gpu/cuda"
+)
+
+// Options configures a tier.
+type Options struct {
+	// Device is the number of the GPU, from 0.
+	Device int
+	// Bytes is the hard limit of device memory allocated for slabs. It must be
+	// at least 256. Kernels and the driver need some besides.
+	Bytes int64
+}
+
+// Tier holds pieces in a GPU's memory. It implements tiers.Tier.
+type Tier struct {
+	dev   *cuda.Device // nil in tests that put another bank in its place
+	bank  bank
+	began time.Time
+
+	// writes serialises Put, Drop and Close. It is held while the device
+	// copies, and taken before mu.
+	writes sync.Mutex
+	// reads is held, for reading, by Pin: Close waits for it.
+	reads sync.RWMutex
+	// abandoned counts leases whose kernels nobody waits for but the tier.
+	abandoned sync.WaitGroup
+
+	mu struct {
+		sync.Mutex
+		segments map[tiers.ID]*segment
+		ranking  ranking // all of segments
+		arena    arena
+		pieces   int64
+		closed   bool
+	}
+
+	hits, misses, read, written, evictions atomic.Int64
+}
+
+// segment is what the tier holds of one segment. Tier.mu guards it.
+type segment struct {
+	id     tiers.ID
+	table  *table
+	leases int
+	limbo  []room // dropped under a lease: free when the last one ends
+	heat   heat
+	rank   heat // and place: see ranking
+	place  int
+}
+
+// table says where pieces lie. It is immutable: Put and Drop make another one.
+type table struct {
+	heads    [][tiers.NumPlanes]room
+	pieces   int
+	complete tiers.PlaneSet // planes of which every piece that the segment has is here
+}
+
+// at returns the room of a piece, the zero room if it is absent.
+func (t *table) at(head int, p tiers.Plane) room {
+	if head < 0 || head >= len(t.heads) || p >= tiers.NumPlanes {
+		return room{}
+	}
+	return t.heads[head][p]
+}
+
+// rooms lists the rooms of planes.
+func (t *table) rooms(planes tiers.PlaneSet) (out []room) {
+	for head := range t.heads {
+		for p, r := range t.heads[head] {
+			if r.slab != nil && planes.Has(tiers.Plane(p)) {
+				out = append(out, r)
+			}
+		}
+	}
+	return out
+}
+
+// without is the table less some planes.
+func (t *table) without(planes tiers.PlaneSet) *table {
+	n := &table{heads: append([][tiers.NumPlanes]room(nil), t.heads...), pieces: t.pieces, complete: t.complete}
+	for head := range n.heads {
+		for p := range n.heads[head] {
+			if r := &n.heads[head][p]; r.slab != nil && planes.Has(tiers.Plane(p)) {
+				*r = room{}
+				n.pieces--
+				n.complete &^= 1 << p
+			}
+		}
+	}
+	return n
+}
+
+// Open opens a GPU and makes an empty tier in its memory, which is allocated
+// as pieces arrive. cuda.ErrNoDriver and cuda.ErrNoDevice say that there is none to use.
+func Open(o Options) (*Tier, error) {
+	if o.Bytes < grain {
+		return nil, fmt.Errorf("gpu: a limit of %d bytes holds nothing", o.Bytes)
+	}
+	dev, err := cuda.Open(o.Device)
+	if err != nil {
+		return nil, fmt.Errorf("gpu: %w", err)
+	}
+	b, err := newCUDABank(dev)
+	if err != nil {
+		return nil, fmt.Errorf("gpu: buffers for copies: %w", err)
+	}
+	t := newTier(b, o.Bytes)
+	t.dev = dev
+	return t, nil
+}
+
+func newTier(b bank, limit int64) *Tier {
+	t := &Tier{bank: b, began: time.Now()}
+	t.mu.segments = map[tiers.ID]*segment{}
+	t.mu.arena.limit = limit
+	return t
+}
+
+// usable says why a call must fail: tiers.ErrClosed or tiers.ErrLost.
+func (t *Tier) usable(ctx context.Context) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	t.mu.Lock()
+	closed := t.mu.closed
+	t.mu.Unlock()
+	if closed {
+		return tiers.ErrClosed
+	}
+	return asTier(t.bank.err())
+}
+
+// asTier marks an error of the device with what the tiers call it.
+func asTier(err error) error {
+	if errors.Is(err, cuda.ErrLost) && !errors.Is(err, tiers.ErrLost) {
+		return fmt.Errorf("%w: %w", tiers.ErrLost, err)
+	}
+	return err
+}
+
+// Resident says whether a piece is held. It does not count as a use.
+func (t *Tier) Resident(id tiers.ID, head int, p tiers.Plane) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	s := t.mu.segments[id]
+	return s != nil && s.table.at(head, p).slab != nil
+}
+
+// Drop forgets planes of a segment.
+func (t *Tier) Drop(id tiers.ID, planes tiers.PlaneSet) error {
+	t.writes.Lock()
+	defer t.writes.Unlock()
+	if err := t.usable(background); err != nil {
+		return fmt.Errorf("gpu: drop %v: %w", id, err)
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if s := t.mu.segments[id]; s != nil {
+		t.forgetLocked(id, s, planes)
+	}
+	return nil
+}
+
+// forgetLocked takes planes of a segment from the tier. Their room is free now, or with the last lease.
+func (t *Tier) forgetLocked(id tiers.ID, s *segment, planes tiers.PlaneSet) {
+	rooms := s.table.rooms(planes)
+	s.table = s.table.without(planes)
+	t.mu.pieces -= int64(len(rooms))
+	if s.table.pieces == 0 {
+		delete(t.mu.segments, id)
+		heap.Remove(&t.mu.ranking, s.place)
+	}
+	if s.leases > 0 {
+		s.limbo = append(s.limbo, rooms...)
+		return
+	}
+	t.mu.arena.release(rooms)
+}
+
+// endLocked ends a lease.
+func (t *Tier) endLocked(s *segment) {
+	if s.leases--; s.leases == 0 {
+		t.mu.arena.release(s.limbo)
+		s.limbo = nil
+	}
+}
+
+// useLocked credits a segment with a use.
+func (t *Tier) useLocked(s *segment, attention float32) {
+	s.heat = s.heat.used(attention, time.Since(t.began))
+}
+
+// Usage says what the tier holds now and did so far. BytesUsed counts whole
+// slabs; BytesLimit shrinks to what the device had if that was less. Evictions
+// are counted in pieces.
+func (t *Tier) Usage() tiers.Usage {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return tiers.Usage{
+		BytesUsed: t.mu.arena.mapped, BytesLimit: t.mu.arena.limit,
+		Pieces: t.mu.pieces,
+		Hits:   t.hits.Load(), Misses: t.misses.Load(),
+		BytesRead: t.read.Load(), BytesWritten: t.written.Load(),
+		Evictions: t.evictions.Load(),
+	}
+}
+
+// Close gives all device memory back and closes the device. Leases must have
+// been released; it waits for those that were abandoned.
+func (t *Tier) Close() error {
+	t.writes.Lock()
+	defer t.writes.Unlock()
+	t.mu.Lock()
+	if t.mu.closed {
+		t.mu.Unlock()
+		return nil
+	}
+	t.mu.closed = true
+	t.mu.Unlock()
+	t.reads.Lock() // no Pin is under way, and none will be
+	defer t.reads.Unlock()
+	t.abandoned.Wait()
+	t.mu.Lock()
+	slabs := t.mu.arena.slabs
+	clear(t.mu.segments)
+	t.mu.ranking = nil
+	t.mu.arena.slabs, t.mu.arena.mapped, t.mu.pieces = nil, 0, 0
+	t.mu.Unlock()
+	var errs []error
+	for _, s := range slabs {
+		if err := t.bank.free(s.ptr); err != nil && !errors.Is(err, cuda.ErrLost) {
+			errs = append(errs, err)
+		}
+	}
+	if err := errors.Join(append(errs, t.bank.close())...); err != nil {
+		return fmt.Errorf("gpu: close: %w", err)
+	}
+	return nil
+}

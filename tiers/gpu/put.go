@@ -1,0 +1,166 @@
+package gpu
+
+import (
+	"container/heap"
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+
+	"kvtier/tiers"
+	"kvtier/tiers/gpu/cuda"
+)
+
+// Put stores copies of pieces, all or none, and returns when they have arrived.
+// Colder segments go where room is short; tiers.ErrFull says that this does not suffice.
+func (t *Tier) Put(ctx context.Context, h *tiers.Header, pieces []tiers.Piece) error {
+	t.writes.Lock()
+	defer t.writes.Unlock()
+	if err := t.put(ctx, h, pieces); err != nil {
+		return fmt.Errorf("gpu: put %v: %w", h.ID, asTier(err))
+	}
+	return nil
+}
+
+func (t *Tier) put(ctx context.Context, h *tiers.Header, pieces []tiers.Piece) error {
+	if err := t.usable(ctx); err != nil {
+		return err
+	}
+	missing, err := t.missing(h, pieces)
+	if err != nil || len(missing) == 0 {
+		return err
+	}
+	rooms, err := t.reserve(h.ID, missing)
+	if err != nil {
+		return err
+	}
+	copies := make([]transfer, len(missing))
+	bytes := 0
+	for i, p := range missing {
+		copies[i] = transfer{rooms[i].ptr(), p.Bytes}
+		bytes += len(p.Bytes)
+	}
+	err = t.bank.write(ctx, copies)
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if err != nil {
+		t.mu.arena.release(rooms)
+		return err
+	}
+	t.listLocked(h, missing, rooms)
+	t.written.Add(int64(bytes))
+	return nil
+}
+
+// missing returns the pieces that are not held, each once. The error is ErrCorrupt.
+func (t *Tier) missing(h *tiers.Header, pieces []tiers.Piece) (out []tiers.Piece, err error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	s := t.mu.segments[h.ID]
+	type place struct {
+		head  int
+		plane tiers.Plane
+	}
+	seen := make(map[place]bool, len(pieces))
+	for _, p := range pieces {
+		if _, n, ok := h.Piece(p.Head, p.Plane); !ok || n != len(p.Bytes) {
+			return nil, fmt.Errorf("head %d, %v: %d bytes, the header says %d: %w",
+				p.Head, p.Plane, len(p.Bytes), n, tiers.ErrCorrupt)
+		}
+		at := place{p.Head, p.Plane}
+		if seen[at] || s != nil && s.table.at(p.Head, p.Plane).slab != nil {
+			continue
+		}
+		seen[at] = true
+		out = append(out, p)
+	}
+	return out, nil
+}
+
+// reserve finds room for pieces of a segment, for all or for none: in the slabs
+// there are, in new ones up to the limit, or in that of colder segments.
+func (t *Tier) reserve(id tiers.ID, pieces []tiers.Piece) ([]room, error) {
+	sizes := make([]int, len(pieces))
+	total := 0
+	for i, p := range pieces {
+		sizes[i] = roundUp(len(p.Bytes))
+		total += sizes[i]
+	}
+	full := fmt.Errorf("%d pieces, %d bytes: %w", len(pieces), total, tiers.ErrFull)
+	for {
+		t.mu.Lock()
+		if int64(total) > t.mu.arena.limit {
+			t.mu.Unlock()
+			return nil, full
+		}
+		rooms, ok := t.mu.arena.allocAll(sizes)
+		t.mu.Unlock()
+		if ok {
+			return rooms, nil
+		}
+		if grown, err := t.grow(slices.Max(sizes)); err != nil {
+			return nil, err
+		} else if !grown {
+			break
+		}
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if rooms, ok := t.evictLocked(id, sizes); ok {
+		return rooms, nil
+	}
+	return nil, full
+}
+
+// grow adds a slab that has room for a piece of so many bytes. Where the device
+// has less than the limit allows, a smaller one, and at last the limit becomes
+// what there is.
+func (t *Tier) grow(largest int) (bool, error) {
+	t.mu.Lock()
+	size := t.mu.arena.slabSize(largest)
+	t.mu.Unlock()
+	for size > 0 {
+		p, err := t.bank.alloc(size)
+		if err == nil {
+			t.mu.Lock()
+			t.mu.arena.add(p, size)
+			t.mu.Unlock()
+			return true, nil
+		}
+		if !errors.Is(err, cuda.ErrOutOfMemory) {
+			return false, err
+		}
+		if size /= 2; size < max(largest, minSlab) {
+			t.mu.Lock()
+			t.mu.arena.limit = t.mu.arena.mapped
+			t.mu.Unlock()
+			return false, nil
+		}
+		size = roundUp(size)
+	}
+	return false, nil
+}
+
+// listLocked makes pieces visible.
+func (t *Tier) listLocked(h *tiers.Header, pieces []tiers.Piece, rooms []room) {
+	s := t.mu.segments[h.ID]
+	if s == nil {
+		s = &segment{id: h.ID, table: &table{heads: make([][tiers.NumPlanes]room, len(h.Heads))}, heat: cold}
+		t.mu.segments[h.ID] = s
+		defer heap.Push(&t.mu.ranking, s) // with its heat
+	}
+	n := &table{heads: slices.Clone(s.table.heads), pieces: s.table.pieces + len(pieces), complete: tiers.AllPlanes}
+	for i, p := range pieces {
+		n.heads[p.Head][p.Plane] = rooms[i]
+	}
+	for head := range n.heads {
+		for p, r := range n.heads[head] {
+			if _, _, has := h.Piece(head, tiers.Plane(p)); has && r.slab == nil {
+				n.complete &^= 1 << p
+			}
+		}
+	}
+	s.table = n
+	t.mu.pieces += int64(len(pieces))
+	t.useLocked(s, 0) // who is new is not colder than who was never used since
+}
