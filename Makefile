@@ -65,6 +65,11 @@ test-cuda: $(CUDA_BUILD)/libcuda.a ## run the tests of GPU support, on an emulat
 	$(CUDA_ENV) $(GO) vet -tags cuda ./tiers/gpu/...
 	REQUIRE_CUDA=1 LD_LIBRARY_PATH="$(LIBCUDA):$$LD_LIBRARY_PATH" $(CUDA_ENV) $(GO) test -tags cuda -timeout 10m ./tiers/gpu/...
 
+.PHONY: cuda-header
+cuda-header: ## compare the project's cuda.h with a genuine one: make cuda-header CUDA_INCLUDE=folder
+	@test -n "$(CUDA_INCLUDE)" || { echo "say where: make cuda-header CUDA_INCLUDE=/usr/local/cuda-12/include" >&2; exit 2; }
+	$(PYTHON) tiers/gpu/cuda/include/check.py $(CUDA_INCLUDE)
+
 .PHONY: test
 test: test-go test-python ## run all tests, in Go and Python
 

@@ -2,7 +2,7 @@
  * building takes no CUDA toolkit. Written for this project from facts that the driver's ABI fixes: names,
  * numbers, the layout of structures, the types of parameters. What the calls do is described in NVIDIA's
  * CUDA Driver API reference. Names that end in _v2 or _v3 are those that a driver exports for the interface
- * of CUDA 12; drivers for CUDA 13 still do. */
+ * of CUDA 12; drivers for CUDA 13 still do. `make cuda-header` compares all of it with a genuine header. */
 #ifndef KVTIER_CUDA_H
 #define KVTIER_CUDA_H
 
