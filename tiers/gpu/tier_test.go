@@ -5,6 +5,7 @@ import (
 	"errors"
 	"os"
 	"os/exec"
+	"strings"
 	"testing"
 
 	"kvtier/tiers"
@@ -137,6 +138,82 @@ func TestOutOfMemoryCUDA(t *testing.T) {
 	tier.closeIn(t)
 }
 
+// again runs one test of this binary in a process of its own, with a variable set.
+func again(t *testing.T, env ...string) {
+	t.Helper()
+	cmd := exec.Command(os.Args[0], "-test.run=^"+t.Name()+"$", "-test.v")
+	cmd.Env = append(os.Environ(), env...)
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+}
+
+// TestFaultsCUDA lets calls of the emulated driver fail: MOCKCUDA_FAIL names a
+// call, which one from the start, and with what.
+func TestFaultsCUDA(t *testing.T) {
+	const child = "GPU_TEST_FAULT"
+	if os.Getenv(child) == "" {
+		name := openCUDA(t, 1<<20).dev.Info().Name
+		if !strings.Contains(strings.ToLower(name), "mock") {
+			t.Skipf("%s does not fail on demand", name)
+		}
+	}
+	h, pieces := tiertest.Segment(1, 2, 9000)
+	pin := func(tier *Tier) error {
+		_, err := tier.Pin(ctx, []tiers.Request{{Header: h}})
+		return err
+	}
+	for _, c := range []struct {
+		name, fail string
+		test       func(t *testing.T)
+	}{
+		{"Open", "cuMemHostAlloc:3:2", func(t *testing.T) {
+			_, err := Open(Options{Bytes: 1 << 20})
+			is(t, err, cuda.ErrOutOfMemory)
+		}},
+		{"Alloc", "cuMemAlloc:1:2", func(t *testing.T) {
+			tier := openCUDA(t, 1<<20)
+			is(t, tier.Put(ctx, h, pieces), tiers.ErrFull)
+			if u := tier.Usage(); u.BytesLimit != 0 || u.BytesUsed != 0 {
+				t.Fatalf("%d bytes used of %d", u.BytesUsed, u.BytesLimit)
+			}
+		}},
+		{"Write", "cuMemcpyHtoDAsync:1:1", func(t *testing.T) {
+			tier := openCUDA(t, 1<<20)
+			if err := tier.Put(ctx, h, pieces); err == nil || errors.Is(err, tiers.ErrLost) || errors.Is(err, tiers.ErrFull) {
+				t.Fatal(err)
+			}
+			holds(t, tier, h, pieces, false)
+			put(t, tier, h, pieces)
+			holds(t, tier, h, pieces, true)
+		}},
+		{"WriteLost", "cuMemcpyHtoDAsync:1:719", func(t *testing.T) {
+			tier := openCUDA(t, 1<<20)
+			is(t, tier.Put(ctx, h, pieces), tiers.ErrLost)
+			is(t, pin(tier), tiers.ErrLost)
+		}},
+		{"Read", "cuMemcpyDtoHAsync:1:1", func(t *testing.T) {
+			tier := openCUDA(t, 1<<20)
+			put(t, tier, h, pieces)
+			if err := pin(tier); err == nil || errors.Is(err, tiers.ErrLost) {
+				t.Fatal(err)
+			}
+			holds(t, tier, h, pieces, true)
+		}},
+		{"Record", "cuEventRecord:1:719", func(t *testing.T) {
+			tier := openCUDA(t, 1<<20)
+			is(t, tier.Put(ctx, h, pieces), tiers.ErrLost)
+		}},
+	} {
+		switch os.Getenv(child) {
+		case "":
+			again(t, child+"="+c.name, "MOCKCUDA_FAIL="+c.fail)
+		case c.name:
+			c.test(t)
+		}
+	}
+}
+
 // poke writes to an address.
 const poke = `.version 7.0
 .target sm_80
@@ -162,11 +239,7 @@ func TestLostCUDA(t *testing.T) {
 	tier := openCUDA(t, 1<<20)
 	const child = "GPU_TEST_LOST"
 	if os.Getenv(child) == "" {
-		cmd := exec.Command(os.Args[0], "-test.run=^"+t.Name()+"$", "-test.v")
-		cmd.Env = append(os.Environ(), child+"=1")
-		if out, err := cmd.CombinedOutput(); err != nil {
-			t.Fatalf("%v\n%s", err, out)
-		}
+		again(t, child+"=1")
 		return
 	}
 	h, pieces := tiertest.Segment(1, 2, 9000)
