@@ -61,7 +61,7 @@ cuda: $(CUDA_BUILD)/libcuda.a ## build the binaries with GPU support (needs a C 
 LIBCUDA ?= $(CURDIR)/tiers/gpu/mock/build
 .PHONY: test-cuda
 test-cuda: $(CUDA_BUILD)/libcuda.a ## run the tests of GPU support, on an emulated GPU (LIBCUDA= on a real one)
-	$(if $(filter $(CURDIR)/tiers/gpu/mock/build,$(LIBCUDA)),$(MAKE) -C tiers/gpu/mock)
+	$(if $(filter $(CURDIR)/tiers/gpu/mock/build,$(LIBCUDA)),$(MAKE) -C tiers/gpu/mock build/libcuda.so.1)
 	$(CUDA_ENV) $(GO) vet -tags cuda ./tiers/gpu/...
 	REQUIRE_CUDA=1 LD_LIBRARY_PATH="$(LIBCUDA):$$LD_LIBRARY_PATH" $(CUDA_ENV) $(GO) test -tags cuda -timeout 10m ./tiers/gpu/...
 

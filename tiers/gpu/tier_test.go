@@ -115,29 +115,6 @@ func TestNoLeak(t *testing.T) {
 	}
 }
 
-// TestOutOfMemoryCUDA gives a tier a limit that no device has.
-func TestOutOfMemoryCUDA(t *testing.T) {
-	tier := openCUDA(t, 1<<45)
-	memory := tier.dev.Info().Memory
-	if memory > 4<<30 {
-		tier.closeIn(t)
-		t.Skip("filling so much memory takes too long")
-	}
-	for seed := uint64(0); tier.Usage().Evictions == 0; seed++ {
-		h, pieces := tiertest.Segment(seed, 8, 200000)
-		if err := tier.Put(ctx, h, pieces); err != nil {
-			t.Fatal(err)
-		}
-		if seed*1000000 > uint64(memory) {
-			t.Fatalf("%d segments in %d bytes of memory", seed, memory)
-		}
-	}
-	if u := tier.Usage(); u.BytesLimit != u.BytesUsed || u.BytesLimit > memory {
-		t.Fatalf("%d bytes used, limit %d, the device has %d", u.BytesUsed, u.BytesLimit, memory)
-	}
-	tier.closeIn(t)
-}
-
 // again runs one test of this binary in a process of its own, with a variable set.
 func again(t *testing.T, env ...string) {
 	t.Helper()
@@ -148,8 +125,8 @@ func again(t *testing.T, env ...string) {
 	}
 }
 
-// TestFaultsCUDA lets calls of the emulated driver fail: MOCKCUDA_FAIL names a
-// call, which one from the start, and with what.
+// TestFaultsCUDA lets calls of the emulated driver fail, in processes of their
+// own: MOCKCUDA_FAIL names a call, which one from the start, and with what.
 func TestFaultsCUDA(t *testing.T) {
 	const child = "GPU_TEST_FAULT"
 	if os.Getenv(child) == "" {
@@ -164,21 +141,31 @@ func TestFaultsCUDA(t *testing.T) {
 		return err
 	}
 	for _, c := range []struct {
-		name, fail string
-		test       func(t *testing.T)
+		name, env string
+		test      func(t *testing.T)
 	}{
-		{"Open", "cuMemHostAlloc:3:2", func(t *testing.T) {
+		{"Open", "MOCKCUDA_FAIL=cuMemHostAlloc:3:2", func(t *testing.T) {
 			_, err := Open(Options{Bytes: 1 << 20})
 			is(t, err, cuda.ErrOutOfMemory)
 		}},
-		{"Alloc", "cuMemAlloc:1:2", func(t *testing.T) {
+		{"Alloc", "MOCKCUDA_FAIL=cuMemAlloc:1:2", func(t *testing.T) {
 			tier := openCUDA(t, 1<<20)
 			is(t, tier.Put(ctx, h, pieces), tiers.ErrFull)
 			if u := tier.Usage(); u.BytesLimit != 0 || u.BytesUsed != 0 {
 				t.Fatalf("%d bytes used of %d", u.BytesUsed, u.BytesLimit)
 			}
 		}},
-		{"Write", "cuMemcpyHtoDAsync:1:1", func(t *testing.T) {
+		{"OutOfMemory", "MOCKCUDA_MEMORY=104857600", func(t *testing.T) {
+			tier := openCUDA(t, 1<<40)
+			for seed := uint64(0); tier.Usage().Evictions == 0; seed++ {
+				h, pieces := tiertest.Segment(seed, 8, 200000)
+				put(t, tier, h, pieces)
+			}
+			if u := tier.Usage(); u.BytesLimit != u.BytesUsed || u.BytesUsed == 0 || u.BytesUsed > 100<<20 {
+				t.Fatalf("%d bytes used of %d, the device has 100 MiB", u.BytesUsed, u.BytesLimit)
+			}
+		}},
+		{"Write", "MOCKCUDA_FAIL=cuMemcpyHtoDAsync:1:1", func(t *testing.T) {
 			tier := openCUDA(t, 1<<20)
 			if err := tier.Put(ctx, h, pieces); err == nil || errors.Is(err, tiers.ErrLost) || errors.Is(err, tiers.ErrFull) {
 				t.Fatal(err)
@@ -187,12 +174,12 @@ func TestFaultsCUDA(t *testing.T) {
 			put(t, tier, h, pieces)
 			holds(t, tier, h, pieces, true)
 		}},
-		{"WriteLost", "cuMemcpyHtoDAsync:1:719", func(t *testing.T) {
+		{"WriteLost", "MOCKCUDA_FAIL=cuMemcpyHtoDAsync:1:719", func(t *testing.T) {
 			tier := openCUDA(t, 1<<20)
 			is(t, tier.Put(ctx, h, pieces), tiers.ErrLost)
 			is(t, pin(tier), tiers.ErrLost)
 		}},
-		{"Read", "cuMemcpyDtoHAsync:1:1", func(t *testing.T) {
+		{"Read", "MOCKCUDA_FAIL=cuMemcpyDtoHAsync:1:1", func(t *testing.T) {
 			tier := openCUDA(t, 1<<20)
 			put(t, tier, h, pieces)
 			if err := pin(tier); err == nil || errors.Is(err, tiers.ErrLost) {
@@ -200,14 +187,14 @@ func TestFaultsCUDA(t *testing.T) {
 			}
 			holds(t, tier, h, pieces, true)
 		}},
-		{"Record", "cuEventRecord:1:719", func(t *testing.T) {
+		{"Record", "MOCKCUDA_FAIL=cuEventRecord:1:719", func(t *testing.T) {
 			tier := openCUDA(t, 1<<20)
 			is(t, tier.Put(ctx, h, pieces), tiers.ErrLost)
 		}},
 	} {
 		switch os.Getenv(child) {
 		case "":
-			again(t, child+"="+c.name, "MOCKCUDA_FAIL="+c.fail)
+			again(t, child+"="+c.name, c.env)
 		case c.name:
 			c.test(t)
 		}
