@@ -18,12 +18,16 @@ var places = func() (p [mostLevels + 1]place) {
 	return p
 }()
 
+// mostWord is the largest word of a folded query: 127 times 256 and a signed byte more, so that
+// units that multiply signed bytes take it in two.
+const mostWord = 127<<8 | 127
+
 // leastUnit bounds units where float32 is precise.
 const leastUnit = 0x1p-100
 
 // Fold prepares query rows q [rows][d] for ScoreKeys: the bins of keys, of lower ends lo [d] and size step [d], in those
 // channels of which the layout's groups have lines, are multiplied into them. The products of
-// queries and steps are rounded to 16 bits, which the offset makes up for where
+// queries and steps are rounded to words of 16 bits, which the offset makes up for where
 // codes are in the middle of their range: a score then errs by about .00002 of
 // what the channel that matters most can change it by. dst.Words is [groups][rows][16], dst.Scale [rows][2].
 func (l *Layout) Fold(dst KeyQuery, q []float32, d int, lo, step []float32) {
@@ -104,7 +108,7 @@ func plainFold(dst KeyQuery, q []float32, rows, d int, lo, step []float32, l *La
 				most = product // what is no number shows in the offset
 			}
 		}
-		unit := most / math.MaxInt16
+		unit := most / mostWord
 		tells := unit > leastUnit && unit <= math.MaxFloat32 // else there is nothing to tell keys apart by, or no number
 		inverse := 1 / unit
 		for c, x := range x {

@@ -54,7 +54,7 @@ func (v isa) fold() {
 		VFMADD231PS(x, w, offset)
 	})
 	unit := v.scalar(most, VMAXPS).AsX()
-	VDIVSS(v.constant(F32(math.MaxInt16)), unit, unit)
+	VDIVSS(v.constant(F32(127<<8|127)), unit, unit)
 	VMOVSS(unit, Mem{Base: scale})
 	VUCOMISS(v.constant(F32(0x1p-100)), unit)
 	JBE(LabelRef("nothing"))
