@@ -26,7 +26,7 @@ func newRoot() *cobra.Command {
 		SilenceUsage:  true,
 		SilenceErrors: true,
 	}
-	root.AddCommand(newQuality(), newStorage(), newKernels(), newAttend(), newDisk(), newContexts(), newMillion(), newShape())
+	root.AddCommand(newQuality(), newStorage(), newKernels(), newAttend(), newDisk(), newGPU(), newContexts(), newMillion(), newShape())
 	root.AddCommand(plantedVerb())
 	root.AddCommand(pythonVerbs()...)
 	return root

@@ -130,9 +130,10 @@ func (d *Device) Do(ctx context.Context, f func(*Context) error) error {
 	return d.note(f(d.cuda))
 }
 
-// How Wait asks: at first without a pause, because most kernels are shorter than the shortest sleep.
+// How Wait asks: at first without a pause, because most answers take less than the shortest sleep, which is about a millisecond
+// where nothing else is to do.
 const (
-	spin      = 100 * time.Microsecond
+	spin      = 2 * time.Millisecond
 	firstNap  = 20 * time.Microsecond
 	longerNap = 200 * time.Microsecond
 )

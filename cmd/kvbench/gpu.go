@@ -1,0 +1,82 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"text/tabwriter"
+
+	"github.com/spf13/cobra"
+
+	"kvtier/bench/gpu"
+)
+
+const gpuHelp = `Test and measure attention in the memory of a CUDA device.
+
+First a self-test: the kernels' answers beside those of the Go loop over the same stored bytes, for
+every head dimension, profile, and lengths that end anywhere. Then how fast bytes come to the device
+and back, and what its memory gives (a copy on the device: bytes read and written). Then attention of
+one layer at several lengths: the kernels alone, by the device's clock, and whole answers, from the
+query in the host's memory to the partials there.
+
+It needs a build with GPU support ('make cuda') and a driver; nothing else, and no network.`
+
+func newGPU() *cobra.Command {
+	o := gpu.Options{}
+	var asJSON bool
+	cmd := &cobra.Command{
+		Use:   "gpu [flags]",
+		Short: "Attention on a CUDA device: self-test, memory and link, kernels, whole answers",
+		Long:  gpuHelp,
+		Example: `  kvbench gpu
+  kvbench gpu --device 1 --tokens 131072,1048576 --json`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			o.Say = sayer(cmd, "gpu")
+			rep, err := gpu.Measure(cmd.Context(), o)
+			if rep != nil {
+				if asJSON {
+					err = errors.Join(err, printJSON(cmd.OutOrStdout(), rep))
+				} else {
+					err = errors.Join(err, printGPU(cmd.OutOrStdout(), rep))
+				}
+			}
+			if err == nil && len(rep.Failed()) > 0 {
+				return fmt.Errorf("%d of %d self-tests failed: do not use this device", len(rep.Failed()), len(rep.SelfTest))
+			}
+			return err
+		},
+	}
+	f := cmd.Flags()
+	f.IntVar(&o.Device, "device", 0, "number of the device")
+	f.IntSliceVar(&o.Tokens, "tokens", []int{8 << 10, 32 << 10, 128 << 10, 512 << 10, 1 << 20}, "lengths, multiples of 2,048, ascending")
+	f.IntVar(&o.Repeats, "repeats", 50, "repeats")
+	f.BoolVar(&o.Short, "short", false, "small shapes alone: for an emulated device")
+	f.Uint64Var(&o.Seed, "seed", 1, "of all that is random")
+	f.BoolVar(&asJSON, "json", false, "print JSON")
+	return cmd
+}
+
+func printGPU(w io.Writer, rep *gpu.Report) error {
+	i := rep.Info
+	fmt.Fprintf(w, "%s, %d.%d, %d multiprocessors, %d MiB, driver %d\n", i.Name, i.Major, i.Minor, i.SMs, i.Memory>>20, i.Driver)
+	worst, lse := 0., 0.
+	for _, c := range rep.SelfTest {
+		worst, lse = max(worst, c.Error), max(lse, c.LSE)
+	}
+	fmt.Fprintf(w, "self-test: %d shapes, %d failed, largest relative error %.1e, of a log-sum-exp %.1e\n", len(rep.SelfTest), len(rep.Failed()), worst, lse)
+	for _, c := range rep.Failed() {
+		fmt.Fprintf(w, "  FAILED %+v: %s\n", c.Shape, c.Fail)
+	}
+	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(t, "\ncopies\tMiB\tGB/s\t")
+	for _, c := range rep.Copies {
+		fmt.Fprintf(t, "%s\t%d\t%s\n", c.What, c.Bytes>>20, spread("%.1f", c.GBs))
+	}
+	fmt.Fprintln(t, "\nd\tKV heads\tgroup\tprofile\ttokens\tMiB\tkernels µs\t\tGB/s\tof memory\tanswer µs\t")
+	for _, r := range rep.Rows {
+		fmt.Fprintf(t, "%d\t%d\t%d\t%s\t%d\t%.1f\t%s\t%.0f\t%.2f\t%s\n", r.HeadDim, r.Heads, r.Group, r.Profile, r.Tokens,
+			float64(r.Bytes)/(1<<20), spread("%.0f", r.Kernel), r.GBs, r.OfMemory, spread("%.0f", r.Answer))
+	}
+	return t.Flush()
+}

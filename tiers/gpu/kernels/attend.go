@@ -1,0 +1,415 @@
+package kernels
+
+import (
+	"context"
+	"embed"
+	"errors"
+	"fmt"
+	"math"
+	"sync"
+	"time"
+	"unsafe"
+
+	"kvtier/attention"
+	"kvtier/compress"
+	"kvtier/tiers/gpu/cuda"
+)
+
+//go:embed attend_d64.ptx attend_d128.ptx attend_d256.ptx
+var ptx embed.FS
+
+// Threads of a block of the kernels, and what a block of attend does.
+const (
+	attendThreads = 128
+	blockSplits   = attendThreads / 32
+	mergeThreads  = 256
+	mergeChannels = 32 // that a block of merge does
+	warpRows      = 8  // query rows that a warp takes
+)
+
+// Attention runs the kernels on a device, in one stream. Safe for concurrent use.
+type Attention struct {
+	device *cuda.Device
+	stream cuda.Stream
+
+	mu struct {
+		sync.Mutex
+		modules map[int]*module
+		idle    []*call
+		closed  bool
+	}
+}
+
+// module holds the kernels of one head dimension.
+type module struct {
+	m                  cuda.Module
+	attend, low, merge cuda.Function
+	shared, lowShared  int // bytes of a block of attend and of low
+	warps              Warps
+}
+
+// call is the room that one answer needs, used again by the next.
+type call struct {
+	event  cuda.Event
+	host   []byte // pinned: the query, then the answer
+	device cuda.Ptr
+	size   int // of device
+}
+
+// New makes the stream. Kernels are loaded when they are first needed.
+func New(ctx context.Context, d *cuda.Device) (*Attention, error) {
+	a := &Attention{device: d}
+	a.mu.modules = map[int]*module{}
+	err := d.Do(ctx, func(c *cuda.Context) (err error) {
+		a.stream, err = c.NewStream()
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("gpu: %w", err)
+	}
+	return a, nil
+}
+
+// Stream is where the kernels run.
+func (a *Attention) Stream() cuda.Stream { return a.stream }
+
+// sharedBytes is the shared memory of a block, as attend.cu divides it: query rows, and for each warp the folded words and some stages.
+func sharedBytes(d, depth int, low bool) int {
+	round := func(n int) int { return (n + 127) / 128 * 128 }
+	groups := d / 16
+	lines, values := 2*groups+2*((groups+3)/4), 32*d/2
+	if low {
+		lines, values = 4*groups, 2*values
+	}
+	stage := round(lines*2*64+values+96) + round(5*d)
+	return warpRows*(d+4)*4 + blockSplits*(groups*256+depth*stage)
+}
+
+// load loads the kernels of a head dimension. It runs on the executor.
+func (a *Attention) load(c *cuda.Context, d int) (*module, error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if m := a.mu.modules[d]; m != nil {
+		return m, nil
+	}
+	text, err := ptx.ReadFile(fmt.Sprintf("attend_d%d.ptx", d))
+	if err != nil {
+		return nil, fmt.Errorf("no kernels for head dimension %d", d)
+	}
+	m := &module{shared: max(sharedBytes(d, 2, false), sharedBytes(d, 1, true)), lowShared: sharedBytes(d, 2, true)}
+	if m.m, err = c.Load(text); err != nil {
+		return nil, err
+	}
+	for _, f := range []struct {
+		to     *cuda.Function
+		name   string
+		shared int
+	}{{&m.attend, "attend", m.shared}, {&m.low, "attend_low", m.lowShared}, {&m.merge, "merge", 0}} {
+		if *f.to, err = m.m.Function(f.name); err == nil && f.shared > 0 {
+			err = f.to.SetMaxShared(f.shared)
+		}
+		if err != nil {
+			return nil, errors.Join(err, m.m.Unload())
+		}
+	}
+	for _, f := range []struct {
+		to     *int
+		f      cuda.Function
+		shared int
+	}{{&m.warps.Most, m.attend, m.shared}, {&m.warps.Full, m.low, m.lowShared}} {
+		blocks, err := f.f.BlocksPerSM(attendThreads, f.shared)
+		if err != nil {
+			return nil, errors.Join(err, m.m.Unload())
+		}
+		*f.to = max(1, blocks) * blockSplits * a.device.Info().SMs
+	}
+	a.mu.modules[d] = m
+	return m, nil
+}
+
+// Warps returns how many warps of attend the device holds at a time, which plans divide work among.
+func (a *Attention) Warps(ctx context.Context, headDim int) (warps Warps, err error) {
+	err = a.device.Do(ctx, func(c *cuda.Context) error {
+		m, err := a.load(c, headDim)
+		if err == nil {
+			warps = m.warps
+		}
+		return err
+	})
+	return warps, err
+}
+
+// Upload brings a plan's tables to the device. Free them with FreeTables.
+func (a *Attention) Upload(ctx context.Context, p *Plan) (Tables, error) {
+	var at cuda.Ptr
+	err := a.device.Do(ctx, func(c *cuda.Context) (err error) {
+		pinned, err := c.HostAlloc(len(p.tables))
+		if err != nil {
+			return err
+		}
+		copy(pinned, p.tables)
+		if at, err = c.Alloc(len(p.tables)); err == nil {
+			if err = c.CopyToDevice(at, pinned, a.stream); err == nil {
+				err = a.stream.Synchronize()
+			}
+			if err != nil {
+				err = errors.Join(err, c.Free(at))
+			}
+		}
+		return errors.Join(err, c.HostFree(pinned))
+	})
+	return Tables{p, at}, err
+}
+
+// Tables are a plan's tables in device memory.
+type Tables struct {
+	plan *Plan
+	at   cuda.Ptr
+}
+
+// Plan returns whose tables they are.
+func (t Tables) Plan() *Plan { return t.plan }
+
+// Bytes is the room that they take.
+func (t Tables) Bytes() int { return len(t.plan.tables) }
+
+// FreeTables gives the room back, when what was started has been done.
+func (a *Attention) FreeTables(ctx context.Context, t Tables) error {
+	return a.device.Do(ctx, func(c *cuda.Context) error {
+		return errors.Join(a.stream.Synchronize(), c.Free(t.at))
+	})
+}
+
+// layout of a call's room in device memory, in bytes, each part aligned.
+type layout struct{ q, ml, out, mergedML, merged, end int }
+
+func (t Tables) layout(rows int) (l layout) {
+	p, at := t.plan, 0
+	next := func(n int) int { from := at; at += (n + 255) &^ 255; return from }
+	d := p.HeadDim
+	l.q = next(4 * p.Heads * rows * d)
+	l.ml = next(8 * p.ends[full] * rows)
+	l.out = next(4 * p.ends[full] * rows * d)
+	l.mergedML = next(8*p.Heads*rows + 4*p.Heads*rows*d) // one copy brings both to the host
+	l.merged = l.mergedML + 8*p.Heads*rows
+	l.end = l.merged + 4*p.Heads*rows*d
+	return l
+}
+
+// Answer is one that is under way.
+type Answer struct {
+	a    *Attention
+	call *call
+	t    Tables
+	rows int
+	l    layout
+}
+
+// Start begins to attend: q is [heads][rows][HeadDim], scaled. The segments of the plan have to stay where they are until Wait returns.
+func (a *Attention) Start(ctx context.Context, t Tables, q []float32, softcap float32) (*Answer, error) {
+	p := t.plan
+	row := p.Heads * p.HeadDim
+	if len(q) == 0 || len(q)%row != 0 {
+		return nil, fmt.Errorf("gpu: a query of %d numbers for %d heads of %d", len(q), p.Heads, p.HeadDim)
+	}
+	n := &Answer{a: a, t: t, rows: len(q) / row}
+	n.l = t.layout(n.rows)
+	err := a.device.Do(ctx, func(c *cuda.Context) (err error) {
+		m, err := a.load(c, p.HeadDim)
+		if err != nil {
+			return err
+		}
+		if n.call, err = a.room(c, n.l.end, n.l.end-n.l.mergedML+n.l.ml); err != nil {
+			return err
+		}
+		err = n.issue(c, m, q, softcap)
+		if err != nil {
+			err = errors.Join(err, n.call.drop(c))
+		}
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("gpu: attend: %w", err)
+	}
+	return n, nil
+}
+
+// room returns a call's room, of at least so many bytes on the device and pinned on the host.
+func (a *Attention) room(c *cuda.Context, device, host int) (x *call, err error) {
+	a.mu.Lock()
+	if n := len(a.mu.idle); n > 0 {
+		x = a.mu.idle[n-1]
+		a.mu.idle = a.mu.idle[:n-1]
+	}
+	a.mu.Unlock()
+	if x != nil && x.size >= device && len(x.host) >= host {
+		return x, nil
+	}
+	if x != nil {
+		if err := x.drop(c); err != nil {
+			return nil, err
+		}
+	}
+	x = &call{}
+	if x.event, err = c.NewEvent(false); err != nil {
+		return nil, err
+	}
+	if x.host, err = c.HostAlloc(host); err == nil {
+		x.size = device
+		if x.device, err = c.Alloc(device); err != nil {
+			err = errors.Join(err, c.HostFree(x.host))
+		}
+	}
+	if err != nil {
+		return nil, errors.Join(err, x.event.Destroy())
+	}
+	return x, nil
+}
+
+func (x *call) drop(c *cuda.Context) error {
+	return errors.Join(c.Free(x.device), c.HostFree(x.host), x.event.Destroy())
+}
+
+func (n *Answer) issue(c *cuda.Context, m *module, q []float32, softcap float32) error {
+	l, x, s := n.l, n.call, n.a.stream
+	copy(floats(x.host), q)
+	if err := c.CopyToDevice(x.device+cuda.Ptr(l.q), x.host[:4*len(q)], s); err != nil {
+		return err
+	}
+	if err := n.launch(c, m, softcap); err != nil {
+		return err
+	}
+	if err := c.CopyToHost(x.host[l.ml:][:l.end-l.mergedML], x.device+cuda.Ptr(l.mergedML), s); err != nil {
+		return err
+	}
+	return x.event.Record(s)
+}
+
+// launch starts the kernels.
+func (n *Answer) launch(c *cuda.Context, m *module, softcap float32) error {
+	p, l, s := n.t.plan, n.l, n.a.stream
+	tables, room := uint64(n.t.at), uint64(n.call.device)
+	attend := func(f cuda.Function, first, end, shared int, more ...uint64) error {
+		if first == end {
+			return nil
+		}
+		grid := [3]int{(end - first) / blockSplits, (n.rows + warpRows - 1) / warpRows, 1}
+		args := []uint64{tables, tables + uint64(p.units), tables + uint64(p.splits), room + uint64(l.q), room + uint64(l.ml), room + uint64(l.out),
+			uint64(first), uint64(n.rows), uint64(math.Float32bits(softcap))}
+		return c.Launch(f, grid, [3]int{attendThreads, 1, 1}, shared, s, append(args, more...)...)
+	}
+	if err := attend(m.attend, 0, p.ends[most], m.shared, uint64(p.ends[drains]/blockSplits)); err != nil {
+		return err
+	}
+	if err := attend(m.low, p.ends[most], p.ends[full], m.lowShared); err != nil {
+		return err
+	}
+	return c.Launch(m.merge, [3]int{p.Heads * n.rows * p.HeadDim / mergeChannels, 1, 1}, [3]int{mergeThreads, 1, 1}, 0, s,
+		tables+uint64(p.ranges), room+uint64(l.ml), room+uint64(l.out), room+uint64(l.mergedML), room+uint64(l.merged), uint64(n.rows))
+}
+
+// Time returns how many µs the kernels of each of n answers take on the device.
+func (a *Attention) Time(ctx context.Context, t Tables, q []float32, softcap float32, n int) (us []float64, err error) {
+	for range n {
+		x, err := a.Start(ctx, t, q, softcap)
+		if err != nil {
+			return nil, err
+		}
+		if _, err := x.Wait(ctx); err != nil {
+			return nil, err
+		}
+		err = a.device.Do(ctx, func(c *cuda.Context) error {
+			us1, err := x.again(c, softcap)
+			us = append(us, us1)
+			return err
+		})
+		if err != nil {
+			return nil, err
+		}
+	}
+	return us, nil
+}
+
+// again runs the kernels of an answer once more, for their time.
+func (n *Answer) again(c *cuda.Context, softcap float32) (us float64, err error) {
+	m, err := n.a.load(c, n.t.plan.HeadDim)
+	if err != nil {
+		return 0, err
+	}
+	begin, err := c.NewEvent(true)
+	if err != nil {
+		return 0, err
+	}
+	end, err := c.NewEvent(true)
+	if err != nil {
+		return 0, errors.Join(err, begin.Destroy())
+	}
+	err = errors.Join(begin.Record(n.a.stream), n.launch(c, m, softcap), end.Record(n.a.stream), end.Synchronize())
+	if err == nil {
+		var t time.Duration
+		t, err = cuda.Elapsed(begin, end)
+		us = float64(t) / 1e3
+	}
+	return us, errors.Join(err, begin.Destroy(), end.Destroy())
+}
+
+// Wait returns the partials, [heads][rows]. If ctx ends before, the answer is given up.
+func (n *Answer) Wait(ctx context.Context) ([]attention.Partial, error) {
+	if err := n.a.device.Wait(ctx, n.call.event); err != nil {
+		// What is under way still writes to the room: it is not used again.
+		return nil, fmt.Errorf("gpu: attend: %w", err)
+	}
+	p, l := n.t.plan, n.l
+	b := n.call.host[l.ml:]
+	ml, out := floats(b), floats(b[l.merged-l.mergedML:])
+	ps := attention.NewPartials(p.Heads*n.rows, p.HeadDim)
+	for i := range ps {
+		x := &ps[i]
+		x.Max, x.Sum = float32(float64(ml[2*i])*math.Ln2), float64(ml[2*i+1])
+		copy(x.Out, out[i*p.HeadDim:])
+		compress.Unrotate(x.Out, p.HeadDim)
+	}
+	n.a.mu.Lock()
+	n.a.mu.idle = append(n.a.mu.idle, n.call)
+	n.a.mu.Unlock()
+	for i := range ps {
+		if err := finite(&ps[i]); err != nil {
+			return nil, fmt.Errorf("gpu: attend: %w", err)
+		}
+	}
+	return ps, nil
+}
+
+// finite is an error for an answer that is no number.
+func finite(p *attention.Partial) error {
+	sum := p.Max + float32(p.Sum)
+	for _, x := range p.Out {
+		sum += x * 0
+	}
+	if sum-sum != 0 {
+		return errors.New("the answer is not finite")
+	}
+	return nil
+}
+
+// Close gives back what is not in use.
+func (a *Attention) Close(ctx context.Context) error {
+	return a.device.Do(ctx, func(c *cuda.Context) error {
+		err := a.stream.Synchronize()
+		a.mu.Lock()
+		defer a.mu.Unlock()
+		for _, x := range a.mu.idle {
+			err = errors.Join(err, x.drop(c))
+		}
+		for _, m := range a.mu.modules {
+			err = errors.Join(err, m.m.Unload())
+		}
+		a.mu.idle, a.mu.modules = nil, map[int]*module{}
+		return errors.Join(err, a.stream.Destroy())
+	})
+}
+
+// floats sees bytes, which are aligned, as float32.
+func floats(b []byte) []float32 {
+	return unsafe.Slice((*float32)(unsafe.Pointer(unsafe.SliceData(b))), len(b)/4)
+}
