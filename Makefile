@@ -62,8 +62,9 @@ LIBCUDA ?= $(CURDIR)/tiers/gpu/mock/build
 .PHONY: test-cuda
 test-cuda: $(CUDA_BUILD)/libcuda.a ## run the tests of GPU support, on an emulated GPU (LIBCUDA= on a real one)
 	$(if $(filter $(CURDIR)/tiers/gpu/mock/build,$(LIBCUDA)),$(MAKE) -C tiers/gpu/mock build/libcuda.so.1)
-	$(CUDA_ENV) $(GO) vet -tags cuda ./tiers/gpu/... ./bench/gpu
+	$(CUDA_ENV) $(GO) vet -tags cuda ./tiers/gpu/... ./bench/gpu ./server
 	REQUIRE_CUDA=1 LD_LIBRARY_PATH="$(LIBCUDA):$$LD_LIBRARY_PATH" $(CUDA_ENV) $(GO) test -tags cuda -timeout 10m ./tiers/gpu/... ./bench/gpu
+	REQUIRE_CUDA=1 LD_LIBRARY_PATH="$(LIBCUDA):$$LD_LIBRARY_PATH" $(CUDA_ENV) $(GO) test -tags cuda -timeout 10m -run Device ./server
 
 .PHONY: cuda-header
 cuda-header: ## compare the project's cuda.h with a genuine one: make cuda-header CUDA_INCLUDE=folder

@@ -24,6 +24,7 @@ type call struct {
 	budget budget
 	shares []float32                      // [kvHeads]; nil: as the budget and what is known of the heads say
 	trace  func(kvHead int) *sparse.Trace // or nil
+	device *deviceAnswer                  // or nil
 
 	acc       sparse.Account
 	codec     float32 // the stored rows' error, which audits do not see
@@ -39,6 +40,7 @@ type call struct {
 // headResult is what one KV head's group gives.
 type headResult struct {
 	zone      []attention.Partial // [n*group], position-major: the exact zone alone
+	before    []attention.Partial // [n*group]: the zone, and what the GPU attended to
 	ps        []attention.Partial // [n*group]
 	share     float32             // that the last answer might read, a position
 	acc       sparse.Account
@@ -63,6 +65,8 @@ func (c *call) answer(ctx context.Context) ([]attention.Partial, error) {
 	for h := range c.heads {
 		c.heads[h].share = c.shares[h]
 	}
+	c.device = c.startDevice(ctx)
+	defer c.device.wait(c.seq.srv.store)
 	if err := c.ask(ctx, func(int) bool { return true }); err != nil {
 		return nil, err
 	}
@@ -97,6 +101,7 @@ func (c *call) sum() {
 	for h := range c.heads {
 		c.acc.Add(c.heads[h].acc)
 	}
+	c.acc.Add(c.device.account())
 	c.codec = c.storedErrors(func(head int) float64 { return c.heads[head].sealedMass() })
 	c.stated = statement{}
 	if c.acc.Estimated > 0 {
@@ -151,14 +156,21 @@ func (c *call) head(ctx context.Context, head int, res *headResult) error {
 			return err
 		}
 		res.nsZone = time.Since(begin).Nanoseconds()
-		res.zone = res.ps
+		res.zone, res.before = res.ps, res.ps
+		c.device.wait(c.seq.srv.store)
+		if ps := c.device.of(head, len(res.zone)); ps != nil {
+			res.before = attention.ClonePartials(res.zone)
+			for i := range ps {
+				res.before[i].Merge(&ps[i])
+			}
+		}
 	}
 	res.vain.Add(res.acc.Moved)
 	res.acc = sparse.Account{}
 	if sp.window[c.layer] > 0 {
 		return nil
 	}
-	res.ps = attention.ClonePartials(res.zone)
+	res.ps = attention.ClonePartials(res.before)
 	return c.sealed(ctx, head, q, res)
 }
 
@@ -187,7 +199,7 @@ func (c *call) sealed(ctx context.Context, head int, q []float32, res *headResul
 // read everything once does, and shares it.
 func (c *call) together(ctx context.Context, head int, q []float32, res *headResult) error {
 	g := c.seq.spec.group()
-	segs := c.seq.srv.segmentsOf(c.st, c.layer, c.st.sealed())
+	segs := c.device.rest(c.seq.srv.segmentsOf(c.st, c.layer, c.st.sealed()))
 	if res.share*float32(c.n) >= 1 || c.n == 1 {
 		return c.rows(ctx, head, segs, q, res, 0, c.n*g, float32(c.n))
 	}
@@ -245,7 +257,7 @@ func storedError(segs []sparse.Segment, head int) float32 {
 func (c *call) account(total time.Duration) *kvtierv1.Account {
 	return &kvtierv1.Account{
 		TokensExact: uint64(c.exact), TokensScanned: uint64(c.acc.Scanned), TokensRead: uint64(c.acc.Read),
-		TokensEstimated: uint64(c.acc.Estimated), BytesRam: uint64(c.acc.Moved.RAM), BytesNvme: uint64(c.acc.Moved.NVMe),
+		TokensEstimated: uint64(c.acc.Estimated), BytesGpu: uint64(c.acc.Moved.GPU), BytesRam: uint64(c.acc.Moved.RAM), BytesNvme: uint64(c.acc.Moved.NVMe),
 		BytesFull: uint64(c.acc.Full), BytesExactZone: uint64(c.zoneBytes),
 		EstimatedError: c.stated.estimate, CodecError: c.codec,
 		NsScore: uint64(c.acc.NsScore), NsScan: uint64(c.acc.NsScan), NsFetch: uint64(c.acc.NsFetch),

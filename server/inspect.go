@@ -27,7 +27,10 @@ func (x *inspectionService) GetStatus(context.Context, *kvtierv1.GetStatusReques
 		TailBytes: uint64(max(0, srv.tail.Load())), TailBytesLimit: uint64(srv.opt.TailBytes),
 		SealsPending: uint64(srv.sealer.pending()), RssBytes: residentBytes()}
 	ram, nvme := srv.store.Usage()
-	out.Tiers = []*kvtierv1.TierStatus{tierStatus("ram", ram), tierStatus("nvme", nvme)}
+	if u, ok := srv.store.GPUUsage(); ok {
+		out.Tiers = append(out.Tiers, tierStatus("gpu", u))
+	}
+	out.Tiers = append(out.Tiers, tierStatus("ram", ram), tierStatus("nvme", nvme))
 	for _, s := range srv.list() {
 		out.Sequences++
 		s.mu.RLock()

@@ -65,6 +65,9 @@ func newMetrics(srv *Server) *metrics {
 	for _, t := range []string{"ram", "nvme"} {
 		m.tier(srv, t)
 	}
+	if srv.store.HasDevice() {
+		m.tier(srv, "gpu")
+	}
 	return m
 }
 
@@ -75,7 +78,11 @@ func (m *metrics) gauge(name, help string, f func() float64) {
 func (m *metrics) tier(srv *Server, name string) {
 	usage := func() tiers.Usage {
 		ram, nvme := srv.store.Usage()
-		if name == "ram" {
+		switch name {
+		case "gpu":
+			u, _ := srv.store.GPUUsage()
+			return u
+		case "ram":
 			return ram
 		}
 		return nvme

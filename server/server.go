@@ -26,6 +26,8 @@ type Options struct {
 	DataDir       string        // made if missing, mode 0700
 	RAMBytes      int64         // RAM tier's limit; 1 GiB
 	DiskBytes     int64         // NVMe tier's limit; 20 GiB
+	GPUBytes      int64         // GPU tier's limit; none. gpu.Auto: what a GPU has free, if there is one
+	GPUDevice     int           // number of the GPU
 	TailBytes     int64         // unquantised rows in RAM; 2 GiB
 	ReadAllTokens int           // contexts up to this length are read whole; 8,192. Negative: none
 	DefaultShare  float32       // budget of a call that names none; 0.2
@@ -122,7 +124,8 @@ func Open(ctx context.Context, o Options) (srv *Server, err error) {
 	srv.mu.sequences, srv.mu.handles = map[string]*sequence{}, map[uint64]*sequence{}
 	srv.mu.conns = map[*fastConn]bool{}
 	srv.pins.pins, srv.pins.segments = map[uint64]*pin{}, map[tiers.ID]int{}
-	if srv.store, err = store.Open(ctx, o.DataDir, store.Options{RAMBytes: o.RAMBytes, DiskBytes: o.DiskBytes, FS: o.FS, Logger: o.Logger}); err != nil {
+	if srv.store, err = store.Open(ctx, o.DataDir, store.Options{RAMBytes: o.RAMBytes, DiskBytes: o.DiskBytes,
+		GPUBytes: o.GPUBytes, GPUDevice: o.GPUDevice, FS: o.FS, Logger: o.Logger}); err != nil {
 		return nil, err
 	}
 	defer func(st *store.Store) { // srv is nil then

@@ -115,7 +115,7 @@ type Usage struct {
 }
 
 // Moved counts the bytes that pins transferred, by tier.
-type Moved struct{ RAM, NVMe int64 }
+type Moved struct{ GPU, RAM, NVMe int64 }
 
 // Add sums up.
-func (m *Moved) Add(o Moved) { m.RAM += o.RAM; m.NVMe += o.NVMe }
+func (m *Moved) Add(o Moved) { m.GPU += o.GPU; m.RAM += o.RAM; m.NVMe += o.NVMe }

@@ -70,7 +70,7 @@ func keepHead(e *kvtierv1.ExplainResponse, head int) error {
 
 func explainTable(w io.Writer, e *kvtierv1.ExplainResponse) {
 	acc := e.GetAccount()
-	moved := acc.GetBytesRam() + acc.GetBytesNvme()
+	moved := acc.GetBytesGpu() + acc.GetBytesRam() + acc.GetBytesNvme()
 	columns(w, [][]string{
 		{"position", count(e.GetPosition())},
 		{"mode", modeWord(acc.GetMode())},

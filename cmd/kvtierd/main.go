@@ -20,6 +20,8 @@ func main() {
 func open(ctx context.Context, c *daemon.Config, log *slog.Logger) (daemon.Backend, error) {
 	s, err := server.Open(ctx, server.Options{
 		DataDir:       c.Data,
+		GPUBytes:      int64(c.GPU),
+		GPUDevice:     c.GPUDevice,
 		RAMBytes:      int64(c.RAM),
 		DiskBytes:     int64(c.Disk),
 		TailBytes:     int64(c.Tail),

@@ -17,16 +17,24 @@ import (
 type Options struct {
 	// Device is the number of the GPU, from 0.
 	Device int
-	// Bytes is the hard limit of device memory allocated for slabs. It must be
-	// at least 256. Kernels and the driver need some besides.
+	// Bytes is the hard limit of device memory allocated for slabs: at least
+	// 256, or Auto. Kernels and the driver need some besides.
 	Bytes int64
 }
+
+// Auto as a limit is what the device has free at Open, less a tenth and autoSpare for kernels and others.
+const (
+	Auto      = -1
+	autoSpare = 1 << 30
+)
 
 // Tier holds pieces in a GPU's memory. It implements tiers.Tier.
 type Tier struct {
 	dev   *cuda.Device // nil in tests that put another bank in its place
 	bank  bank
 	began time.Time
+	// attender is nil where there is no device.
+	attender *attender
 
 	// writes serialises Put, Drop and Close. It is held while the device
 	// copies, and taken before mu.
@@ -104,7 +112,7 @@ func (t *table) without(planes tiers.PlaneSet) *table {
 // Open opens a GPU and makes an empty tier in its memory, which is allocated
 // as pieces arrive. cuda.ErrNoDriver and cuda.ErrNoDevice say that there is none to use.
 func Open(o Options) (*Tier, error) {
-	if o.Bytes < grain {
+	if o.Bytes < grain && o.Bytes != Auto {
 		return nil, fmt.Errorf("gpu: a limit of %d bytes holds nothing", o.Bytes)
 	}
 	dev, err := cuda.Open(o.Device)
@@ -115,8 +123,21 @@ func Open(o Options) (*Tier, error) {
 	if err != nil {
 		return nil, fmt.Errorf("gpu: buffers for copies: %w", err)
 	}
+	if o.Bytes == Auto {
+		err := dev.Do(background, func(c *cuda.Context) error {
+			free, _, err := c.MemInfo()
+			o.Bytes = max(free/10*9-autoSpare, grain)
+			return err
+		})
+		if err != nil {
+			return nil, errors.Join(fmt.Errorf("gpu: %w", err), b.close())
+		}
+	}
 	t := newTier(b, o.Bytes)
 	t.dev = dev
+	if t.attender, err = newAttender(t); err != nil {
+		return nil, errors.Join(fmt.Errorf("gpu: %w", err), t.Close())
+	}
 	return t, nil
 }
 
@@ -238,6 +259,11 @@ func (t *Tier) Close() error {
 	t.mu.arena.slabs, t.mu.arena.mapped, t.mu.pieces = nil, 0, 0
 	t.mu.Unlock()
 	var errs []error
+	if t.attender != nil {
+		if err := t.attender.close(); err != nil && !errors.Is(err, cuda.ErrLost) {
+			errs = append(errs, err)
+		}
+	}
 	for _, s := range slabs {
 		if err := t.bank.free(s.ptr); err != nil && !errors.Is(err, cuda.ErrLost) {
 			errs = append(errs, err)

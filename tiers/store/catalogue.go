@@ -311,7 +311,7 @@ func (b *Batch) Commit(ctx context.Context) error {
 	// The change stands. Room that could not be given back (the tier is closing)
 	// is free after the next start.
 	for _, d := range b.dropped {
-		if err := errors.Join(b.s.ram.Drop(d.id, d.planes), b.s.nvme.Drop(d.id, d.planes)); err != nil {
+		if err := errors.Join(b.s.dropOnDevice(d.id, d.planes), b.s.ram.Drop(d.id, d.planes), b.s.nvme.Drop(d.id, d.planes)); err != nil {
 			b.s.log.Warn("free a segment's room", "segment", d.id, "err", err)
 		}
 	}
@@ -349,6 +349,9 @@ const everyQuery = tiers.PlaneSet(1<<tiers.PlanePages | 1<<tiers.PlaneMap | 1<<t
 // its room less, all else as far as there is free room. They are in memory now, and are often asked next.
 func (b *Batch) warm(ctx context.Context) {
 	for _, p := range b.put {
+		if b.s.device != nil {
+			b.s.device.want(p.h)
+		}
 		full := false
 		for _, piece := range p.h.Pieces(p.parts) {
 			switch {

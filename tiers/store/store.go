@@ -19,22 +19,26 @@ import (
 
 // Options of a store.
 type Options struct {
-	RAMBytes  int64    // hard limit of what lies in RAM: the RAM tier, and blocks of the NVMe tier that were read by ranges
-	DiskBytes int64    // hard limit of the NVMe tier
+	RAMBytes  int64 // hard limit of what lies in RAM: the RAM tier, and blocks of the NVMe tier that were read by ranges
+	DiskBytes int64 // hard limit of the NVMe tier
+	// GPUBytes is the hard limit of what lies in the memory of a GPU; 0: none, gpu.Auto: what is free of it, if there is one.
+	GPUBytes  int64
+	GPUDevice int      // its number
 	FS        files.FS // nil is the operating system's
 	Logger    *slog.Logger
 }
 
 // Store holds sealed segments. Safe for concurrent use.
 type Store struct {
-	dir  string
-	fs   files.FS
-	lock io.Closer
-	db   *pebble.DB
-	ram  *ram.Tier
-	nvme *nvme.Tier
-	log  *slog.Logger
-	up   *promoter
+	dir    string
+	fs     files.FS
+	lock   io.Closer
+	db     *pebble.DB
+	ram    *ram.Tier
+	nvme   *nvme.Tier
+	log    *slog.Logger
+	up     *promoter
+	device *device // nil: none
 
 	ledger *ledger
 
@@ -93,7 +97,13 @@ func Open(ctx context.Context, dir string, o Options) (s *Store, err error) {
 	if err = s.recover(ctx); err != nil {
 		return nil, err
 	}
+	if err = s.openDevice(o); err != nil {
+		return nil, err
+	}
 	s.up = newPromoter(s)
+	if s.device != nil {
+		s.up.background(s.rise)
+	}
 	s.up.background(s.bringUpFirst)
 	return s, nil
 }
@@ -328,7 +338,7 @@ func (s *Store) Close() error {
 }
 
 func (s *Store) closeFiles() error {
-	errs := []error{s.ledger.close()}
+	errs := []error{s.ledger.close(), s.closeDevice()}
 	if s.db != nil {
 		errs = append(errs, s.db.Close())
 	}

@@ -23,7 +23,7 @@ const (
 
 type TierStatus struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// "ram" or "nvme".
+	// "gpu", "ram" or "nvme".
 	Name          string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
 	BytesUsed     uint64 `protobuf:"varint,2,opt,name=bytes_used,json=bytesUsed,proto3" json:"bytes_used,omitempty"`
 	BytesLimit    uint64 `protobuf:"varint,3,opt,name=bytes_limit,json=bytesLimit,proto3" json:"bytes_limit,omitempty"`

@@ -684,7 +684,9 @@ type Account struct {
 	// For MODE_TARGET: the answer may err more than the target in more than 5 % of calls. Everything
 	// stored was read and the codec errs more, the budget's share did not allow more, or the call's
 	// deadline did not.
-	TargetMissed  bool `protobuf:"varint,19,opt,name=target_missed,json=targetMissed,proto3" json:"target_missed,omitempty"`
+	TargetMissed bool `protobuf:"varint,19,opt,name=target_missed,json=targetMissed,proto3" json:"target_missed,omitempty"`
+	// Sealed bytes that a GPU read of its own memory: it reads all that it holds.
+	BytesGpu      uint64 `protobuf:"varint,20,opt,name=bytes_gpu,json=bytesGpu,proto3" json:"bytes_gpu,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -852,6 +854,13 @@ func (x *Account) GetTargetMissed() bool {
 	return false
 }
 
+func (x *Account) GetBytesGpu() uint64 {
+	if x != nil {
+		return x.BytesGpu
+	}
+	return 0
+}
+
 var File_kvtier_v1_types_proto protoreflect.FileDescriptor
 
 const file_kvtier_v1_types_proto_rawDesc = "" +
@@ -890,7 +899,7 @@ const file_kvtier_v1_types_proto_rawDesc = "" +
 	"\x04mode\x18\x01 \x01(\x0e2\x15.kvtier.v1.AttendModeR\x04mode\x12\x14\n" +
 	"\x05share\x18\x02 \x01(\x02R\x05share\x12\x16\n" +
 	"\x06tokens\x18\x03 \x01(\x04R\x06tokens\x12!\n" +
-	"\ftarget_error\x18\x04 \x01(\x02R\vtargetError\"\x98\x05\n" +
+	"\ftarget_error\x18\x04 \x01(\x02R\vtargetError\"\xb5\x05\n" +
 	"\aAccount\x12!\n" +
 	"\ftokens_exact\x18\x01 \x01(\x04R\vtokensExact\x12%\n" +
 	"\x0etokens_scanned\x18\x02 \x01(\x04R\rtokensScanned\x12\x1f\n" +
@@ -915,7 +924,8 @@ const file_kvtier_v1_types_proto_rawDesc = "" +
 	"\x04mode\x18\x10 \x01(\x0e2\x15.kvtier.v1.AttendModeR\x04mode\x12\x1b\n" +
 	"\terror_p95\x18\x11 \x01(\x02R\berrorP95\x12-\n" +
 	"\x12calibration_audits\x18\x12 \x01(\rR\x11calibrationAudits\x12#\n" +
-	"\rtarget_missed\x18\x13 \x01(\bR\ftargetMissed*n\n" +
+	"\rtarget_missed\x18\x13 \x01(\bR\ftargetMissed\x12\x1b\n" +
+	"\tbytes_gpu\x18\x14 \x01(\x04R\bbytesGpu*n\n" +
 	"\vElementType\x12\x1c\n" +
 	"\x18ELEMENT_TYPE_UNSPECIFIED\x10\x00\x12\x14\n" +
 	"\x10ELEMENT_TYPE_F32\x10\x01\x12\x15\n" +

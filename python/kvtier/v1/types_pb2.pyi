@@ -120,7 +120,7 @@ class Budget(_message.Message):
     def __init__(self, mode: _Optional[_Union[AttendMode, str]] = ..., share: _Optional[float] = ..., tokens: _Optional[int] = ..., target_error: _Optional[float] = ...) -> None: ...
 
 class Account(_message.Message):
-    __slots__ = ("tokens_exact", "tokens_scanned", "tokens_read", "tokens_estimated", "bytes_ram", "bytes_nvme", "bytes_full", "bytes_exact_zone", "estimated_error", "codec_error", "ns_score", "ns_scan", "ns_fetch", "ns_exact_zone", "ns_total", "mode", "error_p95", "calibration_audits", "target_missed")
+    __slots__ = ("tokens_exact", "tokens_scanned", "tokens_read", "tokens_estimated", "bytes_ram", "bytes_nvme", "bytes_full", "bytes_exact_zone", "estimated_error", "codec_error", "ns_score", "ns_scan", "ns_fetch", "ns_exact_zone", "ns_total", "mode", "error_p95", "calibration_audits", "target_missed", "bytes_gpu")
     TOKENS_EXACT_FIELD_NUMBER: _ClassVar[int]
     TOKENS_SCANNED_FIELD_NUMBER: _ClassVar[int]
     TOKENS_READ_FIELD_NUMBER: _ClassVar[int]
@@ -140,6 +140,7 @@ class Account(_message.Message):
     ERROR_P95_FIELD_NUMBER: _ClassVar[int]
     CALIBRATION_AUDITS_FIELD_NUMBER: _ClassVar[int]
     TARGET_MISSED_FIELD_NUMBER: _ClassVar[int]
+    BYTES_GPU_FIELD_NUMBER: _ClassVar[int]
     tokens_exact: int
     tokens_scanned: int
     tokens_read: int
@@ -159,4 +160,5 @@ class Account(_message.Message):
     error_p95: float
     calibration_audits: int
     target_missed: bool
-    def __init__(self, tokens_exact: _Optional[int] = ..., tokens_scanned: _Optional[int] = ..., tokens_read: _Optional[int] = ..., tokens_estimated: _Optional[int] = ..., bytes_ram: _Optional[int] = ..., bytes_nvme: _Optional[int] = ..., bytes_full: _Optional[int] = ..., bytes_exact_zone: _Optional[int] = ..., estimated_error: _Optional[float] = ..., codec_error: _Optional[float] = ..., ns_score: _Optional[int] = ..., ns_scan: _Optional[int] = ..., ns_fetch: _Optional[int] = ..., ns_exact_zone: _Optional[int] = ..., ns_total: _Optional[int] = ..., mode: _Optional[_Union[AttendMode, str]] = ..., error_p95: _Optional[float] = ..., calibration_audits: _Optional[int] = ..., target_missed: bool = ...) -> None: ...
+    bytes_gpu: int
+    def __init__(self, tokens_exact: _Optional[int] = ..., tokens_scanned: _Optional[int] = ..., tokens_read: _Optional[int] = ..., tokens_estimated: _Optional[int] = ..., bytes_ram: _Optional[int] = ..., bytes_nvme: _Optional[int] = ..., bytes_full: _Optional[int] = ..., bytes_exact_zone: _Optional[int] = ..., estimated_error: _Optional[float] = ..., codec_error: _Optional[float] = ..., ns_score: _Optional[int] = ..., ns_scan: _Optional[int] = ..., ns_fetch: _Optional[int] = ..., ns_exact_zone: _Optional[int] = ..., ns_total: _Optional[int] = ..., mode: _Optional[_Union[AttendMode, str]] = ..., error_p95: _Optional[float] = ..., calibration_audits: _Optional[int] = ..., target_missed: bool = ..., bytes_gpu: _Optional[int] = ...) -> None: ...

@@ -27,6 +27,8 @@ type Config struct {
 	Metrics         string // "": no HTTP
 	PProf           bool
 	RAM, Disk, Tail size.Bytes
+	GPU             GPU
+	GPUDevice       int
 	ReadAll         int
 	Share, Audit    float32
 	Steer           bool
@@ -62,6 +64,9 @@ func (c *Config) defineFlags() *actions {
 	f.BoolVar(&c.AllowRemote, "allow-remote", false, "accept addresses that other machines can reach: there is no authentication yet")
 	f.StringVar(&c.Metrics, "metrics", "127.0.0.1:7421", `HTTP address for /metrics and /healthz; "" disables`)
 	f.BoolVar(&c.PProf, "pprof", false, "also serve /debug/pprof on the metrics address")
+	c.GPU = GPUAuto
+	f.Var(&c.GPU, "gpu", "limit of what lies in the memory of a GPU; auto: what it has free, if there is one; off: none")
+	f.IntVar(&c.GPUDevice, "gpu-device", 0, "number of the GPU")
 	f.Var(&c.RAM, "ram", "limit of what lies in RAM of sealed segments")
 	f.Var(&c.Disk, "disk", "limit of the NVMe tier")
 	f.Var(&c.Tail, "tail", "limit of unquantised rows in RAM")
@@ -157,6 +162,7 @@ func (c *Config) checkValues() error {
 		}
 	}
 	require(c.RAM > 0, "--ram %v: a limit must be above 0", c.RAM)
+	require(c.GPUDevice >= 0, "--gpu-device %d: it must not be negative", c.GPUDevice)
 	require(c.Disk > 0, "--disk %v: a limit must be above 0", c.Disk)
 	require(c.Tail > 0, "--tail %v: a limit must be above 0", c.Tail)
 	require(c.ReadAll >= 0, "--read-all %d: it must not be negative", c.ReadAll)

@@ -1,0 +1,165 @@
+package server
+
+import (
+	"errors"
+	"os"
+	"os/exec"
+	"strings"
+	"testing"
+	"time"
+
+	"kvtier/attention"
+	kvtierv1 "kvtier/proto/kvtier/v1"
+	"kvtier/tiers"
+	"kvtier/tiers/gpu/cuda"
+)
+
+// device skips a test where there is no GPU: `make test-cuda` has an emulated one.
+func device(t *testing.T) cuda.Info {
+	t.Helper()
+	d, err := cuda.Open(0)
+	if (errors.Is(err, cuda.ErrNoDriver) || errors.Is(err, cuda.ErrNoDevice)) && os.Getenv("REQUIRE_CUDA") == "" {
+		t.Skip(err)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer d.Close()
+	return d.Info()
+}
+
+func deviceSpec() *kvtierv1.ModelSpec {
+	s := testSpec()
+	s.HeadDim, s.QueryHeads, s.KvHeads = 64, 6, 2
+	return s
+}
+
+// sealedFolder makes a data folder with a context, most of which is sealed.
+func sealedFolder(t *testing.T, m *model, p kvtierv1.Profile) (dir, id string) {
+	t.Helper()
+	dir = t.TempDir()
+	srv := openServer(t, dir, Options{ReadAllTokens: -1})
+	s := openSequence(t, srv, &kvtierv1.OpenSequenceRequest{Spec: m.spec, Profile: p})
+	m.feed(t, s, 0, m.n)
+	waitSealed(t, s, 2*segment)
+	closeServer(t, srv)
+	return dir, s.id
+}
+
+// deviceTrace asks the context of a folder, once for the GPU to bring up what it can, and again for the answers.
+func deviceTrace(t *testing.T, m *model, dir, id string, o Options) (answers []*answer, u tiers.Usage) {
+	t.Helper()
+	o.ReadAllTokens = -1
+	srv := openServer(t, dir, o)
+	defer closeServer(t, srv)
+	s := find(t, srv, id)
+	ask := func(s *sequence, positions ...int) {
+		for _, pos := range positions {
+			for l := range int(m.spec.Layers) {
+				for _, b := range []budget{exactBudget, shareBudget(.3), {mode: kvtierv1.AttendMode_ATTEND_MODE_TARGET, target: .2}} {
+					answers = append(answers, m.ask(t, s, l, pos, b))
+				}
+			}
+		}
+	}
+	newest := 2*segment + 399
+	ask(s, newest)
+	settle(t, srv)
+	ask(s, newest, 2*segment+10, segment+5, 30)
+	f := openSequence(t, srv, &kvtierv1.OpenSequenceRequest{ForkOf: s.id, ForkAt: segment + 500})
+	m.feed(t, f, segment+500, segment+520)
+	ask(f, segment+519)
+	u, _ = srv.store.GPUUsage()
+	return answers, u
+}
+
+// settle waits until nothing more comes up to the GPU.
+func settle(t *testing.T, srv *Server) {
+	t.Helper()
+	last, since := int64(-1), time.Now()
+	for time.Since(since) < 100*time.Millisecond {
+		if u, _ := srv.store.GPUUsage(); u.BytesWritten != last {
+			last, since = u.BytesWritten, time.Now()
+		}
+		time.Sleep(5 * time.Millisecond)
+	}
+}
+
+// sameAnswers compares answers that read everything, and says how many bytes the GPU gave.
+func sameAnswers(t *testing.T, got, want []*answer, within float32) (fromGPU, fromHost uint64) {
+	t.Helper()
+	for i := range want {
+		fromGPU += got[i].account.BytesGpu
+		fromHost += got[i].account.BytesRam + got[i].account.BytesNvme
+		if want[i].account.TokensEstimated > 0 || got[i].account.TokensEstimated > 0 {
+			continue // where the GPU holds a part, others are estimated
+		}
+		if e := attention.RelativeError(got[i].out, want[i].out); !(e <= within) {
+			t.Errorf("answer %d: error %v, %v", i, e, got[i].account)
+		}
+		for r, x := range want[i].lse {
+			if d := got[i].lse[r] - x; !(d <= within && d >= -within) {
+				t.Errorf("answer %d, row %d: lse %v, want %v", i, r, got[i].lse[r], x)
+			}
+		}
+	}
+	return fromGPU, fromHost
+}
+
+// TestDevice: one trace with everything on the GPU, with a part of it, and
+// without a GPU: the same answers, within what the GPU rounds. Sparse answers err no more for what is read on the GPU.
+func TestDevice(t *testing.T) {
+	device(t)
+	for _, p := range []kvtierv1.Profile{kvtierv1.Profile_PROFILE_BALANCED, kvtierv1.Profile_PROFILE_NEUTRAL, kvtierv1.Profile_PROFILE_EXACT} {
+		t.Run(p.String(), func(t *testing.T) {
+			m := newModel(9, deviceSpec(), 2*segment+400)
+			dir, id := sealedFolder(t, m, p)
+			want, _ := deviceTrace(t, m, dir, id, Options{})
+			all, _ := deviceTrace(t, m, dir, id, Options{GPUBytes: 64 << 20})
+			gpu, host := sameAnswers(t, all, want, 2e-3)
+			if p == kvtierv1.Profile_PROFILE_EXACT {
+				if gpu != 0 {
+					t.Errorf("the GPU gave %d bytes of lossless rows", gpu)
+				}
+				return
+			}
+			for i, a := range all[6:9] { // the newest position, layer 0: all of it lies there
+				if a.account.TokensEstimated != 0 || a.account.BytesGpu == 0 || a.account.Mode != kvtierv1.AttendMode_ATTEND_MODE_EXACT {
+					t.Errorf("answer %d: %v", i, a.account)
+				}
+			}
+			room := int64(500 << 10) // of 4 segments, each of which takes about half a byte or a byte a value
+			if p == kvtierv1.Profile_PROFILE_NEUTRAL {
+				room *= 2
+			}
+			part, u := deviceTrace(t, m, dir, id, Options{GPUBytes: room})
+			someGPU, moreHost := sameAnswers(t, part, want, 2e-3)
+			if someGPU == 0 || someGPU >= gpu || moreHost <= host || u.BytesUsed > u.BytesLimit {
+				t.Errorf("of a part: %d of %d bytes of the GPU, %d and %d of the host, %+v", someGPU, gpu, moreHost, host, u)
+			}
+		})
+	}
+}
+
+// TestDeviceLost: a device that is lost in the middle costs no answer.
+func TestDeviceLost(t *testing.T) {
+	const fail = "MOCKCUDA_FAIL"
+	if !strings.HasPrefix(device(t).Name, "Mock") {
+		t.Skip("a real device is not lost on purpose")
+	}
+	if os.Getenv(fail) == "" {
+		for _, where := range []string{"cuLaunchKernel:2:719", "cuMemcpyHtoDAsync:4:719", "cuEventQuery:3:719", "cuMemcpyDtoHAsync:3:719", "cuLaunchKernel:3:701"} {
+			cmd := exec.Command(os.Args[0], "-test.run=^TestDeviceLost$", "-test.v")
+			cmd.Env = append(os.Environ(), fail+"="+where)
+			if out, err := cmd.CombinedOutput(); err != nil || !strings.Contains(string(out), "--- PASS: TestDeviceLost") {
+				t.Errorf("%s: %v\n%s", where, err, out)
+			}
+		}
+		return
+	}
+	m := newModel(9, deviceSpec(), 2*segment+400)
+	dir, id := sealedFolder(t, m, kvtierv1.Profile_PROFILE_BALANCED)
+	want, _ := deviceTrace(t, m, dir, id, Options{})
+	got, _ := deviceTrace(t, m, dir, id, Options{GPUBytes: 64 << 20})
+	sameAnswers(t, got, want, 2e-3)
+}

@@ -1,0 +1,285 @@
+package gpu
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+
+	"kvtier/attention"
+	"kvtier/tiers"
+	"kvtier/tiers/gpu/kernels"
+)
+
+// Segment is a sealed segment that a query reads, all of its tokens.
+type Segment struct {
+	Header *tiers.Header
+	Low    bool // bits 5 to 8 are stored
+}
+
+// attender attends to what the tier holds.
+type attender struct {
+	kernels *kernels.Attention
+
+	mu struct {
+		sync.Mutex
+		plans map[planKey]*kept
+		clock int64 // of uses
+		bytes int   // of the plans' tables
+	}
+}
+
+// planKey is what plans are found by: what they hold for is compared then.
+type planKey struct {
+	first, last *tiers.Header
+	segments    int
+}
+
+// kept is a plan in device memory, kept for the next query of the same segments.
+type kept struct {
+	tables  kernels.Tables
+	where   []*table // of each segment: another one says that it lies elsewhere now
+	lows    []bool
+	uses    int // answers under way
+	used    int64
+	dropped bool // freed with the last answer
+}
+
+// mostPlanBytes limits what plans take of device memory, beside the tier's limit: a plan has about
+// 0.6 bytes a token and layer of 8 heads.
+const mostPlanBytes = 256 << 20
+
+// rowsAtOnce is how many query rows of a head are answered together; more take turns, so that partials of splits have bounded room.
+const rowsAtOnce = 32
+
+// Answer is the attention over the segments that the tier held.
+type Answer struct {
+	// Held says which of the segments asked for take part.
+	Held []bool
+	// Bytes is what kernels read of them.
+	Bytes int64
+	// Tokens counts the tokens attended, over KV heads.
+	Tokens int64
+
+	a       *attender
+	plan    *kept
+	leases  []*lease
+	q       []float32
+	softcap float32
+	heads   int
+	rows    int
+	first   *kernels.Answer // rows [0, rowsAtOnce), under way
+}
+
+// Attend begins to attend to those of the segments, all of one layer, that the tier holds whole: every stored token of them is
+// read. q is [heads][rows][d], scaled. It returns nil if the tier holds none. What it
+// returns must be waited for. Errors are of the device; the segments can be answered from below.
+func (t *Tier) Attend(ctx context.Context, segments []Segment, q []float32, softcap float32) (*Answer, error) {
+	if t.attender == nil || len(segments) == 0 {
+		return nil, nil
+	}
+	if err := t.usable(ctx); err != nil {
+		return nil, fmt.Errorf("gpu: attend: %w", err)
+	}
+	n := &Answer{Held: make([]bool, len(segments)), a: t.attender, q: q, softcap: softcap}
+	var of []Segment
+	for i, s := range segments {
+		if !kernels.Supported(s.Header) {
+			continue
+		}
+		if l, ok := t.lease(s.Header, kernels.Planes(s.Low)); ok {
+			n.Held[i], of, n.leases = true, append(of, s), append(n.leases, l)
+		}
+	}
+	if len(of) == 0 {
+		return nil, nil
+	}
+	err := n.start(ctx, of)
+	if err != nil {
+		n.end()
+		return nil, fmt.Errorf("gpu: attend: %w", asTier(err))
+	}
+	return n, nil
+}
+
+func (n *Answer) start(ctx context.Context, of []Segment) (err error) {
+	h := of[0].Header
+	n.heads = len(h.Heads)
+	row := n.heads * h.HeadDim
+	if len(n.q) == 0 || len(n.q)%row != 0 {
+		return fmt.Errorf("a query of %d numbers for %d heads of %d", len(n.q), n.heads, h.HeadDim)
+	}
+	n.rows = len(n.q) / row
+	if n.plan, err = n.a.plan(ctx, of, n.leases); err != nil {
+		return err
+	}
+	passes := (n.rows + rowsAtOnce - 1) / rowsAtOnce
+	n.Bytes, n.Tokens = n.plan.tables.Plan().Bytes*int64(passes), n.plan.tables.Plan().Tokens
+	n.first, err = n.a.kernels.Start(ctx, n.plan.tables, n.block(0), n.softcap)
+	return err
+}
+
+// block returns the query's rows from lo on, rowsAtOnce or what is left, of all heads.
+func (n *Answer) block(lo int) []float32 {
+	if n.rows <= rowsAtOnce {
+		return n.q
+	}
+	d, hi := len(n.q)/n.heads/n.rows, min(lo+rowsAtOnce, n.rows)
+	out := make([]float32, 0, n.heads*(hi-lo)*d)
+	for h := range n.heads {
+		out = append(out, n.q[(h*n.rows+lo)*d:(h*n.rows+hi)*d]...)
+	}
+	return out
+}
+
+// Wait returns the partials, [heads][rows]. It does not end before the kernels do, which takes milliseconds at most.
+func (n *Answer) Wait() ([]attention.Partial, error) {
+	defer n.end()
+	out := make([]attention.Partial, n.heads*n.rows)
+	for lo := 0; lo < n.rows; lo += rowsAtOnce {
+		x := n.first
+		if lo > 0 {
+			var err error
+			if x, err = n.a.kernels.Start(background, n.plan.tables, n.block(lo), n.softcap); err != nil {
+				return nil, asTier(err)
+			}
+		}
+		ps, err := x.Wait(background)
+		if err != nil {
+			return nil, asTier(err)
+		}
+		rows := len(ps) / n.heads
+		for h := range n.heads {
+			copy(out[h*n.rows+lo:], ps[h*rows:(h+1)*rows])
+		}
+	}
+	return out, nil
+}
+
+func (n *Answer) end() {
+	for _, l := range n.leases {
+		l.release(0) // all of them are read alike
+	}
+	n.leases = nil
+	if n.plan != nil {
+		n.a.done(n.plan)
+	}
+	n.plan = nil
+}
+
+// plan returns the plan of segments that are leased, for one use.
+func (a *attender) plan(ctx context.Context, of []Segment, leases []*lease) (*kept, error) {
+	key := planKey{of[0].Header, of[len(of)-1].Header, len(of)}
+	a.mu.Lock()
+	a.mu.clock++
+	p := a.mu.plans[key]
+	if p != nil && p.holds(of, leases) {
+		p.uses++
+		p.used = a.mu.clock
+		a.mu.Unlock()
+		return p, nil
+	}
+	a.mu.Unlock()
+	segments := make([]kernels.Segment, len(of))
+	for i, s := range of {
+		l := leases[i]
+		segments[i] = kernels.Segment{Header: s.Header, Low: s.Low, At: func(head int, p tiers.Plane) kernels.Address { return kernels.Address(l.at(head, p)) }}
+	}
+	warps, err := a.kernels.Warps(ctx, of[0].Header.HeadDim)
+	if err != nil {
+		return nil, err
+	}
+	p = &kept{uses: 1}
+	if p.tables, err = a.kernels.Upload(ctx, kernels.NewPlan(segments, warps)); err != nil {
+		return nil, err
+	}
+	for i, s := range of {
+		p.where, p.lows = append(p.where, leases[i].table), append(p.lows, s.Low)
+	}
+	a.mu.Lock()
+	old := a.mu.plans[key]
+	a.mu.plans[key] = p
+	p.used = a.mu.clock
+	a.mu.bytes += p.tables.Bytes()
+	gone := a.makeRoomLocked(old)
+	a.mu.Unlock()
+	return p, a.free(gone)
+}
+
+// holds says whether the plan is of these segments, where they lie now.
+func (p *kept) holds(of []Segment, leases []*lease) bool {
+	for i, s := range of {
+		if p.where[i] != leases[i].table || p.lows[i] != s.Low {
+			return false
+		}
+	}
+	return true
+}
+
+// makeRoomLocked takes out a plan that was replaced, and the least recently used ones beyond the limit. It returns those that nobody uses.
+func (a *attender) makeRoomLocked(old *kept) (gone []*kept) {
+	drop := func(p *kept) {
+		p.dropped = true
+		a.mu.bytes -= p.tables.Bytes()
+		if p.uses == 0 {
+			gone = append(gone, p)
+		}
+	}
+	if old != nil {
+		drop(old)
+	}
+	for a.mu.bytes > mostPlanBytes && len(a.mu.plans) > 1 {
+		var oldest planKey
+		for k, p := range a.mu.plans {
+			if o := a.mu.plans[oldest]; o == nil || p.used < o.used {
+				oldest = k
+			}
+		}
+		drop(a.mu.plans[oldest])
+		delete(a.mu.plans, oldest)
+	}
+	return gone
+}
+
+// done ends a use.
+func (a *attender) done(p *kept) {
+	a.mu.Lock()
+	p.uses--
+	last := p.uses == 0 && p.dropped
+	a.mu.Unlock()
+	if last {
+		_ = a.free([]*kept{p}) // an error is the device's, and the next call's
+	}
+}
+
+func (a *attender) free(plans []*kept) error {
+	var errs []error
+	for _, p := range plans {
+		errs = append(errs, a.kernels.FreeTables(background, p.tables))
+	}
+	return errors.Join(errs...)
+}
+
+// close frees the plans. No answer is under way.
+func (a *attender) close() error {
+	a.mu.Lock()
+	var all []*kept
+	for _, p := range a.mu.plans {
+		all = append(all, p)
+	}
+	clear(a.mu.plans)
+	a.mu.Unlock()
+	return errors.Join(a.free(slices.Clip(all)), a.kernels.Close(background))
+}
+
+// newAttender makes a device ready to attend.
+func newAttender(t *Tier) (*attender, error) {
+	k, err := kernels.New(background, t.dev)
+	if err != nil {
+		return nil, err
+	}
+	a := &attender{kernels: k}
+	a.mu.plans = map[planKey]*kept{}
+	return a, nil
+}

@@ -1,0 +1,205 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	"kvtier/attention"
+	"kvtier/tiers"
+	"kvtier/tiers/gpu"
+	"kvtier/tiers/gpu/cuda"
+	"kvtier/tiers/gpu/kernels"
+)
+
+// The GPU tier holds whole segments: those that were sealed last, and those that queries asked for. What it holds is read there,
+// all of it; the rest is the business of RAM and NVMe.
+const (
+	riseQueue = 1024 // segments waiting to be brought to the GPU; more are forgotten
+	// riseAgain is how long a segment that was brought up, or found no room, is not tried again: where a context is larger than the
+	// device's memory, its segments must not take each other's place all the time.
+	riseAgain = 10 * time.Second
+)
+
+// device is the GPU tier and what brings segments there.
+type device struct {
+	tier  *gpu.Tier
+	queue chan *tiers.Header
+	mu    struct {
+		sync.Mutex
+		tried map[tiers.ID]time.Time
+		lost  bool // it was said
+	}
+}
+
+// openDevice opens the GPU tier if there is to be one.
+func (s *Store) openDevice(o Options) error {
+	if o.GPUBytes == 0 {
+		return nil
+	}
+	t, err := gpu.Open(gpu.Options{Device: o.GPUDevice, Bytes: o.GPUBytes})
+	if err != nil && o.GPUBytes == gpu.Auto {
+		level := slog.LevelWarn
+		if errors.Is(err, cuda.ErrNoDriver) || errors.Is(err, cuda.ErrNoDevice) {
+			level = slog.LevelDebug
+		}
+		s.log.Log(context.Background(), level, "no GPU tier: answers come from RAM and NVMe", "err", err)
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	s.device = &device{tier: t, queue: make(chan *tiers.Header, riseQueue)}
+	s.device.mu.tried = map[tiers.ID]time.Time{}
+	return nil
+}
+
+// Segment is one that a query reads.
+type Segment = gpu.Segment
+
+// Attend begins to attend to those of a layer's segments that lie whole in the memory of a GPU, and asks for the others to be brought there. It returns nil if there are none. Errors
+// are of the device, and were logged: the segments lie below, too.
+func (s *Store) Attend(ctx context.Context, segments []Segment, q []float32, softcap float32) *gpu.Answer {
+	d := s.device
+	if d == nil {
+		return nil
+	}
+	a, err := d.tier.Attend(ctx, segments, q, softcap)
+	if err != nil {
+		s.deviceFailed(err)
+		return nil
+	}
+	for i := range segments {
+		if a == nil || !a.Held[i] {
+			d.want(segments[i].Header)
+		}
+	}
+	return a
+}
+
+// Wait returns the partials of an answer, [heads][rows]; nil if the device failed.
+func (s *Store) Wait(a *gpu.Answer) []attention.Partial {
+	ps, err := a.Wait()
+	if err != nil {
+		s.deviceFailed(err)
+		return nil
+	}
+	return ps
+}
+
+// HasDevice says whether there is a GPU tier.
+func (s *Store) HasDevice() bool { return s.device != nil }
+
+// deviceFailed logs what went wrong, but that a lost device is lost only once.
+func (s *Store) deviceFailed(err error) {
+	if errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) || errors.Is(err, tiers.ErrClosed) {
+		return
+	}
+	d := s.device
+	d.mu.Lock()
+	said := d.mu.lost
+	d.mu.lost = d.mu.lost || errors.Is(err, tiers.ErrLost)
+	d.mu.Unlock()
+	if !said {
+		s.log.Error("the GPU tier failed: answers come from RAM and NVMe", "err", err)
+	}
+}
+
+// want asks for a segment to be brought to the GPU.
+func (d *device) want(h *tiers.Header) {
+	if !kernels.Supported(h) {
+		return
+	}
+	now := time.Now()
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if t, ok := d.mu.tried[h.ID]; ok && now.Sub(t) < riseAgain {
+		return
+	}
+	select {
+	case d.queue <- h:
+		d.mu.tried[h.ID] = now
+	default: // it will be wanted again
+	}
+	if len(d.mu.tried) > 1<<16 {
+		for id, t := range d.mu.tried {
+			if now.Sub(t) >= riseAgain {
+				delete(d.mu.tried, id)
+			}
+		}
+	}
+}
+
+// rise brings wanted segments to the GPU until ctx ends.
+func (s *Store) rise(ctx context.Context) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case h := <-s.device.queue:
+			if err := s.riseOne(ctx, h); err != nil && ctx.Err() == nil {
+				s.deviceFailed(err)
+			}
+		}
+	}
+}
+
+// riseOne brings a segment to the GPU from wherever it lies.
+func (s *Store) riseOne(ctx context.Context, h *tiers.Header) error {
+	planes := kernels.Planes(false)
+	if s.HasLow(h.ID) {
+		planes |= kernels.Planes(true)
+	}
+	var reqs []tiers.Request
+	for plane := range tiers.NumPlanes {
+		if planes.Has(plane) {
+			reqs = append(reqs, wholePlane([]*tiers.Header{h}, plane)...)
+		}
+	}
+	pins, _, err := s.Pin(ctx, reqs)
+	if err != nil {
+		return nil // it was removed, or queries say so, too
+	}
+	defer releaseAll(pins)
+	pieces := make([]tiers.Piece, len(pins))
+	for i, r := range reqs {
+		pieces[i] = tiers.Piece{Head: r.Head, Plane: r.Plane, Bytes: pins[i].Ranges[0]}
+	}
+	if err := s.device.tier.Put(ctx, h, pieces); err != nil && !errors.Is(err, tiers.ErrFull) {
+		return fmt.Errorf("bring a segment to the GPU: %w", err)
+	}
+	if _, err := s.Header(h.ID); err != nil { // it was removed meanwhile
+		return s.device.tier.Drop(h.ID, tiers.AllPlanes)
+	}
+	return nil
+}
+
+// dropOnDevice forgets planes of a segment on the GPU.
+func (s *Store) dropOnDevice(id tiers.ID, planes tiers.PlaneSet) error {
+	if s.device == nil {
+		return nil
+	}
+	if err := s.device.tier.Drop(id, planes); !errors.Is(err, tiers.ErrLost) { // what is lost holds nothing
+		return err
+	}
+	return nil
+}
+
+// closeDevice gives the GPU back.
+func (s *Store) closeDevice() error {
+	if s.device == nil {
+		return nil
+	}
+	return s.device.tier.Close()
+}
+
+// GPUUsage returns what the GPU holds; ok is false if there is none.
+func (s *Store) GPUUsage() (u tiers.Usage, ok bool) {
+	if s.device == nil {
+		return u, false
+	}
+	return s.device.tier.Usage(), true
+}
