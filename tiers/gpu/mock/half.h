@@ -25,7 +25,7 @@ inline float f16ToF32(uint16_t h) {
 inline uint16_t f32ToF16(float f) {
     uint32_t x = bitsAs<uint32_t>(f), sign = x >> 16 & 0x8000;
     x &= 0x7fffffff;
-    if (x > 0x7f800000) return uint16_t(sign | 0x7fff);
+    if (x > 0x7f800000) return 0x7fff;
     if (x >= 0x477ff000) return uint16_t(sign | 0x7c00);
     if (x < 0x38800000) {  // below the smallest normal: adding 0.5 leaves the result in the low bits
         uint32_t y = bitsAs<uint32_t>(bitsAs<float>(x) + 0.5f) - 0x3f000000;

@@ -3,6 +3,8 @@
 #include <dlfcn.h>
 
 #include <chrono>
+#include <cstdlib>
+#include <fstream>
 #include <stdexcept>
 
 Api cu;
@@ -27,6 +29,10 @@ std::string kernel(const std::string& body, const std::string& globals, const st
 }
 
 CUresult launch(const std::string& source, const void* in, size_t inBytes, void* out, size_t outBytes, Shape shape, unsigned n, bool clearOut) {
+    if (const char* dir = std::getenv("DUMP_PTX")) {  // to have another assembler judge it
+        static int n = 0;
+        std::ofstream(std::string(dir) + "/" + std::to_string(n++) + ".ptx") << source;
+    }
     void *module, *function;
     if (CUresult e = cu.cuModuleLoadData(&module, source.c_str())) return e;
     if (CUresult e = cu.cuModuleGetFunction(&function, module, "k")) return e;
