@@ -134,6 +134,11 @@ void mock_drop_wait(int n) {
     std::lock_guard<std::mutex> l(state().lock);
     state().dropWaitIn = n;
 }
+// Launches that take more lane-instructions end with LAUNCH_TIMEOUT.
+void mock_set_max_instructions(uint64_t n) {
+    std::lock_guard<std::mutex> l(state().lock);
+    state().settings.maxLaneInstructions = n;
+}
 // "races", "undefined", "shuffle_orders", "strict_free", to 0 or 1. Returns whether there is such a check.
 int mock_set(const char* what, int on) {
     auto& s = state();

@@ -27,6 +27,13 @@ struct Decoder {
         throw std::runtime_error("line " + std::to_string(st.line) + ": " + what);
     }
 
+    // Later additions to the language: an assembler refuses them under an earlier .version or .target.
+    void since(double version, int target = 0) {
+        if (std::strtod(b.module.version.c_str(), nullptr) < version - 1e-9) fail("needs .version " + std::to_string(version).substr(0, 3));
+        if (target && std::atoi(b.module.target.c_str() + std::min<size_t>(3, b.module.target.size())) < target)
+            fail("needs .target sm_" + std::to_string(target));
+    }
+
     // ---- modifiers ----
     bool take(const char* m) {
         auto i = std::find(mods.begin(), mods.end(), m);
@@ -173,6 +180,8 @@ struct Decoder {
         rounding();
         floatMods();
         Type t = inst.type = takeType();
+        bool bf = t == Type::bf16 || t == Type::bf16x2;
+        if (bf && (op == Alu::add || op == Alu::sub || op == Alu::mulLo)) since(7.8, 90);
         inst.taint = t == Type::f16x2 || t == Type::bf16x2 ? Taint::halves : isFloat(t) ? Taint::all : taint;
         addDest(arg(0), width(t));
         for (int i = 1; i <= sources; i++) addSource(arg(i), width(t));
@@ -423,7 +432,7 @@ struct Decoder {
     void cvta() {
         arity(2);
         bool to = take("to");
-        bool shared = take("shared") || take("shared::cta");
+        bool shared = take("shared") || takeShared();
         if (!shared && !take("global") && !take("const")) fail("state space");
         int w = bytesOf(inst.type = takeType());
         inst.taint = Taint::bytes;
@@ -442,20 +451,27 @@ struct Decoder {
     }
 
     // ---- memory ----
+    bool takeShared() {
+        if (!take("shared::cta")) return false;
+        since(7.8);
+        return true;
+    }
     void space() {
-        inst.space = take("global") ? Space::global : take("shared") || take("shared::cta") ? Space::shared
+        inst.space = take("global") ? Space::global : take("shared") || takeShared() ? Space::shared
             : take("param") ? Space::param : take("const") ? Space::constant : Space::generic;
         if (take("local")) fail("local memory is refused");
     }
     // Caching and ordering hints: they change no result here.
     void hints() {
-        for (auto m : {"ca", "cg", "cs", "lu", "cv", "wb", "wt", "nc", "weak", "L1::evict_normal",
-                 "L1::evict_unchanged", "L1::evict_first", "L1::evict_last", "L1::no_allocate", "L2::64B", "L2::128B",
-                 "L2::256B"})
-            take(m);
+        for (auto m : {"ca", "cg", "cs", "lu", "cv", "wb", "wt", "nc", "weak"}) take(m);
+        for (auto m : {"L1::evict_normal", "L1::evict_unchanged", "L1::evict_first", "L1::evict_last", "L1::no_allocate",
+                 "L2::64B", "L2::128B", "L2::256B"})
+            if (take(m)) since(7.4);
         for (auto m : {"volatile", "relaxed", "acquire", "release", "mmio"}) inst.relaxed |= take(m);
         for (auto m : {"cta", "cluster", "gpu", "sys"}) take(m);
-        if (take("L2::cache_hint")) policyOperands = 1;
+        if (!take("L2::cache_hint")) return;
+        since(7.4);
+        policyOperands = 1;
     }
     size_t policyOperands = 0;
 
@@ -562,7 +578,7 @@ struct Decoder {
         }
         bool cg = take("cg");
         if (!cg) need("ca");
-        if (!take("shared")) need("shared::cta");
+        if (!take("shared") && !takeShared()) fail("expected .shared");
         need("global");
         hints();
         inst.kind = Kind::copyAsync;
@@ -593,7 +609,7 @@ struct Decoder {
         need("m8n8");
         inst.vec = uint8_t(oneOf<int>({{"x1", 1}, {"x2", 2}, {"x4", 4}}));
         inst.trans = take("trans");
-        inst.space = take("shared") || take("shared::cta") ? Space::shared : Space::generic;
+        inst.space = take("shared") || takeShared() ? Space::shared : Space::generic;
         need("b16");
         arity(2);
         inst.kind = Kind::loadMatrix;
@@ -602,6 +618,7 @@ struct Decoder {
         emit();
     }
     void movmatrix() {
+        since(7.8);
         need("sync");
         need("aligned");
         need("m8n8");

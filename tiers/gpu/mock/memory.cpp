@@ -2,6 +2,7 @@
 // again. So an access is right only if it lies in one live allocation, and stale pointers are found.
 #include <sys/mman.h>
 
+#include <algorithm>
 #include <cstdarg>
 #include <cstdio>
 
@@ -99,14 +100,15 @@ std::string DeviceMemory::explain(uint64_t a, uint64_t n) const {
     if (f != freed.begin() && (--f, a - f->first < f->second))
         return format("0x%lx lies in freed memory, %lu bytes into the %lu bytes at 0x%lx", a, a - f->first, f->second, f->first);
     auto i = live.upper_bound(a);
+    const uint64_t near = 1u << 20;
+    uint64_t before = i == live.end() ? near : i->second->base - a;
     if (i != live.begin()) {
         auto& b = *std::prev(i)->second;
-        uint64_t into = a - b.base;
-        if (into < b.size || into - b.size < 1u << 20)
+        uint64_t into = a - b.base, past = into < b.size ? 0 : into - b.size;
+        if (past < std::min(near, before))
             return format("0x%lx: bytes %lu to %lu of an allocation of %lu bytes at 0x%lx", a, into, into + n, b.size, b.base);
     }
-    if (i != live.end() && i->second->base - a < 1u << 20)
-        return format("0x%lx lies %lu bytes before the allocation at 0x%lx", a, i->second->base - a, i->second->base);
+    if (before < near) return format("0x%lx lies %lu bytes before the allocation at 0x%lx", a, before, i->second->base);
     return format("0x%lx lies in no allocation%s", a, a < 4096 ? " (a null pointer?)" : "");
 }
 

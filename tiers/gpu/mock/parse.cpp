@@ -63,7 +63,7 @@ struct Parser {
         for (int line = peek().line; peek().line == line && peek().kind != Token::end;) next();
     }
     void skipStatement() {
-        while (peek().kind != Token::end && !peek().is("}") && !accept(";")) next();
+        while (peek().kind != Token::end && !accept(";")) next();
     }
     void skipBraces() {
         expect("{");

@@ -83,7 +83,7 @@ void SharedMemory::checkWriter(uint64_t at, uint32_t n, uint32_t warp, uint32_t 
     uint32_t last = 0;
     for (uint32_t i = 0; i < n; i++) {
         uint32_t s = writer[at + i];
-        if (s == last) continue;
+        if (!s || s == last) continue;  // nobody wrote it, or was just found right
         last = s;
         if ((atomic && (s & Clocks::atomicBit)) || clocks.before(s, warp, lane)) continue;
         throw Fault(launchFailed, format("race: %s of shared memory at offset %lu, which thread %u wrote with no barrier between",

@@ -21,7 +21,7 @@ void failTest(const char* file, int line, const std::string& what) {
 }
 
 std::string kernel(const std::string& body, const std::string& globals, const std::string& tuning) {
-    return ".version 7.0\n.target sm_80\n.address_size 64\n" + globals +
+    return ".version 7.8\n.target sm_80\n.address_size 64\n" + globals +
         "\n.visible .entry k(.param .u64 in, .param .u64 out, .param .u32 n)\n" + tuning + "\n{\n"
         ".reg .b32 r<64>; .reg .b64 d<32>; .reg .b16 h<32>; .reg .f32 f<64>; .reg .pred p<16>; .reg .f64 g<8>;\n"
         "ld.param.u64 d0, [in]; ld.param.u64 d1, [out]; ld.param.u32 r1, [n];\n"
@@ -83,7 +83,7 @@ int main(int argc, char** argv) {
     R(cuStreamDestroy_v2); R(cuStreamSynchronize); R(cuStreamQuery); R(cuStreamWaitEvent); R(cuEventCreate);
     R(cuEventDestroy_v2); R(cuEventRecord); R(cuEventSynchronize); R(cuEventQuery); R(cuEventElapsedTime);
     R(cuGetErrorString); R(cuGetErrorName); R(cuGraphCreate);
-    R(mock_fail); R(mock_device_lost); R(mock_reset); R(mock_set_memory); R(mock_seed); R(mock_drop_wait); R(mock_set);
+    R(mock_fail); R(mock_device_lost); R(mock_reset); R(mock_set_memory); R(mock_seed); R(mock_drop_wait); R(mock_set); R(mock_set_max_instructions);
     R(mock_last_error); R(mock_calls); R(mock_counter); R(mock_clear_counters); R(mock_report);
 #undef R
     bool isMock = cu.mock_reset != nullptr;

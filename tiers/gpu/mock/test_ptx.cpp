@@ -739,7 +739,6 @@ TEST(ldmatrix) {
 }
 
 TEST(movmatrix) {
-    if (!cu.mock_reset) return;  // needs PTX 7.8
     std::string body = "mul.wide.u32 d2, r0, 4; add.s64 d3, d0, d2; ld.global.u32 r2, [d3]; movmatrix.sync.aligned.m8n8.trans.b16 r3, r2; add.s64 d3, d1, d2; st.global.u32 [d3], r3;";
     uint16_t in[64], out[64];
     for (int i = 0; i < 64; i++) in[i] = uint16_t(i);

@@ -1,0 +1,298 @@
+// The driver: laziness of streams, life of objects, and the faults that tests may ask for.
+#include <sys/mman.h>
+
+#include <atomic>
+#include <thread>
+
+#include "test.h"
+
+namespace {
+
+// k doubles n words of in into out.
+std::string doubler() {
+    return kernel("setp.ge.u32 p1, r0, r1; @p1 ret; mul.wide.u32 d2, r0, 4; add.s64 d3, d0, d2; ld.global.u32 r2, [d3]; add.u32 r2, r2, r2; add.s64 d3, d1, d2; st.global.u32 [d3], r2;");
+}
+struct Doubler {
+    void *module = nullptr, *f = nullptr;
+    Doubler() {
+        OK(cu.cuModuleLoadData(&module, doubler().c_str()));
+        OK(cu.cuModuleGetFunction(&f, module, "k"));
+    }
+    ~Doubler() { cu.cuModuleUnload(module); }
+    CUresult run(CUdeviceptr in, CUdeviceptr out, unsigned n, void* stream) {
+        void* args[] = {&in, &out, &n};
+        return cu.cuLaunchKernel(f, 1, 1, 1, 64, 1, 1, 0, stream, args, nullptr);
+    }
+};
+
+TEST(streamsAndEvents) {
+    Doubler k;
+    Buffer a(256), b(256), c(256);
+    void *s1, *s2, *e1, *e2;
+    uint32_t* host;
+    OK(cu.cuMemHostAlloc(reinterpret_cast<void**>(&host), 512, 0));
+    for (uint32_t i = 0; i < 64; i++) host[i] = i;
+    OK(cu.cuStreamCreate(&s1, 1));
+    OK(cu.cuStreamCreate(&s2, 1));
+    OK(cu.cuEventCreate(&e1, 0));
+    OK(cu.cuEventCreate(&e2, 0));
+    OK(cu.cuEventQuery(e1));  // never recorded: as if done
+    OK(cu.cuMemcpyHtoDAsync_v2(a.at, host, 256, s1));
+    OK(k.run(a.at, b.at, 64, s1));
+    OK(cu.cuEventRecord(e1, s1));
+    OK(cu.cuStreamWaitEvent(s2, e1, 0));
+    OK(k.run(b.at, c.at, 64, s2));
+    OK(cu.cuMemcpyDtoHAsync_v2(host + 64, c.at, 256, s2));
+    OK(cu.cuEventRecord(e2, s2));
+    OK(cu.cuEventSynchronize(e2));
+    for (uint32_t i = 0; i < 64; i++) EQUAL(host[64 + i], 4 * i);
+    OK(cu.cuEventQuery(e2));
+    OK(cu.cuStreamQuery(s1));
+    float ms = -1;
+    OK(cu.cuEventElapsedTime(&ms, e1, e2));
+    CHECK(ms >= 0);
+    OK(cu.cuEventDestroy_v2(e1));
+    OK(cu.cuEventDestroy_v2(e2));
+    OK(cu.cuStreamDestroy_v2(s1));
+    OK(cu.cuStreamDestroy_v2(s2));
+    OK(cu.cuMemFreeHost(host));
+}
+
+MOCK(nothingRunsUnlessWaitedFor) {
+    Doubler k;
+    Buffer a(256), b(256);
+    void *s, *other, *e;
+    uint32_t in[64], out[64] = {};
+    for (auto& x : in) x = 5;
+    OK(cu.cuStreamCreate(&s, 1));
+    OK(cu.cuStreamCreate(&other, 1));
+    OK(cu.cuEventCreate(&e, 0));
+    OK(cu.cuMemcpyHtoDAsync_v2(a.at, in, 256, s));
+    OK(k.run(a.at, b.at, 64, s));
+    OK(cu.cuMemcpyDtoHAsync_v2(out, b.at, 256, s));
+    OK(cu.cuEventRecord(e, s));
+    EQUAL(out[0], 0u);
+    in[0] = 7;  // too early: the copy reads it when it runs
+    OK(cu.cuStreamSynchronize(other));
+    EQUAL(out[0], 0u);
+    // Whoever asks often enough gets there, a piece at a time.
+    int asked = 0;
+    while (cu.cuEventQuery(e) == 600 && asked < 100) asked++;
+    EQUAL(asked, 4);
+    EQUAL(out[0], 14u);
+    EQUAL(out[1], 10u);
+    OK(cu.cuStreamDestroy_v2(s));
+    OK(cu.cuStreamDestroy_v2(other));
+    OK(cu.cuEventDestroy_v2(e));
+}
+
+MOCK(aForgottenWaitShows) {
+    auto pipeline = [](bool wait) {
+        Doubler k;
+        Buffer a(256), b(256);
+        void *s1, *s2, *e;
+        uint32_t in[64], out[64] = {};
+        for (auto& x : in) x = 1;
+        cu.cuMemsetD8_v2(a.at, 0, 256);
+        cu.cuStreamCreate(&s1, 1);
+        cu.cuStreamCreate(&s2, 1);
+        cu.cuEventCreate(&e, 0);
+        cu.cuMemcpyHtoDAsync_v2(a.at, in, 256, s1);
+        cu.cuEventRecord(e, s1);
+        if (wait) cu.cuStreamWaitEvent(s2, e, 0);
+        cu.cuCtxSetCurrent(nullptr);  // other threads may not have a context
+        EQUAL(cu.cuStreamSynchronize(s2), 201);
+        std::thread([&] {
+            EQUAL(cu.cuStreamSynchronize(s2), 201);
+        }).join();
+        void* again;
+        OK(cu.cuDevicePrimaryCtxRetain(&again, 0));
+        OK(cu.cuCtxSetCurrent(again));
+        OK(cu.cuMemsetD32Async(b.at, 0, 64, s2));
+        k.run(a.at, b.at, 64, s2);
+        cu.cuMemcpyDtoHAsync_v2(out, b.at, 256, s2);
+        CUresult e2 = cu.cuStreamSynchronize(s2);
+        uint32_t r = e2 ? 1000u + e2 : out[0];
+        cu.cuCtxSynchronize();
+        cu.cuStreamDestroy_v2(s1);
+        cu.cuStreamDestroy_v2(s2);
+        cu.cuEventDestroy_v2(e);
+        cu.mock_reset();
+        return r;
+    };
+    EQUAL(pipeline(true), 2u);
+    CHECK(pipeline(false) != 2u);
+    cu.mock_drop_wait(1);
+    CHECK(pipeline(true) != 2u);
+    EQUAL(pipeline(true), 2u);
+}
+
+TEST(theDefaultStreamWaitsForBlockingOnes) {
+    Doubler k;
+    Buffer a(256), b(256);
+    void* s;
+    uint32_t in[64], out[64] = {};
+    for (auto& x : in) x = 3;
+    OK(cu.cuStreamCreate(&s, 0));
+    OK(cu.cuMemcpyHtoD_v2(a.at, in, 256));
+    OK(k.run(a.at, b.at, 64, s));
+    OK(cu.cuMemcpyDtoH_v2(out, b.at, 256));
+    EQUAL(out[5], 6u);
+    OK(k.run(b.at, a.at, 64, nullptr));
+    OK(cu.cuMemcpyDtoHAsync_v2(out, a.at, 256, s));
+    OK(cu.cuStreamSynchronize(s));
+    EQUAL(out[5], 12u);
+    OK(cu.cuStreamDestroy_v2(s));
+}
+
+TEST(hostFunctionsRunInOrder) {
+    static std::atomic<int> seen{0};
+    void* s;
+    Buffer a(64);
+    OK(cu.cuStreamCreate(&s, 1));
+    OK(cu.cuMemsetD32Async(a.at, 9, 16, s));
+    OK(cu.cuLaunchHostFunc(s, [](void* p) { seen = *static_cast<int*>(p); }, new int(41)));
+    OK(cu.cuLaunchHostFunc(s, [](void*) { seen++; }, nullptr));
+    OK(cu.cuStreamSynchronize(s));
+    EQUAL(seen.load(), 42);
+    OK(cu.cuStreamDestroy_v2(s));
+}
+
+TEST(pinnedMemoryIsReadByKernels) {
+    Doubler k;
+    size_t page = 4096;
+    auto* p = static_cast<uint32_t*>(mmap(nullptr, page, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+    for (uint32_t i = 0; i < 64; i++) p[i] = i;
+    OK(cu.cuMemHostRegister_v2(p, page, 2));
+    EQUAL(cu.cuMemHostRegister_v2(p, page, 2), 712);
+    CUdeviceptr d;
+    OK(cu.cuMemHostGetDevicePointer_v2(&d, p, 0));
+    OK(k.run(d, d + 1024, 64, nullptr));
+    OK(cu.cuCtxSynchronize());
+    EQUAL(p[256 + 63], 126u);
+    OK(cu.cuMemHostUnregister(p));
+    EQUAL(cu.cuMemHostUnregister(p), 713);
+    munmap(p, page);
+}
+
+TEST(wrongCallsAreRefused) {
+    Doubler k;
+    Buffer a(256);
+    uint32_t x[64] = {};
+    if (cu.mock_reset) {  // a real driver faults instead
+        EQUAL(cu.cuStreamSynchronize(reinterpret_cast<void*>(0x1234)), 400);
+        EQUAL(cu.cuMemFree_v2(a.at + 1), 1);
+        EQUAL(cu.cuMemcpyHtoD_v2(a.at + 200, x, 100), 1);
+        EQUAL(cu.cuGraphCreate(nullptr, 0), 801);
+    }
+    void* f;
+    EQUAL(cu.cuModuleGetFunction(&f, k.module, "nobody"), 500);
+    EQUAL(cu.cuLaunchKernel(k.f, 1, 1, 1, 2048, 1, 1, 0, nullptr, nullptr, nullptr), 1);
+    EQUAL(cu.cuLaunchKernel(k.f, 1, 70000, 1, 32, 1, 1, 0, nullptr, nullptr, nullptr), 1);
+    void* args[3] = {x, x + 2, x + 4};
+    EQUAL(cu.cuLaunchKernel(k.f, 1, 1, 1, 32, 1, 1, 60 << 10, nullptr, args, nullptr), 1);
+    OK(cu.cuFuncSetAttribute(k.f, 8, 100 << 10));
+    int v;
+    OK(cu.cuFuncGetAttribute(&v, 8, k.f));
+    EQUAL(v, 100 << 10);
+    EQUAL(cu.cuFuncSetAttribute(k.f, 8, 300 << 10), 1);
+    int blocks;
+    OK(cu.cuOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, k.f, 128, 100 << 10));
+    CHECK(blocks == 2 || !cu.mock_reset);
+    void* m;
+    EQUAL(cu.cuModuleLoadData(&m, "\177ELF"), cu.mock_reset ? 200 : 200);
+    char log[500] = "";
+    int options[] = {5, 6};
+    void* values[] = {log, reinterpret_cast<void*>(sizeof log)};
+    EQUAL(cu.cuModuleLoadDataEx(&m, ".version 7.0\n.target sm_80\n.address_size 64\n.visible .entry k() { nonsense; }", 2, options, values), 218);
+    CHECK(std::strstr(log, "nonsense"));
+    const char* s;
+    OK(cu.cuGetErrorName(719, &s));
+    CHECK(!std::strcmp(s, "CUDA_ERROR_LAUNCH_FAILED"));
+    OK(cu.cuGetErrorString(2, &s));
+    CHECK(!std::strcmp(s, "out of memory"));
+    EQUAL(cu.cuGetErrorString(31337, &s), 1);
+}
+
+MOCK(theDevice) {
+    int v;
+    for (auto [attribute, want] : {std::pair<int, int>{75, 9}, {76, 0}, {16, 4}, {97, 232448}, {10, 32}, {8, 49152}, {39, 2048}}) {
+        OK(cu.cuDeviceGetAttribute(&v, attribute, 0));
+        EQUAL(v, want);
+    }
+    size_t total, free, all;
+    OK(cu.cuDeviceTotalMem_v2(&total, 0));
+    OK(cu.cuMemGetInfo_v2(&free, &all));
+    EQUAL(all, total);
+    Buffer a(1000);
+    size_t less;
+    OK(cu.cuMemGetInfo_v2(&less, &all));
+    EQUAL(free - less, 1024u);
+}
+
+MOCK(outOfMemory) {
+    size_t total;
+    OK(cu.cuDeviceTotalMem_v2(&total, 0));
+    cu.mock_set_memory(1 << 20);
+    CUdeviceptr a, b;
+    OK(cu.cuMemAlloc_v2(&a, 700 << 10));
+    EQUAL(cu.cuMemAlloc_v2(&b, 400 << 10), 2);
+    OK(cu.cuMemAlloc_v2(&b, 300 << 10));
+    OK(cu.cuMemFree_v2(a));
+    OK(cu.cuMemFree_v2(b));
+    cu.mock_set_memory(total);
+}
+
+MOCK(faultsOnRequest) {
+    CUdeviceptr a;
+    cu.mock_fail("cuMemAlloc", 2, 2);
+    OK(cu.cuMemAlloc_v2(&a, 64));
+    OK(cu.cuMemFree_v2(a));
+    EQUAL(cu.cuMemAlloc_v2(&a, 64), 2);
+    OK(cu.cuMemAlloc_v2(&a, 64));
+    OK(cu.cuMemFree_v2(a));
+    cu.mock_fail("cuMemcpyHtoD_v2", 1, 719);
+    EQUAL(cu.cuMemcpyHtoD_v2(a, &a, 8), 719);
+}
+
+MOCK(aLostDeviceStaysLost) {
+    Doubler k;
+    CUdeviceptr a;
+    cu.mock_device_lost(999);
+    EQUAL(cu.cuMemAlloc_v2(&a, 64), 999);
+    EQUAL(cu.cuCtxSynchronize(), 999);
+    EQUAL(k.run(0, 0, 0, nullptr), 999);
+    EQUAL(cu.cuStreamSynchronize(nullptr), 999);
+    cu.mock_reset();
+    OK(cu.cuCtxSynchronize());
+}
+
+MOCK(manyThreads) {
+    Doubler k;
+    void* c;
+    OK(cu.cuDevicePrimaryCtxRetain(&c, 0));
+    std::vector<std::thread> threads;
+    std::atomic<int> wrong{0};
+    for (uint32_t t = 0; t < 4; t++)
+        threads.emplace_back([&, t] {
+            cu.cuCtxSetCurrent(c);
+            void* s;
+            cu.cuStreamCreate(&s, 1);
+            Buffer a(256), b(256);
+            for (uint32_t round = 0; round < 50; round++) {
+                uint32_t in[64], out[64] = {};
+                for (uint32_t i = 0; i < 64; i++) in[i] = t * 1000 + round + i;
+                cu.cuMemcpyHtoDAsync_v2(a.at, in, 256, s);
+                k.run(a.at, b.at, 64, s);
+                cu.cuLaunchHostFunc(s, [](void*) { std::this_thread::yield(); }, nullptr);
+                cu.cuMemcpyDtoHAsync_v2(out, b.at, 256, s);
+                wrong += cu.cuStreamSynchronize(s) != 0;
+                for (uint32_t i = 0; i < 64; i++) wrong += out[i] != 2 * in[i];
+            }
+            cu.cuStreamDestroy_v2(s);
+        });
+    for (auto& t : threads) t.join();
+    EQUAL(wrong.load(), 0);
+}
+
+}  // namespace
