@@ -92,7 +92,7 @@ CUresult cuMemAlloc_v2(CUdeviceptr* out, size_t n) {
     return *out ? CUDA_SUCCESS : CUDA_ERROR_OUT_OF_MEMORY;
 }
 CUresult cuMemFree_v2(CUdeviceptr a) {
-    ENTER(cuMemFree_v2);
+    ENTER_TO_END(cuMemFree_v2);
     if (!a) return CUDA_SUCCESS;
     if (!state().strictFree) drainAll(entry.lock);
     return state().memory->release(a) ? state().sticky : CUDA_ERROR_INVALID_VALUE;
@@ -118,7 +118,7 @@ CUresult cuMemHostAlloc(void** out, size_t n, unsigned) {
     return CUDA_SUCCESS;
 }
 CUresult cuMemFreeHost(void* p) {
-    ENTER(cuMemFreeHost);
+    ENTER_TO_END(cuMemFreeHost);
     State& s = state();
     auto i = s.pinned.find(reinterpret_cast<uint64_t>(p));
     if (i == s.pinned.end()) return CUDA_ERROR_INVALID_VALUE;
@@ -137,7 +137,7 @@ CUresult cuMemHostRegister_v2(void* p, size_t n, unsigned) {
     return CUDA_SUCCESS;
 }
 CUresult cuMemHostUnregister(void* p) {
-    ENTER(cuMemHostUnregister);
+    ENTER_TO_END(cuMemHostUnregister);
     State& s = state();
     if (s.pinned.count(reinterpret_cast<uint64_t>(p))) return CUDA_ERROR_HOST_MEMORY_NOT_REGISTERED;
     auto* al = s.memory->starting(reinterpret_cast<uint64_t>(p));

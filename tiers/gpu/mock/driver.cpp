@@ -156,7 +156,7 @@ CUresult cuCtxCreate_v2(Context** out, unsigned flags, CUdevice d) {
     return CUDA_SUCCESS;
 }
 CUresult cuCtxDestroy_v2(Context* c) {
-    ENTER_DEVICE(cuCtxDestroy_v2);
+    ENTER_TO_END(cuCtxDestroy_v2);
     if (!state().contexts.count(c)) return CUDA_ERROR_INVALID_CONTEXT;
     drainAll(entry.lock);
     state().contexts.erase(c);
@@ -292,7 +292,7 @@ CUresult cuModuleLoadData(Module** m, const void* image) {
     return load(m, image, 0, nullptr, nullptr);
 }
 CUresult cuModuleUnload(Module* m) {
-    ENTER(cuModuleUnload);
+    ENTER_TO_END(cuModuleUnload);
     State& s = state();
     if (!s.modules.count(m)) return CUDA_ERROR_INVALID_HANDLE;
     drainAll(entry.lock);
@@ -433,13 +433,13 @@ CUresult cuStreamCreateWithPriority(Stream** out, unsigned flags, int priority) 
     return makeStream(out, flags, std::clamp(priority, -5, 0));
 }
 CUresult cuStreamDestroy_v2(Stream* stream) {
-    ENTER(cuStreamDestroy_v2);
+    ENTER_TO_END(cuStreamDestroy_v2);
     State& s = state();
     auto i = s.streams.find(stream);
     if (i == s.streams.end()) return CUDA_ERROR_INVALID_HANDLE;
     if (!stream->work.empty()) s.orphans.push_back(i->second);  // its work is still done, some time
     s.streams.erase(i);
-    return CUDA_SUCCESS;
+    return s.sticky;
 }
 CUresult cuStreamGetFlags(void* stream, unsigned* flags) {
     ENTER(cuStreamGetFlags);
@@ -491,8 +491,8 @@ CUresult cuEventCreate(Event** out, unsigned flags) {
     return CUDA_SUCCESS;
 }
 CUresult cuEventDestroy_v2(Event* e) {
-    ENTER(cuEventDestroy_v2);
-    return state().events.erase(e) ? CUDA_SUCCESS : CUDA_ERROR_INVALID_HANDLE;
+    ENTER_TO_END(cuEventDestroy_v2);
+    return state().events.erase(e) ? state().sticky : CUDA_ERROR_INVALID_HANDLE;
 }
 CUresult cuEventRecord(Event* e, void* stream) {
     ENTER(cuEventRecord);

@@ -165,7 +165,8 @@ struct Warp {
 
     uint8_t* regs;
     std::vector<uint32_t> undefined;                 // [register]: lanes with an undefined byte
-    std::vector<std::array<uint8_t, 32>> undefinedBytes;  // which; of those lanes only
+    std::vector<uint32_t> unwritten;                 // of those: lanes of which every byte is
+    std::vector<std::array<uint8_t, 32>> undefinedBytes;  // of the others: which bytes
     std::vector<PendingCopy> pending[32];
     uint32_t committed[32];
 
@@ -195,10 +196,12 @@ struct Warp {
             return;
         }
         undefined[r.reg] |= 1u << lane;
+        unwritten[r.reg] &= ~(1u << lane);
         undefinedBytes[r.reg][lane] = bytes;
     }
     uint8_t undefinedIn(const Ref& r, uint32_t lane) const {
-        return undefined[r.reg] >> lane & 1 ? undefinedBytes[r.reg][lane] : 0;
+        if (!(undefined[r.reg] >> lane & 1)) return 0;
+        return unwritten[r.reg] >> lane & 1 ? uint8_t((1u << r.width) - 1) : undefinedBytes[r.reg][lane];
     }
 
 private:

@@ -89,6 +89,8 @@ struct Entry {
     Entry(const char* name, Needs);
 };
 #define ENTER(name) Entry entry(#name, Entry::context); if (entry.refused) return entry.refused
+// For calls that end something: on a dead device they do so and still return the error.
+#define ENTER_TO_END(name) Entry entry(#name, Entry::context); if (entry.refused && entry.refused != state().sticky) return entry.refused
 #define ENTER_DEVICE(name) Entry entry(#name, Entry::device); if (entry.refused) return entry.refused
 #define ENTER_ANY(name) Entry entry(#name, Entry::nothing); if (entry.refused) return entry.refused
 

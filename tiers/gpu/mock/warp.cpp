@@ -7,13 +7,6 @@
 
 namespace ptx {
 
-Warp::Warp(Block& b, uint32_t i, uint32_t l)
-    : block(b), kernel(b.launch.kernel), index(i), lanes(l), undefined(kernel.registers), undefinedBytes(kernel.registers),
-      file(new uint8_t[kernel.registerBytes + 128]) {
-    regs = reinterpret_cast<uint8_t*>((reinterpret_cast<uintptr_t>(file.get()) + 63) / 64 * 64);
-}
-Warp::~Warp() = default;
-
 static void fill(Warp& w, const Ref& r, uint64_t v) {
     for (uint32_t i = 0; i < 32; i++) {
         if (r.width == 2) w.at<uint16_t>(r)[i] = uint16_t(v);
@@ -21,8 +14,16 @@ static void fill(Warp& w, const Ref& r, uint64_t v) {
         else if (r.width == 8) w.at<uint64_t>(r)[i] = v;
     }
     if (r.width == 1) *w.at<uint32_t>(r) = uint32_t(v);
-    w.undefined[r.reg] = 0;
 }
+
+Warp::Warp(Block& b, uint32_t i, uint32_t l)
+    : block(b), kernel(b.launch.kernel), index(i), lanes(l), undefined(kernel.registers), unwritten(kernel.registers), undefinedBytes(kernel.registers),
+      file(new uint8_t[kernel.registerBytes + 128]) {
+    regs = reinterpret_cast<uint8_t*>((reinterpret_cast<uintptr_t>(file.get()) + 63) / 64 * 64);
+    std::memset(regs, 0xa5, kernel.registerBytes);
+    for (auto& c : kernel.constants) fill(*this, c.ref, c.value);
+}
+Warp::~Warp() = default;
 
 static uint32_t special(Special s, const Launch& l, const Dim& id, uint32_t thread, uint32_t warps) {
     const Dim &b = l.config.block, &g = l.config.grid;
@@ -58,9 +59,8 @@ static uint32_t special(Special s, const Launch& l, const Dim& id, uint32_t thre
 
 void Warp::start() {
     std::fill(undefined.begin(), undefined.end(), 0xffffffffu);
-    for (auto& b : undefinedBytes) b.fill(0xff);
-    std::memset(regs, 0xa5, kernel.registerBytes);
-    for (auto& c : kernel.constants) fill(*this, c.ref, c.value);
+    std::fill(unwritten.begin(), unwritten.end(), 0xffffffffu);
+    for (auto& c : kernel.constants) undefined[c.ref.reg] = 0;
     for (auto& s : kernel.specials) {
         undefined[s.ref.reg] = 0;
         for (uint32_t i = 0; i < 32; i++) {
