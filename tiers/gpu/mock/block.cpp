@@ -1,5 +1,6 @@
 // Blocks of a launch, one after another; warps of a block in turn, until all have ended.
 #include <algorithm>
+#include <chrono>
 #include <numeric>
 #include <random>
 
@@ -144,8 +145,7 @@ void Block::run(Dim which, uint32_t n) {
     launch.count.blocks++;
 }
 
-void run(const Kernel& k, const LaunchConfig& c, const uint8_t* params, DeviceMemory& memory, Counters& total) {
-    Counters count;
+void run(const Kernel& k, const LaunchConfig& c, const uint8_t* params, DeviceMemory& memory, Counters& count) {
     Launch launch{k, c, params, memory, count, {}};
     launch.races.tag = GlobalRaces::launchTag(memory);
     count.launches = 1;
@@ -156,11 +156,8 @@ void run(const Kernel& k, const LaunchConfig& c, const uint8_t* params, DeviceMe
         std::iota(order.begin(), order.end(), 0);
         std::shuffle(order.begin(), order.end(), std::mt19937_64(c.seed));
     }
-    auto add = [&] {
-        auto from = reinterpret_cast<const uint64_t*>(&count);
-        auto to = reinterpret_cast<uint64_t*>(&total);
-        for (size_t i = 0; i < sizeof count / sizeof *from; i++) to[i] += from[i];
-    };
+    auto from = std::chrono::steady_clock::now();
+    auto stop = [&] { count.microseconds = uint64_t(std::chrono::duration<double, std::micro>(std::chrono::steady_clock::now() - from).count()); };
     try {
         Block block(launch);
         for (uint64_t i = 0; i < blocks; i++) {
@@ -168,10 +165,10 @@ void run(const Kernel& k, const LaunchConfig& c, const uint8_t* params, DeviceMe
             block.run({n % c.grid.x, n / c.grid.x % c.grid.y, n / c.grid.x / c.grid.y}, n);
         }
     } catch (...) {
-        add();
+        stop();
         throw;
     }
-    add();
+    stop();
 }
 
 }  // namespace ptx

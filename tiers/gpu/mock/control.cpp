@@ -43,6 +43,9 @@ static std::string plain(const std::string& name) {  // without the suffix of a 
     return n > 3 && name[n - 3] == '_' && name[n - 2] == 'v' ? name.substr(0, n - 3) : name;
 }
 
+// Results after which a context is of no use.
+static bool kills(CUresult r) { return r == 214 || r == 700 || r == 702 || (r >= 714 && r <= 719); }
+
 Entry::Entry(const char* name, Needs needs) : lock(state().lock) {
     State& s = state();
     std::string p = plain(name);
@@ -51,6 +54,7 @@ Entry::Entry(const char* name, Needs needs) : lock(state().lock) {
     if (f != s.failures.end() && --f->second.after <= 0) {
         refused = f->second.result;
         s.failures.erase(f);
+        if (kills(refused)) fail(refused, std::string(name) + " failed, as asked");
         return;
     }
     if (needs >= device && !s.initialised) refused = CUDA_ERROR_NOT_INITIALIZED;
@@ -76,6 +80,7 @@ static bool off(const char* name) {
 }
 
 static void readEnvironment(State& s) {
+    if (const char* v = std::getenv("MOCKCUDA_LOG")) s.log = std::strcmp(v, "-") ? std::fopen(v, "a") : stderr;
     if (const char* v = std::getenv("MOCKCUDA_MEMORY")) s.memory->capacity = std::strtoull(v, nullptr, 0);
     if (const char* v = std::getenv("MOCKCUDA_SEED")) s.settings.seed = std::strtoull(v, nullptr, 0);
     if (const char* v = std::getenv("MOCKCUDA_MAX_INSTRUCTIONS")) s.settings.maxLaneInstructions = std::strtoull(v, nullptr, 0);
@@ -96,7 +101,8 @@ using mock::state;
 
 extern "C" {
 
-// The n-th call from now of the entry point, with or without the suffix _v2, returns the result.
+// The n-th call from now of the entry point, with or without the suffix _v2, returns the result. One
+// that would kill the context (214, 700, 702, 714 to 719) does.
 void mock_fail(const char* name, int n, int result) {
     std::lock_guard<std::mutex> l(state().lock);
     state().failures[mock::plain(name)] = {n, result};

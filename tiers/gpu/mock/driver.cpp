@@ -395,11 +395,19 @@ CUresult cuLaunchKernel(Function* f, unsigned gx, unsigned gy, unsigned gz, unsi
     config.dynamicShared = dynamic;
     enqueue(st, [=, &s] {
         if (s.sticky) return;
+        ptx::Counters count;
         try {
-            ptx::run(*k, config, params->data(), *s.memory, s.counters[k->name]);
+            ptx::run(*k, config, params->data(), *s.memory, count);
         } catch (ptx::Fault& e) {
             fail(e.code, e.what());
         }
+        s.counters[k->name].add(count);
+        if (!s.log) return;
+        std::fprintf(s.log, "%s <<<%u,%u,%u; %u,%u,%u; %u>>>", k->name.c_str(), gx, gy, gz, bx, by, bz, dynamic);
+        for (auto& [name, value] : count.named())
+            if (value) std::fprintf(s.log, " %s %lu", name, value);
+        std::fprintf(s.log, "\n");
+        std::fflush(s.log);
     });
     return CUDA_SUCCESS;
 }

@@ -64,7 +64,9 @@ struct Counters {
     uint64_t launches = 0, blocks = 0, warpInstructions = 0, laneInstructions = 0, mma = 0, barriers = 0;
     uint64_t globalLoad = 0, globalStore = 0, globalAtomic = 0, globalRequests = 0, globalSectors = 0, copyAsync = 0;
     uint64_t sharedLoad = 0, sharedStore = 0, sharedAtomic = 0, wavefronts = 0, idealWavefronts = 0, paramLoad = 0;
+    uint64_t microseconds = 0;             // that the interpreter took
     std::vector<std::pair<const char*, uint64_t>> named() const;
+    void add(const Counters&);
 };
 
 // ---- one launch ----
@@ -80,7 +82,7 @@ struct LaunchConfig {
     bool shuffleOrders = false;            // let shfl and the like order memory, as bar.warp.sync does
 };
 
-// Runs all blocks, one after another. Throws a Fault whose text names kernel, line, block and thread.
+// Runs all blocks, one after another, and fills in fresh counters. Throws a Fault whose text names kernel, line, block and thread.
 void run(const Kernel&, const LaunchConfig&, const uint8_t* params, DeviceMemory&, Counters&);
 
 // Accesses of a launch to global memory by different blocks. A stamp is the launch (11 bits), whether

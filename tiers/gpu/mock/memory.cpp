@@ -124,7 +124,14 @@ std::vector<std::pair<const char*, uint64_t>> Counters::named() const {
         {"global_load_bytes", globalLoad}, {"global_store_bytes", globalStore}, {"global_atomic_bytes", globalAtomic},
         {"global_requests", globalRequests}, {"global_sectors", globalSectors}, {"cp_async_bytes", copyAsync},
         {"shared_load_bytes", sharedLoad}, {"shared_store_bytes", sharedStore}, {"shared_atomic_bytes", sharedAtomic},
-        {"shared_wavefronts", wavefronts}, {"shared_wavefronts_ideal", idealWavefronts}, {"param_load_bytes", paramLoad}};
+        {"shared_wavefronts", wavefronts}, {"shared_wavefronts_ideal", idealWavefronts}, {"param_load_bytes", paramLoad},
+        {"host_microseconds", microseconds}};
+}
+
+void Counters::add(const Counters& other) {
+    auto from = reinterpret_cast<const uint64_t*>(&other);
+    auto to = reinterpret_cast<uint64_t*>(this);
+    for (size_t i = 0; i < sizeof *this / sizeof *to; i++) to[i] += from[i];
 }
 
 uint32_t GlobalRaces::launchTag(DeviceMemory& memory) {

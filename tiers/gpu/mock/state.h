@@ -1,6 +1,7 @@
 // What the mock driver knows: one device, its streams and objects, what is to go wrong, what was counted.
 #pragma once
 #include <condition_variable>
+#include <cstdio>
 #include <deque>
 #include <functional>
 #include <map>
@@ -78,6 +79,7 @@ struct State {
     int dropWaitIn = 0;                            // the n-th cuStreamWaitEvent from now is ignored
     std::map<std::string, uint64_t> calls;
     std::map<std::string, ptx::Counters> counters; // by kernel
+    FILE* log = nullptr;                           // takes a line for each launch
 };
 State& state();
 
