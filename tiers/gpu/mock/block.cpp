@@ -12,7 +12,7 @@ static uint32_t warpsOf(const LaunchConfig& c) { return (c.block.x * c.block.y *
 
 Block::Block(Launch& l)
     : launch(l), threads(l.config.block.x * l.config.block.y * l.config.block.z), clocks(warpsOf(l.config)),
-      shared(l.kernel.sharedBytes + l.config.dynamicShared, clocks, l.config.checkRaces), waits(warpsOf(l.config)) {
+      shared(l.kernel.sharedBytes + l.config.dynamicShared, clocks, l.config.checkRaces, l.config.checkUndefined), waits(warpsOf(l.config)) {
     for (uint32_t w = 0; w < clocks.warps; w++) {
         uint32_t n = std::min(32u, threads - w * 32);
         warps.push_back(std::make_unique<Warp>(*this, w, n == 32 ? 0xffffffffu : (1u << n) - 1));

@@ -86,6 +86,12 @@ static void readEnvironment(State& s) {
     if (const char* v = std::getenv("MOCKCUDA_MAX_INSTRUCTIONS")) s.settings.maxLaneInstructions = std::strtoull(v, nullptr, 0);
     if (const char* v = std::getenv("MOCKCUDA_FAIL")) failures(s, v);
     if (const char* v = std::getenv("MOCKCUDA_DROP_WAIT")) s.dropWaitIn = std::atoi(v);
+    if (const char* v = std::getenv("MOCKCUDA_DROP_SYNC")) {  // kernel:n
+        std::string all = v;
+        size_t colon = std::min(all.find(':'), all.size());
+        s.dropSyncOf = all.substr(0, colon);
+        s.dropSync = colon < all.size() ? std::atoi(v + colon + 1) : 1;
+    }
     if (const char* v = std::getenv("MOCKCUDA_LOST")) s.sticky = std::atoi(v);
     s.settings.checkRaces = !off("MOCKCUDA_RACES");
     s.settings.checkUndefined = !off("MOCKCUDA_UNDEFINED");
@@ -144,6 +150,13 @@ void mock_drop_wait(int n) {
 void mock_set_max_instructions(uint64_t n) {
     std::lock_guard<std::mutex> l(state().lock);
     state().settings.maxLaneInstructions = n;
+}
+// Modules loaded from now on lack the n-th barrier (of a block or a warp), cp.async wait or fence of the
+// kernel, in the order of its text. 0: nothing is left out.
+void mock_drop_sync(const char* kernel, int n) {
+    std::lock_guard<std::mutex> l(state().lock);
+    state().dropSyncOf = kernel;
+    state().dropSync = n;
 }
 // "races", "undefined", "shuffle_orders", "strict_free", to 0 or 1. Returns whether there is such a check.
 int mock_set(const char* what, int on) {

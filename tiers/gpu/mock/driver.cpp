@@ -253,6 +253,23 @@ struct InDeviceMemory : ptx::Placer {
     }
 };
 
+// Leaves out one barrier, wait or fence, for tests that want to see it missed.
+static void dropSynchronisation(ptx::Module& m) {
+    State& s = state();
+    auto k = m.kernels.find(s.dropSyncOf);
+    if (!s.dropSync || k == m.kernels.end()) return;
+    int n = 0;
+    for (auto& i : k->second->code) {
+        bool is = i.kind == ptx::Kind::warpBarrier || i.kind == ptx::Kind::waitGroup || i.kind == ptx::Kind::fence ||
+                  (i.kind == ptx::Kind::blockBarrier && !i.nd);
+        if (!is || ++n != s.dropSync) continue;
+        say("left out of kernel " + s.dropSyncOf + ": line " + std::to_string(i.line) + ": " + i.text);
+        i.kind = ptx::Kind::prefetch;
+        return;
+    }
+    say("kernel " + s.dropSyncOf + " has only " + std::to_string(n) + " synchronisations");
+}
+
 static CUresult load(Module** out, const void* image, unsigned n, int* options, void** values) {
     const char* text = static_cast<const char*>(image);
     if (!text || !*text || uint8_t(*text) >= 0x80 || !std::strncmp(text, "\177ELF", 4)) return CUDA_ERROR_INVALID_IMAGE;
@@ -261,6 +278,7 @@ static CUresult load(Module** out, const void* image, unsigned n, int* options, 
         auto m = std::make_unique<Module>();
         m->code = ptx::parse(text, &placer);
         m->placed = placer.placed;
+        dropSynchronisation(*m->code);
         *out = m.get();
         state().modules[*out] = std::move(m);
         return CUDA_SUCCESS;

@@ -122,7 +122,7 @@ struct Clocks {
 
 class SharedMemory {
 public:
-    SharedMemory(uint32_t bytes, Clocks&, bool races);
+    SharedMemory(uint32_t bytes, Clocks&, bool races, bool undefined);
     void reset();
     uint32_t size() const { return bytes; }
     // Each returns which of the n <= 16 bytes are undefined, or takes it. Addresses are aligned.
@@ -140,7 +140,7 @@ private:
     void claim(uint64_t at, uint32_t n, uint32_t warp, uint32_t lane, bool atomic, const char* what);
     uint32_t bytes;
     Clocks& clocks;
-    bool races;
+    bool races, checkUndefined;
     std::vector<uint8_t> data, state;
     std::vector<uint32_t> writer, readerWarps, readers;  // readers: [warp][byte]
 };
@@ -210,7 +210,7 @@ private:
     std::unique_ptr<uint8_t[]> file;
     size_t pick();
     [[noreturn]] void stuck();
-    uint32_t membersWanted(const Inst&, uint32_t mask);
+    uint32_t executeTogether(const Inst&, uint32_t mask);
     void synchronised(const Inst&, uint32_t mask);
 };
 

@@ -58,8 +58,8 @@ void Clocks::leave(uint32_t warp, const std::vector<uint32_t>& barrier) {
 
 // ---- bytes ----
 
-SharedMemory::SharedMemory(uint32_t n, Clocks& c, bool r)
-    : bytes(n), clocks(c), races(r), data(n), state(n), writer(n), readerWarps(n), readers(size_t(n) * c.warps) {}
+SharedMemory::SharedMemory(uint32_t n, Clocks& c, bool r, bool u)
+    : bytes(n), clocks(c), races(r), checkUndefined(u), data(n), state(n), writer(n), readerWarps(n), readers(size_t(n) * c.warps) {}
 
 void SharedMemory::reset() {
     std::fill(data.begin(), data.end(), 0xa5);
@@ -141,7 +141,8 @@ void SharedMemory::write(uint64_t at, uint32_t n, uint32_t warp, uint32_t lane, 
 uint8_t* SharedMemory::atomic(uint64_t at, uint32_t n, uint32_t warp, uint32_t lane) {
     claim(at, n, warp, lane, true, "atomic");
     for (uint32_t i = 0; i < n; i++)
-        if (state[at + i] == undefinedByte) throw Fault(launchFailed, format("atomic on undefined shared memory at offset %lu", at), int(lane));
+        if (state[at + i] == undefinedByte && checkUndefined)
+            throw Fault(launchFailed, format("atomic on undefined shared memory at offset %lu", at), int(lane));
     return &data[at];
 }
 

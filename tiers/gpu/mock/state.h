@@ -77,6 +77,8 @@ struct State {
 
     std::map<std::string, Failure> failures;
     int dropWaitIn = 0;                            // the n-th cuStreamWaitEvent from now is ignored
+    std::string dropSyncOf;                        // kernel whose n-th synchronisation is left out
+    int dropSync = 0;
     std::map<std::string, uint64_t> calls;
     std::map<std::string, ptx::Counters> counters; // by kernel
     FILE* log = nullptr;                           // takes a line for each launch

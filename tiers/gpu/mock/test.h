@@ -67,6 +67,7 @@ struct Api {
     void (*mock_set_memory)(size_t);
     void (*mock_seed)(uint64_t);
     void (*mock_drop_wait)(int);
+    void (*mock_drop_sync)(const char*, int);
     void (*mock_set_max_instructions)(uint64_t);
     int (*mock_set)(const char*, int);
     size_t (*mock_last_error)(char*, size_t);

@@ -249,10 +249,21 @@ MOCK(missingLanes) {
     expectFault(kernel("setp.lt.u32 p1, r0, 16; @p1 shfl.sync.bfly.b32 r2, r0, 1, 31, 0xffffffff;"), 719, {"left the kernel"});
     expectFault(kernel("setp.lt.u32 p1, r0, 16; @p1 bra A; shfl.sync.bfly.b32 r2, r0, 1, 31, 0xffffffff; bra B; A: shfl.sync.bfly.b32 r2, r0, 1, 31, 0xffffffff; B: ret;"), 719, {"divergence", "lanes 0x0000ffff", "lanes 0xffff0000"});
     expectFault(kernel("shfl.sync.bfly.b32 r2, r0, 1, 31, 0x7fffffff;"), 719, {"lacks the lane", "thread (31,0,0)"});
+    expectFault(kernel("setp.lt.u32 p1, r0, 16; selp.b32 r2, 0xffffffff, 0xffff0000, p1; bar.warp.sync r2;"), 719, {"which has another"});
+    passes(kernel("setp.lt.u32 p1, r0, 16; selp.b32 r2, 0x0000ffff, 0xffff0000, p1; shfl.sync.bfly.b32 r3, r0, 1, 31, r2; bar.warp.sync r2;"));
     expectFault(kernel("setp.lt.u32 p1, r0, 16; @p1 bra A; ret; A: shfl.sync.bfly.b32 r2, r0, 16, 31, 0x0000ffff;"), 719, {"shfl from lane 16"});
     expectFault(kernel("mma.sync.aligned.m8n8k16.row.col.s32.s8.s8.s32 {r2, r3}, {r0}, {r0}, {r0, r0};"), 719, {"needs all 32 lanes"}, {1, 16});
     expectFault(kernel("setp.lt.u32 p1, r0, 16; @p1 mma.sync.aligned.m8n8k16.row.col.s32.s8.s8.s32 {r2, r3}, {r0}, {r0}, {r0, r0}; mov.u32 r4, 0;"), 719, {"left the kernel"});
     passes(kernel("setp.lt.u32 p1, r0, 16; @p1 bra A; bra B; A: shfl.sync.bfly.b32 r2, r0, 8, 31, 0x0000ffff; B: shfl.sync.bfly.b32 r2, r0, 16, 31, 0xffffffff;"));
+}
+MOCK(aBarrierLeftOut) {
+    std::string source = kernel(MY_WORD "st.shared.u32 [r9], r0; bar.sync 0; xor.b32 r4, r9, 128; ld.shared.u32 r5, [r4]; bar.sync 0;", buf);
+    passes(source, {1, 64});
+    cu.mock_drop_sync("k", 1);
+    expectFault(source, 719, {"race"}, {1, 64});
+    cu.mock_drop_sync("k", 2);  // one too many
+    passes(source, {1, 64});
+    cu.mock_drop_sync("", 0);
 }
 MOCK(endlessLoops) {
     cu.mock_set_max_instructions(1000000);

@@ -200,7 +200,7 @@ TEST(wrongCallsAreRefused) {
     OK(cu.cuOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, k.f, 128, 100 << 10));
     CHECK(blocks == 2 || !cu.mock_reset);
     void* m;
-    EQUAL(cu.cuModuleLoadData(&m, "\177ELF"), cu.mock_reset ? 200 : 200);
+    if (cu.mock_reset) EQUAL(cu.cuModuleLoadData(&m, "\177ELF"), 200);
     char log[500] = "";
     int options[] = {5, 6};
     void* values[] = {log, reinterpret_cast<void*>(sizeof log)};

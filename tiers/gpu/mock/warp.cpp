@@ -114,33 +114,47 @@ void Warp::stuck() {
     throw Fault(launchFailed, s, __builtin_ctz(groups[0].mask));
 }
 
-// The lanes that must execute the instruction together.
-uint32_t Warp::membersWanted(const Inst& I, uint32_t m) {
-    const Ref* mask = nullptr;
+// Which register tells an instruction's members; nullptr if it needs all lanes that live.
+static const Ref* memberMask(const Inst& I) {
     switch (I.kind) {
-        case Kind::loadMatrix: case Kind::moveMatrix: case Kind::mma: {
-            if (live != 0xffffffffu) throw Fault(launchFailed, I.opcode + " needs all 32 lanes of the warp", __builtin_ctz(m));
-            return live;
-        }
-        case Kind::blockBarrier: return live;
-        case Kind::warpBarrier: mask = &I.s[0]; break;
-        case Kind::shuffle: mask = &I.s[3]; break;
-        case Kind::vote: case Kind::reduce: case Kind::match: mask = &I.s[1]; break;
-        default: return m;
+        case Kind::warpBarrier: return &I.s[0];
+        case Kind::shuffle: return &I.s[3];
+        case Kind::vote: case Kind::reduce: case Kind::match: return &I.s[1];
+        default: return nullptr;
+    }
+}
+
+// The lanes of m that can execute the instruction now, all members being there. Lanes with different
+// member masks execute it one set after the other.
+uint32_t Warp::executeTogether(const Inst& I, uint32_t m) {
+    const Ref* mask = memberMask(I);
+    if (!mask) {
+        if (I.kind != Kind::blockBarrier && live != 0xffffffffu)
+            throw Fault(launchFailed, I.opcode + " needs all 32 lanes of the warp", __builtin_ctz(m));
+        if (live & ~m) return 0;
+        if (I.kind != Kind::blockBarrier) synchronised(I, m);
+        return m;
     }
     demandDefined(*mask, m, "the member mask");
-    const uint32_t* v = at<uint32_t>(*mask);
-    uint32_t want = v[__builtin_ctz(m)];
-    for (uint32_t r = m; r; r &= r - 1) {
-        uint32_t i = __builtin_ctz(r);
-        if (!(v[i] >> i & 1)) throw Fault(launchFailed, format("member mask 0x%08x lacks the lane that executes", v[i]), int(i));
-        if (v[i] != want) throw Fault(launchFailed, format("lanes with different member masks, 0x%08x and 0x%08x", want, v[i]), int(i));
+    uint32_t v[32], ready = 0;
+    std::memcpy(v, at<uint32_t>(*mask), sizeof v);
+    for (uint32_t rest = m; rest;) {
+        uint32_t first = __builtin_ctz(rest), want = v[first], set = 0;
+        for (uint32_t r = rest; r; r &= r - 1)
+            if (v[__builtin_ctz(r)] == want) set |= 1u << __builtin_ctz(r);
+        rest &= ~set;
+        if (set & ~want) throw Fault(launchFailed, format("member mask 0x%08x lacks the lane that executes", want), __builtin_ctz(set & ~want));
+        if (want & m & ~set)
+            throw Fault(launchFailed, format("member mask 0x%08x names %s, which has another", want, laneList(want & m & ~set).c_str()), int(first));
+        if (want & ~live & lanes)
+            throw Fault(launchFailed, format("member mask 0x%08x names %s, which left the kernel", want, laneList(want & ~live & lanes).c_str()), int(first));
+        if (want & ~lanes && want != 0xffffffffu)
+            throw Fault(launchFailed, format("member mask 0x%08x names lanes that the warp does not have", want), int(first));
+        if (want & lanes & ~set) continue;
+        synchronised(I, set);
+        ready |= set;
     }
-    if (want & ~live & lanes)
-        throw Fault(launchFailed, format("member mask 0x%08x names %s, which left the kernel", want, laneList(want & ~live & lanes).c_str()), __builtin_ctz(m));
-    if (want & ~lanes && want != 0xffffffffu)
-        throw Fault(launchFailed, format("member mask 0x%08x names lanes that the warp does not have", want), __builtin_ctz(m));
-    return want & lanes;
+    return ready;
 }
 
 void Warp::synchronised(const Inst& I, uint32_t m) {
@@ -251,17 +265,15 @@ Outcome Warp::run(uint64_t budget) {
                         again = false;
                         break;
                     }
-                    uint32_t want = membersWanted(I, m);
-                    if (want & ~m) {
-                        groups[which] = {pc, mask, true};
+                    uint32_t ready = executeTogether(I, m);
+                    if (ready != m) {
+                        groups[which] = {pc, m & ~ready, true};
+                        if (ready) groups.push_back({pc + 1, ready, false});
                         again = false;
                         break;
                     }
                     pc++;
-                    if (I.kind != Kind::blockBarrier) {
-                        synchronised(I, m);
-                        break;
-                    }
+                    if (I.kind != Kind::blockBarrier) break;
                     groups[which].pc = pc;
                     block.arrive(*this, I, m);
                     if (BarrierMode(I.mode) != BarrierMode::arrive) return Outcome::barrier;
