@@ -95,6 +95,7 @@ CUresult cuMemFree_v2(CUdeviceptr a) {
     ENTER_TO_END(cuMemFree_v2);
     if (!a) return CUDA_SUCCESS;
     if (!state().strictFree) drainAll(entry.lock);
+    forgetExported(a);
     return state().memory->release(a) ? state().sticky : CUDA_ERROR_INVALID_VALUE;
 }
 CUresult cuMemGetAddressRange_v2(CUdeviceptr* base, size_t* n, CUdeviceptr a) {

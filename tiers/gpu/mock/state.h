@@ -111,6 +111,8 @@ bool step(std::unique_lock<std::mutex>&, Stream*); // runs one piece; false if t
 void callHost(void (*)(void*), void*);             // from within a piece of work
 double now();
 
+void forgetExported(uint64_t base);                // ipc.cpp: the allocation is gone
+
 // ---- control.cpp ----
 void fail(CUresult, const std::string& what);      // makes it sticky
 void say(const std::string&);                      // to stderr and mock_last_error

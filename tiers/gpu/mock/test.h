@@ -10,6 +10,8 @@
 
 #include "abi.h"
 
+struct IpcHandle { char bytes[64]; };
+
 struct Api {
     CUresult (*cuInit)(unsigned);
     CUresult (*cuDeviceGet)(CUdevice*, int);
@@ -59,6 +61,9 @@ struct Api {
     CUresult (*cuEventElapsedTime)(float*, void*, void*);
     CUresult (*cuGetErrorString)(CUresult, const char**);
     CUresult (*cuGetErrorName)(CUresult, const char**);
+    CUresult (*cuIpcGetMemHandle)(IpcHandle*, CUdeviceptr);
+    CUresult (*cuIpcOpenMemHandle_v2)(CUdeviceptr*, IpcHandle, unsigned);
+    CUresult (*cuIpcCloseMemHandle)(CUdeviceptr);
     CUresult (*cuGraphCreate)(void**, unsigned);
     // Of the mock only; nullptr with a real driver.
     void (*mock_fail)(const char*, int, int);
@@ -96,6 +101,8 @@ void failTest(const char* file, int line, const std::string& what);
 #define CHECK(cond) do { if (!(cond)) failTest(__FILE__, __LINE__, #cond); } while (0)
 #define EQUAL(a, b) do { auto a_ = (a); decltype(a_) b_ = (b); if (a_ != b_) failTest(__FILE__, __LINE__, #a " is " + std::to_string(a_) + ", not " + std::to_string(b_)); } while (0)
 #define OK(call) EQUAL(call, 0)
+
+int otherProcess(const char* handle);  // what test_driver.cpp starts for memory between processes
 
 // ---- kernels ----
 // A kernel k(in, out, n): d0 and d1 hold the pointers as global addresses, r0 the thread, r1 n.

@@ -1,7 +1,9 @@
 // The driver: laziness of streams, life of objects, and the faults that tests may ask for.
 #include <sys/mman.h>
+#include <unistd.h>
 
 #include <atomic>
+#include <cstdlib>
 #include <thread>
 
 #include "test.h"
@@ -295,4 +297,41 @@ MOCK(manyThreads) {
     EQUAL(wrong.load(), 0);
 }
 
+std::string hex(const IpcHandle& h) {
+    std::string s;
+    for (char c : h.bytes) {
+        char two[3];
+        std::snprintf(two, sizeof two, "%02x", uint8_t(c));
+        s += two;
+    }
+    return s;
+}
+
+TEST(memoryBetweenProcesses) {
+    Buffer a(4096);
+    uint32_t x[16];
+    for (uint32_t i = 0; i < 16; i++) x[i] = i + 100;
+    OK(cu.cuMemcpyHtoD_v2(a.at, x, sizeof x));
+    IpcHandle h;
+    OK(cu.cuIpcGetMemHandle(&h, a.at));
+    char self[512] = "";
+    CHECK(readlink("/proc/self/exe", self, sizeof self - 1) > 0);
+    EQUAL(std::system((std::string(self) + " --ipc " + hex(h)).c_str()), 0);
+    OK(cu.cuMemcpyDtoH_v2(x, a.at, sizeof x));
+    EQUAL(x[0], 555u);
+    EQUAL(x[1], 101u);
+}
+
 }  // namespace
+
+// Adds to the memory of the first process: 0 if all was as it should be.
+int otherProcess(const char* text) {
+    IpcHandle h;
+    for (int i = 0; i < 64; i++) h.bytes[i] = char(std::stoi(std::string(text + 2 * i, 2), nullptr, 16));
+    CUdeviceptr a;
+    uint32_t x = 555, y = 0;
+    if (int e = cu.cuIpcOpenMemHandle_v2(&a, h, 1)) return e & 127 ? e & 127 : 1;
+    if (cu.cuMemcpyDtoH_v2(&y, a + 4, 4) || y != 101) return 2;
+    if (cu.cuMemcpyHtoD_v2(a, &x, 4) || cu.cuCtxSynchronize()) return 3;
+    return cu.cuIpcCloseMemHandle(a);
+}

@@ -82,7 +82,8 @@ int main(int argc, char** argv) {
     R(cuMemcpyDtoHAsync_v2); R(cuMemcpyDtoDAsync_v2); R(cuMemsetD8_v2); R(cuMemsetD32Async); R(cuStreamCreate);
     R(cuStreamDestroy_v2); R(cuStreamSynchronize); R(cuStreamQuery); R(cuStreamWaitEvent); R(cuEventCreate);
     R(cuEventDestroy_v2); R(cuEventRecord); R(cuEventSynchronize); R(cuEventQuery); R(cuEventElapsedTime);
-    R(cuGetErrorString); R(cuGetErrorName); R(cuGraphCreate);
+    R(cuGetErrorString); R(cuGetErrorName); R(cuGraphCreate); R(cuIpcGetMemHandle); R(cuIpcOpenMemHandle_v2);
+    R(cuIpcCloseMemHandle);
     R(mock_fail); R(mock_device_lost); R(mock_reset); R(mock_set_memory); R(mock_seed); R(mock_drop_wait); R(mock_drop_sync); R(mock_set); R(mock_set_max_instructions);
     R(mock_last_error); R(mock_calls); R(mock_counter); R(mock_clear_counters); R(mock_report);
 #undef R
@@ -94,6 +95,7 @@ int main(int argc, char** argv) {
     if (int e = cu.cuCtxCreate_v2(&context, 0, device)) return std::printf("cuCtxCreate: %d\n", e), 2;
     char name[128] = "";
     cu.cuDeviceGetName(name, sizeof name, device);
+    if (argc > 1 && !std::strcmp(argv[1], "--ipc")) return otherProcess(argv[2]);
     int bad = 0, ran = 0;
     for (auto& t : tests()) {
         if ((t.onlyMock && !isMock) || (argc > 1 && !std::strstr(t.name, argv[1]))) continue;
