@@ -1,5 +1,5 @@
 // Builder: names of a kernel to places.
-#include "parse.h"
+#include "decoder.h"
 
 namespace ptx {
 
@@ -146,6 +146,10 @@ const Param* Builder::param(const std::string& name) const {
     for (auto& p : kernel.params)
         if (p.name == name) return &p;
     return nullptr;
+}
+
+void decode(const Statement& s, Builder& b) {
+    if (!decodeArithmetic(s, b) && !decodeMemory(s, b) && !decodeThreads(s, b)) throw std::runtime_error("unknown instruction");
 }
 
 }  // namespace ptx

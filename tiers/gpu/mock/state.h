@@ -45,6 +45,7 @@ struct Function {
     std::shared_ptr<ptx::Kernel> kernel;
     int maxDynamicShared;
 };
+inline int threadsLimit(const ptx::Kernel& k) { return k.maxThreads ? int(k.maxThreads) : 1024; }
 
 struct Module {
     std::shared_ptr<ptx::Module> code;
