@@ -89,13 +89,39 @@ bool blockKnows(const Block& b, uint32_t other) {
     throw Fault(launchFailed, format("race between blocks: %s of 0x%lx, which ", what, a) + who + " " + other + " in the same launch", int(lane));
 }
 
-void noteRead(Block& b, Allocation& al, uint64_t a, uint32_t n, uint32_t lane) {
+void merge(std::vector<bool>& into, const std::vector<bool>& from) {
+    if (into.size() < from.size()) into.resize(from.size());
+    for (size_t i = 0; i < from.size(); i++)
+        if (from[i]) into[i] = true;
+}
+
+// What is written atomically at an address publishes what its block did before its last fence; who reads
+// it atomically knows that after its next fence.
+void publish(Block& b, uint64_t a, bool release) {
+    if (!b.fenced && !release) return;
+    auto& at = b.launch.races.released[a];
+    merge(at.blocks, b.knows);
+    if (at.blocks.size() <= b.number) at.blocks.resize(b.number + 1);
+    at.blocks[b.number] = true;
+}
+void learn(Block& b, uint64_t a, bool acquire) {
+    auto at = b.launch.races.released.find(a);
+    if (at == b.launch.races.released.end()) return;
+    merge(b.mayKnow, at->second.blocks);
+    if (acquire) merge(b.knows, b.mayKnow);
+}
+
+// A relaxed read does not race with relaxed or atomic writes, and leaves no trace.
+void noteRead(Block& b, Allocation& al, uint64_t a, uint32_t n, uint32_t lane, bool relaxed, bool acquire) {
     const uint32_t me = b.launch.races.tag | b.number, *w = al.writer + (a - al.base);
     uint32_t* r = al.reader + (a - al.base);
+    if (relaxed) learn(b, a, acquire);
     for (uint32_t i = 0; i < n; i++) {
         uint32_t x = w[i] ^ me;
+        if (relaxed && w[i] & GlobalRaces::atomicBit) continue;
         if (x < 1u << 21 && x & GlobalRaces::many && !blockKnows(b, w[i] & GlobalRaces::many)) globalRace(b, "read", "wrote", w[i], a + i, lane);
     }
+    if (relaxed) return;
     for (uint32_t i = 0; i < n; i++) {
         bool other = (r[i] ^ me) < 1u << 21 && r[i] != me;
         r[i] = other ? me | GlobalRaces::many : me;
@@ -132,11 +158,11 @@ uint32_t undefinedBytesAt(const Allocation& al, uint64_t a, uint32_t n) {
     return u;
 }
 
-uint32_t readGlobal(Block& b, uint64_t a, uint32_t n, uint32_t lane, uint8_t* out, bool relaxed) {
+uint32_t readGlobal(Block& b, uint64_t a, uint32_t n, uint32_t lane, uint8_t* out, const Inst& I) {
     demandAligned(a, n, lane);
     Allocation& al = *b.resolve(a, n, lane);
     std::memcpy(out, al.data + (a - al.base), n);
-    if (al.writer && b.launch.config.checkRaces && !relaxed) noteRead(b, al, a, n, lane);
+    if (al.writer && b.launch.config.checkRaces) noteRead(b, al, a, n, lane, I.relaxed, I.acquire);
     return undefinedBytesAt(al, a, n);
 }
 
@@ -174,7 +200,7 @@ void execLoad(Warp& w, const Inst& I, uint32_t m) {
             inShared |= 1u << i;
             undefined[i] = b.shared.read(at.a[i], n, w.index, i, bytes[i], I.relaxed);
         } else {
-            undefined[i] = readGlobal(b, at.a[i], n, i, bytes[i], I.relaxed);
+            undefined[i] = readGlobal(b, at.a[i], n, i, bytes[i], I);
         }
         any |= undefined[i];
     }
@@ -226,7 +252,10 @@ void execStore(Warp& w, const Inst& I, uint32_t m) {
         }
         demandAligned(a, n, i);
         Allocation& al = *b.resolve(a, n, i);
-        if (al.writer && b.launch.config.checkRaces) noteWrite(b, al, a, n, i, I.relaxed);
+        if (al.writer && b.launch.config.checkRaces) {
+            noteWrite(b, al, a, n, i, I.relaxed);
+            if (I.relaxed) publish(b, a, I.release);
+        }
         std::memcpy(al.data + (a - al.base), bytes, n);
         if (al.defined)
             for (uint32_t k = 0; k < n; k++) al.defined[a - al.base + k] = !(undefined >> k & 1);
@@ -279,25 +308,6 @@ static uint64_t update(AtomicOp op, uint8_t* p, uint64_t x, uint64_t swap) {
     return r;
 }
 
-static void merge(std::vector<bool>& into, const std::vector<bool>& from) {
-    if (into.size() < from.size()) into.resize(from.size());
-    for (size_t i = 0; i < from.size(); i++)
-        if (from[i]) into[i] = true;
-}
-
-// An atomic publishes what its block did before its last fence, and shows, after the next fence, what
-// others published at the address.
-static void exchangeKnowledge(Block& b, uint64_t a, bool acquireRelease) {
-    auto& at = b.launch.races.released[a];
-    merge(b.mayKnow, at.blocks);
-    if (acquireRelease) merge(b.knows, b.mayKnow);
-    if (!b.fenced && !acquireRelease) return;
-    std::vector<bool> mine = b.knows;
-    if (mine.size() <= b.number) mine.resize(b.number + 1);
-    mine[b.number] = true;
-    merge(at.blocks, mine);
-}
-
 void execFence(Warp& w, const Inst& I) {
     if (!I.imm) return;
     w.block.fenced = true;
@@ -325,7 +335,8 @@ void execAtomic(Warp& w, const Inst& I, uint32_t m) {
             Allocation& al = *b.resolve(a, n, i);
             if (undefinedBytesAt(al, a, n) && b.launch.config.checkUndefined) throw Fault(launchFailed, format("atomic on undefined memory at 0x%lx", a), int(i));
             if (al.writer && b.launch.config.checkRaces) {
-                exchangeKnowledge(b, a, I.imm);
+                learn(b, a, I.acquire);
+                publish(b, a, I.release);
                 noteWrite(b, al, a, n, i, true);
             }
             p = al.data + (a - al.base);
@@ -375,7 +386,7 @@ void execCopyAsync(Warp& w, const Inst& I, uint32_t m) {
         if (size) {
             Allocation& al = *b.resolve(from[i], size, i);
             std::memcpy(p.data, al.data + (from[i] - al.base), size);
-            if (al.writer && b.launch.config.checkRaces) noteRead(b, al, from[i], size, i);
+            if (al.writer && b.launch.config.checkRaces) noteRead(b, al, from[i], size, i, false, false);
             p.undefined = undefinedBytesAt(al, from[i], size);
         }
         c.copyAsync += size;

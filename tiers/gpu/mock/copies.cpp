@@ -76,6 +76,24 @@ static CUresult atOnce(std::unique_lock<std::mutex>& lock, F f) {
         if (!hold(a, bytes)) return CUDA_ERROR_INVALID_VALUE; \
     } while (0)
 
+namespace mock {
+bool freeDevice(uint64_t base) {
+    forgetExported(base);
+    state().owners.erase(base);
+    return state().memory->release(base);
+}
+bool freeHost(void* p) {
+    State& s = state();
+    auto i = s.pinned.find(reinterpret_cast<uint64_t>(p));
+    if (i == s.pinned.end()) return false;
+    s.owners.erase(i->first);
+    s.memory->dropHost(p);
+    munmap(p, i->second);
+    s.pinned.erase(i);
+    return true;
+}
+}  // namespace mock
+
 extern "C" {
 
 CUresult cuMemGetInfo_v2(size_t* free, size_t* total) {
@@ -89,14 +107,14 @@ CUresult cuMemAlloc_v2(CUdeviceptr* out, size_t n) {
     ENTER(cuMemAlloc_v2);
     if (!n) return CUDA_ERROR_INVALID_VALUE;
     *out = state().memory->allocate(n);
+    if (*out) state().owners[*out] = current();
     return *out ? CUDA_SUCCESS : CUDA_ERROR_OUT_OF_MEMORY;
 }
 CUresult cuMemFree_v2(CUdeviceptr a) {
     ENTER_TO_END(cuMemFree_v2);
     if (!a) return CUDA_SUCCESS;
     if (!state().strictFree) drainAll(entry.lock);
-    forgetExported(a);
-    return state().memory->release(a) ? state().sticky : CUDA_ERROR_INVALID_VALUE;
+    return freeDevice(a) ? state().sticky : CUDA_ERROR_INVALID_VALUE;
 }
 CUresult cuMemGetAddressRange_v2(CUdeviceptr* base, size_t* n, CUdeviceptr a) {
     ENTER(cuMemGetAddressRange_v2);
@@ -115,19 +133,16 @@ CUresult cuMemHostAlloc(void** out, size_t n, unsigned) {
     if (p == MAP_FAILED) return CUDA_ERROR_OUT_OF_MEMORY;
     state().pinned[reinterpret_cast<uint64_t>(p)] = n;
     state().memory->adoptHost(p, n);
+    state().owners[reinterpret_cast<uint64_t>(p)] = current();
     *out = p;
     return CUDA_SUCCESS;
 }
 CUresult cuMemFreeHost(void* p) {
     ENTER_TO_END(cuMemFreeHost);
-    State& s = state();
-    auto i = s.pinned.find(reinterpret_cast<uint64_t>(p));
-    if (i == s.pinned.end()) return CUDA_ERROR_INVALID_VALUE;
-    if (!s.strictFree) drainAll(entry.lock);
-    s.memory->dropHost(p);
-    munmap(p, i->second);
-    s.pinned.erase(i);
-    return s.sticky;
+    if (!state().pinned.count(reinterpret_cast<uint64_t>(p))) return CUDA_ERROR_INVALID_VALUE;
+    if (!state().strictFree) drainAll(entry.lock);
+    freeHost(p);
+    return state().sticky;
 }
 CUresult cuMemHostRegister_v2(void* p, size_t n, unsigned) {
     ENTER(cuMemHostRegister_v2);

@@ -19,7 +19,11 @@ struct Memory : Decoder {
         for (auto m : {"L1::evict_normal", "L1::evict_unchanged", "L1::evict_first", "L1::evict_last", "L1::no_allocate",
                  "L2::64B", "L2::128B", "L2::256B"})
             if (take(m)) since(7.4);
-        for (auto m : {"volatile", "relaxed", "acquire", "release", "mmio"}) inst.relaxed |= take(m);
+        inst.acquire = take("acquire");
+        inst.release = take("release");
+        if (take("acq_rel")) inst.acquire = inst.release = true;
+        inst.relaxed = inst.acquire || inst.release;
+        for (auto m : {"volatile", "relaxed", "mmio"}) inst.relaxed |= take(m);
         for (auto m : {"cta", "cluster", "gpu", "sys"}) take(m);
         if (!take("L2::cache_hint")) return;
         since(7.4);
@@ -77,7 +81,6 @@ struct Memory : Decoder {
     }
     void atomic(bool returns) {
         hints();
-        if (take("acq_rel") || inst.relaxed) inst.relaxed = false, inst.imm = 1;
         space();
         take("noftz");
         AtomicOp op = oneOf<AtomicOp>({{"add", AtomicOp::add}, {"min", AtomicOp::min}, {"max", AtomicOp::max},

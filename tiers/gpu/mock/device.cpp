@@ -147,6 +147,25 @@ CUresult cuDeviceCanAccessPeer(int* can, CUdevice, CUdevice) {
 }
 
 // ---- contexts ----
+}  // extern "C"
+
+// A context takes with it all that was made while it was current.
+static void end(Context* c) {
+    State& s = state();
+    std::vector<Module*> modules;
+    for (auto& [m, keep] : s.modules)
+        if (m->owner == c) modules.push_back(m);
+    for (auto* m : modules) unload(m);
+    std::vector<uint64_t> memory;
+    for (auto& [base, owner] : s.owners)
+        if (owner == c) memory.push_back(base);
+    for (uint64_t base : memory)
+        if (!freeDevice(base)) freeHost(reinterpret_cast<void*>(base));
+    for (auto i = s.streams.begin(); i != s.streams.end();) i = i->first->owner == c ? s.streams.erase(i) : std::next(i);
+    for (auto i = s.events.begin(); i != s.events.end();) i = i->first->owner == c ? s.events.erase(i) : std::next(i);
+}
+
+extern "C" {
 CUresult cuCtxCreate_v2(Context** out, unsigned flags, CUdevice d) {
     ENTER_DEVICE(cuCtxCreate_v2);
     if (d) return CUDA_ERROR_INVALID_DEVICE;
@@ -159,6 +178,7 @@ CUresult cuCtxDestroy_v2(Context* c) {
     ENTER_TO_END(cuCtxDestroy_v2);
     if (!state().contexts.count(c)) return CUDA_ERROR_INVALID_CONTEXT;
     drainAll(entry.lock);
+    end(c);
     state().contexts.erase(c);
     if (current() == c) current() = nullptr;
     delete c;
@@ -221,7 +241,9 @@ CUresult cuDevicePrimaryCtxRelease_v2(CUdevice d) {
     ENTER_DEVICE(cuDevicePrimaryCtxRelease_v2);
     if (d) return CUDA_ERROR_INVALID_DEVICE;
     if (!state().primaryUses) return CUDA_ERROR_INVALID_CONTEXT;
-    if (!--state().primaryUses) drainAll(entry.lock);
+    if (--state().primaryUses) return CUDA_SUCCESS;
+    drainAll(entry.lock);
+    end(&state().primary);
     return state().sticky;
 }
 CUresult cuDevicePrimaryCtxGetState(CUdevice d, unsigned* flags, int* active) {

@@ -64,6 +64,7 @@ static CUresult makeStream(Stream** out, unsigned flags, int priority) {
     st->flags = flags;
     st->blocking = !flags;
     st->priority = priority;
+    st->owner = current();
     *out = st.get();
     state().streams[st.get()] = st;
     return CUDA_SUCCESS;
@@ -130,6 +131,7 @@ CUresult cuEventCreate(Event** out, unsigned flags) {
     ENTER(cuEventCreate);
     auto e = std::make_unique<Event>();
     e->flags = flags;
+    e->owner = current();
     *out = e.get();
     state().events[*out] = std::move(e);
     return CUDA_SUCCESS;

@@ -7,6 +7,15 @@
 
 using namespace mock;
 
+namespace mock {
+void unload(Module* m) {
+    State& s = state();
+    for (auto& [name, f] : m->functions) s.functions.erase(f.get());
+    for (uint64_t a : m->placed) s.memory->release(a);
+    s.modules.erase(m);
+}
+}  // namespace mock
+
 extern "C" {
 
 // ---- modules ----
@@ -50,6 +59,7 @@ static CUresult load(Module** out, const void* image, unsigned n, int* options, 
         m->code = ptx::parse(text, &placer);
         m->placed = placer.placed;
         dropSynchronisation(*m->code);
+        m->owner = current();
         *out = m.get();
         state().modules[*out] = std::move(m);
         return CUDA_SUCCESS;
@@ -85,9 +95,7 @@ CUresult cuModuleUnload(Module* m) {
     State& s = state();
     if (!s.modules.count(m)) return CUDA_ERROR_INVALID_HANDLE;
     drainAll(entry.lock);
-    for (auto& [name, f] : m->functions) s.functions.erase(f.get());
-    for (uint64_t a : m->placed) s.memory->release(a);
-    s.modules.erase(m);
+    unload(m);
     return s.sticky;
 }
 CUresult cuModuleGetFunction(Function** out, Module* m, const char* name) {

@@ -75,6 +75,7 @@ struct Inst {
     bool roundInt = false;   // cvt: to an integral value
     bool ftz = false, sat = false;
     bool relaxed = false;    // volatile, relaxed, acquire ...: not a plain access in races
+    bool acquire = false, release = false;
     bool trans = false;      // ldmatrix.trans
     bool relu = false;
     bool guarded = false;

@@ -17,6 +17,7 @@
 namespace mock {
 
 struct Stream;
+struct Context;
 
 // A point of a stream's work. Done when everything before it has run.
 struct Record {
@@ -32,11 +33,13 @@ struct Stream {
     bool blocking = true;      // takes part in the order of the default stream
     unsigned flags = 0;
     int priority = 0;
+    Context* owner = nullptr;
 };
 
 struct Event {
     std::shared_ptr<Record> record;  // the newest
     unsigned flags = 0;
+    Context* owner = nullptr;
 };
 
 struct Context { CUdevice device = 0; bool primary = false; unsigned flags = 0; };
@@ -51,6 +54,7 @@ struct Module {
     std::shared_ptr<ptx::Module> code;
     std::map<std::string, std::unique_ptr<Function>> functions;
     std::vector<uint64_t> placed;    // allocations of variables
+    Context* owner = nullptr;
 };
 
 struct Failure { int after; CUresult result; };  // after more calls
@@ -75,6 +79,7 @@ struct State {
     std::map<Module*, std::unique_ptr<Module>> modules;
     std::set<Function*> functions;
     std::map<uint64_t, uint64_t> pinned;           // cuMemHostAlloc's, which it has to unmap
+    std::map<uint64_t, Context*> owners;           // of device and pinned memory
 
     std::map<std::string, Failure> failures;
     int dropWaitIn = 0;                            // the n-th cuStreamWaitEvent from now is ignored
@@ -113,6 +118,11 @@ void callHost(void (*)(void*), void*);             // from within a piece of wor
 double now();
 
 void forgetExported(uint64_t base);                // ipc.cpp: the allocation is gone
+
+// ---- what calls that end things share with the end of a context ----
+bool freeDevice(uint64_t base);                    // copies.cpp
+bool freeHost(void*);
+void unload(Module*);                              // modules.cpp
 
 // ---- control.cpp ----
 void fail(CUresult, const std::string& what);      // makes it sticky

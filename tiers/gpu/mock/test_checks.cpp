@@ -229,9 +229,27 @@ MOCK(theLastBlockMayRead) {
     };
     passes(source("membar.gl;", "membar.gl;"), {8, 1});
     passes(source("fence.acq_rel.gpu;", "fence.acq_rel.gpu;"), {8, 1});
+    std::string plain = source("", ""), ordered = plain, relaxed = plain;
+    ordered.replace(ordered.find("atom.global"), 11, "atom.acq_rel.gpu.global");
+    relaxed.replace(relaxed.find("atom.global"), 11, "atom.relaxed.gpu.global");
+    passes(ordered, {8, 1});
+    expectFault(relaxed, 719, {"race between blocks"}, {8, 1});
     expectFault(source("", "membar.gl;"), 719, {"race between blocks"}, {8, 1});
     expectFault(source("membar.gl;", ""), 719, {"race between blocks"}, {8, 1});
     expectFault(source("membar.cta;", "membar.gl;"), 719, {"race between blocks"}, {8, 1});
+}
+
+MOCK(flagsBetweenBlocks) {
+    // Block 0 writes and raises a flag; block 1 waits for it and reads.
+    auto source = [](std::string write, std::string read) {
+        return kernel("mov.u32 r2, %ctaid.x; mov.u32 r3, 1; setp.ne.u32 p1, r2, 0; @p1 bra WAIT; st.global.u32 [d1+64], r3;" + write + " ret; WAIT: " + read +
+            " setp.eq.u32 p2, r4, 0; @p2 bra WAIT; ld.global.u32 r5, [d1+64];");
+    };
+    passes(source("st.release.gpu.global.u32 [d1], r3;", "ld.acquire.gpu.global.u32 r4, [d1];"), {2, 1});
+    passes(source("membar.gl; st.volatile.global.u32 [d1], r3;", "ld.volatile.global.u32 r4, [d1]; membar.gl;"), {2, 1});
+    expectFault(source("st.relaxed.gpu.global.u32 [d1], r3;", "ld.acquire.gpu.global.u32 r4, [d1];"), 719, {"race between blocks: read"}, {2, 1});
+    expectFault(source("st.release.gpu.global.u32 [d1], r3;", "ld.relaxed.gpu.global.u32 r4, [d1];"), 719, {"race between blocks: read"}, {2, 1});
+    expectFault(source("membar.gl; st.global.u32 [d1], r3;", "ld.volatile.global.u32 r4, [d1]; membar.gl;"), 719, {"race between blocks: read"}, {2, 1});
 }
 
 // ---- lanes and warps that do not come ----

@@ -232,6 +232,29 @@ MOCK(theDevice) {
     EQUAL(free - less, 1024u);
 }
 
+MOCK(aContextTakesItsThingsWithIt) {
+    size_t before, after, total;
+    OK(cu.cuMemGetInfo_v2(&before, &total));
+    void *context, *module, *stream, *event, *host;
+    CUdeviceptr a;
+    OK(cu.cuCtxCreate_v2(&context, 0, 0));
+    OK(cu.cuMemAlloc_v2(&a, 1 << 20));
+    OK(cu.cuMemHostAlloc(&host, 4096, 0));
+    OK(cu.cuModuleLoadData(&module, doubler().c_str()));
+    OK(cu.cuStreamCreate(&stream, 0));
+    OK(cu.cuEventCreate(&event, 0));
+    OK(cu.cuEventRecord(event, stream));
+    OK(cu.cuCtxDestroy_v2(context));
+    EQUAL(cu.cuMemFree_v2(a), 201);
+    OK(cu.cuDevicePrimaryCtxRetain(&context, 0));
+    OK(cu.cuCtxSetCurrent(context));
+    EQUAL(cu.cuMemFree_v2(a), 1);
+    EQUAL(cu.cuModuleUnload(module), 400);
+    EQUAL(cu.cuEventSynchronize(event), 400);
+    OK(cu.cuMemGetInfo_v2(&after, &total));
+    EQUAL(after, before);
+}
+
 MOCK(outOfMemory) {
     size_t total;
     OK(cu.cuDeviceTotalMem_v2(&total, 0));
