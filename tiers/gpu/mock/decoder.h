@@ -116,6 +116,7 @@ struct Decoder {
     Ref dest(const Operand& o, int width, bool exact = true) {
         if (o.kind == Operand::sink) return b.sinkOf(width);
         if (o.kind != Operand::name || !b.isRegister(o.text)) fail("destination");
+        if (b.special(o.text).width) fail(o.text + " cannot be written");
         Ref r = b.reg(o.text, st.line);
         checkWidth(r, width, exact, o.text);
         return r;

@@ -24,6 +24,7 @@ MOCK(strictOperands) {
     refused(kernel("add.u32 r2, r3, d4;"), {"register d4 has 8 bytes, not 4"});
     refused(kernel("add.u32 r2, r3, nothing;"), {"nothing"});
     refused(kernel("add.u32 r2, r3;"), {"number of operands"});
+    refused(kernel("mov.u32 %tid.x, r0;"), {"%tid.x cannot be written"});
     refused(kernel("bra NOWHERE;"), {"no label NOWHERE"});
     refused(kernel("cp.async.cg.shared.global [r2], [d0], 8;"), {"cp.async's size"});
     refused(kernel("ld.param.u64 d2, [n];"), {"beyond the parameter"});
