@@ -31,6 +31,9 @@ const (
 type Attention struct {
 	device *cuda.Device
 	stream cuda.Stream
+	text   func(headDim int) ([]byte, error) // the kernels' PTX
+	// abandoned counts answers that nobody waits for but Close.
+	abandoned sync.WaitGroup
 
 	mu struct {
 		sync.Mutex
@@ -58,7 +61,7 @@ type call struct {
 
 // New makes the stream. Kernels are loaded when they are first needed.
 func New(ctx context.Context, d *cuda.Device) (*Attention, error) {
-	a := &Attention{device: d}
+	a := &Attention{device: d, text: embedded}
 	a.mu.modules = map[int]*module{}
 	err := d.Do(ctx, func(c *cuda.Context) (err error) {
 		a.stream, err = c.NewStream()
@@ -68,6 +71,15 @@ func New(ctx context.Context, d *cuda.Device) (*Attention, error) {
 		return nil, fmt.Errorf("gpu: %w", err)
 	}
 	return a, nil
+}
+
+// embedded is the PTX that the program came with.
+func embedded(headDim int) ([]byte, error) {
+	text, err := ptx.ReadFile(fmt.Sprintf("attend_d%d.ptx", headDim))
+	if err != nil {
+		return nil, fmt.Errorf("no kernels for head dimension %d", headDim)
+	}
+	return text, nil
 }
 
 // Stream is where the kernels run.
@@ -89,12 +101,15 @@ func sharedBytes(d, depth int, low bool) int {
 func (a *Attention) load(c *cuda.Context, d int) (*module, error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
+	if a.mu.closed {
+		return nil, cuda.ErrClosed
+	}
 	if m := a.mu.modules[d]; m != nil {
 		return m, nil
 	}
-	text, err := ptx.ReadFile(fmt.Sprintf("attend_d%d.ptx", d))
+	text, err := a.text(d)
 	if err != nil {
-		return nil, fmt.Errorf("no kernels for head dimension %d", d)
+		return nil, err
 	}
 	m := &module{shared: max(sharedBytes(d, 2, false), sharedBytes(d, 1, true)), lowShared: sharedBytes(d, 2, true)}
 	if m.m, err = c.Load(text); err != nil {
@@ -203,16 +218,18 @@ type Answer struct {
 	t    Tables
 	rows int
 	l    layout
+	done chan struct{} // closed when the device has done with it
 }
 
-// Start begins to attend: q is [heads][rows][HeadDim], scaled. The segments of the plan have to stay where they are until Wait returns.
+// Start begins to attend: q is [heads][rows][HeadDim], scaled. The segments of the plan have to stay where they are until Done, and there
+// has to be a Wait.
 func (a *Attention) Start(ctx context.Context, t Tables, q []float32, softcap float32) (*Answer, error) {
 	p := t.plan
 	row := p.Heads * p.HeadDim
 	if len(q) == 0 || len(q)%row != 0 {
 		return nil, fmt.Errorf("gpu: a query of %d numbers for %d heads of %d", len(q), p.Heads, p.HeadDim)
 	}
-	n := &Answer{a: a, t: t, rows: len(q) / row}
+	n := &Answer{a: a, t: t, rows: len(q) / row, done: make(chan struct{})}
 	n.l = t.layout(n.rows)
 	err := a.device.Do(ctx, func(c *cuda.Context) (err error) {
 		m, err := a.load(c, p.HeadDim)
@@ -223,8 +240,8 @@ func (a *Attention) Start(ctx context.Context, t Tables, q []float32, softcap fl
 			return err
 		}
 		err = n.issue(c, m, q, softcap)
-		if err != nil {
-			err = errors.Join(err, n.call.drop(c))
+		if err != nil { // what was issued before still uses the room
+			err = errors.Join(err, a.stream.Synchronize(), n.call.drop(c))
 		}
 		return err
 	})
@@ -353,12 +370,53 @@ func (n *Answer) again(c *cuda.Context, softcap float32) (us float64, err error)
 	return us, errors.Join(err, begin.Destroy(), end.Destroy())
 }
 
-// Wait returns the partials, [heads][rows]. If ctx ends before, the answer is given up.
+// Done is closed when the device has done with the answer, or is lost: nothing of the segments is read for it any more. This is so when Wait
+// returns, unless its ctx ended first.
+func (n *Answer) Done() <-chan struct{} { return n.done }
+
+// Wait returns the partials, [heads][rows]. It is called once. If ctx ends before, the answer is given up: it goes on until Done.
 func (n *Answer) Wait(ctx context.Context) ([]attention.Partial, error) {
 	if err := n.a.device.Wait(ctx, n.call.event); err != nil {
-		// What is under way still writes to the room: it is not used again.
+		switch {
+		case errors.Is(err, cuda.ErrLost):
+			close(n.done)
+		case ctx.Err() != nil:
+			n.abandon()
+		}
 		return nil, fmt.Errorf("gpu: attend: %w", err)
 	}
+	ps := n.partials()
+	n.free()
+	for i := range ps {
+		if err := finite(&ps[i]); err != nil {
+			return nil, fmt.Errorf("gpu: attend: %w", err)
+		}
+	}
+	return ps, nil
+}
+
+// abandon waits for an answer in the place of who asked for it, so that its room can be used again.
+func (n *Answer) abandon() {
+	n.a.abandoned.Go(func() {
+		switch err := n.a.device.Wait(context.Background(), n.call.event); {
+		case err == nil:
+			n.free()
+		case errors.Is(err, cuda.ErrLost):
+			close(n.done)
+		} // else nobody knows what is still under way: the room stays taken
+	})
+}
+
+// free lets the next answer have the room.
+func (n *Answer) free() {
+	n.a.mu.Lock()
+	n.a.mu.idle = append(n.a.mu.idle, n.call)
+	n.a.mu.Unlock()
+	close(n.done)
+}
+
+// partials reads what the device wrote.
+func (n *Answer) partials() []attention.Partial {
 	p, l := n.t.plan, n.l
 	b := n.call.host[l.ml:]
 	ml, out := floats(b), floats(b[l.merged-l.mergedML:])
@@ -369,15 +427,7 @@ func (n *Answer) Wait(ctx context.Context) ([]attention.Partial, error) {
 		copy(x.Out, out[i*p.HeadDim:])
 		compress.Unrotate(x.Out, p.HeadDim)
 	}
-	n.a.mu.Lock()
-	n.a.mu.idle = append(n.a.mu.idle, n.call)
-	n.a.mu.Unlock()
-	for i := range ps {
-		if err := finite(&ps[i]); err != nil {
-			return nil, fmt.Errorf("gpu: attend: %w", err)
-		}
-	}
-	return ps, nil
+	return ps
 }
 
 // finite is an error for an answer that is no number.
@@ -392,21 +442,30 @@ func finite(p *attention.Partial) error {
 	return nil
 }
 
-// Close gives back what is not in use.
+// Close gives everything back, when all answers are done: those that were given up too. Of a device that is lost nothing can be given back.
 func (a *Attention) Close(ctx context.Context) error {
-	return a.device.Do(ctx, func(c *cuda.Context) error {
-		err := a.stream.Synchronize()
+	a.abandoned.Wait()
+	err := a.device.Do(ctx, func(c *cuda.Context) error {
 		a.mu.Lock()
 		defer a.mu.Unlock()
+		if a.mu.closed {
+			return nil
+		}
+		a.mu.closed = true
+		err := a.stream.Synchronize()
 		for _, x := range a.mu.idle {
 			err = errors.Join(err, x.drop(c))
 		}
 		for _, m := range a.mu.modules {
 			err = errors.Join(err, m.m.Unload())
 		}
-		a.mu.idle, a.mu.modules = nil, map[int]*module{}
+		a.mu.idle, a.mu.modules = nil, nil
 		return errors.Join(err, a.stream.Destroy())
 	})
+	if errors.Is(err, cuda.ErrLost) {
+		return nil
+	}
+	return err
 }
 
 // floats sees bytes, which are aligned, as float32.
