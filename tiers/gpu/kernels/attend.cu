@@ -259,6 +259,10 @@ template <u32 D> struct Folded {
   u32 words;            // where: upper bytes, then lower, 256 bytes a group
   float scale, offset;  // of the row; scores in log2
   u32 more[kLevels];    // more[i]: which groups have line i, a bit each
+
+  template <bool kLow> METHOD void levels(const Places<D, kLow> &p, u32 lane) {
+    UNROLL for (u32 j = 1; j < kLevels; j++) more[j] = ballot(lane < D / 16 && p.count > j);
+  }
 };
 
 constexpr float kShrink = 0.89f;
@@ -331,8 +335,8 @@ template <u32 D> struct Sums {
   int norm;                 // a step times 2^norm is at most 1
 };
 
-template <u32 D, bool kLow> DEVICE void scores(float (&x)[4][2], const Folded<D> &f, u32 stage, u32 lane, float softcap) {
-  int c[4][4] = {};
+// products makes the sums of words times codes of a step, in two parts: those of upper bytes, to be taken 256 times, and of lower ones.
+template <u32 D, bool kLow> DEVICE void products(int (&c)[4][4], const Folded<D> &f, u32 stage, u32 lane) {
   u32 line = stage + lane / 4 * 16, t = lane % 4;
   UNROLL for (u32 pair = 0; pair < D / 32; pair++) {
     u32 codes[2][4];
@@ -352,6 +356,11 @@ template <u32 D, bool kLow> DEVICE void scores(float (&x)[4][2], const Folded<D>
     u32x2 first = load_shared2(f.words + 512 * pair), second = load_shared2(f.words + 512 * pair + 256);
     UNROLL for (u32 i = 0; i < 4; i++) multiply(c[i], first.x, first.y, second.x, second.y, codes[0][i], codes[1][i]);
   }
+}
+
+template <u32 D, bool kLow> DEVICE void scores(float (&x)[4][2], const Folded<D> &f, u32 stage, u32 lane, float softcap) {
+  int c[4][4] = {};
+  products<D, kLow>(c, f, stage, lane);
   UNROLL for (u32 i = 0; i < 4; i++) {
     UNROLL for (u32 e = 0; e < 2; e++) {
       x[i][e] = (float)(c[i][e] * 256 + c[i][2 + e]) * f.scale + f.offset;
@@ -475,6 +484,11 @@ template <u32 D> DEVICE void store(const Sums<D> &s, float *ml, float *out, u32 
 // Query rows lie in shared memory so far apart that equal channels of different rows are in different banks.
 template <u32 D> constexpr u32 kPitch = D + 4;
 
+// A block's shared memory: the query rows, then for each of 4 warps folded words and stages.
+template <u32 D> constexpr u32 kQueryBytes = kRows * kPitch<D> * 4;
+template <u32 D> constexpr u32 kWordBytes = D / 16 * 256;
+template <u32 D, bool kLow, u32 depth> constexpr u32 kWarpBytes = kWordBytes<D> + depth * Shape<D, kLow>::stage;
+
 // attend_split attends split index. depth is how many steps are in shared memory: with 2 the copies of a step are under way while the step before is
 // computed.
 template <u32 D, bool kLow, u32 depth>
@@ -501,8 +515,7 @@ DEVICE void attend_split(const Segment *segments, const Unit *units, const Split
       const Segment &s = segments[u.segment];
       if (u.segment != segment) {
         segment = u.segment;
-        Places<D, kLow> places(s.steps + D, lane);
-        UNROLL for (u32 j = 1; j < kLevels; j++) folded.more[j] = ballot(lane < D / 16 && places.count > j);
+        folded.levels(Places<D, kLow>(s.steps + D, lane), lane);
       }
       fold<D>(folded, stage + S::bins_at, s.exponent, q, softcap, lane);
       tokens = s.stored - u.leaf * kLeaf;
@@ -542,10 +555,10 @@ template <u32 D, bool kLow, u32 depth> DEVICE void attend(const Arguments &a, u3
     q[r * kPitch<D> + c] = r < rows ? from[r * D + c] : 0;
   }
   sync_block();
-  constexpr u32 words = D / 16 * 256;
-  u32 room = shared_address(memory) + kRows * kPitch<D> * 4 + warp * (words + depth * Shape<D, kLow>::stage);
+  u32 room = shared_address(memory) + kQueryBytes<D> + warp * kWarpBytes<D, kLow, depth>;
   u64 partial = (u64)index * a.rows + row;
-  attend_split<D, kLow, depth>(a.segments, a.units, split, shared_address(memory) + lane / 4 * kPitch<D> * 4, room, room + words, a.ml + partial * 2, a.out + partial * D, rows, a.softcap, lane);
+  attend_split<D, kLow, depth>(a.segments, a.units, split, shared_address(memory) + lane / 4 * kPitch<D> * 4, room, room + kWordBytes<D>, a.ml + partial * 2,
+                               a.out + partial * D, rows, a.softcap, lane);
 }
 
 // HEAD_DIM and how many blocks a multiprocessor is to hold come from the command line: a module a head dimension.
@@ -554,6 +567,8 @@ template <u32 D, bool kLow, u32 depth> DEVICE void attend(const Arguments &a, u3
 #define ARGUMENTS {segments, units, splits, q, ml, out, (u32)first, (u32)rows, bits<float>((u32)softcap)}
 
 extern __attribute__((shared)) __attribute__((aligned(128))) u8 shared_memory[];
+
+#ifndef PROBE  // probe.cu has kernels of its own
 
 // attend: the first blocks, so many, attend splits of drains, whose last bits are known; they are few, one step each, so that copying ahead would not pay.
 KERNEL void BOUNDS(128, BLOCKS) attend(PARAMETERS, u64 drains) {
@@ -617,3 +632,5 @@ KERNEL void BOUNDS(256, 4) merge(const u32 *ranges, const float *ml, const float
   merged[(u64)pair * D + channel] = sum;
   if (channel == 0) merged_ml[pair * 2] = most, merged_ml[pair * 2 + 1] = weight;
 }
+
+#endif

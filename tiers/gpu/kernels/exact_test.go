@@ -1,0 +1,217 @@
+package kernels
+
+import (
+	"embed"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"testing"
+
+	"kvtier/attention/kernels"
+	"kvtier/compress"
+	"kvtier/tiers"
+	"kvtier/tiers/gpu/cuda"
+	"kvtier/tiers/seal"
+)
+
+//go:embed testdata/probe_d*.ptx
+var probes embed.FS
+
+// probe loads a kernel of probe.cu for a head dimension, until the test's end.
+func probe(t *testing.T, d *cuda.Device, headDim int, name string) (f cuda.Function) {
+	t.Helper()
+	text, err := probes.ReadFile(fmt.Sprintf("testdata/probe_d%d.ptx", headDim))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var m cuda.Module
+	do(t, d, func(c *cuda.Context) (err error) {
+		if m, err = c.Load(text); err != nil {
+			return err
+		}
+		f, err = m.Function(name)
+		return err
+	})
+	t.Cleanup(func() { do(t, d, func(*cuda.Context) error { return m.Unload() }) })
+	return f
+}
+
+// launch runs a kernel whose last outputs, of so many bytes, come back as numbers.
+func launch(t *testing.T, d *cuda.Device, f cuda.Function, blocks, threads, shared int, inputs [][]byte, outputs []int, more ...uint64) (out [][]int32) {
+	t.Helper()
+	do(t, d, func(c *cuda.Context) error {
+		var args []uint64
+		var held []cuda.Ptr
+		for _, b := range inputs {
+			p, err := upload(c, b)
+			if err != nil {
+				return err
+			}
+			held, args = append(held, p), append(args, uint64(p))
+		}
+		for _, n := range outputs {
+			p, err := upload(c, make([]byte, n))
+			if err != nil {
+				return err
+			}
+			held, args = append(held, p), append(args, uint64(p))
+		}
+		s, err := c.NewStream()
+		if err != nil {
+			return err
+		}
+		err = errors.Join(f.SetMaxShared(shared), c.Launch(f, [3]int{blocks, 1, 1}, [3]int{threads, 1, 1}, shared, s, append(args, more...)...), s.Synchronize())
+		for i, n := range outputs {
+			b, e := download(c, held[len(inputs)+i], n)
+			numbers := make([]int32, n/4)
+			for j := range numbers {
+				numbers[j] = int32(binary.LittleEndian.Uint32(b[4*j:]))
+			}
+			out, err = append(out, numbers), errors.Join(err, e)
+		}
+		for _, p := range held {
+			err = errors.Join(err, c.Free(p))
+		}
+		return errors.Join(err, s.Destroy())
+	})
+	return out
+}
+
+// TestSizes compares what the host assumes of the tables and of shared memory with what attend.cu says.
+func TestSizes(t *testing.T) {
+	d := open(t)
+	for _, headDim := range HeadDims {
+		got := launch(t, d, probe(t, d, headDim, "sizes"), 1, 1, 0, nil, []int{24})[0]
+		want := []int{segmentBytes, unitBytes, splitBytes, sharedBytes(headDim, 2, false), sharedBytes(headDim, 1, true), sharedBytes(headDim, 2, true)}
+		for i, w := range want {
+			if int(got[i]) != w {
+				t.Errorf("head dimension %d: sizes %v, want %v", headDim, got, want)
+				break
+			}
+		}
+		if most := d.Info().SharedOptin; want[3] > most || want[4] > most || want[5] > most {
+			t.Errorf("head dimension %d: %v bytes of shared memory, of %d", headDim, want[3:], most)
+		}
+	}
+}
+
+// TestIntegers compares folded words, and sums of words times codes, with the host's, to the last bit.
+func TestIntegers(t *testing.T) {
+	d := open(t)
+	rng := rand.New(rand.NewPCG(7, 8))
+	for _, headDim := range HeadDims {
+		most, low := probe(t, d, headDim, "probe"), probe(t, d, headDim, "probe_low")
+		for i := range 14 {
+			m := shape{d: headDim, heads: 1, tokens: []int{1 + rng.IntN(600)}, profile: tiers.ProfileBalanced, low: i%3 == 1, keys: []float64{1, 0x1p-70, 0x1p80}[i%5%3]}
+			if i%3 == 0 {
+				m.profile = tiers.ProfileNeutral
+			}
+			rows := 1 + rng.IntN(warpRows)
+			q := m.query(rng, rows, 3)
+			if i%4 == 0 {
+				clear(q[:headDim]) // tells nothing apart
+			}
+			if i%4 == 1 {
+				q[rng.IntN(headDim)] *= 1000
+			}
+			s := m.make(rng)[0]
+			integers(t, d, s, resident(t, d, []*sealed{s}), q, most, low)
+		}
+	}
+}
+
+// integers compares those of all units of a segment of one head.
+func integers(t *testing.T, d *cuda.Device, s *sealed, segments []Segment, q []float32, most, low cuda.Function) {
+	t.Helper()
+	p := NewPlan(segments, Warps{8, 8})
+	x, headDim := parse(t, p), p.HeadDim
+	rows := len(q) / headDim
+	shared := warpRows*(headDim+4)*4 + sharedBytes(headDim, 1, true) // more than one warp needs
+	drainUnits := 0
+	for _, split := range x.splits[:p.ends[drains]] {
+		drainUnits = max(drainUnits, split.end)
+	}
+	run := func(f cuda.Function, first, end int) {
+		if first == end {
+			return
+		}
+		units := p.tables[p.units+first*unitBytes : p.units+end*unitBytes]
+		out := launch(t, d, f, end-first, 32, shared, [][]byte{p.tables[:p.units], units, bytesOf(q)},
+			[]int{4 * (end - first) * warpRows * headDim, 4 * (end - first) * tiers.StepTokens * warpRows}, uint64(rows))
+		for i, u := range x.units[first:end] {
+			checkIntegers(t, s, u, q, out[0][i*warpRows*headDim:], out[1][i*tiers.StepTokens*warpRows:])
+		}
+	}
+	run(low, 0, drainUnits)
+	if s.low {
+		run(low, drainUnits, len(x.units))
+	} else {
+		run(most, drainUnits, len(x.units))
+	}
+}
+
+func bytesOf(q []float32) (b []byte) {
+	b, _ = binary.Append(nil, binary.LittleEndian, q)
+	return b
+}
+
+// checkIntegers compares a unit's words [8][d] and sums [256][8].
+func checkIntegers(t *testing.T, s *sealed, u unit, q []float32, words, sums []int32) {
+	t.Helper()
+	v, d := s.view(0), s.header.HeadDim
+	rows := len(q) / d
+	c, err := v.Codes(s.of(0))
+	if err != nil {
+		t.Fatal(err)
+	}
+	first, steps := int(u.leaf), compress.NewKeySteps(d)
+	if err := c.Steps(steps, v.StepGroup(first)); err != nil {
+		t.Fatal(err)
+	}
+	ordered := make([]float32, len(q))
+	c.Order().Permute(ordered, q)
+	for l := first + int(u.skip); l < first+int(u.leaves); l++ {
+		layout := c.Layout(l)
+		folded := kernels.KeyQuery{Words: make([]int16, rows*d), Scale: make([]float32, 2*rows)}
+		layout.Fold(folded, ordered, steps)
+		word := func(r, j int) int32 { return int32(folded.Words[(j/16*rows+r)*16+kernels.Place(j%16)]) }
+		for r := range rows {
+			for j := range d {
+				if got, want := words[r*d+j], word(r, j); got != want {
+					t.Fatalf("head dimension %d, %+v, row %d: word %d is %d, not %d", d, u, r, j, got, want)
+				}
+			}
+		}
+		codes := codesOf(c, l, d)
+		for token := range v.LeafTokens(l) {
+			for r := range rows {
+				var want int32
+				for j := range d {
+					want += word(r, j) * codes[token*d+j]
+				}
+				if got := sums[((l-first)*tiers.LeafTokens+token)*warpRows+r]; got != want {
+					t.Fatalf("head dimension %d, %+v, leaf %d, token %d, row %d: sum %d, not %d", d, u, l, token, r, got, want)
+				}
+			}
+		}
+	}
+}
+
+// codesOf returns a leaf's codes [16][d]: sums of them, each with weight 1 in a row of its own.
+func codesOf(c *seal.Codes, leaf, d int) []int32 {
+	const n = tiers.LeafTokens
+	sums, weights := make([]float32, n*d), make([]float32, n*n)
+	var rows [][]float32
+	for i := range n {
+		rows = append(rows, sums[i*d:(i+1)*d])
+		weights[i*n+i] = 1
+	}
+	planes := c.Leaf(leaf)
+	c.Layout(leaf).SumCodes(rows, weights, n, planes[:])
+	codes := make([]int32, n*d)
+	for i, x := range sums {
+		codes[i] = int32(x)
+	}
+	return codes
+}

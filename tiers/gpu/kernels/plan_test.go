@@ -1,0 +1,231 @@
+package kernels
+
+import (
+	"encoding/binary"
+	"math/rand/v2"
+	"testing"
+
+	"kvtier/tiers"
+	"kvtier/tiers/seal"
+)
+
+// tables is what a plan's bytes say, read as attend.cu reads them.
+type tables struct {
+	segments int
+	units    []unit
+	splits   []split
+	ranges   [][kinds][2]int // by head
+}
+
+type split struct{ head, first, end int }
+
+func parse(t *testing.T, p *Plan) (out tables) {
+	t.Helper()
+	b, word := p.tables, func(at int) int { return int(binary.LittleEndian.Uint32(p.tables[at:])) }
+	if p.units%segmentBytes != 0 || p.splits < p.units || p.ranges < p.splits || len(b)-p.ranges != p.Heads*rangeBytes {
+		t.Fatalf("tables end at %d, %d, %d and %d", p.units, p.splits, p.ranges, len(b))
+	}
+	out.segments = p.units / segmentBytes
+	for at := p.units; at < p.splits; at += unitBytes {
+		out.units = append(out.units, unit{uint32(word(at)), binary.LittleEndian.Uint16(b[at+4:]), b[at+6], b[at+7]})
+	}
+	for at := p.splits; at < p.ranges; at += splitBytes {
+		out.splits = append(out.splits, split{word(at), word(at + 4), word(at + 8)})
+	}
+	for head := range p.Heads {
+		var r [kinds][2]int
+		for kind := range r {
+			at := p.ranges + head*rangeBytes + 8*kind
+			r[kind] = [2]int{word(at), word(at + 4)}
+		}
+		out.ranges = append(out.ranges, r)
+	}
+	return out
+}
+
+// header makes one of a segment that nobody sealed: heads have from least to most stored tokens.
+func header(rng *rand.Rand, d, heads, least, most int) *tiers.Header {
+	h := &tiers.Header{HeadDim: d, Profile: tiers.ProfileBalanced, Heads: make([]tiers.HeadInfo, heads)}
+	for i := range h.Heads {
+		x := &h.Heads[i]
+		x.Body = least + rng.IntN(most-least+1)
+		if x.Body > tiers.PageTokens && rng.IntN(3) > 0 { // outliers follow whole pages
+			all := x.Body
+			x.Body = tiers.PageTokens * (1 + rng.IntN(all/tiers.PageTokens))
+			x.Outliers = all - x.Body
+		}
+		x.KeyExp = rng.IntN(50) - 25
+	}
+	return h
+}
+
+// addresses are those of planes that nobody has.
+func addresses(segment int) func(head int, p tiers.Plane) Address {
+	return func(head int, p tiers.Plane) Address { return uint64(segment+1)<<32 | uint64(head)<<16 | uint64(p)<<8 }
+}
+
+func TestPlan(t *testing.T) {
+	rng := rand.New(rand.NewPCG(1, 2))
+	for range 400 {
+		heads, d := 1+rng.IntN(4), HeadDims[rng.IntN(len(HeadDims))]
+		most := []int{1, 16, 17, 65, 700, tiers.SegmentTokens}[rng.IntN(6)]
+		var segments []Segment
+		for i := range 1 + rng.IntN(5) {
+			segments = append(segments, Segment{header(rng, d, heads, 1, most), rng.IntN(3) == 0, addresses(i)})
+		}
+		warps := []int{0, 1, 5, 64, 1000}
+		checkPlan(t, segments, Warps{warps[rng.IntN(5)], warps[rng.IntN(5)]})
+	}
+}
+
+func checkPlan(t *testing.T, segments []Segment, warps Warps) {
+	t.Helper()
+	p := NewPlan(segments, warps)
+	x := parse(t, p)
+	if x.segments != len(segments)*p.Heads {
+		t.Fatalf("%d segments of %d heads are %d", len(segments), p.Heads, x.segments)
+	}
+	var tokens int64
+	next := 0 // the split that comes next
+	for kind := range kinds {
+		most := [kinds]int{warps.Most, warps.Most, warps.Full}[kind]
+		for head := range p.Heads {
+			r := x.ranges[head][kind]
+			if r[0] != next || r[1] < r[0] || (r[1]-r[0])%blockSplits != 0 {
+				t.Fatalf("head %d, kind %d: splits %v, after %d", head, kind, r, next)
+			}
+			if n := r[1] - r[0]; n > max(most/p.Heads, blockSplits) {
+				t.Fatalf("head %d, kind %d: %d splits for %d warps", head, kind, n, most)
+			}
+			next = r[1]
+		}
+		if p.ends[kind] != next {
+			t.Fatalf("splits of kind %d end at %d, not %d", kind, p.ends[kind], next)
+		}
+	}
+	if next != len(x.splits) {
+		t.Fatalf("%d splits, of which ranges have %d", len(x.splits), next)
+	}
+	// Every unit is in one split, in turn; every token of every head in one unit.
+	at := 0
+	attended := make([][]bool, x.segments)
+	for kind := range kinds {
+		for head := range p.Heads {
+			for _, s := range x.splits[x.ranges[head][kind][0]:x.ranges[head][kind][1]] {
+				if s.head != head || s.first != at || s.end < s.first || s.end > len(x.units) {
+					t.Fatalf("head %d, kind %d: split %+v, unit %d comes next", head, kind, s, at)
+				}
+				at = s.end
+				for _, u := range x.units[s.first:s.end] {
+					checkUnit(t, u, segments, head, kind, attended)
+				}
+			}
+		}
+	}
+	if at != len(x.units) {
+		t.Fatalf("%d units, of which splits have %d", len(x.units), at)
+	}
+	for i, of := range attended {
+		v := seal.View{D: p.HeadDim, Info: segments[i%len(segments)].Header.Heads[i/len(segments)]}
+		tokens += int64(v.Stored())
+		for token := range v.Stored() {
+			if token >= len(of) || !of[token] {
+				t.Fatalf("segment %d: token %d is in no unit", i, token)
+			}
+		}
+	}
+	if tokens != p.Tokens {
+		t.Fatalf("%d tokens, not %d", p.Tokens, tokens)
+	}
+	checkSegments(t, p, segments)
+}
+
+// checkUnit checks a unit and notes which tokens of its segment it attends.
+func checkUnit(t *testing.T, u unit, segments []Segment, head, kind int, attended [][]bool) {
+	t.Helper()
+	s := segments[int(u.segment)%len(segments)]
+	v := seal.View{D: s.Header.HeadDim, Info: s.Header.Heads[head]}
+	leaf, end := int(u.leaf), int(u.leaf)+int(u.leaves)
+	drainsOf := kind == drains
+	if int(u.segment)/len(segments) != head || s.Low != (kind == full) {
+		t.Fatalf("head %d, kind %d: unit %+v of another head or kind", head, kind, u)
+	}
+	if u.leaf%2 != 0 || u.leaves < 1 || u.leaves > 16 || u.skip >= u.leaves || end > v.Leaves() {
+		t.Fatalf("head %d, kind %d: unit %+v of %d leaves", head, kind, u, v.Leaves())
+	}
+	if drainsOf && (u.leaves != 1 || u.skip != 0) || u.skip > 0 && !v.IsDrain(leaf) {
+		t.Fatalf("head %d, kind %d: unit %+v", head, kind, u)
+	}
+	if attended[u.segment] == nil {
+		attended[u.segment] = make([]bool, v.Stored())
+	}
+	for l := leaf; l < end; l++ {
+		if v.StepGroup(l) != v.StepGroup(leaf) {
+			t.Fatalf("leaves %d and %d have other bins", leaf, l)
+		}
+		if l < leaf+int(u.skip) {
+			continue
+		}
+		if (v.IsDrain(l) && !s.Low) != drainsOf {
+			t.Fatalf("kind %d: leaf %d is among drains: %v", kind, l, v.IsDrain(l))
+		}
+		for token := l * tiers.LeafTokens; token < l*tiers.LeafTokens+v.LeafTokens(l); token++ {
+			if attended[u.segment][token] {
+				t.Fatalf("head %d: token %d is attended twice", head, token)
+			}
+			attended[u.segment][token] = true
+		}
+	}
+}
+
+// checkSegments checks what the tables say of segments, head after head.
+func checkSegments(t *testing.T, p *Plan, segments []Segment) {
+	t.Helper()
+	for i := range len(segments) * p.Heads {
+		head, s := i/len(segments), segments[i%len(segments)]
+		v := seal.View{D: p.HeadDim, Info: s.Header.Heads[head]}
+		b := p.tables[i*segmentBytes:]
+		address := func(j int) uint64 { return binary.LittleEndian.Uint64(b[8*j:]) }
+		number := func(j int) int { return int(int32(binary.LittleEndian.Uint32(b[64+4*j:]))) }
+		for j, plane := range []tiers.Plane{tiers.PlaneSteps, tiers.PlaneK1, tiers.PlaneK2, tiers.PlaneK3, tiers.PlaneK4, tiers.PlaneK8, tiers.PlaneV4, tiers.PlaneV8} {
+			want := s.At(head, plane)
+			if apart := !s.Low && v.Drains() > 0; apart && plane == tiers.PlaneK8 {
+				want = s.At(head, tiers.PlaneDrains)
+			} else if apart && plane == tiers.PlaneV8 {
+				want = s.At(head, tiers.PlaneDrains) + uint64(v.DrainValue(v.Info.Body).Off)
+			}
+			if address(j) != want {
+				t.Fatalf("segment %d: %v at %#x, not %#x", i, plane, address(j), want)
+			}
+		}
+		lowLeaf := 0
+		if !s.Low && v.Drains() > 0 {
+			lowLeaf = v.Info.Body / tiers.LeafTokens
+		}
+		for j, want := range []int{v.Stored(), v.Info.KeyExp, v.Info.Body, lowLeaf} {
+			if number(j) != want {
+				t.Fatalf("segment %d: number %d is %d, not %d", i, j, number(j), want)
+			}
+		}
+	}
+}
+
+func TestSupported(t *testing.T) {
+	h := func(d int, p tiers.Profile, body int) *tiers.Header {
+		return &tiers.Header{HeadDim: d, Profile: p, Heads: []tiers.HeadInfo{{Body: body}}}
+	}
+	for _, c := range []struct {
+		h    *tiers.Header
+		want bool
+	}{
+		{h(64, tiers.ProfileBalanced, 5), true},
+		{h(256, tiers.ProfileNeutral, 5), true},
+		{h(128, tiers.ProfileExact, 5), false},
+		{h(96, tiers.ProfileBalanced, 5), false},
+		{h(128, tiers.ProfileBalanced, 0), false}, // a window
+	} {
+		if got := Supported(c.h); got != c.want {
+			t.Errorf("%+v: %v", c.h, got)
+		}
+	}
+}
