@@ -377,12 +377,7 @@ func (n *Answer) Done() <-chan struct{} { return n.done }
 // Wait returns the partials, [heads][rows]. It is called once. If ctx ends before, the answer is given up: it goes on until Done.
 func (n *Answer) Wait(ctx context.Context) ([]attention.Partial, error) {
 	if err := n.a.device.Wait(ctx, n.call.event); err != nil {
-		switch {
-		case errors.Is(err, cuda.ErrLost):
-			close(n.done)
-		case ctx.Err() != nil:
-			n.abandon()
-		}
+		n.abandon()
 		return nil, fmt.Errorf("gpu: attend: %w", err)
 	}
 	ps := n.partials()
@@ -401,9 +396,9 @@ func (n *Answer) abandon() {
 		switch err := n.a.device.Wait(context.Background(), n.call.event); {
 		case err == nil:
 			n.free()
-		case errors.Is(err, cuda.ErrLost):
+		case errors.Is(err, cuda.ErrLost): // nothing is under way any more
 			close(n.done)
-		} // else nobody knows what is still under way: the room stays taken
+		} // else nobody knows: the room stays taken
 	})
 }
 
