@@ -62,14 +62,20 @@ func TestDense(t *testing.T) {
 				}
 				agree(t, a, m, 1+rng.IntN(17), softcap, 5*rng.Float64(), rng.Uint64())
 			}
-			// Every length of a last page, behind any number of whole ones; each head dimension has a third of the lengths in its turn.
+			// Every length of a last page, behind any number of whole ones, with outliers and without; of the other head dimensions a part of the lengths.
 			for last := 1; last <= tiers.PageTokens; last++ {
-				if last%len(HeadDims) == d/64%3 || d == 64 {
-					m := some(rng, d, last+tiers.PageTokens*rng.IntN(4))
+				if d == 64 || last%4 == d/128 {
+					m := some(rng, d, last+tiers.PageTokens*rng.IntN(7))
 					m.heads = 1
 					ask(m)
 				}
 			}
+			for outliers := 8; outliers <= 18; outliers += 256 / d { // drains are 16 at most
+				m := some(rng, d, tiers.StepTokens+outliers)
+				m.heads = 1
+				ask(m)
+			}
+			ask(shape{d: d, heads: 1, profile: tiers.ProfileBalanced, tokens: []int{264, 300, 270, 280, 290, 267}}) // more drains than warps
 			for range 6 {
 				ask(some(rng, d, 1+rng.IntN(300), 1+rng.IntN(300), 1+rng.IntN(100)))
 			}
@@ -89,7 +95,7 @@ func TestExtremes(t *testing.T) {
 			{values: 0x1p-120}, {values: 0x1p-60}, {values: 0x1p60}, {values: 0x1p100},
 			{constant: true}, {flat: true}, {flat: true, values: 0x1p-100}, {keys: 0x1p60, values: 0x1p-80},
 		} {
-			m.d, m.heads, m.tokens = d, 1, []int{100 + 7*j, 30}
+			m.d, m.heads, m.tokens = d, 1, []int{260 + 5*j, 30}
 			m.profile, m.low = tiers.ProfileBalanced, j%2 == 1
 			agree(t, a, m, 1+(3*j+i)%9, 0, 2, uint64(10*i+j))
 		}
