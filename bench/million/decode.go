@@ -18,6 +18,7 @@ type DecodeReport struct {
 	P95Ms, P99Ms   float64
 	MostMs         float64
 	PerSecond      float64 // by the mean
+	GPUBytes       float64 // read in a GPU's memory a step, mean
 	RAMBytes       float64 // transferred from the RAM tier a step, mean
 	NVMeBytes      float64 // and from the NVMe tier
 	ZoneBytes      float64 // and of unquantised rows
@@ -165,6 +166,7 @@ func (d *DecodeReport) sum(steps []*stepResult) {
 		})
 	}
 	layers := float64(len(steps[0].acc))
+	d.GPUBytes = of(func(a *kvtierv1.Account) float64 { return float64(a.BytesGpu) })
 	d.RAMBytes = of(func(a *kvtierv1.Account) float64 { return float64(a.BytesRam) })
 	d.NVMeBytes = of(func(a *kvtierv1.Account) float64 { return float64(a.BytesNvme) })
 	d.ZoneBytes = of(func(a *kvtierv1.Account) float64 { return float64(a.BytesExactZone) })

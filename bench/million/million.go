@@ -1,6 +1,7 @@
 package million
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -26,6 +27,7 @@ type Options struct {
 	Dense    int    // layers that are also answered from everything stored, once
 	RAM      string // limits of the daemon, as its flags take them
 	Disk     string
+	GPU      string // as kvtierd has it
 	Dir      string // parent of the run's folder; "": the system's
 	Keep     bool   // keep the folder
 	Folder   string // that an earlier run of the same geometry and seed kept: its context is asked, and kept
@@ -127,7 +129,7 @@ func Run(ctx context.Context, o Options) (*Report, error) {
 
 // start runs the daemon. Contexts of every length are answered in part, and nothing is audited in the background.
 func (r *run) start(ctx context.Context) (err error) {
-	r.d, err = daemon.Start(ctx, r.bin, r.dir, "--ram", r.o.RAM, "--disk", r.o.Disk, "--audit", "0", "--read-all", "0")
+	r.d, err = daemon.Start(ctx, r.bin, r.dir, "--ram", r.o.RAM, "--disk", r.o.Disk, "--gpu", cmp.Or(r.o.GPU, "off"), "--audit", "0", "--read-all", "0")
 	return err
 }
 

@@ -56,6 +56,7 @@ func newMillion() *cobra.Command {
 	f.IntVar(&o.Audits, "audits", 32, "calls of each budget that are compared with dense attention")
 	f.IntVar(&o.Dense, "dense", 2, "layers that are also answered from everything stored, once")
 	f.StringVar(&o.RAM, "ram", "2GiB", "limit of the daemon's RAM tier")
+	f.StringVar(&o.GPU, "gpu", "off", "limit of the daemon's GPU tier: off, auto or a size")
 	f.StringVar(&o.Disk, "disk", "8GiB", "limit of the daemon's NVMe tier")
 	f.StringVar(&o.Dir, "dir", "", "folder in which the run's own is made (default: that for temporary files)")
 	f.BoolVar(&o.Keep, "keep", false, "keep the run's folder")
@@ -110,6 +111,9 @@ func printDecode(line func(what, format string, args ...any), d *million.DecodeR
 	line("", "zone %.1f, score %.1f, scan %.1f, fetch %.1f ms of all heads together; calls %.1f ms", d.Stages.Zone, d.Stages.Score, d.Stages.Scan, d.Stages.Fetch, d.Stages.Total)
 	line("", "a step moves %.1f MiB from RAM, %.2f from NVMe (most %.2f), %.1f of unquantised rows; %.4f of all at 4 bits; RAM gave %.4f",
 		d.RAMBytes/mib, d.NVMeBytes/mib, float64(d.NVMeMost)/mib, d.ZoneBytes/mib, (d.RAMBytes+d.NVMeBytes)/max(1, d.FullBytes), d.HitRate)
+	if d.GPUBytes > 0 {
+		line("", "a step reads %.1f MiB in the memory of the GPU", d.GPUBytes/mib)
+	}
 	line("", "a step scans %.0f tokens and reads %.0f, over all layers and KV heads", d.Scanned, d.Read)
 	if len(d.Warm) > 0 {
 		line("", "steps before: ms, by tenths: %s; MiB from NVMe: %s", numbers("%.0f", 1, d.Warm), numbers("%.1f", mib, d.WarmNVMe))
