@@ -311,7 +311,7 @@ func (c *fastClient) results(b []byte, spec *kvtierv1.ModelSpec, r *kvtierv1.Att
 				EstimatedError: math.Float32frombits(le.Uint32(h[104:])), CodecError: math.Float32frombits(le.Uint32(h[108:])),
 				NsScore: u64(112), NsScan: u64(120), NsFetch: u64(128), NsExactZone: u64(136), NsTotal: u64(144),
 				Mode: kvtierv1.AttendMode(le.Uint32(h[152:])), TargetMissed: le.Uint32(h[156:])&1 != 0,
-				ErrorP95: math.Float32frombits(le.Uint32(h[160:])), CalibrationAudits: le.Uint32(h[164:])}})
+				ErrorP95: math.Float32frombits(le.Uint32(h[160:])), CalibrationAudits: le.Uint32(h[164:]), BytesGpu: u64(168)}})
 		text = text[n:]
 	}
 	data := text

@@ -13,7 +13,7 @@ import (
 // The fast path's numbers; docs/protocol.md specifies every byte.
 const (
 	frameMagic   = 0x31465654
-	frameVersion = 3
+	frameVersion = 4
 	frameHeader  = 24
 	maxBody      = 256 << 20
 
@@ -29,7 +29,7 @@ const (
 	appendHead  = 56
 	attendHead  = 56
 	itemBytes   = 24
-	resultBytes = 168
+	resultBytes = 176
 
 	flagConvert = 1
 	flagSparse  = 2
@@ -340,7 +340,8 @@ func putResult(b []byte, it *batchItem, e *Error) []byte {
 	}
 	b = le.AppendUint32(b, flags)
 	b = le.AppendUint32(b, math.Float32bits(a.ErrorP95))
-	return le.AppendUint32(b, a.CalibrationAudits)
+	b = le.AppendUint32(b, a.CalibrationAudits)
+	return le.AppendUint64(b, a.BytesGpu)
 }
 
 // putFloats writes an answer's output and lse to dst, which has room.

@@ -32,7 +32,7 @@ from kvtier.types import Account, Ack, AttendItem, AttendMode, AttendResult, Bud
 __all__ = ["FastClient"]
 
 MAGIC = 0x31465654
-VERSION = 3
+VERSION = 4
 MAX_BODY = 268_435_456
 MAX_REGION = 1 << 30
 
@@ -51,7 +51,7 @@ ATTEND = struct.Struct("<IBBHffQIIQIIQ")
 ITEM = struct.Struct("<QQII")
 # Result: code, message length, ack x 4, account x 8, 2 errors, 5 times, mode, flags,
 # 95th percentile of the error, audits behind it.
-RESULT = struct.Struct("<II4Q8Q2f5QIIfI")
+RESULT = struct.Struct("<II4Q8Q2f5QIIfIQ")
 ACK = struct.Struct("<QQQQ")
 
 FLAG_CONVERT, FLAG_SPARSE = 1, 2
@@ -467,7 +467,7 @@ class FastClient:
 
 
 def _account_of(record: tuple[Any, ...]) -> Callable[[], Account]:
-    return lambda: Account(*(*record[6:21], AttendMode(record[21]), record[23], record[24], bool(record[22] & _TARGET_MISSED)))
+    return lambda: Account(*(*record[6:21], AttendMode(record[21]), record[23], record[24], bool(record[22] & _TARGET_MISSED), record[25]))
 
 
 def _unavailable(message: str) -> UnavailableError:

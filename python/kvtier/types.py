@@ -201,11 +201,12 @@ class Account:
     error_p95: float = 0.0
     calibration_audits: int = 0
     target_missed: bool = False
+    bytes_gpu: int = 0
 
     @property
     def bytes_sealed(self) -> int:
         """Sealed bytes transferred, from every tier."""
-        return self.bytes_ram + self.bytes_nvme
+        return self.bytes_gpu + self.bytes_ram + self.bytes_nvme
 
     @property
     def share_read(self) -> float:
@@ -220,7 +221,7 @@ class Account:
             a.bytes_ram, a.bytes_nvme, a.bytes_full, a.bytes_exact_zone,
             a.estimated_error, a.codec_error,
             a.ns_score, a.ns_scan, a.ns_fetch, a.ns_exact_zone, a.ns_total,
-            AttendMode(a.mode), a.error_p95, a.calibration_audits, a.target_missed,
+            AttendMode(a.mode), a.error_p95, a.calibration_audits, a.target_missed, a.bytes_gpu,
         )  # fmt: skip
 
     @classmethod

@@ -322,7 +322,7 @@ class FastServer:
                 if not head:
                     return
                 magic, version, op, zero, request_id, status, length = struct.unpack("<4sBBHIIQ", head)
-                assert (magic, version, zero, status) == (b"TVF1", 3, 0, 0)
+                assert (magic, version, zero, status) == (b"TVF1", 4, 0, 0)
                 body = b""
                 while len(body) < length:
                     body += connection.recv(length - len(body))
@@ -336,7 +336,7 @@ class FastServer:
                 if self.answer is not None:
                     connection.sendall(self.answer)
                     return
-                frame = struct.pack("<4sBBHIIQ", b"TVF1", 3, op | 0x80, 0, request_id, code, len(reply))
+                frame = struct.pack("<4sBBHIIQ", b"TVF1", 4, op | 0x80, 0, request_id, code, len(reply))
                 # In two parts: a reply may arrive in pieces.
                 connection.sendall(frame[:10])
                 connection.sendall(frame[10:] + reply)
@@ -344,8 +344,8 @@ class FastServer:
     def _answer(self, op: int, body: bytes, descriptors: list[int], regions: dict[int, mmap.mmap]) -> bytes:
         store = self.store
         if op == 1:
-            assert struct.unpack("<I", body) == (3,)
-            return struct.pack("<IQ", 3, 268435456)
+            assert struct.unpack("<I", body) == (4,)
+            return struct.pack("<IQ", 4, 268435456)
         if op == 2:
             region, size = struct.unpack("<IQ", body)
             (descriptor,) = descriptors
@@ -442,9 +442,9 @@ class FastServer:
                 + struct.pack("<2f", 0.25, 0.5)
                 + struct.pack("<5Q", 21, 22, 23, 24, 25)
                 + struct.pack("<II", 2, 1)
-                + struct.pack("<fI", 0.75, 26)
+                + struct.pack("<fIQ", 0.75, 26, 27)
             )
-            assert len(records[-1]) == 168
+            assert len(records[-1]) == 176
         reply = struct.pack("<II", count, 0) + b"".join(records) + b"".join(messages)
         joined = b"".join(outputs)
         if out_region:

@@ -143,7 +143,7 @@ def test_account_fields(fast_server: tuple[FastServer, str], store: Store, seque
         account = fast.attend(sequence, 0, 0, np.zeros((1, 4, 16), np.float32)).account
     assert account == kvtier.Account(
         11, 12, 13, 14, 15, 16, 17, 18, 0.25, 0.5, 21, 22, 23, 24, 25, kvtier.AttendMode.BUDGET,
-        0.75, 26, True,
+        0.75, 26, True, 27,
     )  # fmt: skip
 
 
@@ -180,7 +180,7 @@ def test_handles_are_opened_once(fast_server: tuple[FastServer, str], store: Sto
         b"TVF1",
         struct.pack("<4sBBHIIQ", b"XXXX", 1, 0x85, 0, 3, 0, 0),
         struct.pack("<4sBBHIIQ", b"TVF1", 9, 0x85, 0, 3, 0, 0),
-        struct.pack("<4sBBHIIQ", b"TVF1", 3, 0x86, 0, 3, 0, 0),
+        struct.pack("<4sBBHIIQ", b"TVF1", 4, 0x86, 0, 3, 0, 0),
         struct.pack("<4sBBHIIQ", b"TVF1", 3, 0x85, 0, 999, 0, 0),
         struct.pack("<4sBBHIIQ", b"TVF1", 3, 0x85, 0, 3, 0, 1 << 40),
         struct.pack("<4sBBHIIQ", b"TVF1", 3, 0x85, 0, 3, 0, 32) + b"short",
