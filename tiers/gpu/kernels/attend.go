@@ -164,11 +164,10 @@ func (a *Attention) Upload(ctx context.Context, p *Plan) (Tables, error) {
 		}
 		copy(pinned, p.tables)
 		if at, err = c.Alloc(len(p.tables)); err == nil {
-			if err = c.CopyToDevice(at, pinned, a.stream); err == nil {
-				err = a.stream.Synchronize()
-			}
-			if err != nil {
+			if err = c.CopyToDevice(at, pinned, a.stream); err != nil {
 				err = errors.Join(err, c.Free(at))
+			} else if err = a.stream.Synchronize(); err != nil {
+				return err // nobody knows what is under way: all stays taken
 			}
 		}
 		return errors.Join(err, c.HostFree(pinned))
@@ -191,7 +190,10 @@ func (t Tables) Bytes() int { return len(t.plan.tables) }
 // FreeTables gives the room back, when what was started has been done.
 func (a *Attention) FreeTables(ctx context.Context, t Tables) error {
 	return a.device.Do(ctx, func(c *cuda.Context) error {
-		return errors.Join(a.stream.Synchronize(), c.Free(t.at))
+		if err := a.stream.Synchronize(); err != nil {
+			return err
+		}
+		return c.Free(t.at)
 	})
 }
 
@@ -240,10 +242,13 @@ func (a *Attention) Start(ctx context.Context, t Tables, q []float32, softcap fl
 			return err
 		}
 		err = n.issue(c, m, q, softcap)
-		if err != nil { // what was issued before still uses the room
-			err = errors.Join(err, a.stream.Synchronize(), n.call.drop(c))
+		if err == nil {
+			return nil
 		}
-		return err
+		if e := a.stream.Synchronize(); e != nil { // what was issued before uses the room
+			return errors.Join(err, e)
+		}
+		return errors.Join(err, n.call.drop(c))
 	})
 	if err != nil {
 		return nil, fmt.Errorf("gpu: attend: %w", err)
@@ -447,7 +452,7 @@ func (a *Attention) Close(ctx context.Context) error {
 			return nil
 		}
 		a.mu.closed = true
-		err := a.stream.Synchronize()
+		var err error
 		for _, x := range a.mu.idle {
 			err = errors.Join(err, x.drop(c))
 		}
