@@ -40,7 +40,6 @@ type call struct {
 // headResult is what one KV head's group gives.
 type headResult struct {
 	zone      []attention.Partial // [n*group], position-major: the exact zone alone
-	before    []attention.Partial // [n*group]: the zone, and what the GPU attended to
 	ps        []attention.Partial // [n*group]
 	share     float32             // that the last answer might read, a position
 	acc       sparse.Account
@@ -48,6 +47,7 @@ type headResult struct {
 	exact     int64
 	zoneBytes int64
 	nsZone    int64
+	onDevice  bool // segments in the GPU's memory are left to it
 }
 
 // headsAtOnce is how many KV heads of a call are answered at the same time:
@@ -156,22 +156,18 @@ func (c *call) head(ctx context.Context, head int, res *headResult) error {
 			return err
 		}
 		res.nsZone = time.Since(begin).Nanoseconds()
-		res.zone, res.before = res.ps, res.ps
-		c.device.wait(c.seq.srv.store)
-		if ps := c.device.of(head, len(res.zone)); ps != nil {
-			res.before = attention.ClonePartials(res.zone)
-			for i := range ps {
-				res.before[i].Merge(&ps[i])
-			}
-		}
+		res.zone = res.ps
 	}
 	res.vain.Add(res.acc.Moved)
 	res.acc = sparse.Account{}
 	if sp.window[c.layer] > 0 {
 		return nil
 	}
-	res.ps = attention.ClonePartials(res.before)
-	return c.sealed(ctx, head, q, res)
+	res.ps = attention.ClonePartials(res.zone)
+	if c.device == nil {
+		return c.sealed(ctx, head, q, res)
+	}
+	return c.withDevice(ctx, head, q, res)
 }
 
 // sealed attends to the sealed spans.
@@ -199,7 +195,10 @@ func (c *call) sealed(ctx context.Context, head int, q []float32, res *headResul
 // read everything once does, and shares it.
 func (c *call) together(ctx context.Context, head int, q []float32, res *headResult) error {
 	g := c.seq.spec.group()
-	segs := c.device.rest(c.seq.srv.segmentsOf(c.st, c.layer, c.st.sealed()))
+	segs := c.seq.srv.segmentsOf(c.st, c.layer, c.st.sealed())
+	if res.onDevice {
+		segs = c.device.held(false)
+	}
 	if res.share*float32(c.n) >= 1 || c.n == 1 {
 		return c.rows(ctx, head, segs, q, res, 0, c.n*g, float32(c.n))
 	}

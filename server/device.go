@@ -3,6 +3,7 @@ package server
 import (
 	"context"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"kvtier/attention"
@@ -12,14 +13,14 @@ import (
 	"kvtier/tiers/store"
 )
 
-// deviceAnswer is what the GPU answers of a call: all that is stored of the segments that lie in its memory, while the host attends to
-// the exact zone. The host's own choice of what to read comes after it, because it depends on what attention goes elsewhere.
+// deviceAnswer is what the GPU answers of a call: all that is stored of the segments that lie in its memory.
 type deviceAnswer struct {
 	segs  []sparse.Segment // of the sealed part
 	under *gpu.Answer
 
 	once     sync.Once
-	partials []attention.Partial // [kvHeads][rows]; nil: the device failed
+	done     atomic.Bool
+	partials []attention.Partial // [kvHeads][rows], once it is done; nil: the device failed
 	ns       int64
 }
 
@@ -47,6 +48,28 @@ func (c *call) startDevice(ctx context.Context) *deviceAnswer {
 	return x
 }
 
+// withDevice answers a KV head's sealed part together with the GPU. What the host chooses to read depends on what the GPU's part weighs, so it waits for that first; where it
+// reads everything both work at once. A GPU that failed leaves its segments to the host.
+func (c *call) withDevice(ctx context.Context, head int, q []float32, res *headResult) error {
+	x, st := c.device, c.seq.srv.store
+	if res.share*float32(c.n) < wholeShare {
+		x.wait(st)
+	}
+	early := x.done.Load()
+	res.onDevice = !early || x.partials != nil
+	if early {
+		x.mergeInto(res.ps, head)
+	}
+	if err := c.sealed(ctx, head, q, res); err != nil || early {
+		return err
+	}
+	if x.wait(st); x.partials == nil {
+		return c.rows(ctx, head, x.held(true), q, res, 0, len(res.ps), float32(c.n))
+	}
+	x.mergeInto(res.ps, head)
+	return nil
+}
+
 // wait waits for the device once; every deviceAnswer is waited for.
 func (x *deviceAnswer) wait(st *store.Store) {
 	if x == nil {
@@ -56,25 +79,24 @@ func (x *deviceAnswer) wait(st *store.Store) {
 		begin := time.Now()
 		x.partials = st.Wait(x.under)
 		x.ns = time.Since(begin).Nanoseconds()
+		x.done.Store(true)
 	})
 }
 
-// of returns a KV head's partials; nil if there are none.
-func (x *deviceAnswer) of(head, rows int) []attention.Partial {
-	if x == nil || x.partials == nil {
-		return nil
+// mergeInto merges a KV head's partials, if the device did not fail.
+func (x *deviceAnswer) mergeInto(ps []attention.Partial, head int) {
+	if x.partials == nil {
+		return
 	}
-	return x.partials[head*rows : (head+1)*rows]
+	for i := range ps {
+		ps[i].Merge(&x.partials[head*len(ps)+i])
+	}
 }
 
-// rest leaves out the segments that the device attended to. segs are those of the sealed part.
-func (x *deviceAnswer) rest(segs []sparse.Segment) []sparse.Segment {
-	if x == nil || x.partials == nil {
-		return segs
-	}
-	var out []sparse.Segment
-	for i, s := range segs {
-		if !x.under.Held[i] {
+// held returns the segments that lie on the device, or the others.
+func (x *deviceAnswer) held(on bool) (out []sparse.Segment) {
+	for i, s := range x.segs {
+		if x.under.Held[i] == on {
 			out = append(out, s)
 		}
 	}

@@ -18,7 +18,7 @@ type Options struct {
 	// Device is the number of the GPU, from 0.
 	Device int
 	// Bytes is the hard limit of device memory allocated for slabs: at least
-	// 256, or Auto. Kernels and the driver need some besides.
+	// 256, or Auto. Kernels and the driver need some besides: where less is free, less is the limit.
 	Bytes int64
 }
 
@@ -27,6 +27,17 @@ const (
 	Auto      = -1
 	autoSpare = 1 << 30
 )
+
+// limit returns the limit in force, of so many free bytes: a sixteenth of them stays free in any case.
+func (o *Options) limit(free int64) int64 {
+	if o.Bytes == Auto {
+		return max(free/10*9-autoSpare, grain)
+	}
+	return min(o.Bytes, max(free/16*15, grain))
+}
+
+// Info describes the device.
+func (t *Tier) Info() cuda.Info { return t.dev.Info() }
 
 // Tier holds pieces in a GPU's memory. It implements tiers.Tier.
 type Tier struct {
@@ -123,17 +134,16 @@ func Open(o Options) (*Tier, error) {
 	if err != nil {
 		return nil, fmt.Errorf("gpu: buffers for copies: %w", err)
 	}
-	if o.Bytes == Auto {
-		err := dev.Do(background, func(c *cuda.Context) error {
-			free, _, err := c.MemInfo()
-			o.Bytes = max(free/10*9-autoSpare, grain)
-			return err
-		})
-		if err != nil {
-			return nil, errors.Join(fmt.Errorf("gpu: %w", err), b.close())
-		}
+	limit := int64(0)
+	err = dev.Do(background, func(c *cuda.Context) error {
+		free, _, err := c.MemInfo()
+		limit = o.limit(free)
+		return err
+	})
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("gpu: %w", err), b.close())
 	}
-	t := newTier(b, o.Bytes)
+	t := newTier(b, limit)
 	t.dev = dev
 	if t.attender, err = newAttender(t); err != nil {
 		return nil, errors.Join(fmt.Errorf("gpu: %w", err), t.Close())

@@ -19,9 +19,11 @@ import (
 // all of it; the rest is the business of RAM and NVMe.
 const (
 	riseQueue = 1024 // segments waiting to be brought to the GPU; more are forgotten
-	// riseAgain is how long a segment that was brought up, or found no room, is not tried again: where a context is larger than the
-	// device's memory, its segments must not take each other's place all the time.
-	riseAgain = 10 * time.Second
+	// riseAgain is how long a segment that was brought up, or found no room, is not tried again; each time twice as long, up to
+	// riseSeldom. Where contexts are larger than the device's memory, segments must not take each other's place all the time.
+	riseAgain, riseSeldom = 10 * time.Second, 10 * time.Minute
+	// sayAgain is how often failures of the device are logged.
+	sayAgain = time.Minute
 )
 
 // device is the GPU tier and what brings segments there.
@@ -30,9 +32,16 @@ type device struct {
 	queue chan *tiers.Header
 	mu    struct {
 		sync.Mutex
-		tried map[tiers.ID]time.Time
-		lost  bool // it was said
+		tried map[tiers.ID]try
+		lost  bool      // it was said
+		said  time.Time // when a failure was said last
 	}
+}
+
+// try says when a segment was last tried, and for how long it is not tried again.
+type try struct {
+	at   time.Time
+	wait time.Duration
 }
 
 // openDevice opens the GPU tier if there is to be one.
@@ -53,7 +62,8 @@ func (s *Store) openDevice(o Options) error {
 		return err
 	}
 	s.device = &device{tier: t, queue: make(chan *tiers.Header, riseQueue)}
-	s.device.mu.tried = map[tiers.ID]time.Time{}
+	s.device.mu.tried = map[tiers.ID]try{}
+	s.log.Info("GPU tier", "device", t.Info().Name, "limit", t.Usage().BytesLimit)
 	return nil
 }
 
@@ -93,17 +103,20 @@ func (s *Store) Wait(a *gpu.Answer) []attention.Partial {
 // HasDevice says whether there is a GPU tier.
 func (s *Store) HasDevice() bool { return s.device != nil }
 
-// deviceFailed logs what went wrong, but that a lost device is lost only once.
+// deviceFailed logs what went wrong: that the device is lost once, other failures now and then.
 func (s *Store) deviceFailed(err error) {
 	if errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) || errors.Is(err, tiers.ErrClosed) {
 		return
 	}
 	d := s.device
 	d.mu.Lock()
-	said := d.mu.lost
+	say := !d.mu.lost && time.Since(d.mu.said) >= sayAgain
 	d.mu.lost = d.mu.lost || errors.Is(err, tiers.ErrLost)
+	if say {
+		d.mu.said = time.Now()
+	}
 	d.mu.Unlock()
-	if !said {
+	if say {
 		s.log.Error("the GPU tier failed: answers come from RAM and NVMe", "err", err)
 	}
 }
@@ -116,17 +129,18 @@ func (d *device) want(h *tiers.Header) {
 	now := time.Now()
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if t, ok := d.mu.tried[h.ID]; ok && now.Sub(t) < riseAgain {
+	t, ok := d.mu.tried[h.ID]
+	if ok && now.Sub(t.at) < t.wait {
 		return
 	}
 	select {
 	case d.queue <- h:
-		d.mu.tried[h.ID] = now
+		d.mu.tried[h.ID] = try{now, min(max(2*t.wait, riseAgain), riseSeldom)}
 	default: // it will be wanted again
 	}
 	if len(d.mu.tried) > 1<<16 {
 		for id, t := range d.mu.tried {
-			if now.Sub(t) >= riseAgain {
+			if now.Sub(t.at) >= riseSeldom {
 				delete(d.mu.tried, id)
 			}
 		}
