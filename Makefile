@@ -65,6 +65,7 @@ test-cuda: $(CUDA_BUILD)/libcuda.a ## run the tests of GPU support, on an emulat
 	$(CUDA_ENV) $(GO) vet -tags cuda ./tiers/gpu/... ./bench/gpu ./server
 	REQUIRE_CUDA=1 LD_LIBRARY_PATH="$(LIBCUDA):$$LD_LIBRARY_PATH" $(CUDA_ENV) $(GO) test -tags cuda -timeout 10m ./tiers/gpu/... ./bench/gpu
 	REQUIRE_CUDA=1 LD_LIBRARY_PATH="$(LIBCUDA):$$LD_LIBRARY_PATH" $(CUDA_ENV) $(GO) test -tags cuda -timeout 10m -run Device ./server
+	REQUIRE_CUDA=1 LD_LIBRARY_PATH="$(LIBCUDA):$$LD_LIBRARY_PATH" $(CUDA_ENV) $(GO) test -tags cuda -timeout 10m -run GPU ./bench/million
 
 .PHONY: cuda-header
 cuda-header: ## compare the project's cuda.h with a genuine one: make cuda-header CUDA_INCLUDE=folder

@@ -2,11 +2,14 @@ package million
 
 import (
 	"context"
+	"errors"
+	"os"
 	"os/exec"
 	"path/filepath"
 	"testing"
 
 	"kvtier/bench/synth"
+	"kvtier/tiers/gpu/cuda"
 )
 
 // A small run from beginning to end, on the real daemon.
@@ -14,10 +17,7 @@ func TestRun(t *testing.T) {
 	if testing.Short() {
 		t.Skip("it builds and runs a daemon")
 	}
-	bin := filepath.Join(t.TempDir(), "kvtierd")
-	if out, err := exec.Command("go", "build", "-o", bin, "kvtier/cmd/kvtierd").CombinedOutput(); err != nil {
-		t.Fatalf("build kvtierd: %v\n%s", err, out)
-	}
+	bin := build(t)
 	o := Options{Geometry: synth.Geometry{Tokens: 3*synth.BlockTokens + 300, Layers: 2, KVHeads: 2, Group: 2, HeadDim: 64}, Seed: 1, Budgets: []int{1024, 2048},
 		Warm: 2, Steps: 4, Audits: 4, Dense: 1, RAM: "4MiB", Disk: "64MiB", Kvtierd: bin, Say: t.Logf}
 	o.Dir, o.Keep = t.TempDir(), true
@@ -42,6 +42,48 @@ func TestRun(t *testing.T) {
 	o.Seed = 2
 	if _, err = Run(context.Background(), o); err == nil {
 		t.Error("another model's context is taken")
+	}
+}
+
+// build builds the daemon.
+func build(t *testing.T, flags ...string) string {
+	t.Helper()
+	bin := filepath.Join(t.TempDir(), "kvtierd")
+	args := append(append([]string{"build"}, flags...), "-o", bin, "kvtier/cmd/kvtierd")
+	if out, err := exec.Command("go", args...).CombinedOutput(); err != nil {
+		t.Fatalf("build kvtierd: %v\n%s", err, out)
+	}
+	return bin
+}
+
+// TestRunOnGPU: the same with a GPU, which `make test-cuda` emulates: once segments lie there, everything is read, and answers err by the codec alone.
+func TestRunOnGPU(t *testing.T) {
+	d, err := cuda.Open(0)
+	if (errors.Is(err, cuda.ErrNoDriver) || errors.Is(err, cuda.ErrNoDevice)) && os.Getenv("REQUIRE_CUDA") == "" {
+		t.Skip(err)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := d.Close(); err != nil {
+		t.Fatal(err)
+	}
+	o := Options{Geometry: synth.Geometry{Tokens: 2*synth.BlockTokens + 300, Layers: 2, KVHeads: 1, Group: 4, HeadDim: 64}, Seed: 1, Budgets: []int{1024},
+		Warm: 10, Steps: 4, Audits: 4, Dense: 1, RAM: "4MiB", Disk: "64MiB", GPU: "64MiB", Kvtierd: build(t, "-tags", "cuda"), Say: t.Logf}
+	o.Dir = t.TempDir()
+	rep, err := Run(context.Background(), o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	x := rep.Decode[0]
+	if x.GPUBytes == 0 || x.RAMBytes+x.NVMeBytes > 0 || x.EstimatedError > 0 {
+		t.Errorf("decode: %+v", x)
+	}
+	if !(x.Audit.Mean > 0 && x.Audit.Mean < 2*x.CodecError) {
+		t.Errorf("errors %+v, of the codec %v", x.Audit, x.CodecError)
+	}
+	if r := rep.Reopen; r.Accepted != r.Expected {
+		t.Errorf("reopen: %+v", r)
 	}
 }
 
