@@ -1,12 +1,16 @@
 package server
 
 import (
+	"bytes"
+	"encoding/binary"
 	"errors"
 	"os"
 	"os/exec"
 	"strings"
 	"testing"
 	"time"
+
+	"google.golang.org/grpc/codes"
 
 	"kvtier/attention"
 	kvtierv1 "kvtier/proto/kvtier/v1"
@@ -162,4 +166,132 @@ func TestDeviceLost(t *testing.T) {
 	want, _ := deviceTrace(t, m, dir, id, Options{})
 	got, _ := deviceTrace(t, m, dir, id, Options{GPUBytes: 64 << 20})
 	sameAnswers(t, got, want, 2e-3)
+}
+
+// TestDeviceWorker: a worker in another process hands rows and queries over in its own device memory, and gets its answers there: the same as inline.
+func TestDeviceWorker(t *testing.T) {
+	const env = "KVTIER_TEST_WORKER" // the fast path's socket, and the sequence
+	device(t)
+	if to := os.Getenv(env); to != "" {
+		socket, id, _ := strings.Cut(to, "|")
+		deviceWorker(t, socket, id)
+		return
+	}
+	m := newModel(9, deviceSpec(), segment+400)
+	r := newRig(t, Options{ReadAllTokens: -1, GPUBytes: 64 << 20})
+	s := openSequence(t, r.srv, &kvtierv1.OpenSequenceRequest{Spec: m.spec, Profile: kvtierv1.Profile_PROFILE_BALANCED})
+	m.feed(t, s, 0, segment+300)
+	waitSealed(t, s, segment)
+	settle(t, r.srv)
+	cmd := exec.Command(os.Args[0], "-test.run=^TestDeviceWorker$", "-test.v")
+	cmd.Env = append(os.Environ(), env+"="+r.socket+"|"+s.id)
+	if out, err := cmd.CombinedOutput(); err != nil || !strings.Contains(string(out), "--- PASS: TestDeviceWorker") {
+		t.Errorf("worker: %v\n%s", err, out)
+	}
+}
+
+// deviceWorker is the worker's process.
+func deviceWorker(t *testing.T, socket, id string) {
+	d, err := cuda.Open(0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer d.Close()
+	const size = 1 << 20
+	var at cuda.Ptr
+	var handle cuda.Handle
+	var stream cuda.Stream
+	var pinned []byte
+	do := func(f func(c *cuda.Context) error) {
+		t.Helper()
+		if err := d.Do(t.Context(), f); err != nil {
+			t.Fatal(err)
+		}
+	}
+	do(func(c *cuda.Context) (err error) {
+		if at, err = c.Alloc(2 * size); err != nil {
+			return err
+		}
+		if handle, err = c.MemHandle(at); err != nil {
+			return err
+		}
+		if pinned, err = c.HostAlloc(2 * size); err != nil {
+			return err
+		}
+		clear(pinned)
+		if stream, err = c.NewStream(); err != nil {
+			return err
+		}
+		return errors.Join(c.Set(at, 0, 2*size, stream), stream.Synchronize())
+	})
+	defer do(func(c *cuda.Context) error { return errors.Join(stream.Destroy(), c.HostFree(pinned), c.Free(at)) })
+
+	plain, shared := dialFast(t, socket), dialFast(t, socket)
+	region := func(region uint32, n uint64) []byte { return append(regionBody(region, n), handle[:]...) }
+	for _, c := range []struct {
+		body []byte
+		code codes.Code
+	}{
+		{region(0, size), codes.InvalidArgument}, {region(7, 0), codes.InvalidArgument}, {region(7, 2*size+1), codes.InvalidArgument},
+		{region(7, size)[:75], codes.InvalidArgument}, {append(regionBody(7, size), make([]byte, 64)...), codes.InvalidArgument},
+	} {
+		_, err := shared.call(opDeviceRegion, c.body)
+		wantError(t, err, c.code, "")
+	}
+	if _, err := shared.call(opDeviceRegion, region(7, 2*size)); err != nil {
+		t.Fatal(err)
+	}
+	// Tensors go through the first half of the region, results come in the second; the client's own places are copied there and back.
+	shared.in = &testRegion{id: 7, b: pinned[:size]}
+	shared.push = func() {
+		do(func(c *cuda.Context) error {
+			return errors.Join(c.CopyToDevice(at, pinned[:size], stream), stream.Synchronize())
+		})
+	}
+	shared.out = &testRegion{id: 7, b: pinned[size:]}
+	shared.outAt = size
+	shared.pull = func() {
+		do(func(c *cuda.Context) error {
+			return errors.Join(c.CopyToHost(pinned[size:], at+size, stream), stream.Synchronize())
+		})
+	}
+	for _, c := range []*fastClient{plain, shared} {
+		if _, err := c.open(t.Context(), id); err != nil {
+			t.Fatal(err)
+		}
+	}
+	m := newModel(9, deviceSpec(), segment+400)
+	row, kv := int(m.spec.QueryHeads*m.spec.HeadDim), int(m.spec.KvHeads*m.spec.HeadDim)
+	for i, pos := range []int{segment + 300, segment + 301, segment + 302} {
+		for layer := range int(m.spec.Layers) {
+			writer := []*fastClient{shared, plain}[i%2] // who brings the token's rows
+			item := &kvtierv1.AttendItem{SequenceId: id, Start: uint64(pos), Q: bf16Bytes(m.q[layer][pos*row : (pos+1)*row]),
+				K: bf16Bytes(m.k[layer][pos*kv : (pos+1)*kv]), V: bf16Bytes(m.v[layer][pos*kv : (pos+1)*kv])}
+			if layer == 0 {
+				item.TokenIds = m.ids[pos : pos+1]
+			}
+			ask := func(c *fastClient, it *kvtierv1.AttendItem) *kvtierv1.AttendResult {
+				req := request(layer, exactly, it)
+				req.Dtype = kvtierv1.ElementType_ELEMENT_TYPE_BF16
+				res, err := c.attend(t.Context(), m.spec, req)
+				if err != nil {
+					t.Fatal(err)
+				}
+				return res.Results[0]
+			}
+			got := ask(writer, item)
+			again := &kvtierv1.AttendItem{SequenceId: id, Start: item.Start, Q: item.Q}
+			for _, c := range []*fastClient{plain, shared} {
+				if res := ask(c, again); !bytes.Equal(res.Output, got.Output) || !bytes.Equal(res.Lse, got.Lse) {
+					t.Fatalf("token %d, layer %d: another answer", pos, layer)
+				}
+			}
+			if got.Account.BytesGpu == 0 {
+				t.Errorf("token %d, layer %d: %v", pos, layer, got.Account)
+			}
+		}
+	}
+	if _, err := shared.call(opUnregion, binary.LittleEndian.AppendUint32(nil, 7)); err != nil {
+		t.Fatal(err)
+	}
 }

@@ -49,7 +49,7 @@ type fastConn struct {
 	lent []*[]byte // scratch of the request at hand
 	out  []byte    // reply
 
-	regions map[uint32][]byte
+	regions map[uint32]region
 
 	watch struct {
 		sync.Mutex
@@ -93,7 +93,7 @@ func (srv *Server) startFast(conn *net.UnixConn) {
 		return
 	}
 	c := &fastConn{srv: srv, conn: conn, buf: make([]byte, fastBuffer), oob: make([]byte, oobBytes),
-		out: make([]byte, frameHeader, 4096), opened: map[uint64]bool{}, regions: map[uint32][]byte{}}
+		out: make([]byte, frameHeader, 4096), opened: map[uint64]bool{}, regions: map[uint32]region{}}
 	c.ctx, c.cancel = context.WithCancel(context.Background())
 	c.watch.timer = time.AfterFunc(time.Hour, c.look)
 	c.watch.timer.Stop()
@@ -281,6 +281,8 @@ func (c *fastConn) dispatch(f frame, body []byte) (err error) {
 		return c.hello(body)
 	case opRegion:
 		return c.addRegion(body)
+	case opDeviceRegion:
+		return c.addDeviceRegion(body)
 	case opUnregion:
 		if len(body) != 4 {
 			return badFrame("an UNREGION of %d bytes, not 4", len(body))
@@ -361,11 +363,11 @@ func (c *fastConn) attend(body []byte) error {
 	if len(f.items) == 1 && f.items[0].err != nil {
 		return f.items[0].err
 	}
-	return c.results(f)
+	return c.results(ctx, f)
 }
 
 // results writes an ATTEND's answers to the reply and to the results' region.
-func (c *fastConn) results(f *attendFrame) error {
+func (c *fastConn) results(ctx context.Context, f *attendFrame) error {
 	errs := make([]*Error, len(f.items))
 	c.out = binary.LittleEndian.AppendUint64(c.out, uint64(len(f.items)))
 	for i := range f.items {
@@ -389,7 +391,7 @@ func (c *fastConn) results(f *attendFrame) error {
 		c.out = slices.Grow(c.out, total)[:at+total]
 		dst = c.out[at:]
 	}
-	return touching(func() {
+	err := touching(func() {
 		for i := range f.items {
 			if errs[i] == nil {
 				putFloats(dst, f.items[i].answer)
@@ -397,6 +399,10 @@ func (c *fastConn) results(f *attendFrame) error {
 			}
 		}
 	})
+	if err == nil && f.bring != nil {
+		err = f.bring(ctx)
+	}
+	return err
 }
 
 // byHandle finds a sequence, for the parsers.

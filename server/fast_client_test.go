@@ -29,6 +29,9 @@ type fastClient struct {
 	id      uint32
 	handles map[string]uint64
 	in, out *testRegion // nil: inline
+	outAt   uint64      // where out begins in its region
+	push    func()      // brings what was placed in to where the region is; or nil
+	pull    func()      // brings out from there; or nil
 	buf     []byte
 }
 
@@ -185,6 +188,9 @@ func (c *fastClient) place(data []byte) (region uint32, offset uint64, size uint
 		return 0, 0, 0, data
 	}
 	copy(c.in.b[128:], data)
+	if c.push != nil {
+		c.push()
+	}
 	return c.in.id, 128, uint32(len(data)), nil
 }
 
@@ -276,7 +282,7 @@ func (c *fastClient) attendBody(ctx context.Context, spec *kvtierv1.ModelSpec, r
 	if c.out != nil {
 		b = le.AppendUint32(b, c.out.id)
 		b = le.AppendUint32(b, size)
-		b = le.AppendUint64(b, 64)
+		b = le.AppendUint64(b, c.outAt+64)
 	} else {
 		b = le.AppendUint32(b, 0)
 		b = le.AppendUint32(b, size)
@@ -318,6 +324,9 @@ func (c *fastClient) results(b []byte, spec *kvtierv1.ModelSpec, r *kvtierv1.Att
 	if c.out != nil {
 		if len(text) != 0 {
 			return nil, fmt.Errorf("%d bytes inline beside a results' region", len(text))
+		}
+		if c.pull != nil {
+			c.pull()
 		}
 		data = c.out.b[64:]
 	}

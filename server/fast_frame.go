@@ -1,6 +1,7 @@
 package server
 
 import (
+	"context"
 	"encoding/binary"
 	"math"
 	"strings"
@@ -17,13 +18,14 @@ const (
 	frameHeader  = 24
 	maxBody      = 256 << 20
 
-	opHello    = 1
-	opRegion   = 2
-	opUnregion = 3
-	opOpen     = 4
-	opAppend   = 5
-	opAttend   = 6
-	opReply    = 0x80
+	opHello        = 1
+	opRegion       = 2
+	opUnregion     = 3
+	opOpen         = 4
+	opAppend       = 5
+	opAttend       = 6
+	opDeviceRegion = 7
+	opReply        = 0x80
 
 	ackBytes    = 32
 	appendHead  = 56
@@ -77,8 +79,8 @@ type source interface {
 	byHandle(handle uint64) (*sequence, error)
 	// input copies size bytes out of a region.
 	input(region uint32, offset, size uint64) ([]byte, error)
-	// output returns a region's bytes [offset, offset+size).
-	output(region uint32, offset, size uint64) ([]byte, error)
+	// output returns room for results that belong at offset of a region, and what brings them there, if anything does.
+	output(region uint32, offset, size uint64) (room []byte, bring func(context.Context) error, err error)
 }
 
 // cut takes tensors off data whose size was checked.
@@ -175,7 +177,8 @@ type attendFrame struct {
 	sizes   []int // bytes of each item's output and lse
 	budget  kvtierv1.Budget
 	timeout time.Duration
-	results []byte // of the results' region; nil: inline
+	results []byte                      // of the results' region; nil: inline
+	bring   func(context.Context) error // results to their region; nil: they are there
 }
 
 // parseAttend reads an ATTEND's body.
@@ -209,7 +212,7 @@ func parseAttend(body []byte, src source) (*attendFrame, error) {
 		return nil, err
 	}
 	if region := le.Uint32(body[40:]); region != 0 {
-		if f.results, err = src.output(region, le.Uint64(body[48:]), out); err != nil {
+		if f.results, f.bring, err = src.output(region, le.Uint64(body[48:]), out); err != nil {
 			return nil, err
 		}
 	} else if le.Uint64(body[48:]) != 0 {

@@ -1,9 +1,14 @@
 package server
 
 import (
+	"context"
 	"encoding/binary"
+	"errors"
 
 	"google.golang.org/grpc/codes"
+
+	"kvtier/tiers/gpu"
+	"kvtier/tiers/gpu/cuda"
 )
 
 const (
@@ -53,6 +58,15 @@ func (c *fastConn) expireDescriptors() {
 	c.fds = append(c.fds[:0], c.fds[n:]...)
 }
 
+// region is memory that a worker shares with the daemon. The caller of read and write has checked that the bytes lie inside.
+type region interface {
+	bytes() uint64
+	read(ctx context.Context, dst []byte, off uint64) error
+	// place returns room for so many bytes of results, and what brings them there, if that is another place.
+	place(c *fastConn, off, n uint64) (room []byte, bring func(context.Context) error)
+	close() error
+}
+
 // addRegion maps the region that a REGION frame's descriptor names.
 func (c *fastConn) addRegion(body []byte) error {
 	if len(c.fds) == 0 {
@@ -64,66 +78,138 @@ func (c *fastConn) addRegion(body []byte) error {
 	if len(body) != 12 {
 		return badFrame("a REGION of %d bytes, not 12", len(body))
 	}
-	id, size := binary.LittleEndian.Uint32(body), binary.LittleEndian.Uint64(body[4:])
-	switch {
-	case id == 0:
-		return invalid(ReasonRegion, "region id 0 means inline: choose another")
-	case c.regions[id] != nil:
-		return invalid(ReasonRegion, "region %d is in use: give it up with UNREGION first", id)
-	case len(c.regions) == maxRegions:
-		return invalid(ReasonRegion, "a connection has at most %d regions: give one up with UNREGION first", maxRegions)
-	case size == 0 || size > maxRegion:
-		return invalid(ReasonRegion, "a region of %d bytes: 1 to %d", size, maxRegion)
+	id, size, err := c.newRegion(body)
+	if err != nil {
+		return err
 	}
 	b, err := mapRegion(fd, int64(size))
 	if err != nil {
 		return err
 	}
-	c.regions[id] = b
+	c.regions[id] = mapped(b)
 	return nil
 }
 
+// addDeviceRegion opens device memory of the worker.
+func (c *fastConn) addDeviceRegion(body []byte) error {
+	var h cuda.Handle
+	if len(body) != 12+len(h) {
+		return badFrame("a DEVICE_REGION of %d bytes, not %d", len(body), 12+len(h))
+	}
+	id, size, err := c.newRegion(body)
+	if err != nil {
+		return err
+	}
+	copy(h[:], body[12:])
+	s, err := c.srv.store.OpenShared(c.ctx, h, int64(size))
+	switch {
+	case errors.Is(err, cuda.ErrNoDevice):
+		return fail(codes.FailedPrecondition, ReasonRegion, "this daemon has no GPU: send a region of host memory with REGION")
+	case err != nil:
+		return invalid(ReasonRegion, "the handle names no memory of this GPU's that the daemon can use: %v", err)
+	}
+	c.regions[id] = onDevice{s}
+	return nil
+}
+
+// newRegion checks what REGION and DEVICE_REGION begin with.
+func (c *fastConn) newRegion(body []byte) (id uint32, size uint64, err error) {
+	id, size = binary.LittleEndian.Uint32(body), binary.LittleEndian.Uint64(body[4:])
+	switch {
+	case id == 0:
+		err = invalid(ReasonRegion, "region id 0 means inline: choose another")
+	case c.regions[id] != nil:
+		err = invalid(ReasonRegion, "region %d is in use: give it up with UNREGION first", id)
+	case len(c.regions) == maxRegions:
+		err = invalid(ReasonRegion, "a connection has at most %d regions: give one up with UNREGION first", maxRegions)
+	case size == 0 || size > maxRegion:
+		err = invalid(ReasonRegion, "a region of %d bytes: 1 to %d", size, maxRegion)
+	}
+	return id, size, err
+}
+
 func (c *fastConn) dropRegion(id uint32) error {
-	b, err := c.region(id)
+	r, err := c.region(id)
 	if err != nil {
 		return err
 	}
 	delete(c.regions, id)
-	return unmapRegion(b)
+	return r.close()
 }
 
-func (c *fastConn) region(id uint32) ([]byte, error) {
-	if b := c.regions[id]; b != nil {
-		return b, nil
+func (c *fastConn) region(id uint32) (region, error) {
+	if r := c.regions[id]; r != nil {
+		return r, nil
 	}
 	return nil, fail(codes.NotFound, ReasonUnknown, "no region %d on this connection: send it with REGION first", id)
 }
 
-// output returns bytes of a region, for results.
-func (c *fastConn) output(id uint32, offset, size uint64) ([]byte, error) {
-	b, err := c.region(id)
+// inRegion checks that bytes lie in a region.
+func (c *fastConn) inRegion(id uint32, offset, size uint64) (region, error) {
+	r, err := c.region(id)
 	if err != nil {
 		return nil, err
 	}
-	n := uint64(len(b))
+	n := r.bytes()
 	switch {
 	case offset%regionStep != 0:
 		return nil, invalid(ReasonRegion, "offset %d in region %d is not a multiple of %d", offset, id, regionStep)
 	case offset > n || size > n-offset:
 		return nil, invalid(ReasonRegion, "%d bytes at %d of region %d: it has %d", size, offset, id, n)
 	}
-	return b[offset : offset+size : offset+size], nil
+	return r, nil
+}
+
+// output returns room for results that belong in a region, and what brings them there, or nil.
+func (c *fastConn) output(id uint32, offset, size uint64) (room []byte, bring func(context.Context) error, err error) {
+	r, err := c.inRegion(id, offset, size)
+	if err != nil {
+		return nil, nil, err
+	}
+	room, bring = r.place(c, offset, size)
+	return room, bring, nil
 }
 
 // input copies bytes out of a region: the client may change them at any time.
 func (c *fastConn) input(id uint32, offset, size uint64) ([]byte, error) {
-	from, err := c.output(id, offset, size)
+	r, err := c.inRegion(id, offset, size)
 	if err != nil {
 		return nil, err
 	}
-	b := c.borrow(len(from))
-	return b, touching(func() { copy(b, from) })
+	b := c.borrow(int(size))
+	return b, r.read(c.ctx, b, offset)
 }
+
+// mapped is a region of host memory.
+type mapped []byte
+
+func (m mapped) bytes() uint64 { return uint64(len(m)) }
+
+func (m mapped) read(_ context.Context, dst []byte, off uint64) error {
+	return touching(func() { copy(dst, m[off:]) })
+}
+
+func (m mapped) place(_ *fastConn, off, n uint64) ([]byte, func(context.Context) error) {
+	return m[off : off+n : off+n], nil
+}
+
+func (m mapped) close() error { return unmapRegion(m) }
+
+// onDevice is a region of device memory.
+type onDevice struct{ s *gpu.Shared }
+
+func (d onDevice) bytes() uint64 { return uint64(d.s.Bytes()) }
+
+func (d onDevice) read(ctx context.Context, dst []byte, off uint64) error {
+	return d.s.Read(ctx, dst, int64(off))
+}
+
+func (d onDevice) place(c *fastConn, off, n uint64) ([]byte, func(context.Context) error) {
+	room := c.borrow(int(n))
+	return room, func(ctx context.Context) error { return d.s.Write(ctx, int64(off), room) }
+}
+
+func (d onDevice) close() error { return d.s.Close() }
 
 // touching runs f, which touches a region's memory; should the kernel have no
 // page for it, that is an error of the call. Needs debug.SetPanicOnFault.

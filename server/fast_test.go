@@ -4,6 +4,7 @@ package server
 
 import (
 	"bytes"
+	"context"
 	"encoding/binary"
 	"errors"
 	"io"
@@ -472,7 +473,7 @@ func newFuzzSource(t testing.TB) *fuzzSource {
 		t.Fatal(err)
 	}
 	x := &fuzzSource{seq: &sequence{spec: sp}}
-	x.conn = &fastConn{regions: map[uint32][]byte{7: make([]byte, 1<<16)}}
+	x.conn = &fastConn{regions: map[uint32]region{7: mapped(make([]byte, 1<<16))}}
 	return x
 }
 
@@ -487,7 +488,7 @@ func (x *fuzzSource) input(id uint32, offset, size uint64) ([]byte, error) {
 	return x.conn.input(id, offset, size)
 }
 
-func (x *fuzzSource) output(id uint32, offset, size uint64) ([]byte, error) {
+func (x *fuzzSource) output(id uint32, offset, size uint64) ([]byte, func(context.Context) error, error) {
 	return x.conn.output(id, offset, size)
 }
 

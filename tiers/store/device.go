@@ -202,6 +202,14 @@ func (s *Store) dropOnDevice(id tiers.ID, planes tiers.PlaneSet) error {
 	return nil
 }
 
+// OpenShared opens device memory of another process. The error is cuda.ErrNoDevice where there is no GPU tier.
+func (s *Store) OpenShared(ctx context.Context, h cuda.Handle, n int64) (*gpu.Shared, error) {
+	if s.device == nil {
+		return nil, cuda.ErrNoDevice
+	}
+	return s.device.tier.OpenShared(ctx, h, n)
+}
+
 // closeDevice gives the GPU back.
 func (s *Store) closeDevice() error {
 	if s.device == nil {

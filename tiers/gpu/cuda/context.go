@@ -320,3 +320,13 @@ func (c *Context) OpenMemHandle(h Handle) (Ptr, error) {
 func (c *Context) CloseMemHandle(p Ptr) error {
 	return check(result(C.cuIpcCloseMemHandle(C.CUdeviceptr(p))), "close a handle of device memory")
 }
+
+// AllocationBytes returns how many bytes there are from p, where an allocation begins, to its end.
+func (c *Context) AllocationBytes(p Ptr) (int64, error) {
+	var base C.CUdeviceptr
+	var n C.size_t
+	if err := result(C.cuMemGetAddressRange(&base, &n, C.CUdeviceptr(p))); err != nil {
+		return 0, check(err, "ask for an allocation's size")
+	}
+	return int64(n) - int64(p-Ptr(base)), nil
+}

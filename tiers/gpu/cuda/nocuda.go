@@ -71,3 +71,4 @@ func (*Context) Set(Ptr, byte, int, Stream) error             { return errBuild 
 func (*Context) MemHandle(Ptr) (Handle, error)                { return Handle{}, errBuild }
 func (*Context) OpenMemHandle(Handle) (Ptr, error)            { return 0, errBuild }
 func (*Context) CloseMemHandle(Ptr) error                     { return errBuild }
+func (*Context) AllocationBytes(Ptr) (int64, error)           { return 0, errBuild }
