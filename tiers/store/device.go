@@ -59,7 +59,7 @@ func (s *Store) openDevice(o Options) error {
 		return nil
 	}
 	if err != nil {
-		return err
+		return fmt.Errorf("%w: mend that, or start with --gpu off", err)
 	}
 	s.device = &device{tier: t, queue: make(chan *tiers.Header, riseQueue)}
 	s.device.mu.tried = map[tiers.ID]try{}
