@@ -27,7 +27,7 @@ RACEFLAGS   ?= -short
 PYTESTFLAGS ?= -q -m "not oracle and not slow"
 
 # What `make generate` writes.
-GENERATED := proto python/kvtier/v1 attention/kernels
+GENERATED := proto python/kvtier/v1 attention/kernels tiers/gpu/kernels
 
 .DEFAULT_GOAL := help
 
@@ -57,15 +57,44 @@ cuda: $(CUDA_BUILD)/libcuda.a ## build the binaries with GPU support (needs a C 
 	@mkdir -p bin
 	$(CUDA_ENV) $(GO) build -tags cuda -trimpath -ldflags '-X kvtier/cmd/internal/buildinfo.version=$(VERSION)' -o bin/ ./cmd/kvtierd ./cmd/kvtier ./cmd/kvbench
 
-# Where libcuda.so.1 lies: that of the emulated GPU, or LIBCUDA= for the machine's own driver.
-LIBCUDA ?= $(CURDIR)/tiers/gpu/mock/build
+# Where libcuda.so.1 lies: that of the emulated GPU, or LIBCUDA= for the machine's own driver. The emulated one
+# does not wait for work that still uses what is freed: no program may count on that.
+MOCK      := $(CURDIR)/tiers/gpu/mock/build
+LIBCUDA   ?= $(MOCK)
+GO_CUDA   := REQUIRE_CUDA=1 MOCKCUDA_STRICT_FREE=1 LD_LIBRARY_PATH="$(LIBCUDA):$$LD_LIBRARY_PATH" $(CUDA_ENV) $(GO)
+CUDA_PKGS := ./tiers/gpu/... ./bench/gpu
+
+.PHONY: $(MOCK)/libcuda.so.1
+$(MOCK)/libcuda.so.1:
+	$(MAKE) -C tiers/gpu/mock build/libcuda.so.1
+
 .PHONY: test-cuda
-test-cuda: $(CUDA_BUILD)/libcuda.a ## run the tests of GPU support, on an emulated GPU (LIBCUDA= on a real one)
-	$(if $(filter $(CURDIR)/tiers/gpu/mock/build,$(LIBCUDA)),$(MAKE) -C tiers/gpu/mock build/libcuda.so.1)
-	$(CUDA_ENV) $(GO) vet -tags cuda ./tiers/gpu/... ./bench/gpu ./server
-	REQUIRE_CUDA=1 LD_LIBRARY_PATH="$(LIBCUDA):$$LD_LIBRARY_PATH" $(CUDA_ENV) $(GO) test -tags cuda -timeout 10m ./tiers/gpu/... ./bench/gpu
-	REQUIRE_CUDA=1 LD_LIBRARY_PATH="$(LIBCUDA):$$LD_LIBRARY_PATH" $(CUDA_ENV) $(GO) test -tags cuda -timeout 10m -run Device ./server
-	REQUIRE_CUDA=1 LD_LIBRARY_PATH="$(LIBCUDA):$$LD_LIBRARY_PATH" $(CUDA_ENV) $(GO) test -tags cuda -timeout 10m -run GPU ./bench/million
+test-cuda: $(CUDA_BUILD)/libcuda.a $(if $(filter $(MOCK),$(LIBCUDA)),$(MOCK)/libcuda.so.1) ## run the tests of GPU support, on an emulated GPU (LIBCUDA= on a real one)
+	$(GO_CUDA) test -tags cuda -timeout 10m $(CUDA_PKGS)
+	$(GO_CUDA) test -tags cuda -timeout 10m -run 'Device|GPU' ./server ./bench/million
+
+.PHONY: race-cuda
+race-cuda: $(CUDA_BUILD)/libcuda.a $(MOCK)/libcuda.so.1 ## run them under the race detector, on an emulated GPU (RACEFLAGS= for the long ones)
+	$(GO_CUDA) test -tags cuda -race $(RACEFLAGS) -timeout 15m $(CUDA_PKGS)
+	$(GO_CUDA) test -tags cuda -race $(RACEFLAGS) -timeout 15m -run Device ./server
+
+.PHONY: mutants-cuda
+mutants-cuda: $(CUDA_BUILD)/libcuda.a $(MOCK)/libcuda.so.1 ## leave out each wait for the device, one at a time: tests on an emulated GPU must fail
+	CUDA_MUTANTS=1 $(GO_CUDA) test -tags cuda -timeout 20m -v -run TestMutants ./tiers/gpu
+
+# The assembler that is in drivers, as NVIDIA publishes it for Python.
+PTXAS_WHEEL := nvidia-cuda-nvcc-cu12==12.9.86
+PTXAS_DIR   := $(VENV)/$(subst ==,-,$(PTXAS_WHEEL))
+PTXAS       := $(PTXAS_DIR)/nvidia/cuda_nvcc/bin/ptxas
+$(PTXAS):
+	@test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
+	@$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --target $(PTXAS_DIR) '$(PTXAS_WHEEL)' || { \
+		rm -rf $(PTXAS_DIR); echo "make: $(PTXAS_WHEEL), which has ptxas, could not be had from the package registry (see above)" >&2; exit 1; }
+	@chmod +x $@
+
+.PHONY: ptxas
+ptxas: $(PTXAS) ## assemble the kernels for GPUs of three generations: registers, spills, shared memory
+	$(PYTHON) tiers/gpu/kernels/ptxas.py $(PTXAS)
 
 .PHONY: cuda-header
 cuda-header: ## compare the project's cuda.h with a genuine one: make cuda-header CUDA_INCLUDE=folder
@@ -113,16 +142,18 @@ arm64: ## build for arm64, and run the tests of its arithmetic under emulation (
 	GOARCH=arm64 $(GO) test -short -timeout 15m -exec $(QEMU) $(ARM64_PKGS)
 
 .PHONY: lint
-lint: ## gofmt, go vet, staticcheck, errorlint, buf lint
+lint: $(CUDA_BUILD)/libcuda.a ## gofmt, go vet, staticcheck, errorlint, buf lint; with GPU support and without
 	@unformatted=$$(git ls-files -co --exclude-standard '*.go' | xargs -r ls -d 2>/dev/null | xargs -r gofmt -l); \
 		if [ -n "$$unformatted" ]; then echo "gofmt -w is needed for:"; echo "$$unformatted"; exit 1; fi
 	$(GO) vet $(PKGS)
 	$(GO) run $(STATICCHECK) $(PKGS)
 	$(GO) run $(ERRORLINT) $(PKGS)
+	$(CUDA_ENV) $(GO) vet -tags cuda $(PKGS)
+	$(CUDA_ENV) $(GO) run $(STATICCHECK) -tags cuda ./tiers/gpu/... ./bench/gpu
 	$(GO) run $(BUF) lint
 
 .PHONY: generate
-generate: ## write generated code anew (protocol in Go and Python, kernels)
+generate: ## write generated code anew (protocol in Go and Python, kernels; those of GPUs need clang-19)
 	$(GO) run $(BUF) generate
 	$(GO) generate $(PKGS)
 	@if [ -e python/generate.sh ]; then echo sh python/generate.sh; sh python/generate.sh; fi

@@ -291,6 +291,9 @@ func TestFaults(t *testing.T) {
 		return
 	}
 	emulated(t)
+	if testing.Short() {
+		t.Skip("a process for each call")
+	}
 	for _, call := range []string{"cuMemAlloc", "cuMemHostAlloc", "cuMemcpyHtoDAsync", "cuMemcpyDtoHAsync", "cuLaunchKernel", "cuEventCreate", "cuEventRecord",
 		"cuEventQuery", "cuStreamSynchronize", "cuModuleLoadDataEx", "cuModuleGetFunction", "cuFuncSetAttribute",
 		"cuOccupancyMaxActiveBlocksPerMultiprocessor", "cuStreamCreate"} {
