@@ -62,9 +62,10 @@ template <u32 D, bool kLow> struct Shape {
   static constexpr u32 values = kStep * row;
   static constexpr u32 scales = kStep * kScale;  // 96
   static constexpr u32 high_at = keys, low_at = keys + values, scales_at = keys + values * (kLow ? 2 : 1);
-  static constexpr u32 bins_at = (scales_at + scales + 127) / 128 * 128;
+  static constexpr u32 align = D == 256 ? 16 : 128;  // a block of dimension 256 just fits what an A100 has
+  static constexpr u32 bins_at = (scales_at + scales + align - 1) / align * align;
   static constexpr u32 bins = 5 * D;  // lower ends, sizes, and the channels' order
-  static constexpr u32 stage = bins_at + (bins + 127) / 128 * 128;
+  static constexpr u32 stage = bins_at + (bins + align - 1) / align * align;
   // A warp copies a step's keys in rounds of 4 lines, 16 bytes a lane.
   static constexpr u32 rounds = (lines + 3) / 4;
   METHOD static constexpr u32 first_plane(u32 round) { return plane_of(4 * round); }

@@ -87,12 +87,16 @@ func (a *Attention) Stream() cuda.Stream { return a.stream }
 
 // sharedBytes is the shared memory of a block, as attend.cu divides it: query rows, and for each warp the folded words and some stages.
 func sharedBytes(d, depth int, low bool) int {
-	round := func(n int) int { return (n + 127) / 128 * 128 }
 	groups := d / 16
 	lines, values := 2*groups+2*((groups+3)/4), 32*d/2
 	if low {
 		lines, values = 4*groups, 2*values
 	}
+	align := 128
+	if d == 256 {
+		align = 16
+	}
+	round := func(n int) int { return (n + align - 1) / align * align }
 	stage := round(lines*2*64+values+96) + round(5*d)
 	return warpRows*(d+4)*4 + blockSplits*(groups*256+depth*stage)
 }
