@@ -16,21 +16,8 @@ import (
 	kvtierv1 "kvtier/proto/kvtier/v1"
 	"kvtier/tiers"
 	"kvtier/tiers/gpu/cuda"
+	"kvtier/tiers/gpu/cuda/cudatest"
 )
-
-// device skips a test where there is no GPU: `make test-cuda` has an emulated one.
-func device(t *testing.T) cuda.Info {
-	t.Helper()
-	d, err := cuda.Open(0)
-	if (errors.Is(err, cuda.ErrNoDriver) || errors.Is(err, cuda.ErrNoDevice)) && os.Getenv("REQUIRE_CUDA") == "" {
-		t.Skip(err)
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer d.Close()
-	return d.Info()
-}
 
 func deviceSpec() *kvtierv1.ModelSpec {
 	s := testSpec()
@@ -113,7 +100,7 @@ func sameAnswers(t *testing.T, got, want []*answer, within float32) (fromGPU, fr
 // TestDevice: one trace with everything on the GPU, with a part of it, and
 // without a GPU: the same answers, within what the GPU rounds. Sparse answers err no more for what is read on the GPU.
 func TestDevice(t *testing.T) {
-	device(t)
+	cudatest.Open(t)
 	for _, p := range []kvtierv1.Profile{kvtierv1.Profile_PROFILE_BALANCED, kvtierv1.Profile_PROFILE_NEUTRAL, kvtierv1.Profile_PROFILE_EXACT} {
 		t.Run(p.String(), func(t *testing.T) {
 			m := newModel(9, deviceSpec(), 2*segment+400)
@@ -148,7 +135,7 @@ func TestDevice(t *testing.T) {
 // TestDeviceLost: a device that is lost in the middle costs no answer.
 func TestDeviceLost(t *testing.T) {
 	const fail = "MOCKCUDA_FAIL"
-	if !strings.HasPrefix(device(t).Name, "Mock") {
+	if !strings.HasPrefix(cudatest.Open(t).Info().Name, "Mock") {
 		t.Skip("a real device is not lost on purpose")
 	}
 	if os.Getenv(fail) == "" {
@@ -171,7 +158,7 @@ func TestDeviceLost(t *testing.T) {
 // TestDeviceWorker: a worker in another process hands rows and queries over in its own device memory, and gets its answers there: the same as inline.
 func TestDeviceWorker(t *testing.T) {
 	const env = "KVTIER_TEST_WORKER" // the fast path's socket, and the sequence
-	device(t)
+	cudatest.Open(t)
 	if to := os.Getenv(env); to != "" {
 		socket, id, _ := strings.Cut(to, "|")
 		deviceWorker(t, socket, id)
@@ -192,11 +179,7 @@ func TestDeviceWorker(t *testing.T) {
 
 // deviceWorker is the worker's process.
 func deviceWorker(t *testing.T, socket, id string) {
-	d, err := cuda.Open(0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer d.Close()
+	d := cudatest.Open(t)
 	const size = 1 << 20
 	var at cuda.Ptr
 	var handle cuda.Handle

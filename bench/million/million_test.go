@@ -2,14 +2,12 @@ package million
 
 import (
 	"context"
-	"errors"
-	"os"
 	"os/exec"
 	"path/filepath"
 	"testing"
 
 	"kvtier/bench/synth"
-	"kvtier/tiers/gpu/cuda"
+	"kvtier/tiers/gpu/cuda/cudatest"
 )
 
 // A small run from beginning to end, on the real daemon.
@@ -58,16 +56,7 @@ func build(t *testing.T, flags ...string) string {
 
 // TestRunOnGPU: the same with a GPU, which `make test-cuda` emulates: once segments lie there, everything is read, and answers err by the codec alone.
 func TestRunOnGPU(t *testing.T) {
-	d, err := cuda.Open(0)
-	if (errors.Is(err, cuda.ErrNoDriver) || errors.Is(err, cuda.ErrNoDevice)) && os.Getenv("REQUIRE_CUDA") == "" {
-		t.Skip(err)
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := d.Close(); err != nil {
-		t.Fatal(err)
-	}
+	cudatest.Open(t)
 	o := Options{Geometry: synth.Geometry{Tokens: 2*synth.BlockTokens + 300, Layers: 2, KVHeads: 1, Group: 4, HeadDim: 64}, Seed: 1, Budgets: []int{1024},
 		Warm: 10, Steps: 4, Audits: 4, Dense: 1, RAM: "4MiB", Disk: "64MiB", GPU: "64MiB", Kvtierd: build(t, "-tags", "cuda"), Say: t.Logf}
 	o.Dir = t.TempDir()

@@ -10,18 +10,17 @@ import (
 
 	"kvtier/tiers"
 	"kvtier/tiers/gpu/cuda"
+	"kvtier/tiers/gpu/cuda/cudatest"
 	"kvtier/tiers/tiertest"
 )
 
 var ctx = context.Background()
 
-// openCUDA makes a tier on device 0. Without one the test is skipped, unless REQUIRE_CUDA=1.
+// openCUDA makes a tier on device 0. Without one the test is skipped.
 func openCUDA(t *testing.T, limit int64) *Tier {
 	t.Helper()
 	tier, err := Open(Options{Bytes: limit})
-	if noDevice := errors.Is(err, cuda.ErrNoDriver) || errors.Is(err, cuda.ErrNoDevice); noDevice && os.Getenv("REQUIRE_CUDA") != "1" {
-		t.Skipf("%v: `make test-cuda` tests with an emulated device", err)
-	}
+	cudatest.Missing(t, err)
 	if err != nil {
 		t.Fatal(err)
 	}

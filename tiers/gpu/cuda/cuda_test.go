@@ -16,27 +16,10 @@ import (
 	"time"
 
 	"kvtier/tiers/gpu/cuda"
+	"kvtier/tiers/gpu/cuda/cudatest"
 )
 
 var ctx = context.Background()
-
-// open opens device 0. Without one the test is skipped, unless REQUIRE_CUDA=1.
-func open(t *testing.T) *cuda.Device {
-	t.Helper()
-	d, err := cuda.Open(0)
-	if err != nil {
-		if noDevice := errors.Is(err, cuda.ErrNoDriver) || errors.Is(err, cuda.ErrNoDevice); noDevice && os.Getenv("REQUIRE_CUDA") != "1" {
-			t.Skipf("%v: `make test-cuda` tests with an emulated device", err)
-		}
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := d.Close(); err != nil {
-			t.Error(err)
-		}
-	})
-	return d
-}
 
 // do runs f on the device.
 func do(t *testing.T, d *cuda.Device, f func(*cuda.Context) error) {
@@ -108,7 +91,7 @@ $L__END:
 `
 
 func TestInfo(t *testing.T) {
-	d := open(t)
+	d := cudatest.Open(t)
 	info := d.Info()
 	t.Logf("%+v", info)
 	if info.Name == "" || info.Memory <= 0 || info.SMs <= 0 || info.Major < 7 || info.Driver < 11000 {
@@ -178,7 +161,7 @@ func (l *lane) issue(t *testing.T, d *cuda.Device, f func(c *cuda.Context) error
 }
 
 func TestCopies(t *testing.T) {
-	d := open(t)
+	d := cudatest.Open(t)
 	const size = 1 << 20
 	l := newLane(t, d, size)
 	want := make([]byte, size)
@@ -201,7 +184,7 @@ func TestCopies(t *testing.T) {
 }
 
 func TestKernel(t *testing.T) {
-	d := open(t)
+	d := cudatest.Open(t)
 	const n = 1000
 	l := newLane(t, d, 4*n)
 	for i := range n {
@@ -262,7 +245,7 @@ func TestKernel(t *testing.T) {
 }
 
 func TestBadPTX(t *testing.T) {
-	d := open(t)
+	d := cudatest.Open(t)
 	err := d.Do(ctx, func(c *cuda.Context) error {
 		_, err := c.Load([]byte(strings.Replace(ptx, "mad.lo.s32", "mad.nonsense", 1)))
 		return err
@@ -278,7 +261,7 @@ func TestBadPTX(t *testing.T) {
 
 // TestOrder copies in one stream what a kernel reads in another.
 func TestOrder(t *testing.T) {
-	d := open(t)
+	d := cudatest.Open(t)
 	const n = 1 << 16
 	l := newLane(t, d, 4*n)
 	for i := range n {
@@ -318,7 +301,7 @@ func TestOrder(t *testing.T) {
 }
 
 func TestRegister(t *testing.T) {
-	d := open(t)
+	d := cudatest.Open(t)
 	l := newLane(t, d, 1<<16)
 	b := mapped(t, 1<<16)
 	for i := range b {
@@ -335,7 +318,7 @@ func TestRegister(t *testing.T) {
 }
 
 func TestOutOfMemory(t *testing.T) {
-	d := open(t)
+	d := cudatest.Open(t)
 	err := d.Do(ctx, func(c *cuda.Context) error {
 		_, total, err := c.MemInfo()
 		if err != nil {
@@ -355,7 +338,7 @@ func TestOutOfMemory(t *testing.T) {
 }
 
 func TestDo(t *testing.T) {
-	d := open(t)
+	d := cudatest.Open(t)
 	mine := errors.New("mine")
 	is(t, d.Do(ctx, func(*cuda.Context) error { return mine }), mine)
 
@@ -392,7 +375,7 @@ func TestDo(t *testing.T) {
 
 // TestDoThatExits ends a goroutine in the middle of its function: others get their turn.
 func TestDoThatExits(t *testing.T) {
-	d := open(t)
+	d := cudatest.Open(t)
 	var wg sync.WaitGroup
 	wg.Go(func() { _ = d.Do(ctx, func(*cuda.Context) error { runtime.Goexit(); return nil }) })
 	wg.Wait()
@@ -412,7 +395,7 @@ func again(t *testing.T, variable, value string) {
 
 // TestLost loses the device, which is why it has a process of its own.
 func TestLost(t *testing.T) {
-	d := open(t)
+	d := cudatest.Open(t)
 	const child = "CUDA_TEST_LOST"
 	if os.Getenv(child) == "" {
 		again(t, child, "1")
@@ -444,7 +427,7 @@ func TestLost(t *testing.T) {
 
 // TestHandle reads this process's device memory from another one.
 func TestHandle(t *testing.T) {
-	d := open(t)
+	d := cudatest.Open(t)
 	const child, size = "CUDA_TEST_HANDLE", 2 << 20
 	l := newLane(t, d, size)
 	if given := os.Getenv(child); given != "" {

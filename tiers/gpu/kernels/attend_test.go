@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"kvtier/tiers"
+	"kvtier/tiers/gpu/cuda/cudatest"
 )
 
 // mostError is how much an output may differ from that of the dense oracle, relative, and a log-sum-exp. Both read the same codes: what
@@ -35,7 +36,7 @@ func agree(t *testing.T, a *Attention, m shape, rows int, softcap float32, stren
 
 // TestDense compares random shapes with a dense oracle in float64.
 func TestDense(t *testing.T) {
-	a := newAttention(t, open(t))
+	a := newAttention(t, cudatest.Open(t))
 	some := func(rng *rand.Rand, d int, tokens ...int) shape {
 		m := shape{d: d, heads: 1 + rng.IntN(2), tokens: tokens, profile: tiers.ProfileBalanced}
 		switch rng.IntN(4) {
@@ -92,7 +93,7 @@ func TestDense(t *testing.T) {
 
 // TestExtremes compares where numbers are far from 1.
 func TestExtremes(t *testing.T) {
-	a := newAttention(t, open(t))
+	a := newAttention(t, cudatest.Open(t))
 	for i, d := range HeadDims {
 		if testing.Short() && i > 0 {
 			break
@@ -111,7 +112,7 @@ func TestExtremes(t *testing.T) {
 
 // TestPeaks asks so that one token, or a few, have all the weight.
 func TestPeaks(t *testing.T) {
-	a := newAttention(t, open(t))
+	a := newAttention(t, cudatest.Open(t))
 	for i, d := range HeadDims {
 		agree(t, a, shape{d: d, heads: 2, tokens: []int{333, 70}, profile: tiers.ProfileNeutral}, 5, 0, 15, uint64(i))
 		agree(t, a, shape{d: d, heads: 1, tokens: []int{200}, profile: tiers.ProfileBalanced}, 3, 0, 0, uint64(i)) // a query of zeros
@@ -120,7 +121,7 @@ func TestPeaks(t *testing.T) {
 
 // TestOverflow has values so large that sums of them may be no float32: that is an error, or right.
 func TestOverflow(t *testing.T) {
-	a := newAttention(t, open(t))
+	a := newAttention(t, cudatest.Open(t))
 	m := shape{d: 64, heads: 1, tokens: []int{900}, profile: tiers.ProfileBalanced, values: 0x1p119, constant: true}
 	rng := rand.New(rand.NewPCG(5, 6))
 	all := m.make(rng)

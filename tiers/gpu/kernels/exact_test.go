@@ -12,6 +12,7 @@ import (
 	"kvtier/compress"
 	"kvtier/tiers"
 	"kvtier/tiers/gpu/cuda"
+	"kvtier/tiers/gpu/cuda/cudatest"
 	"kvtier/tiers/seal"
 )
 
@@ -82,7 +83,7 @@ const a100 = 163 << 10 // bytes of shared memory that a block can have there
 
 // TestSizes compares what the host assumes of the tables and of shared memory with what attend.cu says.
 func TestSizes(t *testing.T) {
-	d := open(t)
+	d := cudatest.Open(t)
 	for _, headDim := range HeadDims {
 		got := launch(t, d, probe(t, d, headDim, "sizes"), 1, 1, 0, nil, []int{24})[0]
 		want := []int{segmentBytes, unitBytes, splitBytes, sharedBytes(headDim, 2, false), sharedBytes(headDim, 1, true), sharedBytes(headDim, 2, true)}
@@ -100,7 +101,7 @@ func TestSizes(t *testing.T) {
 
 // TestIntegers compares folded words, and sums of words times codes, with the host's, to the last bit.
 func TestIntegers(t *testing.T) {
-	d := open(t)
+	d := cudatest.Open(t)
 	rng := rand.New(rand.NewPCG(7, 8))
 	for _, headDim := range HeadDims {
 		most, low := probe(t, d, headDim, "probe"), probe(t, d, headDim, "probe_low")

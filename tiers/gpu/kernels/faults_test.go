@@ -15,6 +15,7 @@ import (
 	"kvtier/attention"
 	"kvtier/tiers"
 	"kvtier/tiers/gpu/cuda"
+	"kvtier/tiers/gpu/cuda/cudatest"
 )
 
 // asked is something to ask whose answer is known.
@@ -60,7 +61,7 @@ func (x *asked) answer(a *Attention) ([]attention.Partial, error) {
 }
 
 func TestWrongQuery(t *testing.T) {
-	d := open(t)
+	d := cudatest.Open(t)
 	a := newAttention(t, d)
 	x := ask(t, d, 64, 1, 50)
 	tables, err := a.Upload(ctx, NewPlan(x.segments, Warps{4, 4}))
@@ -82,7 +83,7 @@ func TestWrongQuery(t *testing.T) {
 
 // TestGivenUp cancels while the device works. Nothing is lost, whoever waits for the rest; the next answers are right.
 func TestGivenUp(t *testing.T) {
-	d := open(t)
+	d := cudatest.Open(t)
 	a, err := New(ctx, d)
 	if err != nil {
 		t.Fatal(err)
@@ -145,7 +146,7 @@ func TestGivenUp(t *testing.T) {
 
 // TestFreeTables frees what an answer that is under way reads.
 func TestFreeTables(t *testing.T) {
-	a := newAttention(t, open(t))
+	a := newAttention(t, cudatest.Open(t))
 	x := ask(t, a.device, 64, 2, 60)
 	tables, err := a.Upload(ctx, NewPlan(x.segments, Warps{4, 4}))
 	if err != nil {
@@ -167,7 +168,7 @@ func TestFreeTables(t *testing.T) {
 
 // TestNoLeak looks at the device's free memory before and after.
 func TestNoLeak(t *testing.T) {
-	d := open(t)
+	d := cudatest.Open(t)
 	xs := []*asked{ask(t, d, 64, 3, 100), ask(t, d, 128, 9, 40), ask(t, d, 64, 1, 300)}
 	use := func() {
 		t.Helper()
@@ -213,7 +214,7 @@ func TestNoLeak(t *testing.T) {
 
 // TestConcurrent asks from many sides at once, some of which lose patience.
 func TestConcurrent(t *testing.T) {
-	d := open(t)
+	d := cudatest.Open(t)
 	a := newAttention(t, d)
 	xs := []*asked{ask(t, d, 64, 3, 100), ask(t, d, 128, 9, 40), ask(t, d, 64, 1, 300)}
 	var wg sync.WaitGroup
@@ -271,7 +272,7 @@ func command(test string, env ...string) (string, error) {
 // emulated skips tests that need a device which does as it is told.
 func emulated(t *testing.T) {
 	t.Helper()
-	if name := open(t).Info().Name; !strings.Contains(strings.ToLower(name), "mock") {
+	if name := cudatest.Open(t).Info().Name; !strings.Contains(strings.ToLower(name), "mock") {
 		t.Skipf("%s does not fail on demand", name)
 	}
 }
@@ -323,7 +324,7 @@ func TestFaults(t *testing.T) {
 
 // faulty asks while a call fails.
 func faulty(t *testing.T) {
-	d := open(t)
+	d := cudatest.Open(t)
 	x := ask(t, d, 64, 2, 40)
 	before := free(t, d)
 	a, err := New(ctx, d)
@@ -374,11 +375,11 @@ func gone(t *testing.T, d *cuda.Device, err error) {
 // TestLost has segments at addresses that nothing lies at: the kernel loses the device, in a process of its own.
 func TestLost(t *testing.T) {
 	if os.Getenv(faultChild) == "" {
-		open(t)
+		cudatest.Open(t)
 		child(t, faultChild+"=lost")
 		return
 	}
-	d := open(t)
+	d := cudatest.Open(t)
 	a, err := New(ctx, d)
 	if err != nil {
 		t.Fatal(err)

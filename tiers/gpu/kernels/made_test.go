@@ -6,7 +6,6 @@ import (
 	"errors"
 	"math"
 	"math/rand/v2"
-	"os"
 	"testing"
 
 	"kvtier/attention"
@@ -17,24 +16,6 @@ import (
 )
 
 var ctx = context.Background()
-
-// open opens device 0. Without one the test is skipped, unless REQUIRE_CUDA=1.
-func open(t *testing.T) *cuda.Device {
-	t.Helper()
-	d, err := cuda.Open(0)
-	if noDevice := errors.Is(err, cuda.ErrNoDriver) || errors.Is(err, cuda.ErrNoDevice); noDevice && os.Getenv("REQUIRE_CUDA") != "1" {
-		t.Skipf("%v: `make test-cuda` tests with an emulated device", err)
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := d.Close(); err != nil {
-			t.Error(err)
-		}
-	})
-	return d
-}
 
 // do runs f on the device.
 func do(t *testing.T, d *cuda.Device, f func(*cuda.Context) error) {

@@ -11,6 +11,7 @@ import (
 	"testing"
 
 	"kvtier/tiers"
+	"kvtier/tiers/gpu/cuda/cudatest"
 )
 
 // ordering are the instructions that keep threads and copies in order.
@@ -59,7 +60,7 @@ func mutant(t *testing.T) {
 	if _, err := fmt.Sscanf(os.Getenv(mutantChild), "%d:%d", &d, &without); err != nil {
 		t.Fatal(err)
 	}
-	device := open(t)
+	device := cudatest.Open(t)
 	a := newAttention(t, device)
 	a.text = func(headDim int) ([]byte, error) {
 		text, err := embedded(headDim)
