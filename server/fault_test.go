@@ -152,10 +152,10 @@ func TestEviction(t *testing.T) {
 		s := openSequence(t, srv, &kvtierv1.OpenSequenceRequest{Spec: testSpec()})
 		models, all = append(models, m), append(all, s)
 		release := s.hold()
-		m.feed(t, s, 0, m.n)
 		if i == 2 {
-			models[0].check(t, all[0], 10, exactBudget, .1) // used again
+			models[0].check(t, all[0], 10, exactBudget, .1) // used again, before there is anything to seal
 		}
+		m.feed(t, s, 0, m.n)
 		waitSealed(t, s, segment)
 		release()
 		eventually(t, "the sealer rests", func() bool { return srv.sealer.pending() == 0 })
