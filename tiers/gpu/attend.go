@@ -72,6 +72,11 @@ type Answer struct {
 	first   *kernels.Answer // rows [0, rowsAtOnce), under way
 }
 
+// Attends says whether a segment would be attended on the device if it were there.
+func (t *Tier) Attends(h *tiers.Header) bool {
+	return t.attender != nil && kernels.Supported(h) && kernels.Fit(h.HeadDim, t.dev.Info())
+}
+
 // Attend begins to attend to those of the segments, all of one layer, that the tier holds whole: every stored token of them is
 // read. q is [heads][rows][d], scaled. It returns nil if the tier holds none. What it
 // returns must be waited for. Errors are of the device; the segments can be answered from below.
@@ -85,7 +90,7 @@ func (t *Tier) Attend(ctx context.Context, segments []Segment, q []float32, soft
 	n := &Answer{Held: make([]bool, len(segments)), a: t.attender, q: q, softcap: softcap}
 	var of []Segment
 	for i, s := range segments {
-		if !kernels.Supported(s.Header) {
+		if !t.Attends(s.Header) {
 			continue
 		}
 		if l, ok := t.lease(s.Header, kernels.Planes(s.Low)); ok {

@@ -123,7 +123,7 @@ func (s *Store) deviceFailed(err error) {
 
 // want asks for a segment to be brought to the GPU.
 func (d *device) want(h *tiers.Header) {
-	if !kernels.Supported(h) {
+	if !d.tier.Attends(h) {
 		return
 	}
 	now := time.Now()

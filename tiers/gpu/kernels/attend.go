@@ -101,6 +101,11 @@ func sharedBytes(d, depth int, low bool) int {
 	return warpRows*(d+4)*4 + blockSplits*(groups*256+depth*stage)
 }
 
+// Fit says whether the kernels of a head dimension fit a device: a block's shared memory.
+func Fit(headDim int, d cuda.Info) bool {
+	return max(sharedBytes(headDim, 2, false), sharedBytes(headDim, 2, true)) <= d.SharedOptin
+}
+
 // load loads the kernels of a head dimension. It runs on the executor.
 func (a *Attention) load(c *cuda.Context, d int) (*module, error) {
 	a.mu.Lock()

@@ -6,6 +6,7 @@ import (
 	"testing"
 
 	"kvtier/tiers"
+	"kvtier/tiers/gpu/cuda"
 	"kvtier/tiers/seal"
 )
 
@@ -226,6 +227,17 @@ func TestSupported(t *testing.T) {
 	} {
 		if got := Supported(c.h); got != c.want {
 			t.Errorf("%+v: %v", c.h, got)
+		}
+	}
+}
+
+// TestFit: an H100 and an A100 have room for all kernels, smaller GPUs not for those of dimension 256.
+func TestFit(t *testing.T) {
+	for shared, most := range map[int]int{227 << 10: 256, 163 << 10: 256, 99 << 10: 128, 48 << 10: 64} {
+		for _, d := range HeadDims {
+			if Fit(d, cuda.Info{SharedOptin: shared}) != (d <= most) {
+				t.Errorf("head dimension %d, %d bytes of shared memory", d, shared)
+			}
 		}
 	}
 }
