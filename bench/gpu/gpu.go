@@ -157,28 +157,14 @@ func copies(ctx context.Context, d *cuda.Device, o *Options) (out []Copy, err er
 
 // timed returns how many µs each of n runs takes on the device; two before them are not counted.
 func timed(c *cuda.Context, s cuda.Stream, n int, do func() error) (us []float64, err error) {
-	a, err := c.NewEvent(true)
-	if err != nil {
-		return nil, err
-	}
-	b, err := c.NewEvent(true)
-	if err != nil {
-		return nil, errors.Join(err, a.Destroy())
-	}
-	defer func() { err = errors.Join(err, a.Destroy(), b.Destroy()) }()
-	for i := range n + 2 {
-		if err := errors.Join(a.Record(s), do(), b.Record(s), b.Synchronize()); err != nil {
-			return nil, err
-		}
-		t, err := cuda.Elapsed(a, b)
+	for range n + 2 {
+		t, err := c.Timed(s, do)
 		if err != nil {
 			return nil, err
 		}
-		if i >= 2 {
-			us = append(us, float64(t)/1e3)
-		}
+		us = append(us, float64(t)/1e3)
 	}
-	return us, nil
+	return us[2:], nil
 }
 
 // attend measures one shape at all lengths. A few segments are made and copied to as many places as the length has.

@@ -14,7 +14,6 @@ import (
 type resident struct {
 	device *cuda.Device
 	held   []cuda.Ptr
-	bytes  int64
 }
 
 // upload copies what attention needs of a segment to memory of its own.
@@ -45,7 +44,7 @@ func (r *resident) upload(ctx context.Context, s sparse.Segment, pieces []tiers.
 			return errors.Join(err, c.HostFree(pinned))
 		}
 		if base, err = c.Alloc(size); err == nil {
-			r.held, r.bytes = append(r.held, base), r.bytes+int64(size)
+			r.held = append(r.held, base)
 			if err = c.CopyToDevice(base, pinned, stream); err == nil {
 				err = stream.Synchronize()
 			}
@@ -66,7 +65,7 @@ func (r *resident) free(ctx context.Context) error {
 		for _, p := range r.held {
 			err = errors.Join(err, c.Free(p))
 		}
-		r.held, r.bytes = nil, 0
+		r.held = nil
 		return err
 	})
 }

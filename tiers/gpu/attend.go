@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"sync"
 
@@ -119,8 +120,7 @@ func (n *Answer) start(ctx context.Context, of []Segment) (err error) {
 	if n.plan, err = n.a.plan(ctx, of, n.leases); err != nil {
 		return err
 	}
-	passes := (n.rows + rowsAtOnce - 1) / rowsAtOnce
-	n.Bytes, n.Tokens = n.plan.tables.Plan().Bytes*int64(passes), n.plan.tables.Plan().Tokens
+	n.Bytes, n.Tokens = n.plan.tables.Plan().BytesFor(n.rows), n.plan.tables.Plan().Tokens
 	n.first, err = n.a.kernels.Start(ctx, n.plan.tables, n.block(0), n.softcap)
 	return err
 }
@@ -269,13 +269,10 @@ func (a *attender) free(plans []*kept) error {
 // close frees the plans. No answer is under way.
 func (a *attender) close() error {
 	a.mu.Lock()
-	var all []*kept
-	for _, p := range a.mu.plans {
-		all = append(all, p)
-	}
+	all := slices.Collect(maps.Values(a.mu.plans))
 	clear(a.mu.plans)
 	a.mu.Unlock()
-	return errors.Join(a.free(slices.Clip(all)), a.kernels.Close(background))
+	return errors.Join(a.free(all), a.kernels.Close(background))
 }
 
 // newAttender makes a device ready to attend.

@@ -22,6 +22,7 @@ const (
 	// riseAgain is how long a segment that was brought up, or found no room, is not tried again; each time twice as long, up to
 	// riseSeldom. Where contexts are larger than the device's memory, segments must not take each other's place all the time.
 	riseAgain, riseSeldom = 10 * time.Second, 10 * time.Minute
+	mostTried             = 1 << 18 // segments remembered; then all are forgotten
 	// sayAgain is how often failures of the device are logged.
 	sayAgain = time.Minute
 )
@@ -110,8 +111,9 @@ func (s *Store) deviceFailed(err error) {
 	}
 	d := s.device
 	d.mu.Lock()
-	say := !d.mu.lost && time.Since(d.mu.said) >= sayAgain
-	d.mu.lost = d.mu.lost || errors.Is(err, tiers.ErrLost)
+	lost := errors.Is(err, tiers.ErrLost)
+	say := !d.mu.lost && (lost || time.Since(d.mu.said) >= sayAgain)
+	d.mu.lost = d.mu.lost || lost
 	if say {
 		d.mu.said = time.Now()
 	}
@@ -138,12 +140,8 @@ func (d *device) want(h *tiers.Header) {
 		d.mu.tried[h.ID] = try{now, min(max(2*t.wait, riseAgain), riseSeldom)}
 	default: // it will be wanted again
 	}
-	if len(d.mu.tried) > 1<<16 {
-		for id, t := range d.mu.tried {
-			if now.Sub(t.at) >= riseSeldom {
-				delete(d.mu.tried, id)
-			}
-		}
+	if len(d.mu.tried) > mostTried {
+		clear(d.mu.tried) // queries come by here: no time to look for the oldest
 	}
 }
 

@@ -467,3 +467,32 @@ func unhex(t *testing.T, s string) (b []byte) {
 	}
 	return b
 }
+
+// TestTimed: what is timed has been done, and took some time; what fails is told.
+func TestTimed(t *testing.T) {
+	d := cudatest.Open(t)
+	do(t, d, func(c *cuda.Context) error {
+		s, err := c.NewStream()
+		if err != nil {
+			return err
+		}
+		p, err := c.Alloc(1 << 20)
+		if err != nil {
+			return errors.Join(err, s.Destroy())
+		}
+		for range 3 {
+			took, err := c.Timed(s, func() error { return c.Set(p, 7, 1<<20, s) })
+			if err != nil || took <= 0 || took > time.Minute {
+				t.Errorf("%v, %v", took, err)
+			}
+			if done, err := s.Query(); err != nil || !done {
+				t.Errorf("it is not done: %v", err)
+			}
+		}
+		failed := errors.New("nothing was issued")
+		if _, err := c.Timed(s, func() error { return failed }); !errors.Is(err, failed) {
+			t.Errorf("error %v", err)
+		}
+		return errors.Join(c.Free(p), s.Destroy())
+	})
+}

@@ -106,7 +106,7 @@ func Fit(headDim int, d cuda.Info) bool {
 	return max(sharedBytes(headDim, 2, false), sharedBytes(headDim, 2, true)) <= d.SharedOptin
 }
 
-// load loads the kernels of a head dimension. It runs on the executor.
+// load loads the kernels of a head dimension.
 func (a *Attention) load(c *cuda.Context, d int) (*module, error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -339,49 +339,23 @@ func (n *Answer) launch(c *cuda.Context, m *module, softcap float32) error {
 		tables+uint64(p.ranges), room+uint64(l.ml), room+uint64(l.out), room+uint64(l.mergedML), room+uint64(l.merged), uint64(n.rows))
 }
 
-// Time returns how many µs the kernels of each of n answers take on the device.
+// Time returns how many µs the kernels take on the device, n times one after the other.
 func (a *Attention) Time(ctx context.Context, t Tables, q []float32, softcap float32, n int) (us []float64, err error) {
-	for range n {
-		x, err := a.Start(ctx, t, q, softcap)
-		if err != nil {
-			return nil, err
-		}
-		if _, err := x.Wait(ctx); err != nil {
-			return nil, err
-		}
-		err = a.device.Do(ctx, func(c *cuda.Context) error {
-			us1, err := x.again(c, softcap)
-			us = append(us, us1)
-			return err
-		})
-		if err != nil {
-			return nil, err
-		}
-	}
-	return us, nil
-}
-
-// again runs the kernels of an answer once more, for their time.
-func (n *Answer) again(c *cuda.Context, softcap float32) (us float64, err error) {
-	m, err := n.a.load(c, n.t.plan.HeadDim)
+	x, err := a.Start(ctx, t, q, softcap)
 	if err != nil {
-		return 0, err
+		return nil, err
 	}
-	begin, err := c.NewEvent(true)
-	if err != nil {
-		return 0, err
-	}
-	end, err := c.NewEvent(true)
-	if err != nil {
-		return 0, errors.Join(err, begin.Destroy())
-	}
-	err = errors.Join(begin.Record(n.a.stream), n.launch(c, m, softcap), end.Record(n.a.stream), end.Synchronize())
-	if err == nil {
-		var t time.Duration
-		t, err = cuda.Elapsed(begin, end)
-		us = float64(t) / 1e3
-	}
-	return us, errors.Join(err, begin.Destroy(), end.Destroy())
+	err = a.device.Do(ctx, func(c *cuda.Context) error {
+		m, err := a.load(c, t.plan.HeadDim)
+		for i := 0; i < n && err == nil; i++ {
+			var d time.Duration
+			d, err = c.Timed(a.stream, func() error { return x.launch(c, m, softcap) })
+			us = append(us, float64(d)/1e3)
+		}
+		return err
+	})
+	_, e := x.Wait(ctx) // until then the room is this answer's
+	return us, errors.Join(err, e)
 }
 
 // Done is closed when the device has done with the answer, or is lost: nothing of the segments is read for it any more. This is so when Wait

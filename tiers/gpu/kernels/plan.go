@@ -80,7 +80,7 @@ type unit struct {
 // holds for the segments that it was made of, wherever queries come from.
 type Plan struct {
 	HeadDim, Heads int
-	// Tokens are those of all heads. Bytes is what attending reads.
+	// Tokens are those of all heads. Bytes is what they take.
 	Tokens, Bytes int64
 
 	tables                []byte     // segments, units, splits, ranges
@@ -140,6 +140,9 @@ func NewPlan(segments []Segment, warps Warps) *Plan {
 	p.tables = append(p.tables, ranges...)
 	return p
 }
+
+// BytesFor is what attending reads for so many query rows a head: up to 8 share each byte.
+func (p *Plan) BytesFor(rows int) int64 { return p.Bytes * int64((rows+warpRows-1)/warpRows) }
 
 // unitTokens is how many tokens a unit has at most: fewer than share bins where warps would have nothing to do otherwise.
 func unitTokens(segments []Segment, warps int) int {
