@@ -39,6 +39,21 @@ func (o *Options) fill() {
 	}
 }
 
+func (o *Options) check() error {
+	for i, n := range o.Tokens {
+		if n < tiers.SegmentTokens || n%tiers.SegmentTokens != 0 || i > 0 && n <= o.Tokens[i-1] {
+			return fmt.Errorf("lengths %v: they have to be multiples of %d, ascending", o.Tokens, tiers.SegmentTokens)
+		}
+	}
+	if o.Repeats < 1 {
+		return fmt.Errorf("%d repeats: at least one", o.Repeats)
+	}
+	if o.Device < 0 {
+		return fmt.Errorf("device %d: they are numbered from 0", o.Device)
+	}
+	return nil
+}
+
 // Report is what was measured.
 type Report struct {
 	Info     cuda.Info
@@ -78,6 +93,9 @@ func (r *Report) Failed() (out []Checked) {
 // Measure tests and measures a device.
 func Measure(ctx context.Context, o Options) (rep *Report, err error) {
 	o.fill()
+	if err := o.check(); err != nil {
+		return nil, err
+	}
 	d, err := cuda.Open(o.Device)
 	if err != nil {
 		return nil, err

@@ -2,8 +2,10 @@ package gpu
 
 import (
 	"context"
+	"errors"
 	"testing"
 
+	"kvtier/tiers/gpu/cuda"
 	"kvtier/tiers/gpu/cuda/cudatest"
 )
 
@@ -16,6 +18,15 @@ func TestSelfTest(t *testing.T) {
 	for _, c := range checked {
 		if c.Fail != "" {
 			t.Errorf("%+v: %s", c.Shape, c.Fail)
+		}
+	}
+}
+
+// TestRefuses: what cannot be measured is refused before a device is looked for.
+func TestRefuses(t *testing.T) {
+	for _, o := range []Options{{Tokens: []int{3000}}, {Tokens: []int{0}}, {Tokens: []int{-2048}}, {Tokens: []int{4096, 2048}}, {Tokens: []int{2048, 2048}}, {Repeats: -1}, {Device: -1}} {
+		if _, err := Measure(context.Background(), o); err == nil || errors.Is(err, cuda.ErrNoDriver) || errors.Is(err, cuda.ErrNoDevice) {
+			t.Errorf("%+v: %v", o, err)
 		}
 	}
 }

@@ -47,6 +47,19 @@ func TestDefaults(t *testing.T) {
 	}
 }
 
+func TestGPU(t *testing.T) {
+	for text, want := range map[string]GPU{"auto": GPUAuto, "off": GPUOff, "2GiB": 2 << 30} {
+		if c := mustLoad(t, []string{"KVTIER_GPU=" + text}); c.GPU != want {
+			t.Errorf("%s: %d, want %d", text, c.GPU, want)
+		}
+	}
+	for _, text := range []string{"", "some", "-1", "1.5.2g"} {
+		if err := new(GPU).Set(text); err == nil {
+			t.Errorf("%q is taken", text)
+		}
+	}
+}
+
 func equalConfig(a, b Config) bool {
 	a.Warnings, b.Warnings = nil, nil
 	return a.Data == b.Data && a.Socket == b.Socket && a.FastSocket == b.FastSocket && a.Listen == b.Listen &&

@@ -1,6 +1,10 @@
 package daemon
 
-import "kvtier/cmd/internal/size"
+import (
+	"fmt"
+
+	"kvtier/cmd/internal/size"
+)
 
 // GPU is a limit of device memory, in bytes. It is a pflag.Value.
 type GPU int64
@@ -21,7 +25,7 @@ func (g *GPU) Set(s string) error {
 	default:
 		b, err := size.Parse(s)
 		if err != nil {
-			return err
+			return fmt.Errorf("%w; or auto, or off", err)
 		}
 		*g = GPU(b)
 	}
