@@ -168,6 +168,12 @@ int mock_set(const char* what, int on) {
     if (where) *where = on;
     return where != nullptr;
 }
+// As if memory had failed: flips a bit of n bytes, counted from the lowest of the first, wherever they lie in device memory. Returns in
+// how many places they did. What is queued has not happened yet.
+int mock_flip(const void* bytes, size_t n, size_t bit) {
+    std::lock_guard<std::mutex> l(state().lock);
+    return bit / 8 < n ? state().memory->flip(static_cast<const uint8_t*>(bytes), n, bit) : 0;
+}
 // The text of the last error, cut to n bytes with its end. Returns its length.
 size_t mock_last_error(char* out, size_t n) {
     std::lock_guard<std::mutex> l(state().lock);

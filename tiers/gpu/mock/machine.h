@@ -47,6 +47,7 @@ public:
     bool dropHost(void* p);
     Allocation* find(uint64_t a, uint64_t n);  // nullptr unless [a, a+n) lies in one live allocation
     Allocation* starting(uint64_t base);
+    int flip(const uint8_t* bytes, size_t n, size_t bit);  // in each place that holds the bytes; returns how many did
     std::string explain(uint64_t a, uint64_t n) const;  // why find returned nullptr
     uint64_t used() const { return inUse; }
     void forgetAccesses();                 // clears writers and readers

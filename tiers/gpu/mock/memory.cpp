@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cstdarg>
 #include <cstdio>
+#include <cstring>
 
 #include "machine.h"
 
@@ -93,6 +94,19 @@ Allocation* DeviceMemory::find(uint64_t a, uint64_t n) {
 Allocation* DeviceMemory::starting(uint64_t base) {
     auto i = live.find(base);
     return i == live.end() ? nullptr : i->second.get();
+}
+
+int DeviceMemory::flip(const uint8_t* bytes, size_t n, size_t bit) {
+    int places = 0;
+    for (auto& [base, a] : live) {
+        uint8_t *at = a->data, *end = a->data + a->size;
+        while (a->defined && n && (at = static_cast<uint8_t*>(memmem(at, size_t(end - at), bytes, n)))) {
+            at[bit / 8] ^= uint8_t(1u << bit % 8);
+            at += n;
+            places++;
+        }
+    }
+    return places;
 }
 
 std::string DeviceMemory::explain(uint64_t a, uint64_t n) const {

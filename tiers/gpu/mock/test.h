@@ -70,6 +70,7 @@ struct Api {
     void (*mock_device_lost)(int);
     void (*mock_reset)();
     void (*mock_set_memory)(size_t);
+    int (*mock_flip)(const void*, size_t, size_t);
     void (*mock_seed)(uint64_t);
     void (*mock_drop_wait)(int);
     void (*mock_drop_sync)(const char*, int);

@@ -280,6 +280,25 @@ MOCK(faultsOnRequest) {
     EQUAL(cu.cuMemcpyHtoD_v2(a, &a, 8), 719);
 }
 
+MOCK(memoryFlips) {
+    CUdeviceptr a, b;
+    OK(cu.cuMemAlloc_v2(&a, 64));
+    OK(cu.cuMemAlloc_v2(&b, 64));
+    const char text[] = "..needle..needle";
+    OK(cu.cuMemcpyHtoD_v2(a, text, 16));
+    OK(cu.cuMemcpyHtoD_v2(b + 58, text + 2, 6));
+    EQUAL(cu.mock_flip("needle", 6, 8 * 6), 0);
+    EQUAL(cu.mock_flip("noodle", 6, 0), 0);
+    EQUAL(cu.mock_flip("needle", 6, 17), 3);  // e to g
+    char is[16];
+    OK(cu.cuMemcpyDtoH_v2(is, a, 16));
+    CHECK(!std::memcmp(is, "..negdle..negdle", 16));
+    OK(cu.cuMemcpyDtoH_v2(is, b + 58, 6));
+    CHECK(!std::memcmp(is, "negdle", 6));
+    OK(cu.cuMemFree_v2(a));
+    OK(cu.cuMemFree_v2(b));
+}
+
 MOCK(aLostDeviceStaysLost) {
     Doubler k;
     CUdeviceptr a;

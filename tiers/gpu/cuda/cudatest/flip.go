@@ -1,0 +1,36 @@
+//go:build cuda && cgo
+
+package cudatest
+
+/*
+#cgo LDFLAGS: -ldl
+#include <dlfcn.h>
+#include <stddef.h>
+
+// flip calls the emulated driver's mock_flip; -1 if the driver is another one.
+static int flip(const void *bytes, size_t n, size_t bit) {
+	void *driver = dlopen("libcuda.so.1", RTLD_LAZY | RTLD_NOLOAD);
+	int (*f)(const void *, size_t, size_t) = driver ? (int (*)(const void *, size_t, size_t))dlsym(driver, "mock_flip") : 0;
+	int places = f ? f(bytes, n, bit) : -1;
+	if (driver) dlclose(driver);
+	return places;
+}
+*/
+import "C"
+
+import (
+	"testing"
+	"unsafe"
+)
+
+// Flip flips a bit of bytes that lie in device memory, as failing memory would. A real device's memory cannot be asked to: the test is skipped.
+func Flip(t testing.TB, bytes []byte, bit int) {
+	t.Helper()
+	switch n := C.flip(unsafe.Pointer(unsafe.SliceData(bytes)), C.size_t(len(bytes)), C.size_t(bit)); n {
+	case 1:
+	case -1:
+		t.Skip("a real device's memory does not fail on purpose")
+	default:
+		t.Fatalf("%d bytes lie in %d places of device memory, not one", len(bytes), n)
+	}
+}

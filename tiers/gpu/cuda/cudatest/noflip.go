@@ -1,0 +1,8 @@
+//go:build !(cuda && cgo)
+
+package cudatest
+
+import "testing"
+
+// Flip skips the test: without CUDA there is no device memory.
+func Flip(t testing.TB, _ []byte, _ int) { t.Skip("this build has no GPU support") }
