@@ -290,6 +290,37 @@ func TestColdestGoes(t *testing.T) {
 	}
 }
 
+// TestGiveUp: a tier that is given up holds nothing and takes nothing, and says why; its memory is free at once, and it is closed as ever.
+func TestGiveUp(t *testing.T) {
+	tier, b := openFake(t, 1<<20, 1<<20)
+	h, pieces := tiertest.Segment(1, 2, 9000)
+	put(t, tier, h, pieces)
+	why := errors.New("it answers wrongly")
+	for range 2 {
+		if err := tier.GiveUp(why); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if u := tier.Usage(); b.has != 1<<20 || u.BytesUsed != 0 || u.Pieces != 0 || tier.Resident(h.ID, 0, 0) {
+		t.Errorf("%d bytes are free, %+v", b.has, u)
+	}
+	_, err := tier.Pin(ctx, []tiers.Request{{Header: h}})
+	for _, err := range []error{err, tier.Put(ctx, h, pieces), tier.Drop(h.ID, tiers.AllPlanes)} {
+		is(t, err, tiers.ErrLost)
+		is(t, err, why)
+	}
+	if _, ok := tier.lease(h, 0); ok {
+		t.Error("a lease of nothing")
+	}
+	if err := tier.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := tier.GiveUp(why); err != nil {
+		t.Fatal(err)
+	}
+	is(t, tier.Put(ctx, h, pieces), tiers.ErrClosed)
+}
+
 func TestAbandon(t *testing.T) {
 	tier, b := openFake(t, 1<<20, 1<<20)
 	h, pieces := tiertest.Segment(1, 2, 9000)

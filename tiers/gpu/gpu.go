@@ -61,7 +61,7 @@ type Tier struct {
 		ranking  ranking // all of segments
 		arena    arena
 		pieces   int64
-		closed   bool
+		gone     error // why nothing can be asked for any more: tiers.ErrClosed, or given up
 	}
 
 	hits, misses, read, written, evictions atomic.Int64
@@ -164,10 +164,10 @@ func (t *Tier) usable(ctx context.Context) error {
 		return err
 	}
 	t.mu.Lock()
-	closed := t.mu.closed
+	gone := t.mu.gone
 	t.mu.Unlock()
-	if closed {
-		return tiers.ErrClosed
+	if gone != nil {
+		return gone
 	}
 	return asTier(t.bank.err())
 }
@@ -245,42 +245,4 @@ func (t *Tier) Usage() tiers.Usage {
 		BytesRead: t.read.Load(), BytesWritten: t.written.Load(),
 		Evictions: t.evictions.Load(),
 	}
-}
-
-// Close gives all device memory back and closes the device. Leases must have
-// been released; it waits for those that were abandoned.
-func (t *Tier) Close() error {
-	t.writes.Lock()
-	defer t.writes.Unlock()
-	t.mu.Lock()
-	if t.mu.closed {
-		t.mu.Unlock()
-		return nil
-	}
-	t.mu.closed = true
-	t.mu.Unlock()
-	t.reads.Lock() // no Pin is under way, and none will be
-	defer t.reads.Unlock()
-	t.abandoned.Wait()
-	t.mu.Lock()
-	slabs := t.mu.arena.slabs
-	clear(t.mu.segments)
-	t.mu.ranking = nil
-	t.mu.arena.slabs, t.mu.arena.mapped, t.mu.pieces = nil, 0, 0
-	t.mu.Unlock()
-	var errs []error
-	if t.attender != nil {
-		if err := t.attender.close(); err != nil && !errors.Is(err, cuda.ErrLost) {
-			errs = append(errs, err)
-		}
-	}
-	for _, s := range slabs {
-		if err := t.bank.free(s.ptr); err != nil && !errors.Is(err, cuda.ErrLost) {
-			errs = append(errs, err)
-		}
-	}
-	if err := errors.Join(append(errs, t.bank.close())...); err != nil {
-		return fmt.Errorf("gpu: close: %w", err)
-	}
-	return nil
 }

@@ -27,7 +27,7 @@ func (t *Tier) lease(h *tiers.Header, planes tiers.PlaneSet) (l *lease, ok bool)
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	s := t.mu.segments[h.ID]
-	if s == nil || s.table.complete&planes != planes || t.mu.closed {
+	if s == nil || s.table.complete&planes != planes || t.mu.gone != nil {
 		t.misses.Add(wanted)
 		return nil, false
 	}

@@ -29,13 +29,15 @@ const (
 
 // device is the GPU tier and what brings segments there.
 type device struct {
-	tier  *gpu.Tier
-	queue chan *tiers.Header
-	mu    struct {
+	tier    *gpu.Tier
+	queue   chan *tiers.Header
+	answers sync.WaitGroup // under way
+	mu      struct {
 		sync.Mutex
-		tried map[tiers.ID]try
-		lost  bool      // it was said
-		said  time.Time // when a failure was said last
+		tried   map[tiers.ID]try
+		stopped bool      // it answered wrongly: nothing is asked of it any more (giveup.go)
+		lost    bool      // it was said
+		said    time.Time // when a failure was said last
 	}
 }
 
@@ -75,10 +77,13 @@ type Segment = gpu.Segment
 // are of the device, and were logged: the segments lie below, too.
 func (s *Store) Attend(ctx context.Context, segments []Segment, q []float32, softcap float32) *gpu.Answer {
 	d := s.device
-	if d == nil {
+	if d == nil || !d.begin() {
 		return nil
 	}
 	a, err := d.tier.Attend(ctx, segments, q, softcap)
+	if a == nil {
+		d.answers.Done()
+	}
 	if err != nil {
 		s.deviceFailed(err)
 		return nil
@@ -91,17 +96,21 @@ func (s *Store) Attend(ctx context.Context, segments []Segment, q []float32, sof
 	return a
 }
 
-// Wait returns the partials of an answer, [heads][rows]; nil if the device failed.
+// Wait returns the partials of an answer, [heads][rows]; nil if the device failed, or was stopped.
 func (s *Store) Wait(a *gpu.Answer) []attention.Partial {
 	ps, err := a.Wait()
+	s.device.answers.Done()
 	if err != nil {
 		s.deviceFailed(err)
+		return nil
+	}
+	if s.device.stopped() {
 		return nil
 	}
 	return ps
 }
 
-// HasDevice says whether there is a GPU tier.
+// HasDevice says whether there is a GPU tier, trusted or not.
 func (s *Store) HasDevice() bool { return s.device != nil }
 
 // deviceFailed logs what went wrong: that the device is lost once, other failures now and then.
@@ -132,7 +141,7 @@ func (d *device) want(h *tiers.Header) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	t, ok := d.mu.tried[h.ID]
-	if ok && now.Sub(t.at) < t.wait {
+	if d.mu.stopped || ok && now.Sub(t.at) < t.wait {
 		return
 	}
 	select {
@@ -161,16 +170,7 @@ func (s *Store) rise(ctx context.Context) {
 
 // riseOne brings a segment to the GPU from wherever it lies.
 func (s *Store) riseOne(ctx context.Context, h *tiers.Header) error {
-	planes := kernels.Planes(false)
-	if s.HasLow(h.ID) {
-		planes |= kernels.Planes(true)
-	}
-	var reqs []tiers.Request
-	for plane := range tiers.NumPlanes {
-		if planes.Has(plane) {
-			reqs = append(reqs, wholePlane([]*tiers.Header{h}, plane)...)
-		}
-	}
+	reqs := s.forDevice(h)
 	pins, _, err := s.Pin(ctx, reqs)
 	if err != nil {
 		return nil // it was removed, or queries say so, too
@@ -187,6 +187,20 @@ func (s *Store) riseOne(ctx context.Context, h *tiers.Header) error {
 		return s.device.tier.Drop(h.ID, tiers.AllPlanes)
 	}
 	return nil
+}
+
+// forDevice are the pieces of a segment that are of use on the GPU.
+func (s *Store) forDevice(h *tiers.Header) (reqs []tiers.Request) {
+	planes := kernels.Planes(false)
+	if s.HasLow(h.ID) {
+		planes |= kernels.Planes(true)
+	}
+	for plane := range tiers.NumPlanes {
+		if planes.Has(plane) {
+			reqs = append(reqs, wholePlane([]*tiers.Header{h}, plane)...)
+		}
+	}
+	return reqs
 }
 
 // dropOnDevice forgets planes of a segment on the GPU.

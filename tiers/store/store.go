@@ -318,13 +318,7 @@ func (s *Store) Verify(ctx context.Context, h *tiers.Header) error {
 			}
 		}
 	}
-	pins, err := s.nvme.Pin(ctx, reqs)
-	s.noteDamage(reqs, err)
-	for i := range pins {
-		if err == nil && !pins[i].Held() {
-			err = s.missing(reqs[i])
-		}
-	}
+	pins, _, err := s.Disk().Pin(ctx, reqs)
 	releaseAll(pins)
 	return err
 }
