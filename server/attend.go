@@ -136,6 +136,7 @@ func (s *sequence) attend(ctx context.Context, in *query) (*answer, error) {
 	out.ack = s.ack()
 	s.srv.metrics.observe(out.account)
 	s.srv.auditor.consider(c, ps, own != nil)
+	s.srv.auditor.considerDevice(c)
 	return out, nil
 }
 

@@ -22,30 +22,30 @@ const (
 	auditTimeout = time.Minute
 )
 
-type auditJob struct {
-	exact *call
-	out   []float32
-	note  *kvtierv1.Audit // but for what the audit finds
-	key   modelKey
-	kind  kind
-	raw   float32
+// auditJob is the audit of one call.
+type auditJob interface {
+	// audit ends with ctx.
+	audit(ctx context.Context, a *auditor)
 }
 
+// auditor does audits in the background, one after the other.
 type auditor struct {
 	srv    *Server
 	jobs   chan auditJob
 	cancel context.CancelFunc
 	done   sync.WaitGroup
+	pace   pace // of audits of the GPU
 	mu     struct {
 		sync.Mutex
-		notes ring[*kvtierv1.Audit]
-		sum   float64
+		notes  ring[*kvtierv1.Audit]
+		sum    float64
+		device deviceAudits
 	}
 }
 
 func newAuditor(srv *Server) *auditor {
 	ctx, cancel := context.WithCancel(context.Background())
-	a := &auditor{srv: srv, jobs: make(chan auditJob, auditQueue), cancel: cancel}
+	a := &auditor{srv: srv, jobs: make(chan auditJob, auditQueue), cancel: cancel, pace: pace{rest: deviceRest}}
 	a.done.Add(1)
 	go func() {
 		defer a.done.Done()
@@ -54,16 +54,49 @@ func newAuditor(srv *Server) *auditor {
 			case <-ctx.Done():
 				return
 			case j := <-a.jobs:
-				a.audit(ctx, j)
+				a.run(ctx, j)
 			}
 		}
 	}()
 	return a
 }
 
+// run does one audit.
+func (a *auditor) run(ctx context.Context, j auditJob) {
+	ctx, cancel := context.WithTimeout(ctx, auditTimeout)
+	defer cancel()
+	// A panic here would be a defect, but it must not take the daemon down.
+	defer func() {
+		if r := recover(); r != nil {
+			a.srv.log.Error("an audit failed", "panic", r)
+		}
+	}()
+	j.audit(ctx, a)
+}
+
 func (a *auditor) close() {
 	a.cancel()
 	a.done.Wait()
+}
+
+// offer queues an audit; false if the queue is full.
+func (a *auditor) offer(j auditJob) bool {
+	select {
+	case a.jobs <- j:
+		return true
+	default:
+		return false
+	}
+}
+
+// sparseAudit is that of a sparse call.
+type sparseAudit struct {
+	exact *call
+	out   []float32
+	note  *kvtierv1.Audit // but for what the audit finds
+	key   modelKey
+	kind  kind
+	raw   float32
 }
 
 // consider queues a sparse call for audit. ps already holds the answer;
@@ -80,15 +113,10 @@ func (a *auditor) consider(c *call, ps []attention.Partial, merged bool) {
 	}
 	exact := &call{seq: c.seq, st: c.st, layer: c.layer, start: c.start, n: c.n, q: c.q,
 		budget: budget{mode: kvtierv1.AttendMode_ATTEND_MODE_EXACT}}
-	select {
-	case a.jobs <- auditJob{exact, c.seq.finish(ps).out, note, c.seq.key(), c.kind(), c.acc.Error}:
-	default:
-	}
+	a.offer(&sparseAudit{exact, c.seq.finish(ps).out, note, c.seq.key(), c.kind(), c.acc.Error})
 }
 
-func (a *auditor) audit(ctx context.Context, j auditJob) {
-	ctx, cancel := context.WithTimeout(ctx, auditTimeout)
-	defer cancel()
+func (j *sparseAudit) audit(ctx context.Context, a *auditor) {
 	ps, err := j.exact.answer(ctx)
 	if err != nil {
 		return // the sequence may be gone; damage is noted by the store

@@ -42,6 +42,7 @@ func (x *inspectionService) GetStatus(context.Context, *kvtierv1.GetStatusReques
 	out.Attends, out.Appends = srv.metrics.answered.Load(), srv.metrics.appended.Load()
 	audits := srv.auditor.stats()
 	out.Audits, out.AuditErrorMean, out.AuditErrorP95, out.AuditCoverage = audits.n, audits.mean, audits.p95, audits.coverage
+	out.GpuAudits = srv.auditor.deviceStats()
 	return out, nil
 }
 
@@ -242,7 +243,7 @@ func (x *inspectionService) ListAudits(_ context.Context, r *kvtierv1.ListAudits
 		}
 	}
 	return &kvtierv1.ListAuditsResponse{Audits: x.srv.auditor.list(r.SequenceId, r.After, int(min(r.Limit, auditKept))),
-		Layers: x.srv.calibration.layers()}, nil
+		Layers: x.srv.calibration.layers(), Gpu: x.srv.auditor.deviceStats()}, nil
 }
 
 // segmentsToVerify lists each segment of the sequences once.

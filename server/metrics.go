@@ -26,8 +26,11 @@ type metrics struct {
 	estimate   prometheus.Histogram
 	audits     *prometheus.CounterVec
 	missed     prometheus.Counter
-	appended   atomic.Uint64
-	answered   atomic.Uint64
+	// of a GPU; nil where there is none
+	deviceErrors prometheus.Histogram
+	deviceFailed prometheus.Counter
+	appended     atomic.Uint64
+	answered     atomic.Uint64
 }
 
 func newMetrics(srv *Server) *metrics {
@@ -67,6 +70,10 @@ func newMetrics(srv *Server) *metrics {
 	}
 	if srv.store.HasDevice() {
 		m.tier(srv, "gpu")
+		m.deviceErrors = prometheus.NewHistogram(prometheus.HistogramOpts{Namespace: "kvtier", Name: "gpu_audited_error",
+			Help: "Largest relative difference between outputs of the GPU and of the host, by audited call.", Buckets: prometheus.ExponentialBuckets(1e-5, 2, 12)})
+		m.registry.MustRegister(m.deviceErrors)
+		m.deviceFailed = counter("gpu_given_up_total", "Audits that found the GPU to answer wrongly: it is given up then.")
 	}
 	return m
 }
@@ -116,6 +123,9 @@ func (m *metrics) audited(a *kvtierv1.Audit) {
 	m.auditError.Observe(float64(a.TrueError))
 	m.audits.WithLabelValues(strconv.Itoa(int(a.Layer)), strconv.FormatBool(a.TrueError <= a.ErrorP95)).Inc()
 }
+
+// deviceAudited counts an audit of the GPU.
+func (m *metrics) deviceAudited(d difference) { m.deviceErrors.Observe(d.output) }
 
 // observe counts an answer.
 func (m *metrics) observe(a *kvtierv1.Account) {

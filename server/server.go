@@ -32,6 +32,7 @@ type Options struct {
 	ReadAllTokens int           // contexts up to this length are read whole; 8,192. Negative: none
 	DefaultShare  float32       // budget of a call that names none; 0.2
 	AuditShare    float32       // share of sparse calls that are audited; 0.01. Negative: none
+	GPUAuditShare float32       // share of the calls that a GPU took part in that are audited; 0.01. Negative: none
 	Steer         bool          // divide a share among layers and KV heads by what their queries showed
 	SyncInterval  time.Duration // how often logs are made power-safe; 20 ms
 	FS            files.FS      // where the data folder is; the operating system's
@@ -58,6 +59,9 @@ func (o *Options) defaults() error {
 	if o.AuditShare == 0 {
 		o.AuditShare = .01
 	}
+	if o.GPUAuditShare == 0 {
+		o.GPUAuditShare = .01
+	}
 	if o.SyncInterval == 0 {
 		o.SyncInterval = 20 * time.Millisecond
 	}
@@ -76,6 +80,8 @@ func (o *Options) defaults() error {
 		return fmt.Errorf("the default share is %v, not in (0, 1]", o.DefaultShare)
 	case o.AuditShare > 1:
 		return fmt.Errorf("the audit share is %v, more than 1", o.AuditShare)
+	case o.GPUAuditShare > 1:
+		return fmt.Errorf("the audit share of the GPU is %v, more than 1", o.GPUAuditShare)
 	}
 	return nil
 }

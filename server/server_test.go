@@ -84,6 +84,9 @@ func openServer(t testing.TB, dir string, o Options) *Server {
 	if o.AuditShare == 0 {
 		o.AuditShare = -1
 	}
+	if o.GPUAuditShare == 0 {
+		o.GPUAuditShare = -1
+	}
 	srv, err := Open(context.Background(), o)
 	if err != nil {
 		t.Fatal(err)

@@ -129,7 +129,7 @@ func Run(ctx context.Context, o Options) (*Report, error) {
 
 // start runs the daemon. Contexts of every length are answered in part, and nothing is audited in the background.
 func (r *run) start(ctx context.Context) (err error) {
-	r.d, err = daemon.Start(ctx, r.bin, r.dir, "--ram", r.o.RAM, "--disk", r.o.Disk, "--gpu", cmp.Or(r.o.GPU, "off"), "--audit", "0", "--read-all", "0")
+	r.d, err = daemon.Start(ctx, r.bin, r.dir, "--ram", r.o.RAM, "--disk", r.o.Disk, "--gpu", cmp.Or(r.o.GPU, "off"), "--audit", "0", "--gpu-audit", "0", "--read-all", "0")
 	return err
 }
 

@@ -17,7 +17,10 @@ newest audits themselves.
 
 An audit answers a call once more, from everything stored, and measures the true error of the
 first answer. HELD is the share of audits whose true error was at most the 95th percentile that
-was stated: about 95% if errors are stated well. OVER is the median of stated over true.`
+was stated: about 95% if errors are stated well. OVER is the median of stated over true.
+
+Where there is a GPU, a share of its answers is compared with the host's besides: the largest
+difference is shown, and why the GPU was given up if one was larger than what it rounds.`
 
 func newAudits(a *app) *cobra.Command {
 	var list uint32
@@ -52,6 +55,9 @@ func newAudits(a *app) *cobra.Command {
 }
 
 func auditsTable(w io.Writer, r *kvtierv1.ListAuditsResponse) {
+	if g := r.GetGpu(); g != nil {
+		defer fmt.Fprintf(w, "\nGPU: %s\n", gpuAuditsText(g))
+	}
 	if len(r.GetLayers()) == 0 {
 		fmt.Fprintln(w, "no audits yet")
 		return

@@ -97,6 +97,7 @@ func fixedStatus() *kvtierv1.GetStatusResponse {
 		Sequences: 3, SequencesOpen: 1, Leases: 1, TailBytes: 288 << 20, TailBytesLimit: 2 << 30,
 		Attends: 1234567, Appends: 40960, Audits: 12345, AuditErrorMean: 0.0123, AuditErrorP95: 0.0312, AuditCoverage: 0.953,
 		RssBytes: 1543503872, SealsPending: 32,
+		GpuAudits: &kvtierv1.GPUAudits{Compared: 2048, LargestError: 2.6e-4, LargestLseError: 1.9e-5},
 	}
 }
 
@@ -216,6 +217,7 @@ func (f *fakeDaemon) ListAudits(_ context.Context, r *kvtierv1.ListAuditsRequest
 			{Fingerprint: []byte("gemma"), Profile: kvtierv1.Profile_PROFILE_BALANCED, Layer: 5, Budget: "share 0.15-0.3", Audits: 512, Coverage: 0.951, StatedOverTrue: 2.41, FactorMedian: 0.73, FactorP95: 2.68},
 			{Fingerprint: []byte("gemma"), Profile: kvtierv1.Profile_PROFILE_BALANCED, Layer: 11, Budget: "target 0.02-0.05", Audits: 40, Coverage: 0.925, StatedOverTrue: 1.9, FactorMedian: 0.68, FactorP95: 1.31},
 		},
+		Gpu: &kvtierv1.GPUAudits{Compared: 77, LargestError: .031, LargestLseError: .002, GivenUp: "a kernel computes wrongly: the segments' 1228800 bytes in device memory are right"},
 	}, nil
 }
 

@@ -35,7 +35,7 @@ func statusTable(w io.Writer, s *kvtierv1.GetStatusResponse) {
 		audit = fmt.Sprintf("%s, true error mean %.4f, 95%% under %.4f; stated 95%% held in %s",
 			count(s.GetAudits()), s.GetAuditErrorMean(), s.GetAuditErrorP95(), share(s.GetAuditCoverage()))
 	}
-	columns(w, [][]string{
+	rows := [][]string{
 		{"daemon", fmt.Sprintf("%s, up %s", orDash(s.GetVersion()), duration(time.Duration(s.GetUptimeSeconds())*time.Second))},
 		{"data", orDash(s.GetDataDir())},
 		{"memory", size.Format(s.GetRssBytes()) + " resident"},
@@ -44,9 +44,13 @@ func statusTable(w io.Writer, s *kvtierv1.GetStatusResponse) {
 		{"sealing", fmt.Sprintf("%s segments wait", count(s.GetSealsPending()))},
 		{"calls", fmt.Sprintf("%s attends, %s appends", count(s.GetAttends()), count(s.GetAppends()))},
 		{"audits", audit},
-	})
+	}
+	if g := s.GetGpuAudits(); g != nil {
+		rows = append(rows, []string{"gpu audits", gpuAuditsText(g)})
+	}
+	columns(w, rows)
 	heading(w, "Tiers")
-	rows := [][]string{{"TIER", "USED", "PIECES", "HITS", "READ", "WRITTEN", "EVICTED", "DAMAGED"}}
+	rows = [][]string{{"TIER", "USED", "PIECES", "HITS", "READ", "WRITTEN", "EVICTED", "DAMAGED"}}
 	for _, t := range s.GetTiers() {
 		rows = append(rows, []string{
 			t.GetName(), used(t.GetBytesUsed(), t.GetBytesLimit()), count(t.GetPieces()),
@@ -56,4 +60,16 @@ func statusTable(w io.Writer, s *kvtierv1.GetStatusResponse) {
 		})
 	}
 	columns(w, rows)
+}
+
+// gpuAuditsText says how the GPU's answers compared with the host's, and whether it is in service.
+func gpuAuditsText(g *kvtierv1.GPUAudits) string {
+	text := "none yet"
+	if n := g.GetCompared(); n > 0 {
+		text = fmt.Sprintf("%s compared with the host, outputs within %.1e, log-sum-exps within %.1e", count(n), g.GetLargestError(), g.GetLargestLseError())
+	}
+	if why := g.GetGivenUp(); why != "" {
+		text += "; GIVEN UP until the daemon is started again: " + why
+	}
+	return text
 }

@@ -28,6 +28,7 @@ func open(ctx context.Context, c *daemon.Config, log *slog.Logger) (daemon.Backe
 		ReadAllTokens: orNone(c.ReadAll),
 		DefaultShare:  c.Share,
 		AuditShare:    orNone(c.Audit),
+		GPUAuditShare: orNone(c.GPUAudit),
 		Steer:         c.Steer,
 		SyncInterval:  c.SyncInterval,
 		Logger:        log,

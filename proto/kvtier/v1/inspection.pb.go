@@ -138,6 +138,77 @@ func (x *TierStatus) GetCorruptions() uint64 {
 	return 0
 }
 
+// GPUAudits sum up the calls that a GPU took part in and the host answered once more, to compare.
+type GPUAudits struct {
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	Compared uint64                 `protobuf:"varint,1,opt,name=compared,proto3" json:"compared,omitempty"`
+	// Largest relative error of a query head's output, and largest error of its log-sum-exp, against the host's.
+	LargestError    float64 `protobuf:"fixed64,2,opt,name=largest_error,json=largestError,proto3" json:"largest_error,omitempty"`
+	LargestLseError float64 `protobuf:"fixed64,3,opt,name=largest_lse_error,json=largestLseError,proto3" json:"largest_lse_error,omitempty"`
+	// Why the GPU was given up: it answered wrongly. Empty while it is trusted.
+	GivenUp       string `protobuf:"bytes,4,opt,name=given_up,json=givenUp,proto3" json:"given_up,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GPUAudits) Reset() {
+	*x = GPUAudits{}
+	mi := &file_kvtier_v1_inspection_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GPUAudits) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GPUAudits) ProtoMessage() {}
+
+func (x *GPUAudits) ProtoReflect() protoreflect.Message {
+	mi := &file_kvtier_v1_inspection_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GPUAudits.ProtoReflect.Descriptor instead.
+func (*GPUAudits) Descriptor() ([]byte, []int) {
+	return file_kvtier_v1_inspection_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *GPUAudits) GetCompared() uint64 {
+	if x != nil {
+		return x.Compared
+	}
+	return 0
+}
+
+func (x *GPUAudits) GetLargestError() float64 {
+	if x != nil {
+		return x.LargestError
+	}
+	return 0
+}
+
+func (x *GPUAudits) GetLargestLseError() float64 {
+	if x != nil {
+		return x.LargestLseError
+	}
+	return 0
+}
+
+func (x *GPUAudits) GetGivenUp() string {
+	if x != nil {
+		return x.GivenUp
+	}
+	return ""
+}
+
 type GetStatusRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -146,7 +217,7 @@ type GetStatusRequest struct {
 
 func (x *GetStatusRequest) Reset() {
 	*x = GetStatusRequest{}
-	mi := &file_kvtier_v1_inspection_proto_msgTypes[1]
+	mi := &file_kvtier_v1_inspection_proto_msgTypes[2]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -158,7 +229,7 @@ func (x *GetStatusRequest) String() string {
 func (*GetStatusRequest) ProtoMessage() {}
 
 func (x *GetStatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_kvtier_v1_inspection_proto_msgTypes[1]
+	mi := &file_kvtier_v1_inspection_proto_msgTypes[2]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -171,7 +242,7 @@ func (x *GetStatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetStatusRequest.ProtoReflect.Descriptor instead.
 func (*GetStatusRequest) Descriptor() ([]byte, []int) {
-	return file_kvtier_v1_inspection_proto_rawDescGZIP(), []int{1}
+	return file_kvtier_v1_inspection_proto_rawDescGZIP(), []int{2}
 }
 
 type GetStatusResponse struct {
@@ -198,13 +269,15 @@ type GetStatusResponse struct {
 	SealsPending uint64 `protobuf:"varint,16,opt,name=seals_pending,json=sealsPending,proto3" json:"seals_pending,omitempty"`
 	// Share of the newest audits whose true error was at most the stated 95th percentile.
 	AuditCoverage float64 `protobuf:"fixed64,17,opt,name=audit_coverage,json=auditCoverage,proto3" json:"audit_coverage,omitempty"`
+	// Set where there is a GPU tier.
+	GpuAudits     *GPUAudits `protobuf:"bytes,18,opt,name=gpu_audits,json=gpuAudits,proto3" json:"gpu_audits,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *GetStatusResponse) Reset() {
 	*x = GetStatusResponse{}
-	mi := &file_kvtier_v1_inspection_proto_msgTypes[2]
+	mi := &file_kvtier_v1_inspection_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -216,7 +289,7 @@ func (x *GetStatusResponse) String() string {
 func (*GetStatusResponse) ProtoMessage() {}
 
 func (x *GetStatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_kvtier_v1_inspection_proto_msgTypes[2]
+	mi := &file_kvtier_v1_inspection_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -229,7 +302,7 @@ func (x *GetStatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetStatusResponse.ProtoReflect.Descriptor instead.
 func (*GetStatusResponse) Descriptor() ([]byte, []int) {
-	return file_kvtier_v1_inspection_proto_rawDescGZIP(), []int{2}
+	return file_kvtier_v1_inspection_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *GetStatusResponse) GetVersion() string {
@@ -351,6 +424,13 @@ func (x *GetStatusResponse) GetAuditCoverage() float64 {
 	return 0
 }
 
+func (x *GetStatusResponse) GetGpuAudits() *GPUAudits {
+	if x != nil {
+		return x.GpuAudits
+	}
+	return nil
+}
+
 type SequenceInfo struct {
 	state      protoimpl.MessageState `protogen:"open.v1"`
 	SequenceId string                 `protobuf:"bytes,1,opt,name=sequence_id,json=sequenceId,proto3" json:"sequence_id,omitempty"`
@@ -371,7 +451,7 @@ type SequenceInfo struct {
 
 func (x *SequenceInfo) Reset() {
 	*x = SequenceInfo{}
-	mi := &file_kvtier_v1_inspection_proto_msgTypes[3]
+	mi := &file_kvtier_v1_inspection_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -383,7 +463,7 @@ func (x *SequenceInfo) String() string {
 func (*SequenceInfo) ProtoMessage() {}
 
 func (x *SequenceInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_kvtier_v1_inspection_proto_msgTypes[3]
+	mi := &file_kvtier_v1_inspection_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -396,7 +476,7 @@ func (x *SequenceInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SequenceInfo.ProtoReflect.Descriptor instead.
 func (*SequenceInfo) Descriptor() ([]byte, []int) {
-	return file_kvtier_v1_inspection_proto_rawDescGZIP(), []int{3}
+	return file_kvtier_v1_inspection_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *SequenceInfo) GetSequenceId() string {
@@ -477,7 +557,7 @@ type ListSequencesRequest struct {
 
 func (x *ListSequencesRequest) Reset() {
 	*x = ListSequencesRequest{}
-	mi := &file_kvtier_v1_inspection_proto_msgTypes[4]
+	mi := &file_kvtier_v1_inspection_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -489,7 +569,7 @@ func (x *ListSequencesRequest) String() string {
 func (*ListSequencesRequest) ProtoMessage() {}
 
 func (x *ListSequencesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_kvtier_v1_inspection_proto_msgTypes[4]
+	mi := &file_kvtier_v1_inspection_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -502,7 +582,7 @@ func (x *ListSequencesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSequencesRequest.ProtoReflect.Descriptor instead.
 func (*ListSequencesRequest) Descriptor() ([]byte, []int) {
-	return file_kvtier_v1_inspection_proto_rawDescGZIP(), []int{4}
+	return file_kvtier_v1_inspection_proto_rawDescGZIP(), []int{5}
 }
 
 type ListSequencesResponse struct {
@@ -514,7 +594,7 @@ type ListSequencesResponse struct {
 
 func (x *ListSequencesResponse) Reset() {
 	*x = ListSequencesResponse{}
-	mi := &file_kvtier_v1_inspection_proto_msgTypes[5]
+	mi := &file_kvtier_v1_inspection_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -526,7 +606,7 @@ func (x *ListSequencesResponse) String() string {
 func (*ListSequencesResponse) ProtoMessage() {}
 
 func (x *ListSequencesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_kvtier_v1_inspection_proto_msgTypes[5]
+	mi := &file_kvtier_v1_inspection_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -539,7 +619,7 @@ func (x *ListSequencesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSequencesResponse.ProtoReflect.Descriptor instead.
 func (*ListSequencesResponse) Descriptor() ([]byte, []int) {
-	return file_kvtier_v1_inspection_proto_rawDescGZIP(), []int{5}
+	return file_kvtier_v1_inspection_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *ListSequencesResponse) GetSequences() []*SequenceInfo {
@@ -570,7 +650,7 @@ type SealedSpan struct {
 
 func (x *SealedSpan) Reset() {
 	*x = SealedSpan{}
-	mi := &file_kvtier_v1_inspection_proto_msgTypes[6]
+	mi := &file_kvtier_v1_inspection_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -582,7 +662,7 @@ func (x *SealedSpan) String() string {
 func (*SealedSpan) ProtoMessage() {}
 
 func (x *SealedSpan) ProtoReflect() protoreflect.Message {
-	mi := &file_kvtier_v1_inspection_proto_msgTypes[6]
+	mi := &file_kvtier_v1_inspection_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -595,7 +675,7 @@ func (x *SealedSpan) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SealedSpan.ProtoReflect.Descriptor instead.
 func (*SealedSpan) Descriptor() ([]byte, []int) {
-	return file_kvtier_v1_inspection_proto_rawDescGZIP(), []int{6}
+	return file_kvtier_v1_inspection_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *SealedSpan) GetStart() uint64 {
@@ -665,7 +745,7 @@ type DescribeSequenceRequest struct {
 
 func (x *DescribeSequenceRequest) Reset() {
 	*x = DescribeSequenceRequest{}
-	mi := &file_kvtier_v1_inspection_proto_msgTypes[7]
+	mi := &file_kvtier_v1_inspection_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -677,7 +757,7 @@ func (x *DescribeSequenceRequest) String() string {
 func (*DescribeSequenceRequest) ProtoMessage() {}
 
 func (x *DescribeSequenceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_kvtier_v1_inspection_proto_msgTypes[7]
+	mi := &file_kvtier_v1_inspection_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -690,7 +770,7 @@ func (x *DescribeSequenceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DescribeSequenceRequest.ProtoReflect.Descriptor instead.
 func (*DescribeSequenceRequest) Descriptor() ([]byte, []int) {
-	return file_kvtier_v1_inspection_proto_rawDescGZIP(), []int{7}
+	return file_kvtier_v1_inspection_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *DescribeSequenceRequest) GetSequenceId() string {
@@ -721,7 +801,7 @@ type DescribeSequenceResponse struct {
 
 func (x *DescribeSequenceResponse) Reset() {
 	*x = DescribeSequenceResponse{}
-	mi := &file_kvtier_v1_inspection_proto_msgTypes[8]
+	mi := &file_kvtier_v1_inspection_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -733,7 +813,7 @@ func (x *DescribeSequenceResponse) String() string {
 func (*DescribeSequenceResponse) ProtoMessage() {}
 
 func (x *DescribeSequenceResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_kvtier_v1_inspection_proto_msgTypes[8]
+	mi := &file_kvtier_v1_inspection_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -746,7 +826,7 @@ func (x *DescribeSequenceResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DescribeSequenceResponse.ProtoReflect.Descriptor instead.
 func (*DescribeSequenceResponse) Descriptor() ([]byte, []int) {
-	return file_kvtier_v1_inspection_proto_rawDescGZIP(), []int{8}
+	return file_kvtier_v1_inspection_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *DescribeSequenceResponse) GetInfo() *SequenceInfo {
@@ -805,7 +885,7 @@ type ExplainRequest struct {
 
 func (x *ExplainRequest) Reset() {
 	*x = ExplainRequest{}
-	mi := &file_kvtier_v1_inspection_proto_msgTypes[9]
+	mi := &file_kvtier_v1_inspection_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -817,7 +897,7 @@ func (x *ExplainRequest) String() string {
 func (*ExplainRequest) ProtoMessage() {}
 
 func (x *ExplainRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_kvtier_v1_inspection_proto_msgTypes[9]
+	mi := &file_kvtier_v1_inspection_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -830,7 +910,7 @@ func (x *ExplainRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainRequest.ProtoReflect.Descriptor instead.
 func (*ExplainRequest) Descriptor() ([]byte, []int) {
-	return file_kvtier_v1_inspection_proto_rawDescGZIP(), []int{9}
+	return file_kvtier_v1_inspection_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *ExplainRequest) GetSequenceId() string {
@@ -877,7 +957,7 @@ type ExplainToken struct {
 
 func (x *ExplainToken) Reset() {
 	*x = ExplainToken{}
-	mi := &file_kvtier_v1_inspection_proto_msgTypes[10]
+	mi := &file_kvtier_v1_inspection_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -889,7 +969,7 @@ func (x *ExplainToken) String() string {
 func (*ExplainToken) ProtoMessage() {}
 
 func (x *ExplainToken) ProtoReflect() protoreflect.Message {
-	mi := &file_kvtier_v1_inspection_proto_msgTypes[10]
+	mi := &file_kvtier_v1_inspection_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -902,7 +982,7 @@ func (x *ExplainToken) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainToken.ProtoReflect.Descriptor instead.
 func (*ExplainToken) Descriptor() ([]byte, []int) {
-	return file_kvtier_v1_inspection_proto_rawDescGZIP(), []int{10}
+	return file_kvtier_v1_inspection_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *ExplainToken) GetPosition() uint64 {
@@ -964,7 +1044,7 @@ type ExplainHead struct {
 
 func (x *ExplainHead) Reset() {
 	*x = ExplainHead{}
-	mi := &file_kvtier_v1_inspection_proto_msgTypes[11]
+	mi := &file_kvtier_v1_inspection_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -976,7 +1056,7 @@ func (x *ExplainHead) String() string {
 func (*ExplainHead) ProtoMessage() {}
 
 func (x *ExplainHead) ProtoReflect() protoreflect.Message {
-	mi := &file_kvtier_v1_inspection_proto_msgTypes[11]
+	mi := &file_kvtier_v1_inspection_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -989,7 +1069,7 @@ func (x *ExplainHead) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainHead.ProtoReflect.Descriptor instead.
 func (*ExplainHead) Descriptor() ([]byte, []int) {
-	return file_kvtier_v1_inspection_proto_rawDescGZIP(), []int{11}
+	return file_kvtier_v1_inspection_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *ExplainHead) GetQueryHead() uint32 {
@@ -1061,7 +1141,7 @@ type ExplainSpan struct {
 
 func (x *ExplainSpan) Reset() {
 	*x = ExplainSpan{}
-	mi := &file_kvtier_v1_inspection_proto_msgTypes[12]
+	mi := &file_kvtier_v1_inspection_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1073,7 +1153,7 @@ func (x *ExplainSpan) String() string {
 func (*ExplainSpan) ProtoMessage() {}
 
 func (x *ExplainSpan) ProtoReflect() protoreflect.Message {
-	mi := &file_kvtier_v1_inspection_proto_msgTypes[12]
+	mi := &file_kvtier_v1_inspection_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1086,7 +1166,7 @@ func (x *ExplainSpan) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainSpan.ProtoReflect.Descriptor instead.
 func (*ExplainSpan) Descriptor() ([]byte, []int) {
-	return file_kvtier_v1_inspection_proto_rawDescGZIP(), []int{12}
+	return file_kvtier_v1_inspection_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *ExplainSpan) GetSpan() *Span {
@@ -1161,7 +1241,7 @@ type ExplainResponse struct {
 
 func (x *ExplainResponse) Reset() {
 	*x = ExplainResponse{}
-	mi := &file_kvtier_v1_inspection_proto_msgTypes[13]
+	mi := &file_kvtier_v1_inspection_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1173,7 +1253,7 @@ func (x *ExplainResponse) String() string {
 func (*ExplainResponse) ProtoMessage() {}
 
 func (x *ExplainResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_kvtier_v1_inspection_proto_msgTypes[13]
+	mi := &file_kvtier_v1_inspection_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1186,7 +1266,7 @@ func (x *ExplainResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainResponse.ProtoReflect.Descriptor instead.
 func (*ExplainResponse) Descriptor() ([]byte, []int) {
-	return file_kvtier_v1_inspection_proto_rawDescGZIP(), []int{13}
+	return file_kvtier_v1_inspection_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *ExplainResponse) GetPosition() uint64 {
@@ -1293,7 +1373,7 @@ type Audit struct {
 
 func (x *Audit) Reset() {
 	*x = Audit{}
-	mi := &file_kvtier_v1_inspection_proto_msgTypes[14]
+	mi := &file_kvtier_v1_inspection_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1305,7 +1385,7 @@ func (x *Audit) String() string {
 func (*Audit) ProtoMessage() {}
 
 func (x *Audit) ProtoReflect() protoreflect.Message {
-	mi := &file_kvtier_v1_inspection_proto_msgTypes[14]
+	mi := &file_kvtier_v1_inspection_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1318,7 +1398,7 @@ func (x *Audit) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Audit.ProtoReflect.Descriptor instead.
 func (*Audit) Descriptor() ([]byte, []int) {
-	return file_kvtier_v1_inspection_proto_rawDescGZIP(), []int{14}
+	return file_kvtier_v1_inspection_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *Audit) GetNumber() uint64 {
@@ -1419,7 +1499,7 @@ type ListAuditsRequest struct {
 
 func (x *ListAuditsRequest) Reset() {
 	*x = ListAuditsRequest{}
-	mi := &file_kvtier_v1_inspection_proto_msgTypes[15]
+	mi := &file_kvtier_v1_inspection_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1431,7 +1511,7 @@ func (x *ListAuditsRequest) String() string {
 func (*ListAuditsRequest) ProtoMessage() {}
 
 func (x *ListAuditsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_kvtier_v1_inspection_proto_msgTypes[15]
+	mi := &file_kvtier_v1_inspection_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1444,7 +1524,7 @@ func (x *ListAuditsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListAuditsRequest.ProtoReflect.Descriptor instead.
 func (*ListAuditsRequest) Descriptor() ([]byte, []int) {
-	return file_kvtier_v1_inspection_proto_rawDescGZIP(), []int{15}
+	return file_kvtier_v1_inspection_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *ListAuditsRequest) GetSequenceId() string {
@@ -1491,7 +1571,7 @@ type LayerCalibration struct {
 
 func (x *LayerCalibration) Reset() {
 	*x = LayerCalibration{}
-	mi := &file_kvtier_v1_inspection_proto_msgTypes[16]
+	mi := &file_kvtier_v1_inspection_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1503,7 +1583,7 @@ func (x *LayerCalibration) String() string {
 func (*LayerCalibration) ProtoMessage() {}
 
 func (x *LayerCalibration) ProtoReflect() protoreflect.Message {
-	mi := &file_kvtier_v1_inspection_proto_msgTypes[16]
+	mi := &file_kvtier_v1_inspection_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1516,7 +1596,7 @@ func (x *LayerCalibration) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LayerCalibration.ProtoReflect.Descriptor instead.
 func (*LayerCalibration) Descriptor() ([]byte, []int) {
-	return file_kvtier_v1_inspection_proto_rawDescGZIP(), []int{16}
+	return file_kvtier_v1_inspection_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *LayerCalibration) GetFingerprint() []byte {
@@ -1585,15 +1665,17 @@ func (x *LayerCalibration) GetFactorP95() float32 {
 type ListAuditsResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// From the oldest to the newest.
-	Audits        []*Audit            `protobuf:"bytes,1,rep,name=audits,proto3" json:"audits,omitempty"`
-	Layers        []*LayerCalibration `protobuf:"bytes,2,rep,name=layers,proto3" json:"layers,omitempty"`
+	Audits []*Audit            `protobuf:"bytes,1,rep,name=audits,proto3" json:"audits,omitempty"`
+	Layers []*LayerCalibration `protobuf:"bytes,2,rep,name=layers,proto3" json:"layers,omitempty"`
+	// Set where there is a GPU tier; of all sequences.
+	Gpu           *GPUAudits `protobuf:"bytes,3,opt,name=gpu,proto3" json:"gpu,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ListAuditsResponse) Reset() {
 	*x = ListAuditsResponse{}
-	mi := &file_kvtier_v1_inspection_proto_msgTypes[17]
+	mi := &file_kvtier_v1_inspection_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1605,7 +1687,7 @@ func (x *ListAuditsResponse) String() string {
 func (*ListAuditsResponse) ProtoMessage() {}
 
 func (x *ListAuditsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_kvtier_v1_inspection_proto_msgTypes[17]
+	mi := &file_kvtier_v1_inspection_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1618,7 +1700,7 @@ func (x *ListAuditsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListAuditsResponse.ProtoReflect.Descriptor instead.
 func (*ListAuditsResponse) Descriptor() ([]byte, []int) {
-	return file_kvtier_v1_inspection_proto_rawDescGZIP(), []int{17}
+	return file_kvtier_v1_inspection_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *ListAuditsResponse) GetAudits() []*Audit {
@@ -1635,6 +1717,13 @@ func (x *ListAuditsResponse) GetLayers() []*LayerCalibration {
 	return nil
 }
 
+func (x *ListAuditsResponse) GetGpu() *GPUAudits {
+	if x != nil {
+		return x.Gpu
+	}
+	return nil
+}
+
 type ResidencyRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	SequenceId    string                 `protobuf:"bytes,1,opt,name=sequence_id,json=sequenceId,proto3" json:"sequence_id,omitempty"`
@@ -1644,7 +1733,7 @@ type ResidencyRequest struct {
 
 func (x *ResidencyRequest) Reset() {
 	*x = ResidencyRequest{}
-	mi := &file_kvtier_v1_inspection_proto_msgTypes[18]
+	mi := &file_kvtier_v1_inspection_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1656,7 +1745,7 @@ func (x *ResidencyRequest) String() string {
 func (*ResidencyRequest) ProtoMessage() {}
 
 func (x *ResidencyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_kvtier_v1_inspection_proto_msgTypes[18]
+	mi := &file_kvtier_v1_inspection_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1669,7 +1758,7 @@ func (x *ResidencyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResidencyRequest.ProtoReflect.Descriptor instead.
 func (*ResidencyRequest) Descriptor() ([]byte, []int) {
-	return file_kvtier_v1_inspection_proto_rawDescGZIP(), []int{18}
+	return file_kvtier_v1_inspection_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *ResidencyRequest) GetSequenceId() string {
@@ -1691,7 +1780,7 @@ type PlaneResidency struct {
 
 func (x *PlaneResidency) Reset() {
 	*x = PlaneResidency{}
-	mi := &file_kvtier_v1_inspection_proto_msgTypes[19]
+	mi := &file_kvtier_v1_inspection_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1703,7 +1792,7 @@ func (x *PlaneResidency) String() string {
 func (*PlaneResidency) ProtoMessage() {}
 
 func (x *PlaneResidency) ProtoReflect() protoreflect.Message {
-	mi := &file_kvtier_v1_inspection_proto_msgTypes[19]
+	mi := &file_kvtier_v1_inspection_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1716,7 +1805,7 @@ func (x *PlaneResidency) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PlaneResidency.ProtoReflect.Descriptor instead.
 func (*PlaneResidency) Descriptor() ([]byte, []int) {
-	return file_kvtier_v1_inspection_proto_rawDescGZIP(), []int{19}
+	return file_kvtier_v1_inspection_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *PlaneResidency) GetPlane() string {
@@ -1758,7 +1847,7 @@ type LayerResidency struct {
 
 func (x *LayerResidency) Reset() {
 	*x = LayerResidency{}
-	mi := &file_kvtier_v1_inspection_proto_msgTypes[20]
+	mi := &file_kvtier_v1_inspection_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1770,7 +1859,7 @@ func (x *LayerResidency) String() string {
 func (*LayerResidency) ProtoMessage() {}
 
 func (x *LayerResidency) ProtoReflect() protoreflect.Message {
-	mi := &file_kvtier_v1_inspection_proto_msgTypes[20]
+	mi := &file_kvtier_v1_inspection_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1783,7 +1872,7 @@ func (x *LayerResidency) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LayerResidency.ProtoReflect.Descriptor instead.
 func (*LayerResidency) Descriptor() ([]byte, []int) {
-	return file_kvtier_v1_inspection_proto_rawDescGZIP(), []int{20}
+	return file_kvtier_v1_inspection_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *LayerResidency) GetLayer() uint32 {
@@ -1810,7 +1899,7 @@ type ResidencyResponse struct {
 
 func (x *ResidencyResponse) Reset() {
 	*x = ResidencyResponse{}
-	mi := &file_kvtier_v1_inspection_proto_msgTypes[21]
+	mi := &file_kvtier_v1_inspection_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1822,7 +1911,7 @@ func (x *ResidencyResponse) String() string {
 func (*ResidencyResponse) ProtoMessage() {}
 
 func (x *ResidencyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_kvtier_v1_inspection_proto_msgTypes[21]
+	mi := &file_kvtier_v1_inspection_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1835,7 +1924,7 @@ func (x *ResidencyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResidencyResponse.ProtoReflect.Descriptor instead.
 func (*ResidencyResponse) Descriptor() ([]byte, []int) {
-	return file_kvtier_v1_inspection_proto_rawDescGZIP(), []int{21}
+	return file_kvtier_v1_inspection_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *ResidencyResponse) GetPlanes() []*PlaneResidency {
@@ -1862,7 +1951,7 @@ type VerifyRequest struct {
 
 func (x *VerifyRequest) Reset() {
 	*x = VerifyRequest{}
-	mi := &file_kvtier_v1_inspection_proto_msgTypes[22]
+	mi := &file_kvtier_v1_inspection_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1874,7 +1963,7 @@ func (x *VerifyRequest) String() string {
 func (*VerifyRequest) ProtoMessage() {}
 
 func (x *VerifyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_kvtier_v1_inspection_proto_msgTypes[22]
+	mi := &file_kvtier_v1_inspection_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1887,7 +1976,7 @@ func (x *VerifyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VerifyRequest.ProtoReflect.Descriptor instead.
 func (*VerifyRequest) Descriptor() ([]byte, []int) {
-	return file_kvtier_v1_inspection_proto_rawDescGZIP(), []int{22}
+	return file_kvtier_v1_inspection_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *VerifyRequest) GetSequenceId() string {
@@ -1911,7 +2000,7 @@ type VerifyResponse struct {
 
 func (x *VerifyResponse) Reset() {
 	*x = VerifyResponse{}
-	mi := &file_kvtier_v1_inspection_proto_msgTypes[23]
+	mi := &file_kvtier_v1_inspection_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1923,7 +2012,7 @@ func (x *VerifyResponse) String() string {
 func (*VerifyResponse) ProtoMessage() {}
 
 func (x *VerifyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_kvtier_v1_inspection_proto_msgTypes[23]
+	mi := &file_kvtier_v1_inspection_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1936,7 +2025,7 @@ func (x *VerifyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VerifyResponse.ProtoReflect.Descriptor instead.
 func (*VerifyResponse) Descriptor() ([]byte, []int) {
-	return file_kvtier_v1_inspection_proto_rawDescGZIP(), []int{23}
+	return file_kvtier_v1_inspection_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *VerifyResponse) GetBytesDone() uint64 {
@@ -1994,8 +2083,13 @@ const file_kvtier_v1_inspection_proto_rawDesc = "" +
 	"\rbytes_written\x18\b \x01(\x04R\fbytesWritten\x12\x1c\n" +
 	"\tevictions\x18\t \x01(\x04R\tevictions\x12 \n" +
 	"\vcorruptions\x18\n" +
-	" \x01(\x04R\vcorruptions\"\x12\n" +
-	"\x10GetStatusRequest\"\xc9\x04\n" +
+	" \x01(\x04R\vcorruptions\"\x93\x01\n" +
+	"\tGPUAudits\x12\x1a\n" +
+	"\bcompared\x18\x01 \x01(\x04R\bcompared\x12#\n" +
+	"\rlargest_error\x18\x02 \x01(\x01R\flargestError\x12*\n" +
+	"\x11largest_lse_error\x18\x03 \x01(\x01R\x0flargestLseError\x12\x19\n" +
+	"\bgiven_up\x18\x04 \x01(\tR\agivenUp\"\x12\n" +
+	"\x10GetStatusRequest\"\xfe\x04\n" +
 	"\x11GetStatusResponse\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\tR\aversion\x12\x19\n" +
 	"\bdata_dir\x18\x02 \x01(\tR\adataDir\x12%\n" +
@@ -2015,7 +2109,9 @@ const file_kvtier_v1_inspection_proto_rawDesc = "" +
 	"\x0faudit_error_p95\x18\x0e \x01(\x01R\rauditErrorP95\x12\x1b\n" +
 	"\trss_bytes\x18\x0f \x01(\x04R\brssBytes\x12#\n" +
 	"\rseals_pending\x18\x10 \x01(\x04R\fsealsPending\x12%\n" +
-	"\x0eaudit_coverage\x18\x11 \x01(\x01R\rauditCoverage\"\xbf\x02\n" +
+	"\x0eaudit_coverage\x18\x11 \x01(\x01R\rauditCoverage\x123\n" +
+	"\n" +
+	"gpu_audits\x18\x12 \x01(\v2\x14.kvtier.v1.GPUAuditsR\tgpuAudits\"\xbf\x02\n" +
 	"\fSequenceInfo\x12\x1f\n" +
 	"\vsequence_id\x18\x01 \x01(\tR\n" +
 	"sequenceId\x12\x12\n" +
@@ -2138,10 +2234,11 @@ const file_kvtier_v1_inspection_proto_rawDesc = "" +
 	"\x10stated_over_true\x18\a \x01(\x02R\x0estatedOverTrue\x12#\n" +
 	"\rfactor_median\x18\b \x01(\x02R\ffactorMedian\x12\x1d\n" +
 	"\n" +
-	"factor_p95\x18\t \x01(\x02R\tfactorP95\"s\n" +
+	"factor_p95\x18\t \x01(\x02R\tfactorP95\"\x9b\x01\n" +
 	"\x12ListAuditsResponse\x12(\n" +
 	"\x06audits\x18\x01 \x03(\v2\x10.kvtier.v1.AuditR\x06audits\x123\n" +
-	"\x06layers\x18\x02 \x03(\v2\x1b.kvtier.v1.LayerCalibrationR\x06layers\"3\n" +
+	"\x06layers\x18\x02 \x03(\v2\x1b.kvtier.v1.LayerCalibrationR\x06layers\x12&\n" +
+	"\x03gpu\x18\x03 \x01(\v2\x14.kvtier.v1.GPUAuditsR\x03gpu\"3\n" +
 	"\x10ResidencyRequest\x12\x1f\n" +
 	"\vsequence_id\x18\x01 \x01(\tR\n" +
 	"sequenceId\"\x83\x01\n" +
@@ -2191,78 +2288,81 @@ func file_kvtier_v1_inspection_proto_rawDescGZIP() []byte {
 	return file_kvtier_v1_inspection_proto_rawDescData
 }
 
-var file_kvtier_v1_inspection_proto_msgTypes = make([]protoimpl.MessageInfo, 24)
+var file_kvtier_v1_inspection_proto_msgTypes = make([]protoimpl.MessageInfo, 25)
 var file_kvtier_v1_inspection_proto_goTypes = []any{
 	(*TierStatus)(nil),               // 0: kvtier.v1.TierStatus
-	(*GetStatusRequest)(nil),         // 1: kvtier.v1.GetStatusRequest
-	(*GetStatusResponse)(nil),        // 2: kvtier.v1.GetStatusResponse
-	(*SequenceInfo)(nil),             // 3: kvtier.v1.SequenceInfo
-	(*ListSequencesRequest)(nil),     // 4: kvtier.v1.ListSequencesRequest
-	(*ListSequencesResponse)(nil),    // 5: kvtier.v1.ListSequencesResponse
-	(*SealedSpan)(nil),               // 6: kvtier.v1.SealedSpan
-	(*DescribeSequenceRequest)(nil),  // 7: kvtier.v1.DescribeSequenceRequest
-	(*DescribeSequenceResponse)(nil), // 8: kvtier.v1.DescribeSequenceResponse
-	(*ExplainRequest)(nil),           // 9: kvtier.v1.ExplainRequest
-	(*ExplainToken)(nil),             // 10: kvtier.v1.ExplainToken
-	(*ExplainHead)(nil),              // 11: kvtier.v1.ExplainHead
-	(*ExplainSpan)(nil),              // 12: kvtier.v1.ExplainSpan
-	(*ExplainResponse)(nil),          // 13: kvtier.v1.ExplainResponse
-	(*Audit)(nil),                    // 14: kvtier.v1.Audit
-	(*ListAuditsRequest)(nil),        // 15: kvtier.v1.ListAuditsRequest
-	(*LayerCalibration)(nil),         // 16: kvtier.v1.LayerCalibration
-	(*ListAuditsResponse)(nil),       // 17: kvtier.v1.ListAuditsResponse
-	(*ResidencyRequest)(nil),         // 18: kvtier.v1.ResidencyRequest
-	(*PlaneResidency)(nil),           // 19: kvtier.v1.PlaneResidency
-	(*LayerResidency)(nil),           // 20: kvtier.v1.LayerResidency
-	(*ResidencyResponse)(nil),        // 21: kvtier.v1.ResidencyResponse
-	(*VerifyRequest)(nil),            // 22: kvtier.v1.VerifyRequest
-	(*VerifyResponse)(nil),           // 23: kvtier.v1.VerifyResponse
-	(Profile)(0),                     // 24: kvtier.v1.Profile
-	(*Ack)(nil),                      // 25: kvtier.v1.Ack
-	(*ModelSpec)(nil),                // 26: kvtier.v1.ModelSpec
-	(*Span)(nil),                     // 27: kvtier.v1.Span
-	(*Account)(nil),                  // 28: kvtier.v1.Account
-	(*Budget)(nil),                   // 29: kvtier.v1.Budget
+	(*GPUAudits)(nil),                // 1: kvtier.v1.GPUAudits
+	(*GetStatusRequest)(nil),         // 2: kvtier.v1.GetStatusRequest
+	(*GetStatusResponse)(nil),        // 3: kvtier.v1.GetStatusResponse
+	(*SequenceInfo)(nil),             // 4: kvtier.v1.SequenceInfo
+	(*ListSequencesRequest)(nil),     // 5: kvtier.v1.ListSequencesRequest
+	(*ListSequencesResponse)(nil),    // 6: kvtier.v1.ListSequencesResponse
+	(*SealedSpan)(nil),               // 7: kvtier.v1.SealedSpan
+	(*DescribeSequenceRequest)(nil),  // 8: kvtier.v1.DescribeSequenceRequest
+	(*DescribeSequenceResponse)(nil), // 9: kvtier.v1.DescribeSequenceResponse
+	(*ExplainRequest)(nil),           // 10: kvtier.v1.ExplainRequest
+	(*ExplainToken)(nil),             // 11: kvtier.v1.ExplainToken
+	(*ExplainHead)(nil),              // 12: kvtier.v1.ExplainHead
+	(*ExplainSpan)(nil),              // 13: kvtier.v1.ExplainSpan
+	(*ExplainResponse)(nil),          // 14: kvtier.v1.ExplainResponse
+	(*Audit)(nil),                    // 15: kvtier.v1.Audit
+	(*ListAuditsRequest)(nil),        // 16: kvtier.v1.ListAuditsRequest
+	(*LayerCalibration)(nil),         // 17: kvtier.v1.LayerCalibration
+	(*ListAuditsResponse)(nil),       // 18: kvtier.v1.ListAuditsResponse
+	(*ResidencyRequest)(nil),         // 19: kvtier.v1.ResidencyRequest
+	(*PlaneResidency)(nil),           // 20: kvtier.v1.PlaneResidency
+	(*LayerResidency)(nil),           // 21: kvtier.v1.LayerResidency
+	(*ResidencyResponse)(nil),        // 22: kvtier.v1.ResidencyResponse
+	(*VerifyRequest)(nil),            // 23: kvtier.v1.VerifyRequest
+	(*VerifyResponse)(nil),           // 24: kvtier.v1.VerifyResponse
+	(Profile)(0),                     // 25: kvtier.v1.Profile
+	(*Ack)(nil),                      // 26: kvtier.v1.Ack
+	(*ModelSpec)(nil),                // 27: kvtier.v1.ModelSpec
+	(*Span)(nil),                     // 28: kvtier.v1.Span
+	(*Account)(nil),                  // 29: kvtier.v1.Account
+	(*Budget)(nil),                   // 30: kvtier.v1.Budget
 }
 var file_kvtier_v1_inspection_proto_depIdxs = []int32{
 	0,  // 0: kvtier.v1.GetStatusResponse.tiers:type_name -> kvtier.v1.TierStatus
-	24, // 1: kvtier.v1.SequenceInfo.profile:type_name -> kvtier.v1.Profile
-	25, // 2: kvtier.v1.SequenceInfo.ack:type_name -> kvtier.v1.Ack
-	3,  // 3: kvtier.v1.ListSequencesResponse.sequences:type_name -> kvtier.v1.SequenceInfo
-	3,  // 4: kvtier.v1.DescribeSequenceResponse.info:type_name -> kvtier.v1.SequenceInfo
-	26, // 5: kvtier.v1.DescribeSequenceResponse.spec:type_name -> kvtier.v1.ModelSpec
-	6,  // 6: kvtier.v1.DescribeSequenceResponse.sealed:type_name -> kvtier.v1.SealedSpan
-	27, // 7: kvtier.v1.DescribeSequenceResponse.spans:type_name -> kvtier.v1.Span
-	10, // 8: kvtier.v1.ExplainHead.tokens:type_name -> kvtier.v1.ExplainToken
-	27, // 9: kvtier.v1.ExplainSpan.span:type_name -> kvtier.v1.Span
-	28, // 10: kvtier.v1.ExplainResponse.account:type_name -> kvtier.v1.Account
-	11, // 11: kvtier.v1.ExplainResponse.heads:type_name -> kvtier.v1.ExplainHead
-	12, // 12: kvtier.v1.ExplainResponse.spans:type_name -> kvtier.v1.ExplainSpan
-	29, // 13: kvtier.v1.Audit.budget:type_name -> kvtier.v1.Budget
-	24, // 14: kvtier.v1.LayerCalibration.profile:type_name -> kvtier.v1.Profile
-	14, // 15: kvtier.v1.ListAuditsResponse.audits:type_name -> kvtier.v1.Audit
-	16, // 16: kvtier.v1.ListAuditsResponse.layers:type_name -> kvtier.v1.LayerCalibration
-	19, // 17: kvtier.v1.ResidencyResponse.planes:type_name -> kvtier.v1.PlaneResidency
-	20, // 18: kvtier.v1.ResidencyResponse.layers:type_name -> kvtier.v1.LayerResidency
-	1,  // 19: kvtier.v1.InspectionService.GetStatus:input_type -> kvtier.v1.GetStatusRequest
-	4,  // 20: kvtier.v1.InspectionService.ListSequences:input_type -> kvtier.v1.ListSequencesRequest
-	7,  // 21: kvtier.v1.InspectionService.DescribeSequence:input_type -> kvtier.v1.DescribeSequenceRequest
-	9,  // 22: kvtier.v1.InspectionService.Explain:input_type -> kvtier.v1.ExplainRequest
-	15, // 23: kvtier.v1.InspectionService.ListAudits:input_type -> kvtier.v1.ListAuditsRequest
-	18, // 24: kvtier.v1.InspectionService.Residency:input_type -> kvtier.v1.ResidencyRequest
-	22, // 25: kvtier.v1.InspectionService.Verify:input_type -> kvtier.v1.VerifyRequest
-	2,  // 26: kvtier.v1.InspectionService.GetStatus:output_type -> kvtier.v1.GetStatusResponse
-	5,  // 27: kvtier.v1.InspectionService.ListSequences:output_type -> kvtier.v1.ListSequencesResponse
-	8,  // 28: kvtier.v1.InspectionService.DescribeSequence:output_type -> kvtier.v1.DescribeSequenceResponse
-	13, // 29: kvtier.v1.InspectionService.Explain:output_type -> kvtier.v1.ExplainResponse
-	17, // 30: kvtier.v1.InspectionService.ListAudits:output_type -> kvtier.v1.ListAuditsResponse
-	21, // 31: kvtier.v1.InspectionService.Residency:output_type -> kvtier.v1.ResidencyResponse
-	23, // 32: kvtier.v1.InspectionService.Verify:output_type -> kvtier.v1.VerifyResponse
-	26, // [26:33] is the sub-list for method output_type
-	19, // [19:26] is the sub-list for method input_type
-	19, // [19:19] is the sub-list for extension type_name
-	19, // [19:19] is the sub-list for extension extendee
-	0,  // [0:19] is the sub-list for field type_name
+	1,  // 1: kvtier.v1.GetStatusResponse.gpu_audits:type_name -> kvtier.v1.GPUAudits
+	25, // 2: kvtier.v1.SequenceInfo.profile:type_name -> kvtier.v1.Profile
+	26, // 3: kvtier.v1.SequenceInfo.ack:type_name -> kvtier.v1.Ack
+	4,  // 4: kvtier.v1.ListSequencesResponse.sequences:type_name -> kvtier.v1.SequenceInfo
+	4,  // 5: kvtier.v1.DescribeSequenceResponse.info:type_name -> kvtier.v1.SequenceInfo
+	27, // 6: kvtier.v1.DescribeSequenceResponse.spec:type_name -> kvtier.v1.ModelSpec
+	7,  // 7: kvtier.v1.DescribeSequenceResponse.sealed:type_name -> kvtier.v1.SealedSpan
+	28, // 8: kvtier.v1.DescribeSequenceResponse.spans:type_name -> kvtier.v1.Span
+	11, // 9: kvtier.v1.ExplainHead.tokens:type_name -> kvtier.v1.ExplainToken
+	28, // 10: kvtier.v1.ExplainSpan.span:type_name -> kvtier.v1.Span
+	29, // 11: kvtier.v1.ExplainResponse.account:type_name -> kvtier.v1.Account
+	12, // 12: kvtier.v1.ExplainResponse.heads:type_name -> kvtier.v1.ExplainHead
+	13, // 13: kvtier.v1.ExplainResponse.spans:type_name -> kvtier.v1.ExplainSpan
+	30, // 14: kvtier.v1.Audit.budget:type_name -> kvtier.v1.Budget
+	25, // 15: kvtier.v1.LayerCalibration.profile:type_name -> kvtier.v1.Profile
+	15, // 16: kvtier.v1.ListAuditsResponse.audits:type_name -> kvtier.v1.Audit
+	17, // 17: kvtier.v1.ListAuditsResponse.layers:type_name -> kvtier.v1.LayerCalibration
+	1,  // 18: kvtier.v1.ListAuditsResponse.gpu:type_name -> kvtier.v1.GPUAudits
+	20, // 19: kvtier.v1.ResidencyResponse.planes:type_name -> kvtier.v1.PlaneResidency
+	21, // 20: kvtier.v1.ResidencyResponse.layers:type_name -> kvtier.v1.LayerResidency
+	2,  // 21: kvtier.v1.InspectionService.GetStatus:input_type -> kvtier.v1.GetStatusRequest
+	5,  // 22: kvtier.v1.InspectionService.ListSequences:input_type -> kvtier.v1.ListSequencesRequest
+	8,  // 23: kvtier.v1.InspectionService.DescribeSequence:input_type -> kvtier.v1.DescribeSequenceRequest
+	10, // 24: kvtier.v1.InspectionService.Explain:input_type -> kvtier.v1.ExplainRequest
+	16, // 25: kvtier.v1.InspectionService.ListAudits:input_type -> kvtier.v1.ListAuditsRequest
+	19, // 26: kvtier.v1.InspectionService.Residency:input_type -> kvtier.v1.ResidencyRequest
+	23, // 27: kvtier.v1.InspectionService.Verify:input_type -> kvtier.v1.VerifyRequest
+	3,  // 28: kvtier.v1.InspectionService.GetStatus:output_type -> kvtier.v1.GetStatusResponse
+	6,  // 29: kvtier.v1.InspectionService.ListSequences:output_type -> kvtier.v1.ListSequencesResponse
+	9,  // 30: kvtier.v1.InspectionService.DescribeSequence:output_type -> kvtier.v1.DescribeSequenceResponse
+	14, // 31: kvtier.v1.InspectionService.Explain:output_type -> kvtier.v1.ExplainResponse
+	18, // 32: kvtier.v1.InspectionService.ListAudits:output_type -> kvtier.v1.ListAuditsResponse
+	22, // 33: kvtier.v1.InspectionService.Residency:output_type -> kvtier.v1.ResidencyResponse
+	24, // 34: kvtier.v1.InspectionService.Verify:output_type -> kvtier.v1.VerifyResponse
+	28, // [28:35] is the sub-list for method output_type
+	21, // [21:28] is the sub-list for method input_type
+	21, // [21:21] is the sub-list for extension type_name
+	21, // [21:21] is the sub-list for extension extendee
+	0,  // [0:21] is the sub-list for field type_name
 }
 
 func init() { file_kvtier_v1_inspection_proto_init() }
@@ -2277,7 +2377,7 @@ func file_kvtier_v1_inspection_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_kvtier_v1_inspection_proto_rawDesc), len(file_kvtier_v1_inspection_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   24,
+			NumMessages:   25,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -31,12 +31,24 @@ class TierStatus(_message.Message):
     corruptions: int
     def __init__(self, name: _Optional[str] = ..., bytes_used: _Optional[int] = ..., bytes_limit: _Optional[int] = ..., pieces: _Optional[int] = ..., hits: _Optional[int] = ..., misses: _Optional[int] = ..., bytes_read: _Optional[int] = ..., bytes_written: _Optional[int] = ..., evictions: _Optional[int] = ..., corruptions: _Optional[int] = ...) -> None: ...
 
+class GPUAudits(_message.Message):
+    __slots__ = ("compared", "largest_error", "largest_lse_error", "given_up")
+    COMPARED_FIELD_NUMBER: _ClassVar[int]
+    LARGEST_ERROR_FIELD_NUMBER: _ClassVar[int]
+    LARGEST_LSE_ERROR_FIELD_NUMBER: _ClassVar[int]
+    GIVEN_UP_FIELD_NUMBER: _ClassVar[int]
+    compared: int
+    largest_error: float
+    largest_lse_error: float
+    given_up: str
+    def __init__(self, compared: _Optional[int] = ..., largest_error: _Optional[float] = ..., largest_lse_error: _Optional[float] = ..., given_up: _Optional[str] = ...) -> None: ...
+
 class GetStatusRequest(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
 
 class GetStatusResponse(_message.Message):
-    __slots__ = ("version", "data_dir", "uptime_seconds", "tiers", "sequences", "sequences_open", "leases", "tail_bytes", "tail_bytes_limit", "attends", "appends", "audits", "audit_error_mean", "audit_error_p95", "rss_bytes", "seals_pending", "audit_coverage")
+    __slots__ = ("version", "data_dir", "uptime_seconds", "tiers", "sequences", "sequences_open", "leases", "tail_bytes", "tail_bytes_limit", "attends", "appends", "audits", "audit_error_mean", "audit_error_p95", "rss_bytes", "seals_pending", "audit_coverage", "gpu_audits")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     DATA_DIR_FIELD_NUMBER: _ClassVar[int]
     UPTIME_SECONDS_FIELD_NUMBER: _ClassVar[int]
@@ -54,6 +66,7 @@ class GetStatusResponse(_message.Message):
     RSS_BYTES_FIELD_NUMBER: _ClassVar[int]
     SEALS_PENDING_FIELD_NUMBER: _ClassVar[int]
     AUDIT_COVERAGE_FIELD_NUMBER: _ClassVar[int]
+    GPU_AUDITS_FIELD_NUMBER: _ClassVar[int]
     version: str
     data_dir: str
     uptime_seconds: int
@@ -71,7 +84,8 @@ class GetStatusResponse(_message.Message):
     rss_bytes: int
     seals_pending: int
     audit_coverage: float
-    def __init__(self, version: _Optional[str] = ..., data_dir: _Optional[str] = ..., uptime_seconds: _Optional[int] = ..., tiers: _Optional[_Iterable[_Union[TierStatus, _Mapping]]] = ..., sequences: _Optional[int] = ..., sequences_open: _Optional[int] = ..., leases: _Optional[int] = ..., tail_bytes: _Optional[int] = ..., tail_bytes_limit: _Optional[int] = ..., attends: _Optional[int] = ..., appends: _Optional[int] = ..., audits: _Optional[int] = ..., audit_error_mean: _Optional[float] = ..., audit_error_p95: _Optional[float] = ..., rss_bytes: _Optional[int] = ..., seals_pending: _Optional[int] = ..., audit_coverage: _Optional[float] = ...) -> None: ...
+    gpu_audits: GPUAudits
+    def __init__(self, version: _Optional[str] = ..., data_dir: _Optional[str] = ..., uptime_seconds: _Optional[int] = ..., tiers: _Optional[_Iterable[_Union[TierStatus, _Mapping]]] = ..., sequences: _Optional[int] = ..., sequences_open: _Optional[int] = ..., leases: _Optional[int] = ..., tail_bytes: _Optional[int] = ..., tail_bytes_limit: _Optional[int] = ..., attends: _Optional[int] = ..., appends: _Optional[int] = ..., audits: _Optional[int] = ..., audit_error_mean: _Optional[float] = ..., audit_error_p95: _Optional[float] = ..., rss_bytes: _Optional[int] = ..., seals_pending: _Optional[int] = ..., audit_coverage: _Optional[float] = ..., gpu_audits: _Optional[_Union[GPUAudits, _Mapping]] = ...) -> None: ...
 
 class SequenceInfo(_message.Message):
     __slots__ = ("sequence_id", "name", "profile", "ack", "open", "sealed_bytes", "created_unix", "used_unix", "parent_id", "damage")
@@ -302,12 +316,14 @@ class LayerCalibration(_message.Message):
     def __init__(self, fingerprint: _Optional[bytes] = ..., profile: _Optional[_Union[_types_pb2.Profile, str]] = ..., layer: _Optional[int] = ..., budget: _Optional[str] = ..., audits: _Optional[int] = ..., coverage: _Optional[float] = ..., stated_over_true: _Optional[float] = ..., factor_median: _Optional[float] = ..., factor_p95: _Optional[float] = ...) -> None: ...
 
 class ListAuditsResponse(_message.Message):
-    __slots__ = ("audits", "layers")
+    __slots__ = ("audits", "layers", "gpu")
     AUDITS_FIELD_NUMBER: _ClassVar[int]
     LAYERS_FIELD_NUMBER: _ClassVar[int]
+    GPU_FIELD_NUMBER: _ClassVar[int]
     audits: _containers.RepeatedCompositeFieldContainer[Audit]
     layers: _containers.RepeatedCompositeFieldContainer[LayerCalibration]
-    def __init__(self, audits: _Optional[_Iterable[_Union[Audit, _Mapping]]] = ..., layers: _Optional[_Iterable[_Union[LayerCalibration, _Mapping]]] = ...) -> None: ...
+    gpu: GPUAudits
+    def __init__(self, audits: _Optional[_Iterable[_Union[Audit, _Mapping]]] = ..., layers: _Optional[_Iterable[_Union[LayerCalibration, _Mapping]]] = ..., gpu: _Optional[_Union[GPUAudits, _Mapping]] = ...) -> None: ...
 
 class ResidencyRequest(_message.Message):
     __slots__ = ("sequence_id",)

@@ -29,6 +29,7 @@ type Config struct {
 	RAM, Disk, Tail size.Bytes
 	GPU             GPU
 	GPUDevice       int
+	GPUAudit        float32
 	ReadAll         int
 	Share, Audit    float32
 	Steer           bool
@@ -67,6 +68,7 @@ func (c *Config) defineFlags() *actions {
 	c.GPU = GPUAuto
 	f.Var(&c.GPU, "gpu", "limit of what lies in the memory of a GPU; auto: what it has free, if there is one; off: none")
 	f.IntVar(&c.GPUDevice, "gpu-device", 0, "number of the GPU")
+	f.Float32Var(&c.GPUAudit, "gpu-audit", 0.01, "share of the GPU's answers that the host compares with its own, in the background: at most a twentieth of one core's time")
 	f.Var(&c.RAM, "ram", "limit of what lies in RAM of sealed segments")
 	f.Var(&c.Disk, "disk", "limit of the NVMe tier")
 	f.Var(&c.Tail, "tail", "limit of unquantised rows in RAM")
@@ -163,6 +165,7 @@ func (c *Config) checkValues() error {
 	}
 	require(c.RAM > 0, "--ram %v: a limit must be above 0", c.RAM)
 	require(c.GPUDevice >= 0, "--gpu-device %d: it must not be negative", c.GPUDevice)
+	require(c.GPUAudit >= 0 && c.GPUAudit <= 1, "--gpu-audit %v: it must be from 0 to 1", c.GPUAudit)
 	require(c.Disk > 0, "--disk %v: a limit must be above 0", c.Disk)
 	require(c.Tail > 0, "--tail %v: a limit must be above 0", c.Tail)
 	require(c.ReadAll >= 0, "--read-all %d: it must not be negative", c.ReadAll)

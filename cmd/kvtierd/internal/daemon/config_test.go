@@ -37,7 +37,7 @@ func TestDefaults(t *testing.T) {
 	c := mustLoad(t, nil)
 	want := Config{
 		Data: "/xdg/kvtier", Socket: "/xdg/kvtier/kvtier.sock", FastSocket: "/xdg/kvtier/fast.sock",
-		Listen: "127.0.0.1:7420", Metrics: "127.0.0.1:7421", GPU: GPUAuto, RAM: 1 << 30, Disk: 20 << 30, Tail: 2 << 30,
+		Listen: "127.0.0.1:7420", Metrics: "127.0.0.1:7421", GPU: GPUAuto, GPUAudit: 0.01, RAM: 1 << 30, Disk: 20 << 30, Tail: 2 << 30,
 		ReadAll: 8192, Share: 0.2, Audit: 0.01, SyncInterval: 20 * time.Millisecond, ShutdownTimeout: 10 * time.Second,
 		LogLevel: slog.LevelInfo, LogFormat: "text",
 	}
@@ -63,7 +63,7 @@ func TestGPU(t *testing.T) {
 func equalConfig(a, b Config) bool {
 	a.Warnings, b.Warnings = nil, nil
 	return a.Data == b.Data && a.Socket == b.Socket && a.FastSocket == b.FastSocket && a.Listen == b.Listen &&
-		a.AllowRemote == b.AllowRemote && a.Metrics == b.Metrics && a.PProf == b.PProf && a.GPU == b.GPU && a.GPUDevice == b.GPUDevice && a.RAM == b.RAM && a.Disk == b.Disk &&
+		a.AllowRemote == b.AllowRemote && a.Metrics == b.Metrics && a.PProf == b.PProf && a.GPU == b.GPU && a.GPUDevice == b.GPUDevice && a.GPUAudit == b.GPUAudit && a.RAM == b.RAM && a.Disk == b.Disk &&
 		a.Tail == b.Tail && a.ReadAll == b.ReadAll && a.Share == b.Share && a.Audit == b.Audit && a.SyncInterval == b.SyncInterval &&
 		a.ShutdownTimeout == b.ShutdownTimeout && a.LogLevel == b.LogLevel && a.LogFormat == b.LogFormat
 }
@@ -138,6 +138,7 @@ func TestRefusals(t *testing.T) {
 		{nil, []string{"--share", "0"}, "--share 0"},
 		{nil, []string{"--share", "NaN"}, "--share NaN"},
 		{nil, []string{"--audit", "1.5"}, "--audit 1.5"},
+		{nil, []string{"--gpu-audit", "-1"}, "--gpu-audit -1"},
 		{nil, []string{"--ram", "0", "--disk", "0"}, "--disk 0"},
 		{nil, []string{"--sync-interval", "0"}, "--sync-interval 0s"},
 		{nil, []string{"--read-all", "-1"}, "--read-all -1"},
@@ -165,7 +166,7 @@ func TestWarnings(t *testing.T) {
 
 // What --print-config prints is a file that gives the same configuration again.
 func TestPrintConfigRoundTrip(t *testing.T) {
-	c := mustLoad(t, []string{"KVTIER_TAIL=1.5g"}, "--data", "/tmp/a b", "--fast-socket", "", "--audit", "0.125", "--log-level", "debug", "--listen", "[::1]:0")
+	c := mustLoad(t, []string{"KVTIER_TAIL=1.5g"}, "--data", "/tmp/a b", "--fast-socket", "", "--audit", "0.125", "--gpu-audit", "0.5", "--log-level", "debug", "--listen", "[::1]:0")
 	var b bytes.Buffer
 	c.print(&b)
 	if !strings.Contains(b.String(), `tail: "1536MiB" # KVTIER_TAIL`) {
