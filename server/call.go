@@ -26,6 +26,7 @@ type call struct {
 	trace  func(kvHead int) *sparse.Trace // or nil
 	device *deviceAnswer                  // or nil
 
+	byHead    []float32 // q as [kvHeads][n][group][headDim]
 	acc       sparse.Account
 	codec     float32 // the stored rows' error, which audits do not see
 	stated    statement
@@ -65,6 +66,7 @@ func (c *call) answer(ctx context.Context) ([]attention.Partial, error) {
 	for h := range c.heads {
 		c.heads[h].share = c.shares[h]
 	}
+	c.byHead = c.gatherQueries()
 	c.device = c.startDevice(ctx)
 	defer c.device.wait(c.seq.srv.store)
 	if err := c.ask(ctx, func(int) bool { return true }); err != nil {
@@ -132,16 +134,27 @@ func (c *call) ask(ctx context.Context, chosen func(head int) bool) error {
 	return g.Wait()
 }
 
-// groupQueries gathers the queries of one KV head's group, position-major.
-func (c *call) groupQueries(head int) []float32 {
+// gatherQueries brings the queries into the order of KV heads, those of a group position-major. Those of one position are in it.
+func (c *call) gatherQueries() []float32 {
+	if c.n == 1 {
+		return c.q
+	}
 	sp := c.seq.spec
-	d, g := sp.headDim, sp.group()
-	out := make([]float32, 0, c.n*g*d)
-	for i := range c.n {
-		at := (i*sp.queryHeads + head*g) * d
-		out = append(out, c.q[at:at+g*d]...)
+	group := sp.group() * sp.headDim
+	out := make([]float32, 0, len(c.q))
+	for head := range sp.kvHeads {
+		for i := range c.n {
+			at := (i*sp.kvHeads + head) * group
+			out = append(out, c.q[at:at+group]...)
+		}
 	}
 	return out
+}
+
+// groupQueries are the queries of one KV head's group, position-major.
+func (c *call) groupQueries(head int) []float32 {
+	n := len(c.byHead) / c.seq.spec.kvHeads
+	return c.byHead[head*n : (head+1)*n : (head+1)*n]
 }
 
 // head answers one KV head's group. Called again it answers with the share

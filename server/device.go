@@ -31,18 +31,14 @@ func (c *call) startDevice(ctx context.Context) *deviceAnswer {
 		return nil
 	}
 	x := &deviceAnswer{segs: c.seq.srv.segmentsOf(c.st, c.layer, c.st.sealed())}
-	var whole []store.Segment
+	whole := make([]store.Segment, 0, len(x.segs))
 	for _, s := range x.segs {
 		if s.Cut() {
 			return nil // in a fork that ends inside a segment until it is sealed anew
 		}
 		whole = append(whole, store.Segment{Header: s.Header, Low: s.Low})
 	}
-	var q []float32
-	for h := range sp.kvHeads {
-		q = append(q, c.groupQueries(h)...)
-	}
-	if x.under = c.seq.srv.store.Attend(ctx, whole, q, sp.softcap); x.under == nil {
+	if x.under = c.seq.srv.store.Attend(ctx, whole, c.byHead, sp.softcap); x.under == nil {
 		return nil
 	}
 	return x

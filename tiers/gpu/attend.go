@@ -65,7 +65,7 @@ type Answer struct {
 
 	a       *attender
 	plan    *kept
-	leases  []*lease
+	leases  []lease
 	q       []float32
 	softcap float32
 	heads   int
@@ -88,17 +88,16 @@ func (t *Tier) Attend(ctx context.Context, segments []Segment, q []float32, soft
 	if err := t.usable(ctx); err != nil {
 		return nil, fmt.Errorf("gpu: attend: %w", err)
 	}
+	all := t.leaseAll(segments)
 	n := &Answer{Held: make([]bool, len(segments)), a: t.attender, q: q, softcap: softcap}
-	var of []Segment
-	for i, s := range segments {
-		if !t.Attends(s.Header) {
-			continue
-		}
-		if l, ok := t.lease(s.Header, kernels.Planes(s.Low)); ok {
-			n.Held[i], of, n.leases = true, append(of, s), append(n.leases, l)
+	of := make([]Segment, 0, len(segments))
+	for i, l := range all {
+		if l.segment != nil {
+			n.Held[i], of = true, append(of, segments[i])
+			all[len(of)-1] = l
 		}
 	}
-	if len(of) == 0 {
+	if n.leases = all[:len(of)]; len(of) == 0 {
 		return nil, nil
 	}
 	err := n.start(ctx, of)
@@ -163,8 +162,8 @@ func (n *Answer) Wait() ([]attention.Partial, error) {
 }
 
 func (n *Answer) end() {
-	for _, l := range n.leases {
-		l.release(0) // all of them are read alike
+	if n.leases != nil {
+		n.leases[0].tier.releaseAll(n.leases)
 	}
 	n.leases = nil
 	if n.plan != nil {
@@ -174,7 +173,7 @@ func (n *Answer) end() {
 }
 
 // plan returns the plan of segments that are leased, for one use.
-func (a *attender) plan(ctx context.Context, of []Segment, leases []*lease) (*kept, error) {
+func (a *attender) plan(ctx context.Context, of []Segment, leases []lease) (*kept, error) {
 	key := planKey{of[0].Header, of[len(of)-1].Header, len(of)}
 	a.mu.Lock()
 	a.mu.clock++
@@ -188,7 +187,7 @@ func (a *attender) plan(ctx context.Context, of []Segment, leases []*lease) (*ke
 	a.mu.Unlock()
 	segments := make([]kernels.Segment, len(of))
 	for i, s := range of {
-		l := leases[i]
+		l := &leases[i]
 		segments[i] = kernels.Segment{Header: s.Header, Low: s.Low, At: func(head int, p tiers.Plane) kernels.Address { return kernels.Address(l.at(head, p)) }}
 	}
 	warps, err := a.kernels.Warps(ctx, of[0].Header.HeadDim)
@@ -213,7 +212,7 @@ func (a *attender) plan(ctx context.Context, of []Segment, leases []*lease) (*ke
 }
 
 // holds says whether the plan is of these segments, where they lie now.
-func (p *kept) holds(of []Segment, leases []*lease) bool {
+func (p *kept) holds(of []Segment, leases []lease) bool {
 	for i, s := range of {
 		if p.where[i] != leases[i].table || p.lows[i] != s.Low {
 			return false

@@ -77,3 +77,24 @@ func BenchmarkLease(b *testing.B) {
 		l.release(0.1)
 	}
 }
+
+// BenchmarkLeases leases the segments of a layer of a million tokens, for one answer.
+func BenchmarkLeases(b *testing.B) {
+	tier := newTier(newFakeBank(1<<30), 1<<30)
+	defer tier.Close()
+	var segments []Segment
+	for seed := range uint64(512) {
+		h, pieces := tiertest.Segment(seed, 8, 100)
+		if err := tier.Put(ctx, h, pieces); err != nil {
+			b.Fatal(err)
+		}
+		tier.mu.segments[h.ID].attends = true // it has no device to ask
+		segments = append(segments, Segment{Header: h})
+	}
+	for b.Loop() {
+		tier.releaseAll(tier.leaseAll(segments))
+	}
+	if u := tier.Usage(); u.Misses > 0 {
+		b.Fatalf("%+v", u)
+	}
+}

@@ -69,13 +69,14 @@ type Tier struct {
 
 // segment is what the tier holds of one segment. Tier.mu guards it.
 type segment struct {
-	id     tiers.ID
-	table  *table
-	leases int
-	limbo  []room // dropped under a lease: free when the last one ends
-	heat   heat
-	rank   heat // and place: see ranking
-	place  int
+	id      tiers.ID
+	attends bool // there are kernels for it, which fit the device
+	table   *table
+	leases  int
+	limbo   []room // dropped under a lease: free when the last one ends
+	heat    heat
+	rank    heat // and place: see ranking
+	place   int
 }
 
 // table says where pieces lie. It is immutable: Put and Drop make another one.

@@ -15,15 +15,22 @@ const halfLife = time.Minute
 // cold is the heat of what was never used.
 var cold = heat(math.Inf(-1))
 
-// used adds a use at a time since the tier began. attention is the share of the
-// query's attention that the segment received, 0 to 1. As in package ram its
+// used adds a use: see useOf.
+func (h heat) used(attention float32, at time.Duration) heat { return h.with(useOf(attention, at)) }
+
+// useOf is the heat of one use at a time since the tier began. attention is the
+// share of the query's attention that the segment received, 0 to 1. As in package ram its
 // square root counts, and without any it is an eighth of a use.
-func (h heat) used(attention float32, at time.Duration) heat {
+func useOf(attention float32, at time.Duration) heat {
 	worth := 1. / 8
 	if attention > 0 { // or it is no number
 		worth += 7. / 8 * math.Sqrt(math.Min(float64(attention), 1))
 	}
-	use := heat(math.Log2(worth) + at.Seconds()/halfLife.Seconds())
+	return heat(math.Log2(worth) + at.Seconds()/halfLife.Seconds())
+}
+
+// with adds the heat of a use.
+func (h heat) with(use heat) heat {
 	more, less := max(h, use), min(h, use)
 	return more + heat(math.Log2(1+math.Exp2(float64(less-more))))
 }

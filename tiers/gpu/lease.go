@@ -3,9 +3,11 @@ package gpu
 import (
 	"errors"
 	"math/bits"
+	"time"
 
 	"kvtier/tiers"
 	"kvtier/tiers/gpu/cuda"
+	"kvtier/tiers/gpu/kernels"
 )
 
 // lease keeps the pieces of a segment where they are on the device.
@@ -19,21 +21,39 @@ type lease struct {
 // that the segment has of planes, of all its heads, are resident: a miss.
 // Kernels on any stream may read at once: what is resident has arrived.
 func (t *Tier) lease(h *tiers.Header, planes tiers.PlaneSet) (l *lease, ok bool) {
-	wanted := int64(bits.OnesCount16(uint16(planes)) * len(h.Heads))
-	if t.bank.err() != nil {
-		t.misses.Add(wanted)
-		return nil, false
-	}
+	lost := t.bank.err() != nil
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	l = &lease{}
+	return l, !lost && t.leaseLocked(l, h, planes)
+}
+
+// leaseAll leases those of segments that are attended on the device, the zero lease for the others. There may be hundreds, so
+// it asks and locks once.
+func (t *Tier) leaseAll(segments []Segment) []lease {
+	all := make([]lease, len(segments))
+	lost := t.bank.err() != nil
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for i, s := range segments {
+		if x := t.mu.segments[s.Header.ID]; !lost && (x == nil || x.attends) {
+			t.leaseLocked(&all[i], s.Header, kernels.Planes(s.Low))
+		}
+	}
+	return all
+}
+
+func (t *Tier) leaseLocked(l *lease, h *tiers.Header, planes tiers.PlaneSet) bool {
+	wanted := int64(bits.OnesCount16(uint16(planes)) * len(h.Heads))
 	s := t.mu.segments[h.ID]
 	if s == nil || s.table.complete&planes != planes || t.mu.gone != nil {
 		t.misses.Add(wanted)
-		return nil, false
+		return false
 	}
 	t.hits.Add(wanted)
 	s.leases++
-	return &lease{t, s, s.table}, true
+	*l = lease{t, s, s.table}
+	return true
 }
 
 // at returns the device address of a piece, a multiple of 256; 0 if it is absent.
@@ -52,6 +72,20 @@ func (l *lease) release(attention float32) {
 	defer t.mu.Unlock()
 	t.useLocked(s, attention)
 	t.endLocked(s)
+}
+
+// releaseAll releases leases whose segments are read alike.
+func (t *Tier) releaseAll(all []lease) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	use := useOf(0, time.Since(t.began))
+	for i := range all {
+		if s := all[i].segment; s != nil {
+			s.heat = s.heat.with(use)
+			t.endLocked(s)
+			all[i].segment = nil
+		}
+	}
 }
 
 // abandon lets the tier release leases when e, recorded behind the last kernel

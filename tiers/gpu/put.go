@@ -145,7 +145,7 @@ func (t *Tier) grow(largest int) (bool, error) {
 func (t *Tier) listLocked(h *tiers.Header, pieces []tiers.Piece, rooms []room) {
 	s := t.mu.segments[h.ID]
 	if s == nil {
-		s = &segment{id: h.ID, table: &table{heads: make([][tiers.NumPlanes]room, len(h.Heads))}, heat: cold}
+		s = &segment{id: h.ID, attends: t.Attends(h), table: &table{heads: make([][tiers.NumPlanes]room, len(h.Heads))}, heat: cold}
 		t.mu.segments[h.ID] = s
 		defer heap.Push(&t.mu.ranking, s) // with its heat
 	}
