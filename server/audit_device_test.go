@@ -91,7 +91,7 @@ func TestDeviceAuditsPass(t *testing.T) {
 			srv, s, log := auditedFolder(t, m, dir, id, Options{})
 			var got *kvtierv1.GPUAudits
 			for _, b := range []budget{exactBudget, shareBudget(.3)} {
-				_, got = audit(t, m, srv, s, 0, m.n-1, b)
+				audit(t, m, srv, s, 0, m.n-1, b)
 				_, got = audit(t, m, srv, s, 0, 2*segment+10, b)
 			}
 			if got.Compared < 4 || got.GivenUp != "" || !(got.LargestError > 0 && got.LargestError < outputLimit && got.LargestLseError < lseLimit) {
