@@ -155,30 +155,40 @@ func TestDeviceLost(t *testing.T) {
 	sameAnswers(t, got, want, 2e-3)
 }
 
-// TestDeviceWorker: a worker in another process hands rows and queries over in its own device memory, and gets its answers there: the same as inline.
+// TestDeviceWorker: a worker in another process hands rows and queries over in its own device memory, and gets its answers there: the same as inline. So
+// it does after the GPU was given up, by answers of the host.
 func TestDeviceWorker(t *testing.T) {
-	const env = "KVTIER_TEST_WORKER" // the fast path's socket, and the sequence
+	const env = "KVTIER_TEST_WORKER" // the fast path's socket, the sequence, and who answers
 	cudatest.Open(t)
 	if to := os.Getenv(env); to != "" {
-		socket, id, _ := strings.Cut(to, "|")
-		deviceWorker(t, socket, id)
+		x := strings.Split(to, "|")
+		deviceWorker(t, x[0], x[1], x[2] == "gpu")
 		return
 	}
-	m := newModel(9, deviceSpec(), segment+400)
-	r := newRig(t, Options{ReadAllTokens: -1, GPUBytes: 64 << 20})
-	s := openSequence(t, r.srv, &kvtierv1.OpenSequenceRequest{Spec: m.spec, Profile: kvtierv1.Profile_PROFILE_BALANCED})
-	m.feed(t, s, 0, segment+300)
-	waitSealed(t, s, segment)
-	settle(t, r.srv)
-	cmd := exec.Command(os.Args[0], "-test.run=^TestDeviceWorker$", "-test.v")
-	cmd.Env = append(os.Environ(), env+"="+r.socket+"|"+s.id)
-	if out, err := cmd.CombinedOutput(); err != nil || !strings.Contains(string(out), "--- PASS: TestDeviceWorker") {
-		t.Errorf("worker: %v\n%s", err, out)
+	for _, who := range []string{"gpu", "host"} {
+		t.Run(who, func(t *testing.T) {
+			m := newModel(9, deviceSpec(), segment+400)
+			r := newRig(t, Options{ReadAllTokens: -1, GPUBytes: 64 << 20})
+			s := openSequence(t, r.srv, &kvtierv1.OpenSequenceRequest{Spec: m.spec, Profile: kvtierv1.Profile_PROFILE_BALANCED})
+			m.feed(t, s, 0, segment+300)
+			waitSealed(t, s, segment)
+			settle(t, r.srv)
+			if who == "host" {
+				if err := r.srv.store.GiveUpDevice(errors.New("as a test wants it")); err != nil {
+					t.Fatal(err)
+				}
+			}
+			cmd := exec.Command(os.Args[0], "-test.run=^TestDeviceWorker$", "-test.v")
+			cmd.Env = append(os.Environ(), env+"="+r.socket+"|"+s.id+"|"+who)
+			if out, err := cmd.CombinedOutput(); err != nil || !strings.Contains(string(out), "--- PASS: TestDeviceWorker") {
+				t.Errorf("worker: %v\n%s", err, out)
+			}
+		})
 	}
 }
 
 // deviceWorker is the worker's process.
-func deviceWorker(t *testing.T, socket, id string) {
+func deviceWorker(t *testing.T, socket, id string, onDevice bool) {
 	d := cudatest.Open(t)
 	const size = 1 << 20
 	var at cuda.Ptr
@@ -269,7 +279,7 @@ func deviceWorker(t *testing.T, socket, id string) {
 					t.Fatalf("token %d, layer %d: another answer", pos, layer)
 				}
 			}
-			if got.Account.BytesGpu == 0 {
+			if onDevice != (got.Account.BytesGpu > 0) {
 				t.Errorf("token %d, layer %d: %v", pos, layer, got.Account)
 			}
 		}
