@@ -45,7 +45,7 @@ type auditor struct {
 
 func newAuditor(srv *Server) *auditor {
 	ctx, cancel := context.WithCancel(context.Background())
-	a := &auditor{srv: srv, jobs: make(chan auditJob, auditQueue), cancel: cancel, pace: pace{rest: deviceRest}}
+	a := &auditor{srv: srv, jobs: make(chan auditJob, auditQueue), cancel: cancel, pace: pace{rest: deviceRest, began: time.Now()}}
 	a.done.Add(1)
 	go func() {
 		defer a.done.Done()

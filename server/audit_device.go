@@ -32,17 +32,20 @@ const (
 
 // pace lets one audit run at a time, and none for a while after it.
 type pace struct {
-	rest time.Duration // so many times what the audit took
-	next atomic.Int64  // when the next may be, Unix nanoseconds
+	rest  time.Duration // so many times what the audit took
+	began time.Time
+	next  atomic.Int64 // when the next may be, in nanoseconds since then
 }
+
+func (p *pace) now() int64 { return time.Since(p.began).Nanoseconds() }
 
 // take is true for who may begin an audit, and has to call give.
 func (p *pace) take() bool {
 	next := p.next.Load()
-	return next <= time.Now().UnixNano() && p.next.CompareAndSwap(next, math.MaxInt64)
+	return next <= p.now() && p.next.CompareAndSwap(next, math.MaxInt64)
 }
 
-func (p *pace) give(took time.Duration) { p.next.Store(time.Now().Add(p.rest * took).UnixNano()) }
+func (p *pace) give(took time.Duration) { p.next.Store(p.now() + (p.rest * took).Nanoseconds()) }
 
 // deviceAudit is the audit of what the GPU answered of one position of a call. It keeps nothing from being removed or evicted.
 type deviceAudit struct {
