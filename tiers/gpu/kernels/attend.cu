@@ -2,8 +2,8 @@
 //
 // A warp works alone. It attends a split, a run of units of one KV head, for up to 8 query rows, and leaves a partial.
 // A unit is up to 256 tokens that share the bins of their keys; it goes 32 tokens (two leaves) a step. A step's bytes come to shared memory
-// by asynchronous copies while the step before is computed; lines of keys are put there by group and level, so that
-// the loops below know where each is.
+// by asynchronous copies while the step before is computed; lines of keys are put there by what they are, so that
+// the loops below know where most of them lie, and read ahead.
 //
 // Keys. A line's 32-bit word of a token has, in bits 2t and 2t + 1 of its four bytes, 2 bits of channels 4t to 4t + 3: just what
 // lane t of a quad contributes to a fragment of the matrix units. The folded query's 16-bit words (attention/kernels, Fold) go in
@@ -11,17 +11,21 @@
 // parts of a score. Column g of tile i is token 4g + i of the step: one load brings a lane the words of all four tiles.
 //
 // Values. The weights, as the scores' lanes have them, are the fragment that the matrix units want next: no lane hands anything to another. Values'
-// codes become binary16 by OR-ing their 4 bits into the mantissa of 1024.
+// codes are binary16 as they are, subnormal numbers of units of 2^-24: a mask is all that they need.
 #include "device.h"
 
 constexpr u32 kLeaf = 16, kPage = 64, kStep = 32;
 constexpr u32 kBins = 256;      // tokens that share bins
 constexpr u32 kLine = 64;       // bytes: 2 bits of 16 channels of a leaf
 constexpr u32 kLevels = 4;      // lines of a group
+constexpr u32 kFirst = 0xc0c0c0c0;  // the bits of four codes that a group's first line has
 constexpr u32 kScale = 3;       // bytes of a value's scale
 constexpr u32 kRows = 8;        // query rows of a warp
 constexpr float kLog2e = 1.44269504088896341f;
 constexpr float kLowest = -1e30f;  // of scores; what is masked
+
+// Whether lanes without a row fold groups of others': where it is faster, and there are registers for it.
+template <u32 D, bool kLow> constexpr bool kShares = D == 128 && !kLow;
 
 // Segment is one KV head of a sealed segment: where its planes lie. Names and sizes as in docs/format.md.
 struct Segment {
@@ -57,6 +61,7 @@ template <u32 D, bool kLow> struct Shape {
     return line < before(1) ? 0 : line < before(2) ? 1 : line < before(3) ? 2 : line < before(4) ? 3 : 4;
   }
   static constexpr u32 lines = kLow ? 4 * groups : 2 * groups + 2 * f;
+  static constexpr u32 behind = 2 * f;    // lines behind each group's first two
   static constexpr u32 row = D / 2;  // bytes of a value's high codes
   static constexpr u32 keys = lines * 2 * kLine;
   static constexpr u32 values = kStep * row;
@@ -86,21 +91,35 @@ template <u32 D, bool kLow> struct Shape {
 // swap says by which amount rows of values change places in shared memory, so that lanes' reads fall to different banks.
 template <u32 D> DEVICE u32 placed_row(u32 r) { return D == 64 ? r ^ (r >> 3 & 3) : D == 128 ? r ^ (r >> 3 & 1) : r; }
 
-// Places says where lines of keys go in shared memory: group after group, a group's lines in their order. Lane i knows it of lines i and i + 32.
-template <u32 D, bool kLow> struct Places {
+// Lines says what each line of keys is, and where it goes in shared memory. First come the lines that know most of each group, by group, then their second
+// ones; where all bits are known, the third and the fourth. Else what is left, the others, come behind, and in the places of missing second ones.
+// Lane i knows it of lines i and i + 32.
+template <u32 D, bool kLow> struct Lines {
   using S = Shape<D, kLow>;
   static constexpr u32 words = (S::lines + 31) / 32;
-  u32 place[words];
-  u32 count;  // of the lines of group lane
+  u32 group[words], level[words], place[words];
+  u32 other[words];      // of the others: the how manieth it is
+  u32 others;            // how many there are
+  u32 ones, twos;        // of the number of lines that a group has behind its first, its two bits, a bit of each here for each group
 
-  METHOD Places(const u8 *lines, u32 lane) {
-    u32 group[words];
-    UNROLL for (u32 j = 0; j < words; j++) group[j] = 32 * j + lane < S::lines ? lines[32 * j + lane] : 0, place[j] = 0;
-    count = 0;
+  METHOD Lines(const u8 *lines, u32 lane) {
+    u32 count = 0;  // of the lines of group lane
+    UNROLL for (u32 j = 0; j < words; j++) group[j] = 32 * j + lane < S::lines ? lines[32 * j + lane] % S::groups : ~0u, level[j] = 0;
     UNROLL for (u32 i = 0; i < S::lines; i++) {
       u32 x = shuffle(group[i / 32], i % 32);
       count += x == lane;
-      UNROLL for (u32 j = 0; j < words; j++) place[j] += x < group[j] || (x == group[j] && i < 32 * j + lane);
+      UNROLL for (u32 j = 0; j < words; j++) level[j] += x == group[j] && i < 32 * j + lane;
+    }
+    ones = ballot(lane < S::groups && (count - 1) & 1), twos = ballot(lane < S::groups && (count - 1) & 2);
+    others = 0;
+    UNROLL for (u32 j = 0; j < words; j++) {
+      place[j] = level[j] * S::groups + group[j];
+      if (!kLow) {
+        u32 rest = ballot(level[j] >= 2);
+        other[j] = others + count_ones(rest & ((1u << lane) - 1)), others += count_ones(rest);
+        if (level[j] >= 2) place[j] = other[j] < S::behind ? 2 * S::groups + other[j] : S::groups + nth_one(~(ones | twos), other[j] - S::behind);
+      }
+      if (place[j] >= S::lines) place[j] = S::lines - 1;  // of a plane that no sealer wrote
     }
   }
 
@@ -142,11 +161,10 @@ template <u32 D, bool kLow> struct Stager {
 
   METHOD void describe(const Segment &s) {
     high = s.v4, low = s.v8, stored = s.stored, low_leaf = s.low_leaf;
-    Places<D, kLow> places(s.steps + D, lane);
-    describe_round<0>(s, places);
+    describe_round<0>(s, Lines<D, kLow>(s.steps + D, lane));
   }
 
-  template <u32 j> METHOD void describe_round(const Segment &s, const Places<D, kLow> &places) {
+  template <u32 j> METHOD void describe_round(const Segment &s, const Lines<D, kLow> &lines) {
     if constexpr (j < S::rounds) {
       constexpr u32 source = S::source(j), first = S::first_plane(j);
       constexpr bool goes_on = S::goes_on(j), one_plane = S::one_plane(j);
@@ -159,9 +177,9 @@ template <u32 D, bool kLow> struct Stager {
         from[source] = base + (line - S::before(plane)) * kLine + part % 4 * 16 + (u64)(leaf + part / 4 - (plane == 4 ? s.low_leaf : 0)) * bytes;
         stride[source] = bytes;
       }
-      u32 place = places.template of<4 * j / 32>(line) * 2 * kLine / 16 + part;
+      u32 place = lines.template of<4 * j / 32>(line) * 2 * kLine / 16 + part;
       to[j / 2] = j % 2 == 0 ? place : to[j / 2] | place << 16;
-      describe_round<j + 1>(s, places);
+      describe_round<j + 1>(s, lines);
     }
   }
 
@@ -170,13 +188,15 @@ template <u32 D, bool kLow> struct Stager {
     if (begins) bins(stage + S::bins_at);
     begins = false;
     u32 page = leaf / (kPage / kLeaf);
-    if (left > 1 && stored >= (page + 1) * kPage) {
+    bool second = left > 1, full = stored >= (page + 1) * kPage;
+    if (second && full)
       copy_round<0, true>(stage, true);
-      whole_values(stage, high + (u64)page * kPage * (kScale + S::row));
-    } else {
-      copy_round<0, false>(stage, left > 1);
-      part_values(stage, left > 1);
-    }
+    else
+      copy_round<0, false>(stage, second);
+    if (full)
+      page_values(stage, high + (u64)page * kPage * (kScale + S::row), second);
+    else
+      part_values(stage, second);
     advance<0>();
     leaf += 2;
     left = left > 1 ? left - 2 : 0;
@@ -221,12 +241,13 @@ template <u32 D, bool kLow> struct Stager {
     }
   }
 
-  // whole_values copies 32 values of a full page, which begins at page.
-  METHOD void whole_values(u32 stage, const u8 *page) {
-    u32 in = leaf % (kPage / kLeaf) * kLeaf;
-    if (lane < S::scales / 16) copy16(stage + S::scales_at + lane * 16, page + in * kScale + lane * 16, true);
-    row_copies(stage + S::high_at, page + kPage * kScale + in * S::row, kStep);
-    if (kLow) row_copies(stage + S::low_at, low + (u64)(leaf - low_leaf) * kLeaf * S::row, kStep);
+  // page_values copies the values of a step from a full page, which begins at page.
+  METHOD void page_values(u32 stage, const u8 *page, bool second) {
+    u32 in = leaf % (kPage / kLeaf) * kLeaf, n = second ? kStep : kLeaf;
+    bool there = lane * 16 < n * kScale;
+    if (lane < S::scales / 16) copy16(stage + S::scales_at + lane * 16, there ? page + in * kScale + lane * 16 : page, there);
+    row_copies(stage + S::high_at, page + kPage * kScale + in * S::row, n);
+    if (kLow) row_copies(stage + S::low_at, low + (u64)(leaf - low_leaf) * kLeaf * S::row, n);
   }
 
   // part_values copies what there is of a step: its second leaf may be missing. Rows of a segment's last page lie at any address.
@@ -250,7 +271,7 @@ template <u32 D, bool kLow> struct Stager {
   }
 
   METHOD void bytes(u32 to, const u8 *from, u32 n, u32 room) {
-    ROLLED for (u32 i = lane; i < room; i += kWarp) store_shared1(to + i, i < n ? from[i] : 0);
+    ROLLED for (u32 i = lane; i < room; i += kWarp) store_byte(to + i, i < n ? from[i] : 0);
   }
 };
 
@@ -258,20 +279,59 @@ template <u32 D, bool kLow> struct Stager {
 // bytes lie in shared memory, which only this lane reads: there are no registers for them.
 template <u32 D> struct Folded {
   u32 words;            // where: upper bytes, then lower, 256 bytes a group
+  u32 tables;           // where: Other of each of the others, then which bits each group's second line has, 4 bytes a group
+  u32 others;           // how many, rounded up to an even number
   float scale, offset;  // of the row; scores in log2
-  u32 more[kLevels];    // more[i]: which groups have line i, a bit each
+  u32 ones, twos;       // as in Lines
 
-  template <bool kLow> METHOD void levels(const Places<D, kLow> &p, u32 lane) {
-    UNROLL for (u32 j = 1; j < kLevels; j++) more[j] = ballot(lane < D / 16 && p.count > j);
+  // Other is what is to be known of a line: 16 bytes.
+  struct Other {
+    u32 words, line, turn, bits;  // where, above words and the first line; twice the level; which bits of codes it has
+  };
+  static constexpr u32 second_bits = D / 16 * sizeof(Other);  // where they begin: there are no more others than groups
+
+  // begin makes words of rows that there are not.
+  template <bool kLow> METHOD void begin(u32 rows) {
+    if (!kShares<D, kLow> || rows > kRows / 2) return;
+    UNROLL for (u32 g = 0; g < D / 16; g++) store_shared2(words + 256 * g, u32x2{0, 0});
+  }
+
+  METHOD Other other(u32 i) const {
+    u32x4 x = load_shared4(tables + i * sizeof(Other));
+    return {x.x, x.y, x.z, x.w};
+  }
+
+  template <bool kLow> METHOD void tell(const Lines<D, kLow> &l, u32 lane) {
+    ones = l.ones, twos = l.twos;
+    if (kLow) return;
+    UNROLL for (u32 j = 0; j < l.words; j++)
+      if (l.level[j] >= 2 && l.other[j] < D / 16) {
+        u32 turn = 2 * l.level[j] % 8;
+        store_shared4(tables + l.other[j] * sizeof(Other), u32x4{256 * l.group[j], 2 * kLine * l.place[j], turn, kFirst >> turn});
+      }
+    others = (l.others + 1) / 2 * 2;
+    if (others > D / 16) others = D / 16;
+    if (lane == 0 && others > l.others) store_shared4(tables + l.others * sizeof(Other), u32x4{0, 0, 0, 0});
+    if (lane < D / 16) store_shared1(tables + second_bits + 4 * lane, (ones | twos) >> lane & 1 ? kFirst >> 2 : 0);
   }
 };
 
+// forget makes x a number that nothing is known of: what was computed of it is not kept in registers but computed again.
+DEVICE void forget(u32 &x) { asm volatile("" : "+r"(x)); }
+
 constexpr float kShrink = 0.89f;
 
-// fold brings the bins of a group of tokens, in a stage, into the query row q, which lies in shared memory, as attention/kernels does: the words are the
-// same to the last bit. exponent is that of the bins.
-template <u32 D> DEVICE void fold(Folded<D> &f, u32 bins, int exponent, u32 q, float softcap, u32 lane) {
-  u32 t = lane % 4;
+// Query rows lie in shared memory so far apart that equal channels of different rows are in different banks.
+template <u32 D> constexpr u32 kPitch = D + 4;
+
+// fold brings the bins of a group of tokens, in a stage, into the query rows q, which lie in shared memory, as attention/kernels does: the words are the
+// same to the last bit. exponent is that of the bins. Of up to 4 rows, lanes 16 on, which have none of their own, do half of the groups.
+template <u32 D, bool kLow> DEVICE void fold(Folded<D> &f, u32 bins, int exponent, u32 q, u32 rows, float softcap, u32 lane) {
+  bool few = kShares<D, kLow> && rows <= kRows / 2, helps = few && lane >= kWarp / 2;
+  if constexpr (D == 64) forget(lane);
+  u32 t = lane % 4, first = helps ? D / 32 : 0, groups = few ? D / 32 : D / 16, own = helps ? lane - kWarp / 2 : lane;
+  u32 to = f.words - (lane - own) * 8;
+  q += own / 4 * kPitch<D> * 4;
   float unit2 = bits<float>((u32)(exponent + 127) << 23);
   // each calls use for the 4 channels of group g: for each the query in units of the bins' numbers, its bin, and the product of both.
   auto each = [&](u32 g, float width, auto use) {
@@ -286,9 +346,9 @@ template <u32 D> DEVICE void fold(Folded<D> &f, u32 bins, int exponent, u32 q, f
     }
   };
   // What codes of a group mean, of which so many lines are known: attention/kernels, places.
-  auto level_of = [&](u32 g) { return 1 + (f.more[1] >> g & 1) + (f.more[2] >> g & 1) + (f.more[3] >> g & 1); };
+  auto level_of = [&](u32 g) { return 1 + (f.ones >> g & 1) + 2 * (f.twos >> g & 1); };
   float offset = 0, most = 0;
-  ROLLED for (u32 g = 0; g < D / 16; g++) {
+  ROLLED for (u32 g = first; g < first + groups; g++) {
     u32 level = level_of(g);
     float half = bits<float>((134 - 2 * level) << 23);  // 2^(7 - 2 level)
     float at = level == 1 ? 128 + (half - 128) * kShrink : half;
@@ -298,12 +358,13 @@ template <u32 D> DEVICE void fold(Folded<D> &f, u32 bins, int exponent, u32 q, f
     });
   }
   most = quad_max(most);
+  if (few) most = __builtin_fmaxf(most, shuffle_xor(most, kWarp / 2));
   float unit = divide(most, 32639.f, 1 / 32639.f);  // mostWord
   bool tells = unit > 0x1p-100f && unit <= 3.402823466e38f;
   float inverse = divide(1, unit, reciprocal(unit));
   if (!tells) inverse = 0, unit = 0;
   constexpr float rounder = 12582912.f;  // 1.5 2^23: what is added to it is rounded to an integer, in the lowest bits
-  ROLLED for (u32 g = 0; g < D / 16; g++) {  // read again: there are no registers for all products
+  ROLLED for (u32 g = first; g < first + groups; g++) {  // read again: there are no registers for all products
     u32 level = level_of(g);
     float middle = 128 - bits<float>((134 - 2 * level) << 23);
     u32 words[4];
@@ -316,11 +377,13 @@ template <u32 D> DEVICE void fold(Folded<D> &f, u32 bins, int exponent, u32 q, f
     u32 low = pick_bytes(pick_bytes(words[0], words[1], 0x40), pick_bytes(words[2], words[3], 0x40), 0x5410);
     UNROLL for (u32 b = 0; b < 4; b++) words[b] += 128;
     u32 high = pick_bytes(pick_bytes(words[0], words[1], 0x51), pick_bytes(words[2], words[3], 0x51), 0x5410);
-    store_shared2(f.words + 256 * g, u32x2{high, low});
+    store_shared2(to + 256 * g, u32x2{high, low});
   }
   offset = quad_sum(offset);
-  float log2 = softcap != 0 ? 1 : kLog2e;
+  if (few) offset += shuffle_xor(offset, kWarp / 2);
+  float log2 = helps ? 0 : softcap != 0 ? 1 : kLog2e;
   f.scale = unit * log2, f.offset = offset * log2;
+  if (!kLow) sync_warp();  // for the tables, and others' words
 }
 
 DEVICE float cap(float x, float softcap) {  // softcap tanh(x / softcap), in log2
@@ -338,35 +401,55 @@ template <u32 D> struct Sums {
 
 // products makes the sums of words times codes of a step, in two parts: those of upper bytes, to be taken 256 times, and of lower ones.
 template <u32 D, bool kLow> DEVICE void products(int (&c)[4][4], const Folded<D> &f, u32 stage, u32 lane) {
-  u32 line = stage + lane / 4 * 16, t = lane % 4;
-  UNROLL for (u32 pair = 0; pair < D / 32; pair++) {
-    u32 codes[2][4];
-    UNROLL for (u32 h = 0; h < 2; h++) {
-      u32 g = 2 * pair + h;
-      UNROLL for (u32 level = 0; level < kLevels; level++) {
-        if (level > 0 && !kLow && !(f.more[level] >> g & 1)) break;
-        u32x4 w = load_shared4(line);
-        line += 2 * kLine;
-        u32 by = (2 * t + 2 * level + 26) & 31, mask = 0xc0c0c0c0u >> 2 * level;
-        UNROLL for (u32 i = 0; i < 4; i++) {
-          u32 bits = rotate_right(w[i], by) & mask;
-          codes[h][i] = level == 0 ? bits : codes[h][i] | bits;
+  constexpr u32 line = 2 * kLine, groups = D / 16;
+  u32 at = stage + lane / 4 * 16, t = lane % 4, left = 64 >> 2 * t, turn = 2 * t + 26;
+  UNROLL for (u32 four = 0; four < groups / 4; four++) {
+    u32x4 second = {};
+    if (!kLow) second = load_shared4(f.tables + f.second_bits + 16 * four);
+    UNROLL for (u32 pair = 2 * four; pair < 2 * four + 2; pair++) {
+      u32 codes[2][4];
+      UNROLL for (u32 h = 0; h < 2; h++) {
+        u32 g = 2 * pair + h;
+        UNROLL for (u32 level = 0; level < (kLow ? kLevels : 2); level++) {
+          u32x4 w = load_shared4(at + (level * groups + g) * line);
+          u32 bits = kLow || level == 0 ? kFirst >> 2 * level : second[g % 4];
+          UNROLL for (u32 i = 0; i < 4; i++) {
+            if (level == 0)
+              codes[h][i] = w[i] * left & bits;  // a shift, by units that have time for it
+            else
+              codes[h][i] |= rotate_right(w[i], turn + 2 * level) & bits;
+          }
         }
       }
+      u32x2 first = load_shared2(f.words + 512 * pair), next = load_shared2(f.words + 512 * pair + 256);
+      UNROLL for (u32 i = 0; i < 4; i++) multiply(c[i], first.x, first.y, next.x, next.y, codes[0][i], codes[1][i]);
     }
-    u32x2 first = load_shared2(f.words + 512 * pair), second = load_shared2(f.words + 512 * pair + 256);
-    UNROLL for (u32 i = 0; i < 4; i++) multiply(c[i], first.x, first.y, second.x, second.y, codes[0][i], codes[1][i]);
   }
+  if (kLow) return;
+  auto others = [&](u32 i) {  // two
+    u32 codes[2][4];
+    u32x2 words[2];
+    UNROLL for (u32 h = 0; h < 2; h++) {
+      auto other = f.other(i + h);
+      u32x4 w = load_shared4(at + other.line);
+      words[h] = load_shared2(f.words + other.words);
+      UNROLL for (u32 j = 0; j < 4; j++) codes[h][j] = rotate_right(w[j], turn + other.turn) & other.bits;
+    }
+    UNROLL for (u32 j = 0; j < 4; j++) multiply(c[j], words[0].x, words[0].y, words[1].x, words[1].y, codes[0][j], codes[1][j]);
+  };
+  constexpr u32 always = D == 64 ? 0 : Shape<D, kLow>::behind;  // dimension 64 has no registers to read ahead
+  UNROLL for (u32 i = 0; i < always; i += 2) others(i);
+  ROLLED for (u32 i = always; i < f.others; i += 2) others(i);
 }
 
 template <u32 D, bool kLow> DEVICE void scores(float (&x)[4][2], const Folded<D> &f, u32 stage, u32 lane, float softcap) {
   int c[4][4] = {};
   products<D, kLow>(c, f, stage, lane);
-  UNROLL for (u32 i = 0; i < 4; i++) {
-    UNROLL for (u32 e = 0; e < 2; e++) {
-      x[i][e] = (float)(c[i][e] * 256 + c[i][2 + e]) * f.scale + f.offset;
-      if (softcap != 0) x[i][e] = cap(x[i][e], softcap);
-    }
+  UNROLL for (u32 i = 0; i < 4; i++)
+    UNROLL for (u32 e = 0; e < 2; e++) x[i][e] = (float)(c[i][e] * 256 + c[i][2 + e]) * f.scale + f.offset;
+  if (softcap != 0) {
+    UNROLL for (u32 i = 0; i < 4; i++)
+      UNROLL for (u32 e = 0; e < 2; e++) x[i][e] = cap(x[i][e], softcap);
   }
 }
 
@@ -375,7 +458,7 @@ template <u32 D, bool kLow> DEVICE void add(Sums<D> &s, float (&x)[4][2], u32 st
   using S = Shape<D, kLow>;
   u32 g = lane / 4, t = lane % 4;
   // Steps and zero points of tokens 8t to 8t + 7; of tile i, columns 2t and 2t + 1 are 8t + i and 8t + 4 + i.
-  float step[4][2], zero[4][2];  // of zero points, what the middle of codes and of bins, 136, is above them
+  float step[4][2], zero[4][2];  // zero: what the middle of the bin of code 0 is above the zero point
   UNROLL for (u32 e = 0; e < 2; e++) {
     u32 at = stage + S::scales_at + 24 * t + 12 * e;
     u32 w0 = load_shared1(at), w1 = load_shared1(at + 4), w2 = load_shared1(at + 8);
@@ -383,7 +466,7 @@ template <u32 D, bool kLow> DEVICE void add(Sums<D> &s, float (&x)[4][2], u32 st
     u32 z[4] = {w0 >> 16 & 255, w1 >> 8 & 255, w2 & 255, w2 >> 24};
     UNROLL for (u32 i = 0; i < 4; i++) {
       step[i][e] = bits<float>(b[i] << 15);
-      zero[i][e] = 8388744.f - bits<float>(0x4b000000u | z[i]) + (kLow ? .5f : 0);  // 2^23 + 136
+      zero[i][e] = 8388608.f - bits<float>(0x4b000000u | z[i]) + (kLow ? .5f : 8);  // 2^23
     }
   }
   bool part = skip > 0 || n < kStep;
@@ -420,11 +503,10 @@ template <u32 D, bool kLow> DEVICE void add(Sums<D> &s, float (&x)[4][2], u32 st
       float weight = exp2(x[i][e] - s.most);
       s.weights += weight;
       w[e] = weight * (step[i][e] * unit);
-      s.offsets += w[e] * zero[i][e];
     }
     p[i] = halves(w[0], w[1]);
+    s.offsets += widen_half(p[i] & 0xffff) * zero[i][0] + widen_half(p[i] >> 16) * zero[i][1];
   }
-  constexpr u32 mantissa = 0x64006400u;  // 1024
   UNROLL for (u32 half = 0; half < 2; half++) {  // tiles 0 and 1, 2 and 3
     u32 rows[4][S::word / 4], lows[4][S::word / 4];
     UNROLL for (u32 k = 0; k < 4; k++) {
@@ -447,27 +529,22 @@ template <u32 D, bool kLow> DEVICE void add(Sums<D> &s, float (&x)[4][2], u32 st
       }
     }
     UNROLL for (u32 i = 0; i < D / 16; i++) {
+      // Codes go in as they are: as binary16 they are numbers too small to have an exponent, of units of 2^-24.
+      constexpr u32 lower = 0x000f000f, upper = 0x00f000f0;
       u32 sel = (i % 4) | (4 + i % 4) << 8;
       u32 even = pick_bytes(rows[0][i / 4], rows[2][i / 4], sel), odd = pick_bytes(rows[1][i / 4], rows[3][i / 4], sel);
-      u32 a0 = add_halves((even & 0x000f000f) | mantissa, 0xe408e408u);                   // - 1032
-      u32 a1 = fma_halves((even & 0x00f000f0) | mantissa, 0x2c002c00u, 0xd480d480u);      // / 16 - 72
-      u32 a2 = add_halves((odd & 0x000f000f) | mantissa, 0xe408e408u);
-      u32 a3 = fma_halves((odd & 0x00f000f0) | mantissa, 0x2c002c00u, 0xd480d480u);
-      multiply(s.values[i], a0, a1, a2, a3, p[2 * half], p[2 * half + 1]);
-      if (kLow) {  // a sixteenth of the codes' weight
+      u32 a0 = even & lower, a1 = even & upper, a2 = odd & lower, a3 = odd & upper;
+      if (kLow) {
         even = pick_bytes(lows[0][i / 4], lows[2][i / 4], sel), odd = pick_bytes(lows[1][i / 4], lows[3][i / 4], sel);
-        a0 = fma_halves((even & 0x000f000f) | mantissa, 0x2c002c00u, 0xd408d408u);        // / 16 - 64.5
-        a1 = fma_halves((even & 0x00f000f0) | mantissa, 0x1c001c00u, 0xc480c480u);        // / 256 - 4.5
-        a2 = fma_halves((odd & 0x000f000f) | mantissa, 0x2c002c00u, 0xd408d408u);
-        a3 = fma_halves((odd & 0x00f000f0) | mantissa, 0x1c001c00u, 0xc480c480u);
-        multiply(s.values[i], a0, a1, a2, a3, p[2 * half], p[2 * half + 1]);
+        a0 = a0 * 16 | (even & lower), a1 |= even >> 4 & lower, a2 = a2 * 16 | (odd & lower), a3 |= odd >> 4 & lower;
       }
+      multiply(s.values[i], a0, a1, a2, a3, p[2 * half], p[2 * half + 1]);
     }
   }
 }
 
 // store writes a partial: for each row the log2 of the unit of weights and their sum, and the sum of weighted values.
-template <u32 D> DEVICE void store(const Sums<D> &s, float *ml, float *out, u32 rows, u32 lane) {
+template <u32 D, bool kLow> DEVICE void store(const Sums<D> &s, float *ml, float *out, u32 rows, u32 lane) {
   u32 g = lane / 4, t = lane % 4;
   float weights = quad_sum(s.weights), offsets = quad_sum(s.offsets);
   float unit = exp2((float)-s.norm);
@@ -477,18 +554,19 @@ template <u32 D> DEVICE void store(const Sums<D> &s, float *ml, float *out, u32 
     float offset = shuffle(offsets, 4 * row);
     if (row < rows) {
       UNROLL for (u32 h = 0; h < 2; h++)
-        UNROLL for (u32 i = 0; i < D / 16; i++) out[row * D + h * (D / 2) + g * (D / 16) + i] = (16 * s.values[i][2 * h + e] + offset) * unit;
+        UNROLL for (u32 i = 0; i < D / 16; i++) {
+          constexpr float code = 0x1p24f;  // of 8 bits; the upper 4 of channels of h 0 lie 4 bits further down
+          out[row * D + h * (D / 2) + g * (D / 16) + i] = (s.values[i][2 * h + e] * (h == 0 && !kLow ? 16 * code : code) + offset) * unit;
+        }
     }
   }
 }
 
-// Query rows lie in shared memory so far apart that equal channels of different rows are in different banks.
-template <u32 D> constexpr u32 kPitch = D + 4;
-
 // A block's shared memory: the query rows, then for each of 4 warps folded words and stages.
 template <u32 D> constexpr u32 kQueryBytes = kRows * kPitch<D> * 4;
 template <u32 D> constexpr u32 kWordBytes = D / 16 * 256;
-template <u32 D, bool kLow, u32 depth> constexpr u32 kWarpBytes = kWordBytes<D> + depth * Shape<D, kLow>::stage;
+template <u32 D, bool kLow> constexpr u32 kTableBytes = kLow ? 0 : (D / 16 * 20 + 127) / 128 * 128;
+template <u32 D, bool kLow, u32 depth> constexpr u32 kWarpBytes = kWordBytes<D> + kTableBytes<D, kLow> + depth * Shape<D, kLow>::stage;
 
 // attend_split attends split index. depth is how many steps are in shared memory: with 2 the copies of a step are under way while the step before is
 // computed.
@@ -498,7 +576,8 @@ DEVICE void attend_split(const Segment *segments, const Unit *units, const Split
   using S = Shape<D, kLow>;
   Stager<D, kLow> stager;
   Folded<D> folded;
-  folded.words = words + lane * 8;
+  folded.words = words + lane * 8, folded.tables = words + kWordBytes<D>;
+  folded.template begin<kLow>(rows);
   Sums<D> sums = {};
   sums.most = kLowest, sums.norm = 126;
   Unit u = {};
@@ -517,9 +596,9 @@ DEVICE void attend_split(const Segment *segments, const Unit *units, const Split
       const Segment &s = segments[u.segment];
       if (u.segment != segment) {
         segment = u.segment;
-        folded.levels(Places<D, kLow>(s.steps + D, lane), lane);
+        folded.tell(Lines<D, kLow>(s.steps + D, lane), lane);
       }
-      fold<D>(folded, stage + S::bins_at, s.exponent, q, softcap, lane);
+      fold<D, kLow>(folded, stage + S::bins_at, s.exponent, q, rows, softcap, lane);
       tokens = s.stored - u.leaf * kLeaf;
       if (tokens > u.leaves * kLeaf) tokens = u.leaves * kLeaf;
     }
@@ -530,7 +609,7 @@ DEVICE void attend_split(const Segment *segments, const Unit *units, const Split
     at += kStep;
     if (at >= u.leaves * kLeaf) at = 0, i++;
   }
-  store<D>(sums, ml, out, rows, lane);
+  store<D, kLow>(sums, ml, out, rows, lane);
 }
 
 // Arguments of the kernels: q is [heads][rows][D], scaled; partials go to ml [splits][rows][2] and out [splits][rows][D], rotated. A block of 4 warps has 4
@@ -559,7 +638,7 @@ template <u32 D, bool kLow, u32 depth> DEVICE void attend(const Arguments &a, u3
   sync_block();
   u32 room = shared_address(memory) + kQueryBytes<D> + warp * kWarpBytes<D, kLow, depth>;
   u64 partial = (u64)index * a.rows + row;
-  attend_split<D, kLow, depth>(a.segments, a.units, split, shared_address(memory) + lane / 4 * kPitch<D> * 4, room, room + kWordBytes<D>, a.ml + partial * 2,
+  attend_split<D, kLow, depth>(a.segments, a.units, split, shared_address(memory), room, room + kWarpBytes<D, kLow, 0>, a.ml + partial * 2,
                                a.out + partial * D, rows, a.softcap, lane);
 }
 

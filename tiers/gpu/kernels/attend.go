@@ -85,12 +85,13 @@ func embedded(headDim int) ([]byte, error) {
 // Stream is where the kernels run.
 func (a *Attention) Stream() cuda.Stream { return a.stream }
 
-// sharedBytes is the shared memory of a block, as attend.cu divides it: query rows, and for each warp the folded words and some stages.
+// sharedBytes is the shared memory of a block, as attend.cu divides it: query rows, and for each warp the folded words, tables of lines, and some stages.
 func sharedBytes(d, depth int, low bool) int {
 	groups := d / 16
 	lines, values := 2*groups+2*((groups+3)/4), 32*d/2
+	tables := (20*groups + 127) / 128 * 128
 	if low {
-		lines, values = 4*groups, 2*values
+		lines, values, tables = 4*groups, 2*values, 0
 	}
 	align := 128
 	if d == 256 {
@@ -98,7 +99,7 @@ func sharedBytes(d, depth int, low bool) int {
 	}
 	round := func(n int) int { return (n + align - 1) / align * align }
 	stage := round(lines*2*64+values+96) + round(5*d)
-	return warpRows*(d+4)*4 + blockSplits*(groups*256+depth*stage)
+	return warpRows*(d+4)*4 + blockSplits*(groups*256+tables+depth*stage)
 }
 
 // Fit says whether the kernels of a head dimension fit a device: a block's shared memory.

@@ -81,6 +81,12 @@ DEVICE u32 pick_bytes(u32 a, u32 b, u32 selector) {
   asm("prmt.b32 %0, %1, %2, %3;" : "=r"(r) : "r"(a), "r"(b), "r"(selector));
   return r;
 }
+DEVICE u32 count_ones(u32 x) { return __builtin_popcount(x); }
+// Where the bit is that is set with n set ones below it; 32 or more if there is none.
+DEVICE u32 nth_one(u32 x, u32 n) {
+  ROLLED for (; n > 0 && x != 0; n--) x &= x - 1;
+  return x == 0 ? 32 : __builtin_ctz(x);
+}
 template <typename T> DEVICE T bits(u32 x) { return __builtin_bit_cast(T, x); }
 DEVICE u32 bits_of(float x) { return __builtin_bit_cast(u32, x); }
 
@@ -184,5 +190,9 @@ DEVICE u32 load_shared1(u32 at) {
   asm volatile("ld.shared.u32 %0, [%1];" : "=r"(r) : "r"(at) : "memory");
   return r;
 }
+DEVICE void store_shared4(u32 at, u32x4 x) {
+  asm volatile("st.shared.v4.u32 [%0], {%1,%2,%3,%4};" ::"r"(at), "r"(x.x), "r"(x.y), "r"(x.z), "r"(x.w) : "memory");
+}
 DEVICE void store_shared2(u32 at, u32x2 x) { asm volatile("st.shared.v2.u32 [%0], {%1,%2};" ::"r"(at), "r"(x.x), "r"(x.y) : "memory"); }
-DEVICE void store_shared1(u32 at, u8 x) { asm volatile("st.shared.u8 [%0], %1;" ::"r"(at), "h"((u16)x) : "memory"); }
+DEVICE void store_shared1(u32 at, u32 x) { asm volatile("st.shared.u32 [%0], %1;" ::"r"(at), "r"(x) : "memory"); }
+DEVICE void store_byte(u32 at, u8 x) { asm volatile("st.shared.u8 [%0], %1;" ::"r"(at), "h"((u16)x) : "memory"); }

@@ -122,6 +122,9 @@ func TestIntegers(t *testing.T) {
 				q[rng.IntN(headDim)] *= 1000
 			}
 			s := m.make(rng)[0]
+			if i%2 == 1 {
+				s.deal(rng)
+			}
 			integers(t, d, s, resident(t, d, []*sealed{s}), q, most, low)
 		}
 	}
@@ -220,4 +223,24 @@ func codesOf(c *seal.Codes, leaf, d int) []int32 {
 		codes[i] = int32(x)
 	}
 	return codes
+}
+
+// deal says of each line of keys anew which group it is of. Every group has one to four, its first among the first half of lines, first ones in
+// the groups' order.
+func (s *sealed) deal(rng *rand.Rand) {
+	groups := s.header.HeadDim / 16
+	for head := range s.planes {
+		count, known := make([]int, groups), 0
+		lines := s.planes[head][tiers.PlaneSteps][s.header.HeadDim:][:4*groups]
+		for i := range lines {
+			g := known
+			if known == groups || 2*groups-i > groups-known {
+				for g = rng.IntN(min(known+1, groups)); count[g] == 4; g = rng.IntN(min(known+1, groups)) {
+				}
+			}
+			lines[i] = byte(g)
+			known = max(known, g+1)
+			count[g]++
+		}
+	}
 }

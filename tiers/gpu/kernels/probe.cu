@@ -9,12 +9,13 @@ template <u32 D, bool kLow> DEVICE void probe_unit(const Segment *segments, cons
   u32 lane = THREAD, index = BLOCK_X, g = lane / 4, t = lane % 4;
   float *q = (float *)memory;
   for (u32 i = lane; i < kRows * D; i += kWarp) q[i / D * kPitch<D> + i % D] = i / D < rows ? from[i] : 0;
-  u32 room = shared_address(memory) + kQueryBytes<D>, stage = room + kWordBytes<D>;
+  u32 room = shared_address(memory) + kQueryBytes<D>, stage = room + kWarpBytes<D, kLow, 0>;
   const Unit u = units[index];
   const Segment &s = segments[u.segment];
   Folded<D> folded;
-  folded.words = room + lane * 8;
-  folded.levels(Places<D, kLow>(s.steps + D, lane), lane);
+  folded.words = room + lane * 8, folded.tables = room + kWordBytes<D>;
+  folded.template begin<kLow>(rows);
+  folded.tell(Lines<D, kLow>(s.steps + D, lane), lane);
   Stager<D, kLow> stager;
   stager.begin(segments, units, index, index + 1);
   for (u32 at = 0; at < u.leaves * kLeaf; at += kStep) {
@@ -23,7 +24,7 @@ template <u32 D, bool kLow> DEVICE void probe_unit(const Segment *segments, cons
     wait_copies<0>();
     sync_warp();
     if (at == 0) {
-      fold<D>(folded, stage + S::bins_at, s.exponent, shared_address(memory) + g * kPitch<D> * 4, 0, lane);
+      fold<D, kLow>(folded, stage + S::bins_at, s.exponent, shared_address(memory), rows, 0, lane);
       for (u32 group = 0; group < D / 16; group++) {
         u32x2 w = load_shared2(folded.words + 256 * group);
         for (u32 b = 0; b < 4; b++) words[(index * kRows + g) * D + 16 * group + 4 * t + b] = (signed char)(w.x >> 8 * b) * 256 + (signed char)(w.y >> 8 * b);
