@@ -590,7 +590,7 @@ DEVICE void attend_split(const Segment *segments, const Unit *units, const Split
     wait_copies<depth - 1>();
     sync_warp();
     u32 stage = stages + (round + 1) % depth * S::stage;
-    if constexpr (depth == 1) asm volatile("" : "+r"(stage));  // else addresses in the only stage, which never change, take all registers
+    if constexpr (depth == 1) forget(stage);  // else addresses in the only stage, which never change, take all registers
     if (at == 0) {
       u = units[i];
       const Segment &s = segments[u.segment];
