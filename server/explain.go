@@ -5,7 +5,6 @@ import (
 	"context"
 	"math"
 	"slices"
-	"sync"
 
 	"google.golang.org/grpc/codes"
 
@@ -48,24 +47,42 @@ func (x *inspectionService) Explain(ctx context.Context, r *kvtierv1.ExplainRequ
 	return s.explain(ctx, int(r.Layer), top, spans)
 }
 
-// seen is what became of a token in one query head's answer.
-type seen struct {
-	segment, place int // or segment -1: position in place, in the exact zone
-	log            float32
-}
-
-// explainRun collects what both answers did, by query head.
+// explainRun collects what both answers did. Its tables have a number for each token: those of the segments by segment and
+// place, then those of the exact zone.
 type explainRun struct {
-	mu   sync.Mutex // KV heads are answered at the same time
-	how  []map[[2]int]sparse.How
-	true [][]seen
+	first []int // by segment, the number of its first token; the last is the first of the exact zone
+	heads []seen
 	// offsets holds the offset from its segment's start of each place in it, by KV head and segment.
 	offsets [][][]int
 }
 
-// howIn says what became of a token in query head h's answer.
-func (run *explainRun) howIn(h int, t seen) sparse.How {
-	return run.how[h][[2]int{t.segment, t.place}]
+// seen is what became of tokens in one query head's answer, by number. Only the goroutine that answers its KV head writes it.
+type seen struct {
+	how  []sparse.How // of tokens in segments
+	logs []float32    // of true weights; -Inf of tokens that are not attended
+	zone []uint64     // positions of the exact zone's tokens
+}
+
+func newExplainRun(segs []sparse.Segment, queryHeads int) *explainRun {
+	run := &explainRun{first: []int{0}, heads: make([]seen, queryHeads)}
+	n := 0
+	for _, seg := range segs {
+		n += seg.Header.Tokens
+		run.first = append(run.first, n)
+	}
+	for h := range run.heads {
+		x := &run.heads[h]
+		x.how, x.logs = make([]sparse.How, n), make([]float32, n)
+		for i := range x.logs {
+			x.logs[i] = float32(math.Inf(-1))
+		}
+	}
+	return run
+}
+
+// of returns a segment's part of a table.
+func of[T any](run *explainRun, table []T, segment int) []T {
+	return table[run.first[segment]:run.first[segment+1]]
 }
 
 func (s *sequence) explain(ctx context.Context, layer, top, topSpans int) (*kvtierv1.ExplainResponse, error) {
@@ -82,10 +99,7 @@ func (s *sequence) explain(ctx context.Context, layer, top, topSpans int) (*kvti
 	if last.position >= st.lens[layer] {
 		return nil, fail(codes.NotFound, ReasonUnknown, "the layer's newest query was truncated away")
 	}
-	run := &explainRun{how: make([]map[[2]int]sparse.How, s.spec.queryHeads), true: make([][]seen, s.spec.queryHeads)}
-	for i := range run.how {
-		run.how[i] = map[[2]int]sparse.How{}
-	}
+	run := newExplainRun(s.srv.segmentsOf(&st, layer, last.position+1), s.spec.queryHeads)
 	c := &call{seq: s, st: &st, layer: layer, start: last.position, n: 1, q: last.q, budget: last.budget, shares: last.shares, trace: s.traceHow(run)}
 	ps, err := c.answer(ctx)
 	if err != nil {
@@ -124,10 +138,8 @@ func (s *sequence) explain(ctx context.Context, layer, top, topSpans int) (*kvti
 func (s *sequence) traceHow(run *explainRun) func(int) *sparse.Trace {
 	return func(kvHead int) *sparse.Trace {
 		return &sparse.Trace{Token: func(row, segment, place int, _ float32, how sparse.How) {
-			run.mu.Lock()
-			defer run.mu.Unlock()
-			m := run.how[kvHead*s.spec.group()+row]
-			m[[2]int{segment, place}] = max(how, m[[2]int{segment, place}])
+			x := &of(run, run.heads[kvHead*s.spec.group()+row].how, segment)[place]
+			*x = max(*x, how)
 		}}
 	}
 }
@@ -135,10 +147,7 @@ func (s *sequence) traceHow(run *explainRun) func(int) *sparse.Trace {
 func (s *sequence) traceTrue(run *explainRun) func(int) *sparse.Trace {
 	return func(kvHead int) *sparse.Trace {
 		return &sparse.Trace{Token: func(row, segment, place int, log float32, _ sparse.How) {
-			run.mu.Lock()
-			defer run.mu.Unlock()
-			h := kvHead*s.spec.group() + row
-			run.true[h] = append(run.true[h], seen{segment, place, log})
+			of(run, run.heads[kvHead*s.spec.group()+row].logs, segment)[place] = log
 		}}
 	}
 }
@@ -164,20 +173,20 @@ func (s *sequence) readOffsets(ctx context.Context, c *call, run *explainRun) er
 	return nil
 }
 
-// byPosition renames the places of a sparse answer: with the profile exact,
+// byPosition orders by position what the sparse answer did by place: with the profile exact,
 // what reads everything reads lossless rows, which are stored by position.
 func (s *sequence) byPosition(c *call, run *explainRun) {
-	segs := s.srv.segmentsOf(c.st, c.layer, c.start+1)
-	for h, how := range run.how {
-		head := h / s.spec.group()
-		renamed := make(map[[2]int]sparse.How, len(how))
-		for at, x := range how {
-			if seg := segs[at[0]]; seg.Header.Profile == tiers.ProfileExact && !seg.Cut() {
-				at[1] = run.offsets[head][at[0]][at[1]] - seg.Header.Heads[head].Sinks
-			}
-			renamed[at] = x
+	for i, seg := range s.srv.segmentsOf(c.st, c.layer, c.start+1) {
+		if seg.Header.Profile != tiers.ProfileExact || seg.Cut() {
+			continue
 		}
-		run.how[h] = renamed
+		for h := range run.heads {
+			head, how := h/s.spec.group(), of(run, run.heads[h].how, i)
+			places := slices.Clone(how)
+			for place, offset := range run.offsets[head][i] {
+				how[offset-seg.Header.Heads[head].Sinks] = places[place]
+			}
+		}
 	}
 }
 
@@ -210,7 +219,8 @@ func (s *sequence) addFirstTokens(ctx context.Context, c *call, run *explainRun,
 func (run *explainRun) score(c *call, h, position int, key []float32) {
 	d := c.seq.spec.headDim
 	score := attention.Softcap(attention.Dot(c.q[h*d:(h+1)*d], key), c.seq.spec.softcap)
-	run.true[h] = append(run.true[h], seen{-1, position, score})
+	x := &run.heads[h]
+	x.zone, x.logs = append(x.zone, uint64(position)), append(x.logs, score)
 }
 
 // addExactZone scores the tokens of the tail, or the window, for query head h.
@@ -235,25 +245,36 @@ func (run *explainRun) addExactZone(c *call, h int) {
 
 func (s *sequence) explainHead(st *state, run *explainRun, h, layer int, lse float32, top int, spans *spanMass) *kvtierv1.ExplainHead {
 	out := &kvtierv1.ExplainHead{QueryHead: uint32(h)}
-	tokens := run.true[h]
-	sum := float32(0)
-	for _, t := range tokens {
-		w := float32(math.Exp(float64(t.log - lse)))
-		sum += w
-		kind := massExact
-		if t.segment >= 0 {
-			kind = massOf[run.howIn(h, t)]
+	x := &run.heads[h]
+	weight := func(token int) float32 { return float32(math.Exp(float64(x.logs[token] - lse))) }
+	sum, segment := float32(0), 0
+	for token, log := range x.logs {
+		if math.IsInf(float64(log), -1) {
+			continue
 		}
+		for segment < len(run.first)-1 && token >= run.first[segment+1] {
+			segment++
+		}
+		w, kind := weight(token), massExact
+		if token < len(x.how) {
+			kind = massOf[x.how[token]]
+		}
+		sum += w
 		*[...]*float32{&out.MassExact, &out.MassRead, &out.MassScanned, &out.MassEstimated}[kind] += w
-		spans.add(kind, s.positionOf(st, run, layer, h, t), w)
+		spans.add(kind, s.positionOf(st, run, layer, h, segment, token), w)
 	}
 	spans.endHead()
 	out.MassExact += max(0, 1-sum) // learned sinks: part of the normaliser, but no token
-	slices.SortFunc(tokens, func(a, b seen) int { return cmp.Compare(b.log, a.log) })
-	for _, t := range tokens[:min(top, len(tokens))] {
-		e := &kvtierv1.ExplainToken{Position: s.positionOf(st, run, layer, h, t), Weight: float32(math.Exp(float64(t.log - lse))), How: "exact"}
-		if t.segment >= 0 {
-			e.How = [...]string{"estimated", "scanned", "read"}[run.howIn(h, t)]
+	best := attention.Top(x.logs, top)
+	slices.SortStableFunc(best, func(a, b int) int { return cmp.Compare(x.logs[b], x.logs[a]) })
+	for _, token := range best {
+		if math.IsInf(float64(x.logs[token]), -1) {
+			break
+		}
+		segment, _ := slices.BinarySearch(run.first, token+1)
+		e := &kvtierv1.ExplainToken{Position: s.positionOf(st, run, layer, h, segment-1, token), Weight: weight(token), How: "exact"}
+		if token < len(x.how) {
+			e.How = [...]string{"estimated", "scanned", "read"}[x.how[token]]
 		}
 		s.label(st, e)
 		out.Tokens = append(out.Tokens, e)
@@ -261,18 +282,18 @@ func (s *sequence) explainHead(st *state, run *explainRun, h, layer int, lse flo
 	return out
 }
 
-// positionOf finds the position of a token that query head h saw.
-func (s *sequence) positionOf(st *state, run *explainRun, layer, h int, t seen) uint64 {
-	if t.segment < 0 {
-		return uint64(t.place)
+// positionOf finds the position of a token of a segment, or of the exact zone, that query head h saw.
+func (s *sequence) positionOf(st *state, run *explainRun, layer, h, segment, token int) uint64 {
+	if x := &run.heads[h]; token >= len(x.how) {
+		return x.zone[token-len(x.how)]
 	}
-	head := h / s.spec.group()
-	seg := st.spans[t.segment].segments[layer]
+	head, place := h/s.spec.group(), token-run.first[segment]
+	seg := st.spans[segment].segments[layer]
 	if seg.Profile == tiers.ProfileExact {
 		// Lossless rows are stored by position.
-		return seg.Start + uint64(seg.Heads[head].Sinks+t.place)
+		return seg.Start + uint64(seg.Heads[head].Sinks+place)
 	}
-	return seg.Start + uint64(run.offsets[head][t.segment][t.place])
+	return seg.Start + uint64(run.offsets[head][segment][place])
 }
 
 // label adds a token's text, id and span.
