@@ -32,7 +32,15 @@ type DecodeReport struct {
 	Warm           []float64 // milliseconds of steps before, tenths of them: how caches fill
 	WarmNVMe       []float64 // bytes of these from the NVMe tier
 	Audit          AuditReport
+	Strong         StrongReport
 }
+
+// StrongReport says how many sealed tokens had much of a query head's attention, and of how many of them the value was not read.
+// It is of each budget's last step, in a few layers.
+type StrongReport struct{ Layers, Tokens, Unread int }
+
+// strong is the least share of a query head's attention that is much.
+const strong = .03 // of at most 33 tokens
 
 // Stages is where a step's time goes, milliseconds, means: of all KV heads' together, so that with two cores they add up to about twice the
 // step's; but for Total, which is the calls' as the daemon sees them.
@@ -134,8 +142,33 @@ func (r *run) decodeWith(ctx context.Context, block *synth.Block, first, number,
 		d.Warm = append(d.Warm, meanOf(part, func(s *stepResult) float64 { return s.ms }))
 		d.WarmNVMe = append(d.WarmNVMe, meanOf(part, func(s *stepResult) float64 { return float64(s.nvme) }))
 	}
+	if err := d.Strong.count(ctx, r); err != nil {
+		return err
+	}
 	r.rep.Decode = append(r.rep.Decode, d)
 	r.sample(ctx)
+	return nil
+}
+
+// count has the daemon explain what it answered last.
+func (x *StrongReport) count(ctx context.Context, r *run) error {
+	x.Layers = min(r.o.Audits, r.m.Layers, 2)
+	for i := range x.Layers {
+		e, err := r.d.Look.Explain(ctx, &kvtierv1.ExplainRequest{SequenceId: r.id, Layer: uint32(i * r.m.Layers / x.Layers), Top: 34})
+		if err != nil {
+			return fmt.Errorf("explain: %w", err)
+		}
+		for _, h := range e.Heads {
+			for _, t := range h.Tokens {
+				if t.Weight < strong || t.How == "exact" {
+					continue
+				}
+				if x.Tokens++; t.How != "read" {
+					x.Unread++
+				}
+			}
+		}
+	}
 	return nil
 }
 

@@ -118,6 +118,9 @@ func printDecode(line func(what, format string, args ...any), d *million.DecodeR
 	if len(d.Warm) > 0 {
 		line("", "steps before: ms, by tenths: %s; MiB from NVMe: %s", numbers("%.0f", 1, d.Warm), numbers("%.1f", mib, d.WarmNVMe))
 	}
+	if x := d.Strong; x.Layers > 0 {
+		line("", "%d tokens had 3 %% or more of a query head's attention (last step, layers: %d); the values of %d were not read", x.Tokens, x.Layers, x.Unread)
+	}
 	if a := d.Audit; a.Rows > 0 {
 		line("", "error: mean %.4f, median %.4f, p95 %.4f, most %.4f (%d query heads of %d calls); stated %.4f, codec %.4f", a.Mean, a.Median, a.P95, a.Max, a.Rows, a.Calls, d.EstimatedError, d.CodecError)
 		line("", "dense attention: %.2f to the first 16, %.2f to the newest 256, %.2f to the body", a.Sink, a.Recent, a.Body)
