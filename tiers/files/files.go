@@ -24,12 +24,14 @@ const (
 	// Direct bypasses the page cache if the file system can. Offsets, lengths and
 	// the addresses of buffers are then multiples of tiers.BlockSize.
 	Direct
+	// Read opens it for reading only, also where nothing can be written. Writing fails.
+	Read
 )
 
 // FS is a file system. Errors are those of package os: fs.ErrExist,
 // fs.ErrNotExist, ENOSPC.
 type FS interface {
-	// Open opens a file for reading and writing.
+	// Open opens a file for reading and writing, unless Read is given.
 	Open(name string, how Flag) (File, error)
 	Remove(name string) error
 	// Rename replaces newname in one step. It is durable after SyncDir.
@@ -45,6 +47,9 @@ type FS interface {
 	// Lock makes a file and takes its lock until it is closed; ErrLocked if
 	// somebody has it.
 	Lock(name string) (io.Closer, error)
+	// Share takes part in the lock of a file that exists, and changes nothing:
+	// others may share it, but nobody gets it; ErrLocked if somebody has it.
+	Share(name string) (io.Closer, error)
 	// Pebble returns the same file system as Pebble wants it.
 	Pebble() vfs.FS
 }
@@ -70,7 +75,7 @@ type File interface {
 
 // ReadFile returns the content of a small file.
 func ReadFile(fsys FS, name string) (b []byte, err error) {
-	f, err := fsys.Open(name, 0)
+	f, err := fsys.Open(name, Read)
 	if err != nil {
 		return nil, err
 	}

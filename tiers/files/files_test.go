@@ -84,10 +84,23 @@ func testFS(t *testing.T, fsys files.FS, dir string) {
 	ok(err)
 	_, err = fsys.Lock(filepath.Join(dir, "LOCK"))
 	is(err, files.ErrLocked)
+	_, err = fsys.Share(filepath.Join(dir, "LOCK"))
+	is(err, files.ErrLocked)
 	ok(lock.Close())
 	lock, err = fsys.Lock(filepath.Join(dir, "LOCK"))
 	ok(err)
 	ok(lock.Close())
+	one, err := fsys.Share(filepath.Join(dir, "LOCK"))
+	ok(err)
+	two, err := fsys.Share(filepath.Join(dir, "LOCK"))
+	ok(err)
+	ok(one.Close())
+	_, err = fsys.Lock(filepath.Join(dir, "LOCK"))
+	is(err, files.ErrLocked)
+	ok(two.Close())
+	_, err = fsys.Share(filepath.Join(dir, "none"))
+	is(err, fs.ErrNotExist)
+	testReadOnly(t, files.ReadOnly(fsys), dir)
 	names, err := fsys.List(dir)
 	ok(err)
 	slices.Sort(names)
@@ -98,6 +111,43 @@ func testFS(t *testing.T, fsys files.FS, dir string) {
 		t.Fatalf("%d bytes free: %v", free, err)
 	}
 }
+
+// Through ReadOnly nothing changes, and all can be read.
+func testReadOnly(t *testing.T, fsys files.FS, dir string) {
+	g := filepath.Join(dir, "g")
+	for what, err := range map[string]error{
+		"make":        second(fsys.Open(filepath.Join(dir, "new"), files.Create)),
+		"remove":      fsys.Remove(g),
+		"rename":      fsys.Rename(g, filepath.Join(dir, "h")),
+		"mkdir":       fsys.MkdirAll(filepath.Join(dir, "sub")),
+		"pebble make": second(fsys.Pebble().Create(filepath.Join(dir, "new"), "")),
+		"pebble edit": second(fsys.Pebble().OpenReadWrite(g, "")),
+		"pebble link": fsys.Pebble().Link(g, filepath.Join(dir, "h")),
+	} {
+		if !errors.Is(err, files.ErrReadOnly) {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+	f, err := fsys.Open(g, files.Direct)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if _, err := f.WriteAt(make([]byte, 4096), 0); err == nil {
+		t.Error("a write went through")
+	}
+	if f.Truncate(0) == nil || f.Allocate(1<<20) == nil {
+		t.Error("a change of size went through")
+	}
+	if b, err := files.ReadFile(fsys, g); err != nil || string(b) != "2" {
+		t.Errorf("read %q: %v", b, err)
+	}
+	if err := errors.Join(fsys.MkdirAll(dir), fsys.SyncDir(dir)); err != nil {
+		t.Errorf("what needs no change: %v", err)
+	}
+}
+
+func second[T any](_ T, err error) error { return err }
 
 // What was synced survives every power cut; what was not may survive in part,
 // and in some cut each part of it does and does not.

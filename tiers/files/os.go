@@ -17,6 +17,9 @@ type osFS struct{}
 
 func (osFS) Open(name string, how Flag) (File, error) {
 	flags := os.O_RDWR
+	if how&Read != 0 {
+		flags = os.O_RDONLY
+	}
 	if how&Create != 0 {
 		flags |= os.O_CREATE | os.O_EXCL
 	}
@@ -81,11 +84,17 @@ func (osFS) Free(dir string) (int64, error) {
 }
 
 func (osFS) Lock(name string) (io.Closer, error) {
-	f, err := os.OpenFile(name, os.O_CREATE|os.O_RDWR, 0o600)
+	return flock(name, os.O_CREATE|os.O_RDWR, unix.LOCK_EX)
+}
+
+func (osFS) Share(name string) (io.Closer, error) { return flock(name, os.O_RDONLY, unix.LOCK_SH) }
+
+func flock(name string, flags, how int) (io.Closer, error) {
+	f, err := os.OpenFile(name, flags, 0o600)
 	if err != nil {
 		return nil, err
 	}
-	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+	if err := unix.Flock(int(f.Fd()), how|unix.LOCK_NB); err != nil {
 		f.Close()
 		if errors.Is(err, unix.EWOULDBLOCK) {
 			err = ErrLocked

@@ -26,7 +26,7 @@ type Disk struct {
 		trace  []op
 		ops    int // those of the trace that count
 		next   inode
-		locked map[string]bool
+		locked map[string]int // how many share a lock; exclusive: somebody has it
 		faults faults
 	}
 }
@@ -105,7 +105,7 @@ func NewDisk() *Disk {
 
 func newDisk(base image, trace []op) *Disk {
 	d := &Disk{}
-	d.mu.base, d.mu.live, d.mu.trace, d.mu.locked = base, base.clone(), trace, map[string]bool{}
+	d.mu.base, d.mu.live, d.mu.trace, d.mu.locked = base, base.clone(), trace, map[string]int{}
 	for id := range base.nodes {
 		d.mu.next = max(d.mu.next, id+1)
 	}
@@ -397,7 +397,7 @@ func (d *Disk) openLocked(name string, how files.Flag) (*file, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &file{d: d, id: id, name: name, direct: how&files.Direct != 0}, nil
+	return &file{d: d, id: id, name: name, direct: how&files.Direct != 0, readOnly: how&files.Read != 0}, nil
 }
 
 // Remove implements files.FS.
@@ -522,17 +522,34 @@ func (d *Disk) SyncDir(dir string) error {
 // Free implements files.FS: there is always room.
 func (d *Disk) Free(string) (int64, error) { return 1 << 40, nil }
 
+// exclusive is the count of a lock that somebody has.
+const exclusive = -1
+
 // Lock implements files.FS.
 func (d *Disk) Lock(name string) (io.Closer, error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if d.mu.locked[name] {
+	if d.mu.locked[name] != 0 {
 		return nil, files.ErrLocked
 	}
 	if _, err := d.makeLocked(name, op{}); err != nil && !errors.Is(err, fs.ErrExist) {
 		return nil, err
 	}
-	d.mu.locked[name] = true
+	d.mu.locked[name] = exclusive
+	return lock{d, name}, nil
+}
+
+// Share implements files.FS.
+func (d *Disk) Share(name string) (io.Closer, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if _, err := d.findLocked(name); err != nil {
+		return nil, err
+	}
+	if d.mu.locked[name] == exclusive {
+		return nil, files.ErrLocked
+	}
+	d.mu.locked[name]++
 	return lock{d, name}, nil
 }
 
@@ -544,7 +561,7 @@ type lock struct {
 func (l lock) Close() error {
 	l.d.mu.Lock()
 	defer l.d.mu.Unlock()
-	delete(l.d.mu.locked, l.name)
+	l.d.mu.locked[l.name] = max(l.d.mu.locked[l.name]-1, 0)
 	return nil
 }
 
@@ -555,6 +572,8 @@ type file struct {
 	name   string
 	direct bool
 	pebble bool // it cannot go on after a failed write
+
+	readOnly bool
 }
 
 func (f *file) ReadAt(b []byte, off int64) (int, error) {
@@ -573,6 +592,9 @@ func (f *file) ReadAt(b []byte, off int64) (int, error) {
 }
 
 func (f *file) WriteAt(b []byte, off int64) (int, error) {
+	if f.readOnly {
+		return 0, failure("write", f.name, syscall.EBADF)
+	}
 	f.d.mu.Lock()
 	defer f.d.mu.Unlock()
 	n, off, err := f.faultyWriteLocked(len(b), off)
@@ -583,6 +605,9 @@ func (f *file) WriteAt(b []byte, off int64) (int, error) {
 }
 
 func (f *file) Truncate(size int64) error {
+	if f.readOnly {
+		return failure("truncate", f.name, syscall.EINVAL)
+	}
 	f.d.mu.Lock()
 	defer f.d.mu.Unlock()
 	if !f.pebble {
