@@ -83,7 +83,7 @@ func (t *Tier) Restore(id tiers.ID, l Location) error {
 					st.extent.release(st.run)
 				}
 			}
-			return fmt.Errorf("nvme: restore %v: part %d at %+v is taken or does not exist: %w", id, p, r, tiers.ErrCorrupt)
+			return fmt.Errorf("nvme: restore %v: part %d %s: %w", id, p, t.unfitLocked(r), tiers.ErrCorrupt)
 		}
 		s.parts[p] = &stored{number: t.number.Add(1), run: r, extent: x}
 	}
@@ -95,4 +95,25 @@ func (t *Tier) Restore(id tiers.ID, l Location) error {
 		}
 	}
 	return nil
+}
+
+// unfitLocked says why a run cannot be a segment's.
+func (t *Tier) unfitLocked(r Run) string {
+	end := uint64(r.First) + uint64(r.Blocks)
+	at := fmt.Sprintf("lies in blocks %d to %d of %s", r.First, end, ExtentName(r.Extent))
+	x := t.mu.extents[r.Extent]
+	switch {
+	case x == nil:
+		return at + ", which is missing"
+	case end > uint64(x.blocks):
+		return fmt.Sprintf("%s, which has only %d", at, x.blocks)
+	}
+	for id, s := range t.mu.segments {
+		for _, st := range s.parts {
+			if st != nil && st.extent == x && uint64(st.run.First) < end && uint64(r.First) < uint64(st.run.First)+uint64(st.run.Blocks) {
+				return fmt.Sprintf("%s, where segment %v lies", at, id)
+			}
+		}
+	}
+	return at + ", where its other part lies"
 }

@@ -115,40 +115,64 @@ type Behind struct {
 // Replay opens a log and hands out its records. Bytes behind the last whole
 // record are cut off; damaged says how many there were.
 func Replay(fsys files.FS, path, name string, r Reader) (l *Log, damaged int64, err error) {
-	f, err := fsys.Open(path, 0)
+	l, good, size, err := openAndScan(fsys, path, name, 0, r)
 	if err != nil {
-		return nil, 0, wrap("open log", err)
+		return nil, 0, err
+	}
+	defer func(f files.File) {
+		if err != nil {
+			f.Close()
+		}
+	}(l.mu.f)
+	if damaged = size - good; damaged > 0 {
+		if err := l.mu.f.Truncate(good); err != nil {
+			return nil, 0, wrap("cut log", err)
+		}
+	}
+	// A log that was read may still lie in the page cache alone.
+	if err := l.mu.f.Sync(); err != nil {
+		return nil, 0, wrap("sync log", err)
+	}
+	l.mu.written, l.mu.synced = good, good
+	return l, damaged, nil
+}
+
+// Scan hands out the records of a log as Replay does, and changes nothing: good
+// is where the last whole record ends, of size bytes. If r.Record fails, good is
+// where the record begins that it was given.
+func Scan(fsys files.FS, path, name string, r Reader) (good, size int64, err error) {
+	l, good, size, err := openAndScan(fsys, path, name, files.Read, r)
+	if l != nil {
+		err = errors.Join(err, l.mu.f.Close())
+	}
+	return good, size, err
+}
+
+// openAndScan opens a log and reads it; the log is nil if there is an error.
+func openAndScan(fsys files.FS, path, name string, how files.Flag, r Reader) (l *Log, good, size int64, err error) {
+	f, err := fsys.Open(path, how)
+	if err != nil {
+		return nil, 0, 0, wrap("open log", err)
 	}
 	defer func() {
 		if err != nil {
 			f.Close()
 		}
 	}()
-	size, err := f.Size()
-	if err != nil {
-		return nil, 0, wrap("open log", err)
+	if size, err = f.Size(); err != nil {
+		return nil, 0, 0, wrap("open log", err)
 	}
-	l = newLog(f, fsys, path, name, 0)
-	l.room = &[]byte{}
-	defer func(l *Log) { l.room = nil }(l)
-	good, err := l.scan(size, r.Record)
+	log := newLog(f, fsys, path, name, 0)
+	log.room = &[]byte{}
+	defer func() { log.room = nil }()
+	good, err = log.scan(size, r.Record)
 	if err == nil && good < size && r.Behind != nil {
-		err = l.scanBehind(good, size, r.Behind)
+		err = log.scanBehind(good, size, r.Behind)
 	}
 	if err != nil {
-		return nil, 0, err
+		return nil, good, size, err
 	}
-	if damaged = size - good; damaged > 0 {
-		if err := f.Truncate(good); err != nil {
-			return nil, 0, wrap("cut log", err)
-		}
-	}
-	// A log that was read may still lie in the page cache alone.
-	if err := f.Sync(); err != nil {
-		return nil, 0, wrap("sync log", err)
-	}
-	l.mu.written, l.mu.synced = good, good
-	return l, damaged, nil
+	return log, good, size, nil
 }
 
 // Read hands out every record appended so far, in order; a body is valid until
