@@ -78,21 +78,9 @@ func (c *calibration) saved() []savedModel {
 // load takes in what save wrote. Whether stated errors held is not carried
 // over: that counts from the daemon's start.
 func (c *calibration) load(fsys files.FS, dir string) error {
-	path := filepath.Join(dir, calibrationFile)
-	b, err := files.ReadFile(fsys, path)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
+	models, err := readCalibration(fsys, filepath.Join(dir, calibrationFile))
 	if err != nil {
 		return err
-	}
-	n := len(b) - 4
-	var models []savedModel
-	if n < 0 || crc32.ChecksumIEEE(b[:n]) != binary.LittleEndian.Uint32(b[n:]) {
-		return fmt.Errorf("%s: %w", path, tiers.ErrCorrupt)
-	}
-	if err := json.Unmarshal(b[:n], &models); err != nil {
-		return fmt.Errorf("%s: %w", path, err)
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -115,6 +103,25 @@ func (c *calibration) load(fsys files.FS, dir string) error {
 		}
 	}
 	return nil
+}
+
+// readCalibration reads what save wrote; nothing if it never did.
+func readCalibration(fsys files.FS, path string) (models []savedModel, err error) {
+	b, err := files.ReadFile(fsys, path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	n := len(b) - 4
+	if n < 0 || crc32.ChecksumIEEE(b[:n]) != binary.LittleEndian.Uint32(b[n:]) {
+		return nil, fmt.Errorf("%s: %w", path, tiers.ErrCorrupt)
+	}
+	if err := json.Unmarshal(b[:n], &models); err != nil {
+		return nil, fmt.Errorf("%s: %w: %w", path, tiers.ErrCorrupt, err)
+	}
+	return models, nil
 }
 
 var kindNames = func() (out [numKinds]string) {

@@ -129,19 +129,25 @@ func (x *nameIndex) find(n name) []*sequence {
 
 const tenantKeyBytes = 32
 
+const tenantKeyFile = "tenant.key"
+
 // tenantKey reads the key that names are made with, or makes it. It keeps
 // names of one data folder from meaning anything elsewhere.
 func tenantKey(fsys files.FS, dir string) ([]byte, error) {
-	path := filepath.Join(dir, "tenant.key")
-	b, err := files.ReadFile(fsys, path)
-	if errors.Is(err, fs.ErrNotExist) {
-		key := make([]byte, tenantKeyBytes)
-		if _, err := rand.Read(key); err != nil {
-			return nil, err
-		}
-		b = binary.LittleEndian.AppendUint32(key, crc32.ChecksumIEEE(key))
-		return key, files.WriteFile(fsys, path, b)
+	path := filepath.Join(dir, tenantKeyFile)
+	key, err := readTenantKey(fsys, path)
+	if !errors.Is(err, fs.ErrNotExist) {
+		return key, err
 	}
+	key = make([]byte, tenantKeyBytes)
+	if _, err := rand.Read(key); err != nil {
+		return nil, err
+	}
+	return key, files.WriteFile(fsys, path, binary.LittleEndian.AppendUint32(key[:tenantKeyBytes:tenantKeyBytes], crc32.ChecksumIEEE(key)))
+}
+
+func readTenantKey(fsys files.FS, path string) ([]byte, error) {
+	b, err := files.ReadFile(fsys, path)
 	if err != nil {
 		return nil, fmt.Errorf("tenant key: %w", err)
 	}

@@ -82,6 +82,46 @@ func parseRows(b []byte, sp *spec) (*rowsRecord, error) {
 	return r, nil
 }
 
+// tailRecord is a record of a tail's log that fits what came before it. One of
+// the three is there.
+type tailRecord struct {
+	rows   *rowsRecord
+	labels []*kvtierv1.Span
+	keeps  *uint64 // a truncation to so many tokens
+}
+
+// parseTailRecord reads a record that follows accepted tokens, of which the
+// first are sealed.
+func parseTailRecord(k taillog.Kind, body []byte, sp *spec, sealed, accepted uint64) (r tailRecord, err error) {
+	switch k {
+	case logRows:
+		if r.rows, err = parseRows(body, sp); err != nil {
+			return r, err
+		}
+		if r.rows.start != accepted {
+			return r, fmt.Errorf("log: tokens from %d, expected %d: %w", r.rows.start, accepted, tiers.ErrCorrupt)
+		}
+	case logLabels:
+		var raw []json.RawMessage
+		if err := json.Unmarshal(body, &raw); err != nil {
+			return r, fmt.Errorf("log: labels: %w: %w", tiers.ErrCorrupt, err)
+		}
+		r.labels, err = parseLabels(raw)
+	case logTruncate:
+		if len(body) != 8 {
+			return r, fmt.Errorf("log: truncation: %w", tiers.ErrCorrupt)
+		}
+		n := binary.LittleEndian.Uint64(body)
+		if n < sealed || n > accepted {
+			return r, fmt.Errorf("log: truncation to %d: %w", n, tiers.ErrCorrupt)
+		}
+		r.keeps = &n
+	default:
+		return r, fmt.Errorf("log: record kind %d: %w", k, tiers.ErrVersion)
+	}
+	return r, err
+}
+
 // packTexts packs the texts of tokens; nothing if there are none.
 func packTexts(texts [][]byte) []byte {
 	var b []byte
@@ -131,6 +171,29 @@ type sequenceRecord struct {
 	Labels     []json.RawMessage `json:"labels,omitempty"`
 	Created    int64             `json:"created"`
 	Used       int64             `json:"used"`
+}
+
+// parseSequence reads a sequence's record.
+func parseSequence(key, value []byte) (*sequenceRecord, error) {
+	r := &sequenceRecord{}
+	if err := json.Unmarshal(value, r); err != nil || r.ID != string(key) {
+		return nil, fmt.Errorf("record of sequence %q: %w", key, tiers.ErrCorrupt)
+	}
+	return r, nil
+}
+
+// model returns the spec and the labels of a sequence's record.
+func (r *sequenceRecord) model() (*spec, []*kvtierv1.Span, error) {
+	var m kvtierv1.ModelSpec
+	if err := protojson.Unmarshal(r.Spec, &m); err != nil {
+		return nil, nil, fmt.Errorf("model spec: %w: %w", tiers.ErrCorrupt, err)
+	}
+	sp, err := newSpec(&m)
+	if err != nil {
+		return nil, nil, fmt.Errorf("model spec: %w: %w", tiers.ErrCorrupt, err)
+	}
+	labels, err := parseLabels(r.Labels)
+	return sp, labels, err
 }
 
 type spanRefRecord struct {

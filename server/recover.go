@@ -3,14 +3,11 @@ package server
 import (
 	"context"
 	"encoding/binary"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
 	"path/filepath"
 	"time"
-
-	"google.golang.org/protobuf/encoding/protojson"
 
 	kvtierv1 "kvtier/proto/kvtier/v1"
 	"kvtier/tiers"
@@ -25,12 +22,9 @@ func (srv *Server) recover(ctx context.Context) error {
 	}
 	var records []*sequenceRecord
 	err := srv.store.Records(store.KindSequence, func(k, v []byte) error {
-		r := &sequenceRecord{}
-		if err := json.Unmarshal(v, r); err != nil || r.ID != string(k) {
-			return fmt.Errorf("record of sequence %q: %w", k, tiers.ErrCorrupt)
-		}
+		r, err := parseSequence(k, v)
 		records = append(records, r)
-		return nil
+		return err
 	})
 	if err != nil {
 		return err
@@ -63,7 +57,7 @@ func (srv *Server) removeStrayLogs(keep map[string]bool) error {
 		return err
 	}
 	for _, name := range names {
-		if !keep[name] && filepath.Ext(name) == ".log" {
+		if !keep[name] && filepath.Ext(name) == logSuffix {
 			if err := srv.opt.FS.Remove(filepath.Join(srv.tailDir(), name)); err != nil {
 				return err
 			}
@@ -86,21 +80,15 @@ func (srv *Server) removeStraySpans(ctx context.Context) error {
 }
 
 func (srv *Server) recoverSequence(ctx context.Context, r *sequenceRecord) (*sequence, error) {
-	var m kvtierv1.ModelSpec
-	if err := protojson.Unmarshal(r.Spec, &m); err != nil {
-		return nil, fmt.Errorf("model spec: %w: %w", tiers.ErrCorrupt, err)
-	}
-	sp, err := newSpec(&m)
+	sp, labels, err := r.model()
 	if err != nil {
-		return nil, fmt.Errorf("model spec: %w: %w", tiers.ErrCorrupt, err)
+		return nil, err
 	}
 	s := srv.newSequence(r.ID, sp, r.Profile)
 	s.name, s.parent, s.gen = r.Name, r.Parent, r.LogGen
 	s.created, s.mu.used = time.Unix(r.Created, 0), time.Unix(r.Used, 0)
 	s.mu.exactUntil = r.ExactUntil
-	if s.mu.labels, err = parseLabels(r.Labels); err != nil {
-		return nil, err
-	}
+	s.mu.labels = labels
 	if err := s.takeSpans(r.Spans); err != nil {
 		return nil, err
 	}
@@ -129,15 +117,10 @@ func (s *sequence) damage(err error) {
 	s.mu.Unlock()
 }
 
-func (s *sequence) takeSpans(refs []spanRefRecord) error {
+func (s *sequence) takeSpans(refs []spanRefRecord) (err error) {
 	var at uint64
-	for _, ref := range refs {
-		sp := s.srv.spans.find(ref.Span)
-		if sp == nil || sp.Start != at || ref.Limit < 1 || ref.Limit > sp.Tokens || len(sp.segments) != s.spec.layers {
-			return fmt.Errorf("span %s: %w", ref.Span, tiers.ErrCorrupt)
-		}
-		s.mu.spans = append(s.mu.spans, spanRef{sp, ref.Limit})
-		at += uint64(ref.Limit)
+	if s.mu.spans, at, err = joinSpans(refs, s.spec.layers, s.srv.spans.find); err != nil {
+		return err
 	}
 	for l := range s.mu.lens {
 		s.mu.lens[l] = at
@@ -145,6 +128,20 @@ func (s *sequence) takeSpans(refs []spanRefRecord) error {
 	}
 	s.mu.accepted = at
 	return nil
+}
+
+// joinSpans finds a sequence's spans, which must follow each other from its
+// first token on, and says where they end.
+func joinSpans(refs []spanRefRecord, layers int, find func(id string) *span) (spans []spanRef, end uint64, err error) {
+	for _, ref := range refs {
+		sp := find(ref.Span)
+		if sp == nil || sp.Start != end || ref.Limit < 1 || ref.Limit > sp.Tokens || len(sp.segments) != layers {
+			return nil, end, fmt.Errorf("span %s: %w", ref.Span, tiers.ErrCorrupt)
+		}
+		spans = append(spans, spanRef{sp, ref.Limit})
+		end += uint64(ref.Limit)
+	}
+	return spans, end, nil
 }
 
 // loadWindows reads the windows of sliding-window layers, as they were at the
@@ -165,30 +162,47 @@ func (s *sequence) loadWindows(ctx context.Context) error {
 
 // window reads the rows of a sliding-window layer that a query behind spans may see.
 func (s *sequence) window(ctx context.Context, spans []spanRef, layer int) (layerRows, error) {
-	w := uint64(s.spec.window[layer])
-	last := spans[len(spans)-1]
-	end := last.Start + uint64(last.limit)
-	if last.limit != last.Tokens {
-		return layerRows{}, fmt.Errorf("layer %d keeps its window at token %d, not at %d: %w", layer, last.Start+uint64(last.Tokens), end, tiers.ErrNotFound)
+	used, err := s.spec.windowSpans(spans, layer)
+	if err != nil {
+		return layerRows{}, err
 	}
-	want := end - min(end, w)
-	out := layerRows{base: end}
-	for i := len(spans) - 1; i >= 0 && out.base > want; i-- {
-		k, v, err := s.windowRows(ctx, spans[i], layer)
+	out := layerRows{base: spans[len(spans)-1].end()}
+	for _, ref := range used {
+		k, v, err := s.windowRows(ctx, ref, layer)
 		if err != nil {
 			return layerRows{}, err
 		}
-		spanEnd := spans[i].Start + uint64(spans[i].Tokens)
-		n := uint64(len(k) / s.spec.rowBytes())
-		if spanEnd != out.base || n == 0 {
-			break
-		}
-		out = layerRows{base: spanEnd - n, k: append(k, out.k...), v: append(v, out.v...)}
-	}
-	if out.base > want {
-		return layerRows{}, fmt.Errorf("layer %d: the window from token %d on is not stored: %w", layer, want, tiers.ErrNotFound)
+		out = layerRows{base: ref.end() - uint64(s.spec.windowTokens(ref.segments[layer])), k: append(k, out.k...), v: append(v, out.v...)}
 	}
 	return out, nil
+}
+
+// windowSpans returns the spans, from the last one back, whose windows hold the
+// rows of a layer that a query behind spans may see.
+func (sp *spec) windowSpans(spans []spanRef, layer int) (used []spanRef, err error) {
+	last := spans[len(spans)-1]
+	end := last.end()
+	if last.limit != last.Tokens {
+		return nil, fmt.Errorf("layer %d keeps its window at token %d, not at %d: %w", layer, last.Start+uint64(last.Tokens), end, tiers.ErrNotFound)
+	}
+	base, want := end, end-min(end, uint64(sp.window[layer]))
+	for i := len(spans) - 1; i >= 0 && base > want; i-- {
+		n := sp.windowTokens(spans[i].segments[layer])
+		if spans[i].Start+uint64(spans[i].Tokens) != base || n == 0 {
+			break
+		}
+		used, base = append(used, spans[i]), base-min(base, uint64(n))
+	}
+	if base > want {
+		return nil, fmt.Errorf("layer %d: the window from token %d on is not stored: %w", layer, want, tiers.ErrNotFound)
+	}
+	return used, nil
+}
+
+// windowTokens returns how many rows a window segment has; 0 if it is none.
+func (sp *spec) windowTokens(h *tiers.Header) int {
+	_, n, _ := h.Piece(0, tiers.PlaneWindow)
+	return n / (2 * sp.headDim * sp.typ.Size())
 }
 
 // windowRows reads one window segment as rows [n][kvHeads][headDim].
@@ -220,13 +234,10 @@ func (s *sequence) windowRows(ctx context.Context, ref spanRef, layer int) (k, v
 // replay takes up the tail from its log.
 func (s *sequence) replay() error {
 	st := &s.mu.state
-	damaged, least := false, uint64(allExact)
+	lost := lostRecords{keep: allExact}
 	log, cut, err := taillog.Replay(s.srv.opt.FS, s.logPath(s.gen), s.logName(s.gen), taillog.Reader{
 		Record: func(k taillog.Kind, body []byte) error { return s.replayRecord(st, k, body) },
-		Behind: func(b taillog.Behind) {
-			damaged = damaged || b.Durable
-			least = min(least, untouched(b))
-		},
+		Behind: lost.note,
 	})
 	if errors.Is(err, fs.ErrNotExist) {
 		s.damage(fmt.Errorf("the log of the open tail is missing: tokens from %d on are lost", st.accepted))
@@ -239,17 +250,28 @@ func (s *sequence) replay() error {
 		s.srv.log.Warn("the end of a log was not whole", "sequence", s.id, "bytes", cut, "tokens", st.accepted)
 	}
 	s.log = log
-	if least = max(least, st.sealed()); least < st.accepted {
+	if least := max(lost.keep, st.sealed()); least < st.accepted {
 		if err := errors.Join(s.logTruncation(least), log.Sync()); err != nil {
 			return err
 		}
 		st.cutTail(least, s.spec)
 	}
-	if !damaged {
+	if !lost.damaged {
 		return nil
 	}
 	s.damage(fmt.Errorf("the log of the open tail is damaged: tokens from %d on are lost: append them again", st.accepted))
 	return nil
+}
+
+// lostRecords is what whole records behind lost ones say of those.
+type lostRecords struct {
+	damaged bool   // they were synced: no power cut explains it
+	keep    uint64 // tokens that stay as they are
+}
+
+func (x *lostRecords) note(b taillog.Behind) {
+	x.damaged = x.damaged || b.Durable
+	x.keep = min(x.keep, untouched(b))
 }
 
 // untouched returns how many tokens stay as they are although records before b
@@ -270,15 +292,11 @@ func untouched(b taillog.Behind) uint64 {
 }
 
 func (s *sequence) replayRecord(st *state, k taillog.Kind, body []byte) error {
-	switch k {
-	case logRows:
-		r, err := parseRows(body, s.spec)
-		if err != nil {
-			return err
-		}
-		if r.start != st.accepted {
-			return fmt.Errorf("log: tokens from %d, expected %d: %w", r.start, st.accepted, tiers.ErrCorrupt)
-		}
+	rec, err := parseTailRecord(k, body, s.spec, st.sealed(), st.accepted)
+	if err != nil {
+		return err
+	}
+	if r := rec.rows; r != nil {
 		for l := range st.rows {
 			st.rows[l] = st.rows[l].appended(r.k[l], r.v[l], true)
 			st.lens[l] += uint64(r.n)
@@ -286,27 +304,10 @@ func (s *sequence) replayRecord(st *state, k taillog.Kind, body []byte) error {
 		st.accepted += uint64(r.n)
 		st.exactUntil = r.exactUntil
 		st.ids, st.texts = append(st.ids, r.ids...), append(st.texts, r.texts...)
-	case logLabels:
-		var raw []json.RawMessage
-		if err := json.Unmarshal(body, &raw); err != nil {
-			return fmt.Errorf("log: labels: %w: %w", tiers.ErrCorrupt, err)
-		}
-		labels, err := parseLabels(raw)
-		if err != nil {
-			return err
-		}
-		st.labels = append(st.labels, labels...)
-	case logTruncate:
-		if len(body) != 8 {
-			return fmt.Errorf("log: truncation: %w", tiers.ErrCorrupt)
-		}
-		n := binary.LittleEndian.Uint64(body)
-		if n < st.sealed() || n > st.accepted {
-			return fmt.Errorf("log: truncation to %d: %w", n, tiers.ErrCorrupt)
-		}
-		st.cutTail(n, s.spec)
-	default:
-		return fmt.Errorf("log: record kind %d: %w", k, tiers.ErrVersion)
+	}
+	st.labels = append(st.labels, rec.labels...)
+	if rec.keeps != nil {
+		st.cutTail(*rec.keeps, s.spec)
 	}
 	return nil
 }

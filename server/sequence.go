@@ -85,6 +85,9 @@ type spanRef struct {
 	limit int // tokens used, 1 to span.Tokens
 }
 
+// end is the position behind the last token that is used.
+func (r spanRef) end() uint64 { return r.Start + uint64(r.limit) }
+
 // sealed returns how many tokens lie in spans.
 func (st *state) sealed() uint64 {
 	if n := len(st.spans); n > 0 {
@@ -152,11 +155,16 @@ func (st *state) tailBytes() (n int64) {
 	return n
 }
 
+const logSuffix = ".log"
+
+// logName names a log: its records' checksums begin with it.
+func logName(sequence string, gen uint64) string { return sequence + "-" + strconv.FormatUint(gen, 10) }
+
 func (s *sequence) logPath(gen uint64) string {
-	return filepath.Join(s.srv.tailDir(), s.id+"-"+strconv.FormatUint(gen, 10)+".log")
+	return filepath.Join(s.srv.tailDir(), s.logName(gen)+logSuffix)
 }
 
-func (s *sequence) logName(gen uint64) string { return s.id + "-" + strconv.FormatUint(gen, 10) }
+func (s *sequence) logName(gen uint64) string { return logName(s.id, gen) }
 
 // touch notes that the sequence was used.
 func (s *sequence) touch() {

@@ -162,7 +162,10 @@ func Open(ctx context.Context, o Options) (srv *Server, err error) {
 	return srv, nil
 }
 
-func (srv *Server) tailDir() string { return filepath.Join(srv.opt.DataDir, "tails") }
+// tailsDir is where the logs of open tails are in the data folder.
+const tailsDir = "tails"
+
+func (srv *Server) tailDir() string { return filepath.Join(srv.opt.DataDir, tailsDir) }
 
 // Metrics returns what /metrics shows.
 func (srv *Server) Metrics() prometheus.Gatherer { return srv.metrics.registry }

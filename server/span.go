@@ -61,20 +61,32 @@ func newSpanTable(st *store.Store) *spanTable {
 	return t
 }
 
-// load takes up a span from the catalogue.
-func (t *spanTable) load(value []byte) error {
-	sp := &span{}
-	if err := json.Unmarshal(value, &sp.spanRecord); err != nil {
-		return fmt.Errorf("span record: %w: %w", tiers.ErrCorrupt, err)
+// parseSpan reads a span's record, and the ids of its segments.
+func parseSpan(value []byte) (r spanRecord, segments []tiers.ID, err error) {
+	if err := json.Unmarshal(value, &r); err != nil {
+		return r, nil, fmt.Errorf("span record: %w: %w", tiers.ErrCorrupt, err)
 	}
-	if sp.Tokens < 1 || sp.Tokens > tiers.SegmentTokens || len(sp.TokenIDs) != sp.Tokens {
-		return fmt.Errorf("span record %s: %w", sp.ID, tiers.ErrCorrupt)
+	if r.Tokens < 1 || r.Tokens > tiers.SegmentTokens || len(r.TokenIDs) != r.Tokens {
+		return r, nil, fmt.Errorf("span record %s: %w", r.ID, tiers.ErrCorrupt)
 	}
-	for _, s := range sp.Segments {
+	for _, s := range r.Segments {
 		var id tiers.ID
 		if b, err := hex.DecodeString(s); err != nil || copy(id[:], b) != len(id) {
-			return fmt.Errorf("span record %s: segment id: %w", sp.ID, tiers.ErrCorrupt)
+			return r, nil, fmt.Errorf("span record %s: segment id: %w", r.ID, tiers.ErrCorrupt)
 		}
+		segments = append(segments, id)
+	}
+	return r, segments, nil
+}
+
+// load takes up a span from the catalogue.
+func (t *spanTable) load(value []byte) error {
+	r, segments, err := parseSpan(value)
+	if err != nil {
+		return err
+	}
+	sp := &span{spanRecord: r}
+	for _, id := range segments {
 		h, err := t.store.Header(id)
 		if err != nil {
 			return fmt.Errorf("span %s: %w", sp.ID, err)

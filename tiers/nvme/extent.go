@@ -29,12 +29,18 @@ type extent struct {
 // ExtentName is the name of an extent's file.
 func ExtentName(number uint32) string { return fmt.Sprintf("extent-%06d.kv", number) }
 
-// extentNumber is the inverse of extentName.
+// extentNumber is the inverse of ExtentName.
 func extentNumber(name string) (number uint32, ok bool) {
 	if _, err := fmt.Sscanf(name, "extent-%d.kv", &number); err != nil {
 		return 0, false
 	}
 	return number, number > 0 && ExtentName(number) == name
+}
+
+// IsExtentName says whether a file of that name is an extent.
+func IsExtentName(name string) bool {
+	_, ok := extentNumber(name)
+	return ok
 }
 
 func newExtent(number uint32, f files.File, size int64) *extent {

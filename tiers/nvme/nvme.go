@@ -159,6 +159,13 @@ func (t *Tier) Usage() tiers.Usage {
 	}
 }
 
+// FileBytes is what the extents take on the disk, whether something lies there or not.
+func (t *Tier) FileBytes() int64 {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.mu.files
+}
+
 // CacheBytes is the memory that blocks take.
 func (t *Tier) CacheBytes() int64 { return t.cache.bytes() }
 

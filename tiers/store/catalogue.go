@@ -30,7 +30,13 @@ const (
 	KindSequence Kind = 'q'
 )
 
-const catalogueDir = "catalogue"
+// Names in the data folder.
+const (
+	catalogueDir = "catalogue"
+	segmentsDir  = "segments"
+	formatFile   = "FORMAT"
+	lockFile     = "LOCK"
+)
 
 // folderFormat is the version of the data folder as a whole.
 const folderFormat = 4
@@ -45,29 +51,38 @@ func formatLine(version int) string {
 
 // checkFormat refuses folders that another version wrote, and marks new ones.
 func checkFormat(fsys files.FS, dir string) error {
-	path := filepath.Join(dir, "FORMAT")
+	found, err := readFormat(fsys, dir)
+	if found || err != nil {
+		return err
+	}
+	if _, err := fsys.List(filepath.Join(dir, catalogueDir)); err == nil {
+		return fmt.Errorf("data folder %s holds data but no FORMAT file: restore that file: %w", dir, tiers.ErrCorrupt)
+	}
+	if err := files.WriteFile(fsys, filepath.Join(dir, formatFile), []byte(formatLine(folderFormat))); err != nil {
+		return fmt.Errorf("data folder: %w", err)
+	}
+	return nil
+}
+
+// readFormat says whether there is a FORMAT file, and what is wrong with it.
+func readFormat(fsys files.FS, dir string) (found bool, err error) {
+	path := filepath.Join(dir, formatFile)
 	b, err := files.ReadFile(fsys, path)
 	if errors.Is(err, fs.ErrNotExist) {
-		if _, err := fsys.List(filepath.Join(dir, catalogueDir)); err == nil {
-			return fmt.Errorf("data folder %s holds data but no FORMAT file: restore that file: %w", dir, tiers.ErrCorrupt)
-		}
-		if err := files.WriteFile(fsys, path, []byte(formatLine(folderFormat))); err != nil {
-			return fmt.Errorf("data folder: %w", err)
-		}
-		return nil
+		return false, nil
 	}
 	if err != nil {
-		return fmt.Errorf("data folder: %w", err)
+		return false, fmt.Errorf("data folder: %w", err)
 	}
 	var v int
 	if _, err := fmt.Sscanf(string(b), "kvtier data folder, format %d,", &v); err != nil || string(b) != formatLine(v) {
-		return fmt.Errorf("%s is damaged or not a kvtier file: restore it: %w", path, tiers.ErrCorrupt)
+		return true, fmt.Errorf("%s is damaged or not a kvtier file: restore it: %w", path, tiers.ErrCorrupt)
 	}
 	if v != folderFormat {
-		return fmt.Errorf("data folder %s has format %d, this build reads %d: use the kvtierd that wrote it, or another folder: %w",
+		return true, fmt.Errorf("data folder %s has format %d, this build reads %d: use the kvtierd that wrote it, or another folder: %w",
 			dir, v, folderFormat, tiers.ErrVersion)
 	}
-	return nil
+	return true, nil
 }
 
 // quiet passes on what Pebble has to say at debug level, and its errors.
@@ -139,7 +154,17 @@ func openValue(key, b []byte) ([]byte, error) {
 // Records calls fn for every record of a kind, in the order of keys. Key and
 // value are only valid during the call.
 func (s *Store) Records(k Kind, fn func(key, value []byte) error) error {
-	it, err := s.db.NewIter(&pebble.IterOptions{LowerBound: []byte{byte(k)}, UpperBound: []byte{byte(k) + 1}})
+	return eachRecord(s.db, k, func(key, value []byte, err error) error {
+		if err != nil {
+			return err
+		}
+		return fn(key, value)
+	})
+}
+
+// eachRecord is Records that also hands out records that do not check, with why.
+func eachRecord(db *pebble.DB, k Kind, fn func(key, value []byte, err error) error) error {
+	it, err := db.NewIter(&pebble.IterOptions{LowerBound: []byte{byte(k)}, UpperBound: []byte{byte(k) + 1}})
 	if err != nil {
 		return catalogueError("read the catalogue", err)
 	}
@@ -149,10 +174,8 @@ func (s *Store) Records(k Kind, fn func(key, value []byte) error) error {
 		if err != nil {
 			return catalogueError("read the catalogue", err)
 		}
-		if v, err = openValue(it.Key(), v); err != nil {
-			return err
-		}
-		if err := fn(it.Key()[1:], v); err != nil {
+		v, err = openValue(it.Key(), v)
+		if err := fn(it.Key()[1:], v, err); err != nil {
 			return err
 		}
 	}

@@ -60,18 +60,22 @@ func (d digest) marshal() []byte {
 	return binary.LittleEndian.AppendUint64(b, d.sum)
 }
 
+func newLedger() *ledger {
+	l := &ledger{}
+	l.mu.records = map[string]uint64{}
+	return l
+}
+
 // openLedger compares the catalogue with its digest and with the file. It
 // changes nothing in the catalogue.
 func openLedger(fsys files.FS, catalogue vfs.FS, dir string, log *slog.Logger) (*ledger, error) {
-	l := &ledger{}
-	l.mu.records = map[string]uint64{}
+	l := newLedger()
 	found, err := l.loadFrom(catalogue, filepath.Join(dir, catalogueDir), log)
 	if err != nil {
 		return nil, err
 	}
-	if found.records != l.mu.digest.records || found.sum != l.mu.digest.sum {
-		return nil, fmt.Errorf("the catalogue lost records or has some too many, %d where %d should be: %w; %s",
-			l.mu.digest.records, found.records, tiers.ErrCorrupt, whatToDo)
+	if err := l.compare(found); err != nil {
+		return nil, err
 	}
 	l.mu.digest.changes = found.changes
 	path := filepath.Join(dir, changesFile)
@@ -81,10 +85,10 @@ func openLedger(fsys files.FS, catalogue vfs.FS, dir string, log *slog.Logger) (
 	if err != nil {
 		return nil, fmt.Errorf("data folder: %w", err)
 	}
-	changes, ok := l.readFile()
+	changes, ok := readChanges(l.mu.file)
 	switch {
 	case changes > found.changes:
-		return nil, errors.Join(fmt.Errorf("the catalogue lost its last %d changes: %w; %s", changes-found.changes, tiers.ErrCorrupt, whatToDo), l.close())
+		return nil, errors.Join(lostChanges(changes, found), l.close())
 	case !ok && found.changes > 0:
 		log.Warn("the number of changes to the catalogue cannot be read; it is written anew", "file", path)
 	}
@@ -96,19 +100,37 @@ func openLedger(fsys files.FS, catalogue vfs.FS, dir string, log *slog.Logger) (
 
 // loadFrom loads a catalogue, if there is one.
 func (l *ledger) loadFrom(fsys vfs.FS, dir string, log *slog.Logger) (found digest, err error) {
-	there, err := pebble.Peek(dir, fsys)
-	if errors.Is(err, fs.ErrNotExist) || err == nil && !there.Exists {
-		return found, nil
-	}
-	if err != nil {
-		return found, catalogueError("look for the catalogue", err)
-	}
-	db, err := openCatalogue(fsys, dir, true, log)
-	if err != nil {
+	db, err := openExisting(fsys, dir, log)
+	if err != nil || db == nil {
 		return found, err
 	}
 	found, err = l.load(db)
 	return found, errors.Join(err, db.Close())
+}
+
+// openExisting opens a catalogue for reading; nil if there is none.
+func openExisting(fsys vfs.FS, dir string, log *slog.Logger) (*pebble.DB, error) {
+	there, err := pebble.Peek(dir, fsys)
+	if errors.Is(err, fs.ErrNotExist) || err == nil && !there.Exists {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, catalogueError("look for the catalogue", err)
+	}
+	return openCatalogue(fsys, dir, true, log)
+}
+
+// compare says whether the records that were loaded have the digest that was found.
+func (l *ledger) compare(found digest) error {
+	if have := l.mu.digest; found.records != have.records || found.sum != have.sum {
+		return fmt.Errorf("the catalogue lost records or has some too many, %d where %d should be: %w; %s",
+			have.records, found.records, tiers.ErrCorrupt, whatToDo)
+	}
+	return nil
+}
+
+func lostChanges(changes uint64, found digest) error {
+	return fmt.Errorf("the catalogue lost its last %d changes: %w; %s", changes-found.changes, tiers.ErrCorrupt, whatToDo)
 }
 
 // load sums up the records and returns the digest that is stored.
@@ -196,12 +218,12 @@ func (l *ledger) commit(b *pebble.Batch) error {
 	return nil
 }
 
-// readFile returns the number of changes in the file. Without it a loss goes
+// readChanges returns the number of changes in the file. Without it a loss goes
 // unnoticed: so it is read twice, lest it went wrong on the way only.
-func (l *ledger) readFile() (changes uint64, ok bool) {
+func readChanges(f files.File) (changes uint64, ok bool) {
 	for range 2 {
 		var b [12]byte
-		if n, _ := l.mu.file.ReadAt(b[:], 0); n == len(b) && crc32.Checksum(b[:8], castagnoli) == binary.LittleEndian.Uint32(b[8:]) {
+		if n, _ := f.ReadAt(b[:], 0); n == len(b) && crc32.Checksum(b[:8], castagnoli) == binary.LittleEndian.Uint32(b[8:]) {
 			return binary.LittleEndian.Uint64(b[:]), true
 		}
 	}

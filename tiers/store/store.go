@@ -83,7 +83,7 @@ func Open(ctx context.Context, dir string, o Options) (s *Store, err error) {
 	if s.ram, err = ram.New(ram.Options{Bytes: o.RAMBytes - blocks}); err != nil {
 		return nil, err
 	}
-	if s.nvme, err = nvme.Open(filepath.Join(dir, "segments"), nvme.Options{Bytes: o.DiskBytes, CacheBytes: blocks, FS: o.FS}); err != nil {
+	if s.nvme, err = nvme.Open(filepath.Join(dir, segmentsDir), nvme.Options{Bytes: o.DiskBytes, CacheBytes: blocks, FS: o.FS}); err != nil {
 		return nil, err
 	}
 	once := newReadOnce(o.FS.Pebble())
@@ -122,9 +122,9 @@ func (s *Store) Dir() string { return s.dir }
 
 // lockFolder keeps a second daemon out.
 func lockFolder(fsys files.FS, dir string) (io.Closer, error) {
-	lock, err := fsys.Lock(filepath.Join(dir, "LOCK"))
+	lock, err := fsys.Lock(filepath.Join(dir, lockFile))
 	if errors.Is(err, files.ErrLocked) {
-		return nil, fmt.Errorf("data folder %s is in use by another daemon: stop it, or choose another folder with --data", dir)
+		return nil, fmt.Errorf("data folder %s is in use by another daemon or a running 'kvtier check': stop it, or choose another folder with --data", dir)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("data folder: %w", err)
