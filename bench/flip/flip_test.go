@@ -22,6 +22,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	kvtierv1 "kvtier/proto/kvtier/v1"
+	"kvtier/server"
 )
 
 var (
@@ -50,6 +51,7 @@ type truth struct {
 	list []*kvtierv1.SequenceInfo
 	mu   sync.Mutex
 	seen map[question]proto.Message
+	runs map[string][]run // what is in use of extents
 }
 
 // question identifies what is asked of one sequence.
@@ -198,6 +200,11 @@ func try(m *image, tr *truth, dir string, d damage) (o outcome, err error) {
 	if err := errors.Join(m.restore(dir), d.apply(dir)); err != nil {
 		return 0, err
 	}
+	checked, err := server.Check(context.Background(), server.CheckOptions{DataDir: dir})
+	if err != nil {
+		return 0, fmt.Errorf("check: %w", err)
+	}
+	defer func() { err = errors.Join(err, tr.compareCheck(d, checked, o)) }()
 	srv, err := open(dir)
 	if err != nil {
 		if !strings.Contains(err.Error(), "restore") {
@@ -219,6 +226,7 @@ func newTruth(t *testing.T, m *image, dir string) *truth {
 	if err := m.restore(dir); err != nil {
 		t.Fatal(err)
 	}
+	runs := checkWhole(t, dir)
 	d, err := open(dir)
 	if err != nil {
 		t.Fatal(err)
@@ -228,7 +236,7 @@ func newTruth(t *testing.T, m *image, dir string) *truth {
 	if err != nil {
 		t.Fatal(err)
 	}
-	tr := &truth{d: d, list: list.Sequences, seen: map[question]proto.Message{}}
+	tr := &truth{d: d, list: list.Sequences, seen: map[question]proto.Message{}, runs: runs}
 	if o, err := tr.compare(t.Context(), d); err != nil || o != harmless {
 		t.Fatalf("the undamaged folder: %v, %v", o, err)
 	}

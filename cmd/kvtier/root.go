@@ -12,7 +12,7 @@ import (
 	"kvtier/cmd/internal/place"
 )
 
-const rootHelp = `kvtier looks at, checks and tidies what a running kvtierd holds.
+const rootHelp = `kvtier looks at, checks and tidies what a running kvtierd holds; check and doctor also work without one.
 
 A SEQ argument is a sequence's id, its name, or the beginning of an id if only one
 sequence's id begins so.
@@ -22,11 +22,11 @@ field names as in proto/kvtier/v1, 64-bit integers as strings, bytes as base64.
 
 Exit codes:
   0  done, nothing wrong found
-  1  damage, or another negative finding (verify, doctor, stored bytes that fail their checksum)
+  1  damage, or another negative finding (verify, check, doctor, stored bytes that fail their checksum)
   2  usage: an unknown flag or argument, an ambiguous sequence, a layer that does not exist
   3  no daemon can be reached
   4  no such sequence
-  5  the daemon answered with another error`
+  5  the daemon answered with another error, or something could not be read (check)`
 
 // app is what all verbs share: where to print, how to reach the daemon.
 type app struct {
@@ -73,7 +73,7 @@ func newRoot(a *app) *cobra.Command {
 	root.SetOut(a.out)
 	root.SetErr(a.err)
 	root.AddCommand(
-		newStatus(a), newLs(a), newDescribe(a), newExplain(a), newAudits(a), newResidency(a), newVerify(a),
+		newStatus(a), newLs(a), newDescribe(a), newExplain(a), newAudits(a), newResidency(a), newVerify(a), newCheck(a),
 		newDoctor(a), newDelete(a), newFlush(a), newVersion(a),
 	)
 	return root

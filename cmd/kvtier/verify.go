@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"time"
 
 	"github.com/spf13/cobra"
 
@@ -41,7 +40,7 @@ func (a *app) verify(ctx context.Context, c *client, args []string, quiet bool) 
 		}
 		req.SequenceId = seq.GetSequenceId()
 	}
-	last, err := a.followVerify(ctx, c, req, newProgress(a, quiet))
+	last, err := a.followVerify(ctx, c, req, newProgress(a, "verify", quiet))
 	if err != nil {
 		return err
 	}
@@ -71,7 +70,7 @@ func (a *app) followVerify(ctx context.Context, c *client, req *kvtierv1.VerifyR
 			return nil, err
 		}
 		last = r
-		p.show(r)
+		p.show(r.GetBytesDone(), r.GetBytesTotal(), r.GetFinished(), fmt.Sprintf("%s segments, %d damaged", count(r.GetSegmentsDone()), len(r.GetDamage())))
 	}
 	// A stream that merely stops is no proof that everything was read.
 	if !last.GetFinished() {
@@ -89,45 +88,4 @@ func verifyTable(w io.Writer, r *kvtierv1.VerifyResponse) {
 		verdict = fmt.Sprintf("%d damaged", n)
 	}
 	fmt.Fprintf(w, "checked %s in %s segments: %s\n", size.Format(r.GetBytesDone()), count(r.GetSegmentsDone()), verdict)
-}
-
-// progress writes how far a check is: over one line on a terminal, else a line now and then.
-type progress struct {
-	a        *app
-	quiet    bool
-	terminal bool
-	start    time.Time
-	next     time.Time
-	drawn    bool
-}
-
-func newProgress(a *app, quiet bool) *progress {
-	now := a.now()
-	return &progress{a: a, quiet: quiet, terminal: isTerminal(a.err), start: now, next: now}
-}
-
-func (p *progress) show(r *kvtierv1.VerifyResponse) {
-	now := p.a.now()
-	if p.quiet || (now.Before(p.next) && !r.GetFinished()) {
-		return
-	}
-	line := fmt.Sprintf("verify: %s of %s (%s), %s segments, %d damaged", size.Format(r.GetBytesDone()), size.Format(r.GetBytesTotal()),
-		percent(r.GetBytesDone(), r.GetBytesTotal()), count(r.GetSegmentsDone()), len(r.GetDamage()))
-	if s := now.Sub(p.start).Seconds(); s >= 1 {
-		line += fmt.Sprintf(", %s/s", size.Format(uint64(float64(r.GetBytesDone())/s)))
-	}
-	if p.terminal {
-		fmt.Fprintf(p.a.err, "\r\x1b[K%s", line)
-		p.next, p.drawn = now.Add(100*time.Millisecond), true
-		return
-	}
-	fmt.Fprintln(p.a.err, line)
-	p.next = now.Add(5 * time.Second)
-}
-
-// end leaves the line, so that what follows starts on its own.
-func (p *progress) end() {
-	if p.drawn {
-		fmt.Fprintln(p.a.err)
-	}
 }

@@ -39,7 +39,7 @@ func (t *Tier) Scan(ctx context.Context, fn func(Stored) error) error {
 	defer t.ops.Done()
 	g, failed := errgroup.WithContext(ctx)
 	g.SetLimit(runtime.GOMAXPROCS(0)) // the caller's goroutine holds one more buffer
-	for _, batch := range batches(t.layout()) {
+	for _, batch := range batches(t.Layout()) {
 		if failed.Err() != nil {
 			break
 		}
@@ -64,8 +64,8 @@ func (t *Tier) Reread(s Stored, fn func(Stored) error) error {
 	return b.each(buf.bytes, err, fn)
 }
 
-// layout lists all parts by place.
-func (t *Tier) layout() (all []Stored) {
+// Layout lists all parts by place, without bytes.
+func (t *Tier) Layout() (all []Stored) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	for id, s := range t.mu.segments {

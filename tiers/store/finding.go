@@ -3,6 +3,7 @@ package store
 import (
 	"errors"
 	"fmt"
+	"strings"
 	"syscall"
 
 	"kvtier/tiers"
@@ -53,4 +54,11 @@ func VerdictOf(err error) Verdict {
 		return Unread
 	}
 	return Damage
+}
+
+// text is an error in one line, without advice that the finding gives besides.
+func text(err error) string {
+	s := strings.ReplaceAll(err.Error(), "<corruption detail carrier>", "") // Pebble's mark
+	s = strings.ReplaceAll(s, "; "+whatToDo, "")
+	return strings.Join(strings.Fields(s), " ")
 }

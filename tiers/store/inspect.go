@@ -38,11 +38,12 @@ type Inspection struct {
 	nvme   *nvme.Tier // nil: none, or it cannot be opened
 }
 
+// What to do about findings.
 const (
-	adviseRestore = whatToDo
+	AdviseRestore = whatToDo
+	AdviseReading = "run as the user who runs kvtierd; else check the disk (dmesg, smartctl), then check again"
 	adviseSegment = "delete the sequences that use it and read them again, or restore the file from a copy; nothing else is concerned"
 	adviseDisk    = "check the disk and its cable (dmesg, smartctl), then check again"
-	adviseReading = "run as the user who runs kvtierd; else check the disk (dmesg, smartctl), then check again"
 )
 
 // Inspect opens a data folder and reads its catalogue. What it finds goes to
@@ -96,7 +97,7 @@ func (x *Inspection) checkFormat(names []string) error {
 	case errors.Is(err, tiers.ErrVersion):
 		return err
 	case err != nil:
-		x.report(Finding{VerdictOf(err), formatFile, Nowhere, err.Error(), "restore it: it is one line of text, the same in all folders of this format", tiers.ID{}})
+		x.report(Finding{VerdictOf(err), formatFile, Nowhere, text(err), "restore it: it is one line of text, the same in all folders of this format", tiers.ID{}})
 	case !found && !slices.ContainsFunc(names, func(n string) bool {
 		return n == catalogueDir || n == segmentsDir || n == changesFile
 	}):
@@ -125,7 +126,7 @@ func (x *Inspection) Records(k Kind, fn func(key, value []byte)) {
 	err := guard(func() error {
 		return eachRecord(x.db, k, func(key, value []byte, err error) error {
 			if err != nil {
-				x.report(Finding{Damage, catalogueDir, Nowhere, err.Error(), adviseRestore, tiers.ID{}})
+				x.report(Finding{Damage, catalogueDir, Nowhere, text(err), AdviseRestore, tiers.ID{}})
 				return nil
 			}
 			fn(key, value)
@@ -134,7 +135,7 @@ func (x *Inspection) Records(k Kind, fn func(key, value []byte)) {
 	})
 	if err != nil && x.Whole { // else it was reported before
 		x.Whole = false
-		x.report(Finding{VerdictOf(err), catalogueDir, Nowhere, err.Error(), adviseRestore, tiers.ID{}})
+		x.report(Finding{VerdictOf(err), catalogueDir, Nowhere, text(err), AdviseRestore, tiers.ID{}})
 	}
 }
 
@@ -145,18 +146,18 @@ func (x *Inspection) openSegments(names []string) {
 	}
 	if _, extents := x.Bytes(); x.db == nil && x.Whole && extents > 0 {
 		x.Whole = false
-		x.report(Finding{Damage, catalogueDir, Nowhere, "it is missing, and there are extents: the daemon would take them for free room", adviseRestore, tiers.ID{}})
+		x.report(Finding{Damage, catalogueDir, Nowhere, "it is missing, and there are extents: the daemon would take them for free room", AdviseRestore, tiers.ID{}})
 	}
 	x.Records(kindSegment, func(key, value []byte) {
 		h, loc, err := parseSegment(key, value)
 		if err != nil {
-			x.report(Finding{Damage, catalogueDir, Nowhere, fmt.Sprintf("record of segment %.8x: %v", key, err), adviseRestore, tiers.ID{}})
+			x.report(Finding{Damage, catalogueDir, Nowhere, fmt.Sprintf("record of segment %.8x: %s", key, text(err)), AdviseRestore, tiers.ID{}})
 			return
 		}
 		x.Headers[h.ID] = h
 		if err := x.place(h, loc); err != nil {
 			main := loc.Parts[tiers.PartMain]
-			x.report(Finding{Damage, extentFile(main.Extent), int64(main.First) * tiers.BlockSize, err.Error(), adviseSegment, h.ID})
+			x.report(Finding{Damage, extentFile(main.Extent), int64(main.First) * tiers.BlockSize, text(err), adviseSegment, h.ID})
 		}
 	})
 }
@@ -170,7 +171,7 @@ func (x *Inspection) openExtents() {
 		x.nvme, err = nvme.Open(dir, nvme.Options{Bytes: math.MaxInt64, FS: x.fs})
 	}
 	if err != nil {
-		x.report(Finding{Unread, segmentsDir, Nowhere, err.Error(), adviseReading, tiers.ID{}})
+		x.report(Finding{Unread, segmentsDir, Nowhere, text(err), AdviseReading, tiers.ID{}})
 		return
 	}
 	for _, n := range names {
@@ -201,6 +202,14 @@ func (x *Inspection) Bytes() (segments, extents int64) {
 		return 0, 0
 	}
 	return x.nvme.Usage().BytesUsed, x.nvme.FileBytes()
+}
+
+// Layout lists where segments lie in the extents.
+func (x *Inspection) Layout() []nvme.Stored {
+	if x.nvme == nil {
+		return nil
+	}
+	return x.nvme.Layout()
 }
 
 // CheckSegments reads every byte of every segment, checks it and parses it.
@@ -248,7 +257,7 @@ func (x *Inspection) fault(s nvme.Stored) *Finding {
 	switch {
 	case bad > 0:
 		f.Offset += int64(first) * tiers.BlockSize
-		f.What = err.Error()
+		f.What = text(err)
 		if bad > 1 {
 			f.What += fmt.Sprintf(", and of %d blocks behind it", bad-1)
 		}
@@ -256,7 +265,7 @@ func (x *Inspection) fault(s nvme.Stored) *Finding {
 		f.Offset += int64(read) * tiers.BlockSize
 		f.What = fmt.Sprintf("segment %v: %v", s.ID, s.Err)
 		if f.Verdict = VerdictOf(s.Err); f.Verdict == Unread {
-			f.Advice = adviseReading
+			f.Advice = AdviseReading
 		}
 	default:
 		if err := guard(func() error { return seal.CheckImage(h, s.Part, s.Bytes) }); err != nil {

@@ -38,7 +38,7 @@ func (x *Inspection) openCatalogue() {
 		return l.compare(found)
 	})
 	if err != nil {
-		x.report(Finding{VerdictOf(err), catalogueDir, Nowhere, err.Error(), adviseRestore, tiers.ID{}})
+		x.report(Finding{VerdictOf(err), catalogueDir, Nowhere, text(err), AdviseRestore, tiers.ID{}})
 	}
 	x.Whole = x.checkChanges(found, err == nil) && err == nil
 	x.checkTables(dir)
@@ -57,7 +57,7 @@ func (x *Inspection) checkChanges(found digest, known bool) bool {
 		return true
 	}
 	if err != nil {
-		x.report(Finding{Unread, changesFile, Nowhere, err.Error(), adviseReading, tiers.ID{}})
+		x.report(Finding{Unread, changesFile, Nowhere, text(err), AdviseReading, tiers.ID{}})
 		return true
 	}
 	defer f.Close()
@@ -66,7 +66,7 @@ func (x *Inspection) checkChanges(found digest, known bool) bool {
 	case !ok:
 		x.report(Finding{Note, changesFile, 0, "its checksum is wrong, as after a power cut", advice, tiers.ID{}})
 	case known && changes > found.changes:
-		x.report(Finding{Damage, catalogueDir, Nowhere, lostChanges(changes, found).Error(), adviseRestore, tiers.ID{}})
+		x.report(Finding{Damage, catalogueDir, Nowhere, text(lostChanges(changes, found)), AdviseRestore, tiers.ID{}})
 		return false
 	}
 	return true
@@ -80,7 +80,7 @@ func (x *Inspection) checkTables(dir string) {
 	}
 	tables, err := x.db.SSTables()
 	if err != nil {
-		x.report(Finding{VerdictOf(err), catalogueDir, Nowhere, err.Error(), adviseRestore, tiers.ID{}})
+		x.report(Finding{VerdictOf(err), catalogueDir, Nowhere, text(err), AdviseRestore, tiers.ID{}})
 	}
 	o := &pebble.Options{}
 	o.EnsureDefaults()
@@ -89,7 +89,7 @@ func (x *Inspection) checkTables(dir string) {
 			name := fmt.Sprintf("%s.sst", t.BackingSSTNum)
 			err := guard(func() error { return checkTable(x.fs.Pebble(), filepath.Join(dir, name), o.MakeReaderOptions()) })
 			if err != nil {
-				x.report(Finding{VerdictOf(err), filepath.Join(catalogueDir, name), Nowhere, err.Error(), adviseRestore, tiers.ID{}})
+				x.report(Finding{VerdictOf(err), filepath.Join(catalogueDir, name), Nowhere, text(err), AdviseRestore, tiers.ID{}})
 			}
 		}
 	}
@@ -130,9 +130,9 @@ func (x *Inspection) checkLogs(fsys vfs.FS, dir string) {
 		f := Finding{Note, filepath.Join(catalogueDir, name), at, "what lies from here on is no whole record, as after a crash; the catalogue has all its records without it",
 			"nothing: the daemon's next start does without it", tiers.ID{}}
 		if VerdictOf(err) == Unread {
-			f.Verdict, f.What, f.Advice = Unread, err.Error(), adviseReading
+			f.Verdict, f.What, f.Advice = Unread, text(err), AdviseReading
 		} else if !x.Whole {
-			f.Verdict, f.What, f.Advice = Damage, fmt.Sprintf("records are lost from here on: %v", err), adviseRestore
+			f.Verdict, f.What, f.Advice = Damage, "records are lost from here on: " + text(err), AdviseRestore
 		}
 		x.report(f)
 	}
