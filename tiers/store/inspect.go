@@ -35,7 +35,7 @@ type Inspection struct {
 	log    *slog.Logger
 	lock   io.Closer
 	db     *pebble.DB // nil: none, or it cannot be read
-	nvme   *nvme.Tier // nil: none, or it cannot be opened
+	nvme   *nvme.Tier // nil: no extents, or they cannot be opened
 }
 
 // What to do about findings.
@@ -81,11 +81,6 @@ func Inspect(ctx context.Context, fsys files.FS, dir string, report func(Finding
 	}
 	x.openSegments(names)
 	return x, nil
-}
-
-// File reads a small file of the folder; fs.ErrNotExist if there is none.
-func (x *Inspection) File(name string) ([]byte, error) {
-	return files.ReadFile(x.fs, filepath.Join(x.dir, name))
 }
 
 // FS returns the folder's file system, which cannot be written.
@@ -141,8 +136,9 @@ func (x *Inspection) Records(k Kind, fn func(key, value []byte)) {
 
 // openSegments opens the extents and gives each segment its place.
 func (x *Inspection) openSegments(names []string) {
+	opened := true
 	if slices.Contains(names, segmentsDir) {
-		x.openExtents()
+		opened = x.openExtents()
 	}
 	if _, extents := x.Bytes(); x.db == nil && x.Whole && extents > 0 {
 		x.Whole = false
@@ -155,6 +151,9 @@ func (x *Inspection) openSegments(names []string) {
 			return
 		}
 		x.Headers[h.ID] = h
+		if !opened {
+			return // that was reported
+		}
 		if err := x.place(h, loc); err != nil {
 			main := loc.Parts[tiers.PartMain]
 			x.report(Finding{Damage, extentFile(main.Extent), int64(main.First) * tiers.BlockSize, text(err), adviseSegment, h.ID})
@@ -164,7 +163,7 @@ func (x *Inspection) openSegments(names []string) {
 
 func extentFile(number uint32) string { return filepath.Join(segmentsDir, nvme.ExtentName(number)) }
 
-func (x *Inspection) openExtents() {
+func (x *Inspection) openExtents() bool {
 	dir := filepath.Join(x.dir, segmentsDir)
 	names, err := x.fs.List(dir)
 	if err == nil {
@@ -172,13 +171,14 @@ func (x *Inspection) openExtents() {
 	}
 	if err != nil {
 		x.report(Finding{Unread, segmentsDir, Nowhere, text(err), AdviseReading, tiers.ID{}})
-		return
+		return false
 	}
 	for _, n := range names {
 		if !nvme.IsExtentName(n) {
 			x.report(Finding{Note, filepath.Join(segmentsDir, n), Nowhere, "it is no extent: nobody reads it", "nothing; it may be removed", tiers.ID{}})
 		}
 	}
+	return true
 }
 
 // place takes up a segment as the daemon does, and says why it cannot.
@@ -190,7 +190,7 @@ func (x *Inspection) place(h *tiers.Header, loc nvme.Location) error {
 		}
 	}
 	if x.nvme == nil {
-		return fmt.Errorf("segment %v: the extents are missing or cannot be opened", h.ID)
+		return fmt.Errorf("segment %v: there are no extents", h.ID)
 	}
 	return x.nvme.Restore(h.ID, loc)
 }
@@ -261,12 +261,9 @@ func (x *Inspection) fault(s nvme.Stored) *Finding {
 		if bad > 1 {
 			f.What += fmt.Sprintf(", and of %d blocks behind it", bad-1)
 		}
-	case s.Err != nil:
+	case s.Err != nil: // the file is long enough: that was looked at before
 		f.Offset += int64(read) * tiers.BlockSize
-		f.What = fmt.Sprintf("segment %v: %v", s.ID, s.Err)
-		if f.Verdict = VerdictOf(s.Err); f.Verdict == Unread {
-			f.Advice = AdviseReading
-		}
+		f.Verdict, f.What, f.Advice = Unread, fmt.Sprintf("segment %v: %v", s.ID, s.Err), AdviseReading
 	default:
 		if err := guard(func() error { return seal.CheckImage(h, s.Part, s.Bytes) }); err != nil {
 			f.What = fmt.Sprintf("the checksums are right, what they are of is not: %v", err)

@@ -49,7 +49,7 @@ func (x *Inspection) openCatalogue() {
 // it; false: some are lost.
 func (x *Inspection) checkChanges(found digest, known bool) bool {
 	const advice = "nothing: the daemon writes it anew. Until then a catalogue that loses changes is not noticed"
-	f, err := x.fs.Open(filepath.Join(x.dir, changesFile), files.Read)
+	b, err := files.ReadFile(x.fs, filepath.Join(x.dir, changesFile))
 	if errors.Is(err, fs.ErrNotExist) {
 		if found.changes > 0 {
 			x.report(Finding{Note, changesFile, Nowhere, "it is missing", advice, tiers.ID{}})
@@ -60,8 +60,7 @@ func (x *Inspection) checkChanges(found digest, known bool) bool {
 		x.report(Finding{Unread, changesFile, Nowhere, text(err), AdviseReading, tiers.ID{}})
 		return true
 	}
-	defer f.Close()
-	changes, ok := readChanges(f)
+	changes, ok := readChanges(bytes.NewReader(b))
 	switch {
 	case !ok:
 		x.report(Finding{Note, changesFile, 0, "its checksum is wrong, as after a power cut", advice, tiers.ID{}})
@@ -132,7 +131,7 @@ func (x *Inspection) checkLogs(fsys vfs.FS, dir string) {
 		if VerdictOf(err) == Unread {
 			f.Verdict, f.What, f.Advice = Unread, text(err), AdviseReading
 		} else if !x.Whole {
-			f.Verdict, f.What, f.Advice = Damage, "records are lost from here on: " + text(err), AdviseRestore
+			f.Verdict, f.What, f.Advice = Damage, "records are lost from here on: "+text(err), AdviseRestore
 		}
 		x.report(f)
 	}

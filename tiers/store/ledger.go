@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"hash/crc32"
+	"io"
 	"io/fs"
 	"log/slog"
 	"path/filepath"
@@ -220,7 +221,7 @@ func (l *ledger) commit(b *pebble.Batch) error {
 
 // readChanges returns the number of changes in the file. Without it a loss goes
 // unnoticed: so it is read twice, lest it went wrong on the way only.
-func readChanges(f files.File) (changes uint64, ok bool) {
+func readChanges(f io.ReaderAt) (changes uint64, ok bool) {
 	for range 2 {
 		var b [12]byte
 		if n, _ := f.ReadAt(b[:], 0); n == len(b) && crc32.Checksum(b[:8], castagnoli) == binary.LittleEndian.Uint32(b[8:]) {
