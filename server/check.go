@@ -103,7 +103,7 @@ func Check(ctx context.Context, o CheckOptions) (*CheckReport, error) {
 	if o.Progress == nil {
 		o.Progress = func(int64, int64) {}
 	}
-	c := &checker{dir: o.DataDir, report: &CheckReport{Folder: o.DataDir}, spans: map[string]*span{}, logs: map[string]int64{}, progress: o.Progress}
+	c := &checker{dir: o.DataDir, report: &CheckReport{Folder: o.DataDir, Findings: []CheckFinding{}}, spans: map[string]*span{}, logs: map[string]int64{}, progress: o.Progress}
 	x, err := store.Inspect(ctx, o.FS, o.DataDir, func(f store.Finding) { c.find(f) })
 	if err != nil {
 		return nil, err
@@ -151,7 +151,8 @@ func (c *checker) advance(bytes int64) {
 // sum makes the report. Whose segments are damaged is known only now.
 func (c *checker) sum() *CheckReport {
 	r := c.report
-	r.Findings, r.Bytes, r.Segments, r.Logs = c.mu.findings, c.mu.done, len(c.Headers), len(c.logs)
+	r.Findings = append(r.Findings, c.mu.findings...)
+	r.Bytes, r.Segments, r.Logs = c.mu.done, len(c.Headers), len(c.logs)
 	r.Spans, r.Sequences = len(c.spans), len(c.sequences)
 	var none tiers.ID
 	for i := range r.Findings {

@@ -88,8 +88,11 @@ func checkTable(w io.Writer, r *server.CheckReport) {
 		fmt.Fprintf(w, "       to do: %s\n", printable(f.Advice))
 	}
 	verdict := "no damage"
-	if r.Damage > 0 {
+	switch {
+	case r.Damage > 0:
 		verdict = fmt.Sprintf("%d damaged", r.Damage)
+	case r.Unread > 0:
+		verdict = "no damage found"
 	}
 	if r.Unread > 0 {
 		verdict += fmt.Sprintf(", %d not read", r.Unread)

@@ -79,6 +79,7 @@ func Open(ctx context.Context, dir string, o Options) (s *Store, err error) {
 	if err = o.FS.SyncDir(dir); err != nil {
 		return nil, fmt.Errorf("data folder: %w", err)
 	}
+	s.syncAbove(dir)
 	blocks := blockBytes(o.RAMBytes)
 	if s.ram, err = ram.New(ram.Options{Bytes: o.RAMBytes - blocks}); err != nil {
 		return nil, err
@@ -106,6 +107,18 @@ func Open(ctx context.Context, dir string, o Options) (s *Store, err error) {
 	}
 	s.up.background(s.bringUpFirst)
 	return s, nil
+}
+
+// syncAbove makes the folder's own name durable, and those of what it lies in:
+// a daemon that was killed may have made them just before. Folders further up
+// may be others', who do not let them be read; those were not made by a daemon.
+func (s *Store) syncAbove(dir string) {
+	for up := filepath.Dir(dir); up != dir; dir, up = up, filepath.Dir(up) {
+		if err := s.fs.SyncDir(up); err != nil {
+			s.log.Debug("sync a folder above the data folder", "folder", up, "err", err)
+			return
+		}
+	}
 }
 
 // blockBytes is how much of the limit of RAM is for blocks: a fifth, if that is worth it.
