@@ -10,6 +10,10 @@
 // error; or the folder must be refused; or a tail may be shorter, and what is
 // there is right.
 //
+// An offline check of the folder comes first. It must have found damage where the
+// daemon then refuses the folder or an answer, and at least a note of every other
+// flip but of bytes that nobody uses.
+//
 // Every file of the folder that has bytes (LOCK has none) is hit, small ones more often than their size
 // deserves; in extents it is mostly blocks that hold something. One half of the
 // flips hits a folder that was closed, the other one that was killed, where the

@@ -9,4 +9,7 @@
 //
 // The catalogue is a Pebble database: one record a segment, and the records
 // that the server keeps of spans and sequences, one byte of kind before the key.
+//
+// Where no daemon runs, an Inspection reads the same folder, says what is wrong
+// in it, and changes nothing.
 package store
