@@ -25,6 +25,7 @@ import (
 
 	kvtierv1 "kvtier/proto/kvtier/v1"
 	"kvtier/server"
+	"kvtier/tiers"
 	"kvtier/tiers/files/filestest"
 )
 
@@ -247,6 +248,9 @@ func TestPowerCut(t *testing.T) {
 			}
 			after, rng := c.cut()
 			w := c.known.worker(base, rng)
+			if err := checkOffline(after); err != nil {
+				t.Errorf("cut %d of seed %d, at change %d of %d of round %d: %v", c.number, *seed, c.at, disk.Ops(), round, err)
+			}
 			if _, err := life(t, after, w, stepsAfterCut, c.number); err != nil {
 				t.Errorf("cut %d of seed %d, at change %d of %d of round %d (from %d on): %v", c.number, *seed, c.at, disk.Ops(), round, start, err)
 				t.Logf("before it:\n%s", disk.Trace(max(0, c.at-25), c.at))
@@ -269,6 +273,21 @@ func TestPowerCut(t *testing.T) {
 	fmt.Printf("power: %d cuts between any two of %d changes to the disk (%d rounds of %d after a kill), %d positions acknowledged as power-safe, %d lost, "+
 		"%d answers checked, %d wrong, %d rows read back, %d wrong; %d operations, %d flushes, %d forks; seed %d, trace %x, %v\n",
 		done, ops, killed, rounds, sum.acked, sum.lost, sum.answers, sum.wrong, sum.rows, sum.wrongRows, sum.ops, sum.seals, sum.forks, *seed, trace.Sum64(), time.Since(begin).Round(time.Second))
+}
+
+// checkOffline looks at a disk as a power cut left it: it may give notes, but
+// nothing on it is damaged.
+func checkOffline(disk *filestest.Disk) error {
+	r, err := server.Check(context.Background(), server.CheckOptions{DataDir: "/data", FS: disk})
+	switch {
+	case errors.Is(err, tiers.ErrNotFound): // it was being made
+		return nil
+	case err != nil:
+		return fmt.Errorf("check: %w", err)
+	case r.Damage+r.Unread > 0:
+		return fmt.Errorf("check: %+v", r.Findings)
+	}
+	return nil
 }
 
 // unload writes a disk to a folder that kvtierd can open.
