@@ -311,7 +311,7 @@ func (c *checker) checkStray() {
 				continue
 			}
 			segments[h.ID] = true
-			bytes += segmentBytes(h)
+			bytes += c.StoredBytes(h.ID)
 		}
 		if !spans[id] {
 			c.report.StrayBytes += bytes
@@ -319,10 +319,11 @@ func (c *checker) checkStray() {
 				"nothing: the daemon's next start removes it")
 		}
 	}
-	for id, h := range c.Headers {
+	for id := range c.Headers {
 		if !segments[id] {
-			c.report.StrayBytes += segmentBytes(h)
-			c.stray("catalogue", fmt.Sprintf("segment %v is no span's: %d bytes", id, segmentBytes(h)), "nothing is lost by it; the room is not given back")
+			bytes := c.StoredBytes(id)
+			c.report.StrayBytes += bytes
+			c.stray("catalogue", fmt.Sprintf("segment %v is no span's: %d bytes", id, bytes), "nothing is lost by it; the room is not given back")
 		}
 	}
 }
@@ -330,5 +331,3 @@ func (c *checker) checkStray() {
 func (c *checker) stray(file, what, advice string) {
 	c.find(store.Finding{Verdict: store.Note, File: file, Offset: store.Nowhere, What: what, Advice: advice})
 }
-
-func segmentBytes(h *tiers.Header) int64 { return h.Bytes(tiers.PartMain) + h.Bytes(tiers.PartLow) }

@@ -204,6 +204,18 @@ func (x *Inspection) Bytes() (segments, extents int64) {
 	return x.nvme.Usage().BytesUsed, x.nvme.FileBytes()
 }
 
+// StoredBytes returns how many bytes a segment takes in the extents.
+func (x *Inspection) StoredBytes(id tiers.ID) (n int64) {
+	if x.nvme == nil {
+		return 0
+	}
+	loc, _ := x.nvme.Locate(id)
+	for _, r := range loc.Parts {
+		n += int64(r.Blocks) * tiers.BlockSize
+	}
+	return n
+}
+
 // Layout lists where segments lie in the extents.
 func (x *Inspection) Layout() []nvme.Stored {
 	if x.nvme == nil {
