@@ -82,7 +82,9 @@ type Pin struct {
 	// lines from RAM, whole blocks from disk.
 	Transferred int
 	// Cached counts the bytes, in lines, that a tier on disk gave out of memory instead.
-	Cached  int
+	Cached int
+	// Late counts the bytes asked for that did not come before the reader's Patience was out. Their ranges are nil.
+	Late    int
 	release func(attention float32)
 }
 
@@ -112,6 +114,7 @@ type Usage struct {
 	BytesWritten          int64
 	Evictions             int64
 	Corruptions           int64
+	LateReads             int64 // that a reader's Patience did not last for
 }
 
 // Moved counts the bytes that pins transferred, by tier.

@@ -153,20 +153,20 @@ func (w *want) key(block int) blockKey { return blockKey{w.st.number, uint32(blo
 
 // cached takes out of wants those whose blocks are all in the cache, and returns copies of their bytes, by request. A request
 // for a whole piece is not looked up.
-func (t *Tier) cached(reqs []tiers.Request, wants []want) (rest []want, found []copied) {
+func (t *Tier) cached(wants []want) (rest []want, found []copied) {
 	if t.cache == nil {
 		return wants, nil
 	}
 	size := 0
 	for i := range wants {
-		if len(reqs[wants[i].req].Ranges) > 0 {
+		if wants[i].ranged {
 			size += wants[i].length
 		}
 	}
 	room := make([]byte, 0, size)
 	rest = wants[:0]
 	for _, w := range wants {
-		if len(reqs[w.req].Ranges) == 0 || !t.fromCache(room[len(room):len(room)+w.length], &w) {
+		if !w.ranged || !t.fromCache(room[len(room):len(room)+w.length], &w) {
 			rest = append(rest, w)
 			continue
 		}
@@ -194,17 +194,20 @@ func (t *Tier) fromCache(dst []byte, w *want) bool {
 	return true
 }
 
-// keep puts blocks that reads brought into the cache, but not what lies in the gaps between wanted ones.
-func (t *Tier) keep(reqs []tiers.Request, reads []read) {
+// keep puts blocks that reads brought, or those of them that came, into the cache, but not what lies in the gaps between wanted ones.
+func (t *Tier) keep(reads []read, came []bool) {
 	if t.cache == nil {
 		return
 	}
 	for i := range reads {
 		r := &reads[i]
+		if came != nil && !came[i] || !r.ready.Load() {
+			continue
+		}
 		kept := r.first
 		for j := range r.wants {
 			w := &r.wants[j]
-			if len(reqs[w.req].Ranges) == 0 {
+			if !w.ranged {
 				continue
 			}
 			for block := max(kept, w.first); block < w.end; block++ {

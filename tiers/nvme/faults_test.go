@@ -22,7 +22,25 @@ type faults struct {
 	slow      atomic.Int64
 	reading   atomic.Int64 // reads under way, and the most there were
 	most      atomic.Int64
+	reads     atomic.Int64
 	syncs     atomic.Int64
+	gate      atomic.Pointer[gate] // reads wait for it
+}
+
+// gate keeps reads of a place back until it is opened.
+type gate struct {
+	shut func(off int64) bool // nil: all
+	open chan struct{}
+}
+
+// close shuts a gate, and returns what opens it.
+func (s *faults) close(shut func(off int64) bool) (open func()) {
+	g := &gate{shut, make(chan struct{})}
+	s.gate.Store(g)
+	return func() {
+		s.gate.Store(nil)
+		close(g.open)
+	}
 }
 
 func (s *faults) Open(name string, how files.Flag) (files.File, error) {
@@ -50,7 +68,11 @@ func (f *faultyFile) ReadAt(b []byte, off int64) (int, error) {
 	defer f.s.reading.Add(-1)
 	for m := f.s.most.Load(); n > m && !f.s.most.CompareAndSwap(m, n); m = f.s.most.Load() {
 	}
+	f.s.reads.Add(1)
 	time.Sleep(time.Duration(f.s.slow.Load()))
+	if g := f.s.gate.Load(); g != nil && (g.shut == nil || g.shut(off)) {
+		<-g.open
+	}
 	switch {
 	case f.s.failRead.Load():
 		return 0, syscall.EIO

@@ -2,6 +2,7 @@ package nvme
 
 import (
 	"cmp"
+	"context"
 	"errors"
 	"fmt"
 	"path/filepath"
@@ -24,6 +25,8 @@ type Options struct {
 	Depth int
 	// CacheBytes is the hard limit of memory for blocks that were read by ranges; 0: none.
 	CacheBytes int64
+	// LateReads is how many reads that nobody waits for any more may be left to do before PinWithin begins no others; 0 is 512.
+	LateReads int
 	// FS is where the extents lie; nil is the operating system's.
 	FS files.FS
 }
@@ -36,6 +39,10 @@ type Tier struct {
 	slots  chan struct{} // a read holds one
 	queues chan *queue   // that are not in use
 	ops    sync.WaitGroup
+	late   late
+
+	closing context.Context // ends with the tier: reads that nobody waits for are not begun then
+	stop    context.CancelFunc
 
 	mu struct {
 		sync.Mutex
@@ -56,7 +63,7 @@ type Tier struct {
 	cache  *cache        // or nil
 	number atomic.Uint64 // of the newest part
 
-	hits, misses, read, written, corruptions atomic.Int64
+	hits, misses, read, written, corruptions, lateReads atomic.Int64
 }
 
 // segment is what the tier holds of one segment.
@@ -82,13 +89,16 @@ func Open(dir string, o Options) (*Tier, error) {
 	}
 	o.ExtentBytes = cmp.Or(o.ExtentBytes, 256<<20) / tiers.BlockSize * tiers.BlockSize
 	o.Depth = cmp.Or(o.Depth, 32)
-	if o.ExtentBytes <= 0 || o.Depth < 0 {
-		return nil, errors.New("nvme: extent size or depth out of range")
+	o.LateReads = cmp.Or(o.LateReads, 512)
+	if o.ExtentBytes <= 0 || o.Depth < 0 || o.LateReads < 0 {
+		return nil, errors.New("nvme: extent size, depth or number of late reads out of range")
 	}
 	if o.FS == nil {
 		o.FS = files.OS
 	}
 	t := &Tier{dir: dir, fs: o.FS, o: o, slots: make(chan struct{}, o.Depth), queues: make(chan *queue, o.Depth), cache: newCache(o.CacheBytes)}
+	t.closing, t.stop = context.WithCancel(context.Background())
+	t.late.blocks = map[blockKey]*batch{}
 	t.mu.segments = map[tiers.ID]*segment{}
 	t.mu.extents = map[uint32]*extent{}
 	t.mu.next = 1
@@ -155,7 +165,7 @@ func (t *Tier) Usage() tiers.Usage {
 		Pieces: t.mu.parts,
 		Hits:   t.hits.Load(), Misses: t.misses.Load(),
 		BytesRead: t.read.Load(), BytesWritten: t.written.Load(),
-		Corruptions: t.corruptions.Load(),
+		Corruptions: t.corruptions.Load(), LateReads: t.lateReads.Load(),
 	}
 }
 
@@ -189,6 +199,7 @@ func (t *Tier) Close() error {
 	}
 	t.mu.closed = true
 	t.mu.Unlock()
+	t.stop()
 	t.ops.Wait()
 	var errs []error
 	for _, x := range t.mu.order { // nobody else is left

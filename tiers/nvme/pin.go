@@ -23,47 +23,68 @@ type want struct {
 	st          *stored
 	h           *tiers.Header
 	part        tiers.Part
-	first, end  int // blocks
-	req, at     int // which request, which of its ranges
-	off, length int // bytes, from the start of block first
+	first, end  int  // blocks
+	req, at     int  // which request, which of its ranges
+	ranged      bool // the request is for ranges, not for the whole piece
+	off, length int  // bytes, from the start of block first
 }
 
 // Pin reads ranges of the pieces that are held and verifies every block read.
 func (t *Tier) Pin(ctx context.Context, reqs []tiers.Request) ([]tiers.Pin, error) {
-	if err := ctx.Err(); err != nil {
-		return nil, fmt.Errorf("nvme: pin: %w", err)
-	}
-	if err := t.begin(); err != nil {
+	held, wants, found, err := t.prepare(ctx, reqs)
+	if err != nil {
 		return nil, fmt.Errorf("nvme: pin: %w", err)
 	}
 	defer t.ops.Done()
+	defer t.done(held)
+	reads := join(wants)
+	if err := t.readAll(ctx, reads, nil); err != nil {
+		freeReads(reads, nil)
+		return nil, t.failed(err)
+	}
+	t.keep(reads, nil)
+	return t.hand(reqs, held, reads, found, nil), nil
+}
+
+// prepare begins an operation, and says what is held, what has to be read, and
+// what was in memory. Without an error, end it with t.done(held) and t.ops.Done.
+func (t *Tier) prepare(ctx context.Context, reqs []tiers.Request) (held []*stored, wants []want, found []copied, err error) {
+	if err := ctx.Err(); err != nil {
+		return nil, nil, nil, err
+	}
 	for i := range reqs {
 		if err := check(&reqs[i]); err != nil {
-			return nil, fmt.Errorf("nvme: pin: %w", err)
+			return nil, nil, nil, err
 		}
 	}
-	held, wants, err := t.find(reqs)
-	defer t.done(held)
-	var reads []read
-	var found []copied
-	if err == nil {
-		wants, found = t.cached(reqs, wants)
-		reads = join(wants)
-		err = t.readAll(ctx, reads)
+	if err := t.begin(); err != nil {
+		return nil, nil, nil, err
 	}
-	if err != nil {
-		for i := range reads {
-			if reads[i].buf != nil {
-				reads[i].buf.free()
-			}
-		}
-		if errors.Is(err, tiers.ErrCorrupt) {
-			t.corruptions.Add(1)
-		}
-		return nil, fmt.Errorf("nvme: pin: %w", err)
+	if held, wants, err = t.find(reqs); err != nil {
+		t.corruptions.Add(1)
+		t.done(held)
+		t.ops.Done()
+		return nil, nil, nil, err
 	}
-	t.keep(reqs, reads)
-	return t.hand(reqs, held, reads, found), nil
+	wants, found = t.cached(wants)
+	return held, wants, found, nil
+}
+
+// freeReads gives the buffers of reads back, of those that came, or, if came is nil, of all.
+func freeReads(reads []read, came []bool) {
+	for i := range reads {
+		if (came == nil || came[i]) && reads[i].buf != nil {
+			reads[i].buf.free()
+		}
+	}
+}
+
+// failed counts what reading failed with, and says that it was a pin's.
+func (t *Tier) failed(err error) error {
+	if errors.Is(err, tiers.ErrCorrupt) {
+		t.corruptions.Add(1)
+	}
+	return fmt.Errorf("nvme: pin: %w", err)
 }
 
 // find takes a reference to the part of every request that is held, and lists
@@ -99,7 +120,7 @@ func (t *Tier) find(reqs []tiers.Request) (held []*stored, wants []want, err err
 			from := off + g.Off
 			first := from / tiers.BlockSize
 			wants = append(wants, want{st, r.Header, part, first, (from+g.Len-1)/tiers.BlockSize + 1,
-				i, at, from - first*tiers.BlockSize, g.Len})
+				i, at, len(r.Ranges) > 0, from - first*tiers.BlockSize, g.Len})
 		}
 		if len(r.Ranges) == 0 {
 			add(0, tiers.Range{Off: 0, Len: n})
@@ -150,13 +171,13 @@ func join(wants []want) []read {
 	return reads
 }
 
-// hand makes the pins. A block counts for the first range that needed it, a
+// hand makes the pins, of the reads that came, or, if came is nil, of all. A block counts for the first range that needed it, a
 // gap for the range after it, so that the pins together count what was read.
-func (t *Tier) hand(reqs []tiers.Request, held []*stored, reads []read, found []copied) []tiers.Pin {
+func (t *Tier) hand(reqs []tiers.Request, held []*stored, reads []read, found []copied, came []bool) []tiers.Pin {
 	type hold struct {
-		views   [][]byte
-		bufs    []*buffer
-		carried int
+		views         [][]byte
+		bufs          []*buffer
+		carried, late int
 	}
 	holds := make([]hold, len(reqs))
 	hits := int64(0)
@@ -174,6 +195,12 @@ func (t *Tier) hand(reqs []tiers.Request, held []*stored, reads []read, found []
 	total := 0
 	for i := range reads {
 		r := &reads[i]
+		if came != nil && !came[i] {
+			for _, w := range r.wants {
+				holds[w.req].late += w.length
+			}
+			continue
+		}
 		counted := r.first
 		for _, w := range r.wants {
 			o := &holds[w.req]
@@ -200,7 +227,7 @@ func (t *Tier) hand(reqs []tiers.Request, held []*stored, reads []read, found []
 				b.free()
 			}
 		})
-		pins[i].Cached = fromCache[i]
+		pins[i].Cached, pins[i].Late = fromCache[i], holds[i].late
 	}
 	t.hits.Add(hits)
 	t.misses.Add(int64(len(reqs)) - hits)

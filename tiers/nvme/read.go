@@ -16,6 +16,7 @@ type read struct {
 	wants      []want
 	first, end int
 	buf        *buffer
+	ready      atomic.Bool // buf holds what was asked for, verified
 }
 
 // outcome is what became of a read: n and err as ReadAt has them.
@@ -45,17 +46,22 @@ func (r *read) done(n int, err error) error {
 		return fmt.Errorf("segment %v: read %d blocks of %s at %d: %w", w.h.ID, r.end-r.first,
 			ExtentName(w.st.run.Extent), int64(w.st.run.First)+int64(r.first), err)
 	}
-	return w.h.CheckBlocks(w.part, r.first, r.buf.bytes)
+	if err := w.h.CheckBlocks(w.part, r.first, r.buf.bytes); err != nil {
+		return err
+	}
+	r.ready.Store(true)
+	return nil
 }
 
 // readAll performs reads, up to the tier's depth at once, and returns the first
-// error. When it returns no read is under way.
-func (t *Tier) readAll(ctx context.Context, reads []read) error {
+// error. When it returns no read is under way. b is the batch that they are, if
+// anybody may leave it, else nil.
+func (t *Tier) readAll(ctx context.Context, reads []read, b *batch) error {
 	if len(reads) == 0 {
 		return nil
 	}
 	if !queueable(reads) {
-		return t.readThreads(ctx, reads)
+		return t.readThreads(ctx, reads, b)
 	}
 	// The slot comes first, and readQueue keeps one until its end: so there are
 	// never more queues than slots.
@@ -65,9 +71,9 @@ func (t *Tier) readAll(ctx context.Context, reads []read) error {
 	q := t.takeQueue()
 	if q == nil {
 		<-t.slots
-		return t.readThreads(ctx, reads)
+		return t.readThreads(ctx, reads, b)
 	}
-	return t.readQueue(ctx, q, reads)
+	return t.readQueue(ctx, q, reads, b)
 }
 
 // queueBlocks is how long reads through a queue may be on average. Of longer
@@ -94,6 +100,10 @@ func queueable(reads []read) bool {
 func (t *Tier) slot(ctx context.Context) error {
 	select {
 	case t.slots <- struct{}{}:
+		if err := ctx.Err(); err != nil { // where both are so, either is chosen
+			<-t.slots
+			return err
+		}
 		return nil
 	case <-ctx.Done():
 		return ctx.Err()
@@ -101,7 +111,7 @@ func (t *Tier) slot(ctx context.Context) error {
 }
 
 // readThreads performs reads by ReadAt, each on a thread of its own.
-func (t *Tier) readThreads(ctx context.Context, reads []read) error {
+func (t *Tier) readThreads(ctx context.Context, reads []read, b *batch) error {
 	if len(reads) == 1 {
 		return t.readOne(ctx, &reads[0])
 	}
@@ -112,7 +122,7 @@ func (t *Tier) readThreads(ctx context.Context, reads []read) error {
 		wg.Go(func() {
 			for failed.Load() == nil {
 				i := int(next.Add(1)) - 1
-				if i >= len(reads) {
+				if i >= b.most(len(reads)) {
 					return
 				}
 				if err := t.readOne(ctx, &reads[i]); err != nil {
@@ -140,7 +150,7 @@ func (t *Tier) readOne(ctx context.Context, r *read) error {
 
 // readQueue performs reads on the caller's thread by a queue, which it gives
 // back. The caller has a slot, which it takes over.
-func (t *Tier) readQueue(ctx context.Context, q *queue, reads []read) (err error) {
+func (t *Tier) readQueue(ctx context.Context, q *queue, reads []read, b *batch) (err error) {
 	next, flying, slots := 0, 0, 1
 	defer func() {
 		for range slots {
@@ -156,6 +166,7 @@ func (t *Tier) readQueue(ctx context.Context, q *queue, reads []read) (err error
 		if err != nil {
 			reads = reads[:next] // only what is under way is waited for
 		}
+		reads = reads[:max(next, b.most(len(reads)))]
 		for next < len(reads) && (slots > flying || t.trySlot(&slots)) {
 			x, off := reads[next].start()
 			q.add(next, x.direct, reads[next].buf.bytes, off)

@@ -39,14 +39,14 @@ func (t *Tier) Scan(ctx context.Context, fn func(Stored) error) error {
 	defer t.ops.Done()
 	g, failed := errgroup.WithContext(ctx)
 	g.SetLimit(runtime.GOMAXPROCS(0)) // the caller's goroutine holds one more buffer
-	for _, batch := range batches(t.Layout()) {
+	for _, stretch := range stretches(t.Layout()) {
 		if failed.Err() != nil {
 			break
 		}
-		buf, err := batch.read(t)
+		buf, err := stretch.read(t)
 		g.Go(func() error {
 			defer buf.free()
-			return batch.each(buf.bytes, err, fn)
+			return stretch.each(buf.bytes, err, fn)
 		})
 	}
 	return cmp.Or(g.Wait(), ctx.Err())
@@ -58,7 +58,7 @@ func (t *Tier) Reread(s Stored, fn func(Stored) error) error {
 		return err
 	}
 	defer t.ops.Done()
-	b := batch{{ID: s.ID, Part: s.Part, Run: s.Run}}
+	b := stretch{{ID: s.ID, Part: s.Part, Run: s.Run}}
 	buf, err := b.read(t)
 	defer buf.free()
 	return b.each(buf.bytes, err, fn)
@@ -81,14 +81,14 @@ func (t *Tier) Layout() (all []Stored) {
 	return all
 }
 
-// batch is parts of one extent that are read at once, with what lies between them.
-type batch []Stored
+// stretch is parts of one extent that are read at once, with what lies between them.
+type stretch []Stored
 
-// batches cuts a layout up.
-func batches(all []Stored) (out []batch) {
+// stretches cuts a layout up.
+func stretches(all []Stored) (out []stretch) {
 	for len(all) > 0 {
 		n := 1
-		for n < len(all) && all[n].Run.Extent == all[0].Run.Extent && batch(all[:n+1]).bytes() <= scanBytes {
+		for n < len(all) && all[n].Run.Extent == all[0].Run.Extent && stretch(all[:n+1]).bytes() <= scanBytes {
 			n++
 		}
 		out, all = append(out, all[:n:n]), all[n:]
@@ -96,13 +96,13 @@ func batches(all []Stored) (out []batch) {
 	return out
 }
 
-func (b batch) bytes() int64 {
+func (b stretch) bytes() int64 {
 	last := b[len(b)-1].Run
 	return (int64(last.First) + int64(last.Blocks) - int64(b[0].Run.First)) * tiers.BlockSize
 }
 
-// read returns as much of the batch as could be read, and why it is not all.
-func (b batch) read(t *Tier) (buf *buffer, err error) {
+// read returns as much of the stretch as could be read, and why it is not all.
+func (b stretch) read(t *Tier) (buf *buffer, err error) {
 	t.mu.Lock()
 	f := t.mu.extents[b[0].Run.Extent].file
 	t.mu.Unlock()
@@ -125,7 +125,7 @@ func (b batch) read(t *Tier) (buf *buffer, err error) {
 }
 
 // each hands out the parts.
-func (b batch) each(bytes []byte, err error, fn func(Stored) error) error {
+func (b stretch) each(bytes []byte, err error, fn func(Stored) error) error {
 	for _, s := range b {
 		lo := int(s.Run.First-b[0].Run.First) * tiers.BlockSize
 		hi := lo + int(s.Run.Blocks)*tiers.BlockSize

@@ -72,16 +72,16 @@ func (p *promoter) close() {
 }
 
 // watch counts a read from below: the share of the piece that was
-// transferred, and, when the pin is released, the attention it received.
+// transferred, or would have been had it not been late, and, when the pin is released, the attention it received.
 func (p *promoter) watch(r tiers.Request, pin tiers.Pin) tiers.Pin {
 	_, n, _ := r.Header.Piece(r.Head, r.Plane)
-	p.credit(r, float32(pin.Transferred)/float32(max(n, tiers.BlockSize)))
+	p.credit(r, float32(pin.Transferred+pin.Late)/float32(max(n, tiers.BlockSize)))
 	share := min(1, float32(pin.Transferred+pin.Cached)/float32(max(n, 1)))
 	out := tiers.NewPin(pin.Ranges, pin.Transferred, func(attention float32) {
 		pin.Release(attention)
 		p.credit(r, attention*share)
 	})
-	out.Cached = pin.Cached
+	out.Cached, out.Late = pin.Cached, pin.Late
 	return out
 }
 

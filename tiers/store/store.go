@@ -177,6 +177,24 @@ func (s *Store) Header(id tiers.ID) (*tiers.Header, error) {
 // Pin pins pieces wherever they lie. Every pin returned is held; if one cannot
 // be had the error says why and none is.
 func (s *Store) Pin(ctx context.Context, reqs []tiers.Request) ([]tiers.Pin, tiers.Moved, error) {
+	return s.pin(ctx, reqs, nil)
+}
+
+// Hasty is a store whose reader waits for NVMe no longer than its patience lasts: ranges that have not come by then are nil.
+type Hasty struct {
+	s *Store
+	p *tiers.Patience
+}
+
+// Within returns the store for readers that share p.
+func (s *Store) Within(p *tiers.Patience) Hasty { return Hasty{s, p} }
+
+// Pin is Store.Pin, but for ranges that are late. See tiers.Pin.Late.
+func (h Hasty) Pin(ctx context.Context, reqs []tiers.Request) ([]tiers.Pin, tiers.Moved, error) {
+	return h.s.pin(ctx, reqs, h.p)
+}
+
+func (s *Store) pin(ctx context.Context, reqs []tiers.Request, p *tiers.Patience) ([]tiers.Pin, tiers.Moved, error) {
 	var moved tiers.Moved
 	pins, err := s.ram.Pin(ctx, reqs)
 	if err != nil {
@@ -194,7 +212,7 @@ func (s *Store) Pin(ctx context.Context, reqs []tiers.Request) ([]tiers.Pin, tie
 	if len(below) == 0 {
 		return pins, moved, nil
 	}
-	got, err := s.nvme.Pin(ctx, below)
+	got, err := s.below(ctx, below, p)
 	if err != nil {
 		releaseAll(pins)
 		s.noteDamage(below, err)
@@ -216,6 +234,19 @@ func (s *Store) Pin(ctx context.Context, reqs []tiers.Request) ([]tiers.Pin, tie
 		pins[a] = s.up.watch(below[i], got[i])
 	}
 	return pins, moved, nil
+}
+
+// below pins pieces in the NVMe tier.
+func (s *Store) below(ctx context.Context, reqs []tiers.Request, p *tiers.Patience) ([]tiers.Pin, error) {
+	if p == nil {
+		return s.nvme.Pin(ctx, reqs)
+	}
+	return s.nvme.PinWithin(ctx, reqs, p, func(err error) { // what failed when nobody waited for it
+		s.noteDamage(reqs, err)
+		if !errors.Is(err, tiers.ErrCorrupt) && !errors.Is(err, tiers.ErrClosed) {
+			s.log.Warn("a late read from NVMe failed", "err", err)
+		}
+	})
 }
 
 // missing says why a piece cannot be had.
