@@ -25,8 +25,8 @@ func (u *run) readMap() error {
 		}
 	}
 	u.want(best, tiers.Range{Len: attention.ValueMapBytes(u.d)})
-	return u.each(tiers.PlaneMap, func(_ int, b [][]byte) error {
-		u.mapped, _ = attention.ParseValueMap(b[0], u.d)
+	return u.each(tiers.PlaneMap, func(_ int, got got) error {
+		u.mapped, _ = attention.ParseValueMap(got.b[0], u.d)
 		return nil
 	})
 }

@@ -4,6 +4,11 @@
 // What it does not read it estimates from means, and it says how
 // good the answer is.
 //
+// Keys and values may be late (Query.Hasty). Their tokens are then known by
+// what was read before: a page whose first bits are late by its means, as if it
+// had not been chosen; a leaf by coarser bits; a token by its key and its page's
+// mean value. Means are waited for: without them nothing can be estimated.
+//
 // Values are stored rotated, so partials are summed in rotated space and
 // rotated back once an answer.
 package sparse
@@ -15,7 +20,8 @@ import (
 	"kvtier/tiers"
 )
 
-// Reader pins pieces wherever they lie. Every pin it returns is held.
+// Reader pins pieces wherever they lie. Every pin it returns is held, and has
+// every range, but for those of a Query's Hasty that are late: these are nil.
 type Reader interface {
 	Pin(ctx context.Context, reqs []tiers.Request) ([]tiers.Pin, tiers.Moved, error)
 }
@@ -52,6 +58,9 @@ type Query struct {
 	Head    int
 	Q       []float32 // [rows][d], scaled; rows that are answered together
 	Softcap float32
+	// Hasty reads keys and values where they are read in part, and may leave out what does not come in time;
+	// nil: the reader that reads everything else does that, too.
+	Hasty Reader
 	// Partials [rows] hold what was attended before, the exact zone; results are merged into them.
 	Partials []attention.Partial
 }
@@ -68,8 +77,11 @@ type Budget struct {
 // Account is what an answer cost and how good it is believed to be.
 type Account struct {
 	Scanned, Read, Estimated int64 // tokens
-	Moved                    tiers.Moved
-	Full                     int64 // bytes of all sealed tokens at 4 bits
+	// Late counts tokens that are known less well than was asked for, because a read was late, and LateBytes what was
+	// asked for and did not come.
+	Late, LateBytes int64
+	Moved           tiers.Moved
+	Full            int64 // bytes of all sealed tokens at 4 bits
 	// Error is the estimated relative error, mean over rows, without the codec's.
 	Error float32
 	// Codec is the stored error (Segment.StoredError), mean over segments.
@@ -83,6 +95,7 @@ type Account struct {
 // Add sums up two accounts.
 func (a *Account) Add(b Account) {
 	a.Scanned, a.Read, a.Estimated = a.Scanned+b.Scanned, a.Read+b.Read, a.Estimated+b.Estimated
+	a.Late, a.LateBytes = a.Late+b.Late, a.LateBytes+b.LateBytes
 	a.Moved.Add(b.Moved)
 	a.Full += b.Full
 	rows := a.errorRows + b.errorRows

@@ -20,10 +20,14 @@ type leaf struct {
 	most      uint8 // that can be read: the last one of drains only
 	weighed   bool
 	chosen    uint16  // a bit for each token whose value is read
+	late      uint16  // and for each of which something is late
 	keyGain   float32 // what reading the next plane takes away of the error, as far as is known, once it is weighed
 	valueGain float32 // the same of all values
 	tokens    float32 // about how many of them rule that
 }
+
+// all is a bit for each token.
+func (x *leaf) all() uint16 { return uint16(1<<x.n - 1) }
 
 // place returns where the leaf's first token is stored.
 func (x *leaf) place() int { return int(x.i) * tiers.LeafTokens }

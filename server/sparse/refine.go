@@ -65,20 +65,24 @@ func (u *run) readKeys(plane int, chosen []int) error {
 			at.Off = 0
 		}
 		u.want(int(x.seg), at)
-		if plane == 0 {
-			u.acc.Scanned += int64(x.n)
-		}
 	}
-	return u.each(from, func(seg int, b [][]byte) error {
-		list, joined := u.ofSegment(&chosen, seg, func(leaf int) int { return leaf }), joined{b: b}
+	return u.each(from, func(seg int, got got) error {
+		list := u.ofSegment(&chosen, seg, func(leaf int) int { return leaf })
 		for i := range len(list) + aheadLeaves {
 			if i < len(list) {
 				x := &u.leaves[list[i]]
-				u.addPlane(x, joined.next(size))
-				u.prefetch(x)
+				if b := got.next(size); b != nil {
+					u.addPlane(x, b)
+					u.prefetch(x)
+				} else {
+					u.isLate(x, x.all())
+					x.most = x.planes // nothing behind it can be used either
+				}
 			}
 			if i >= aheadLeaves {
-				u.scoreLeaf(&u.leaves[list[i-aheadLeaves]])
+				if x := &u.leaves[list[i-aheadLeaves]]; int(x.planes) > plane {
+					u.scoreLeaf(x)
+				}
 			}
 		}
 		return nil

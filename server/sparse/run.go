@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"math"
+	"math/bits"
 	"time"
 
 	"kvtier/attention"
@@ -19,7 +20,8 @@ import (
 // (survey.go): "pages" are those alone, and rest is what the others are together.
 type run struct {
 	ctx  context.Context
-	r    Reader
+	r    Reader // of means
+	keen Reader // of keys and values: what it leaves out is late
 	tr   *Trace
 	q    Query
 	d    int
@@ -70,8 +72,11 @@ func leafOf(token int) (leaf, t int) { return token / tiers.LeafTokens, token % 
 
 func newRun(ctx context.Context, r Reader, segments []Segment, part []int, q Query, share float32, tr *Trace) *run {
 	d, rows := segments[part[0]].Header.HeadDim, len(q.Partials)
-	u := &run{ctx: ctx, r: r, tr: tr, q: q, d: d, rows: rows, segs: make([]segmentRun, len(part)),
+	u := &run{ctx: ctx, r: r, keen: r, tr: tr, q: q, d: d, rows: rows, segs: make([]segmentRun, len(part)),
 		rot: attention.NewPartials(rows, d), scratch: scratches.Get().(*scratch)}
+	if q.Hasty != nil {
+		u.keen = q.Hasty
+	}
 	var b body
 	groups := 0
 	for i, at := range part {
@@ -129,9 +134,14 @@ func (u *run) answer() error {
 	return nil
 }
 
-// pin pins requests and keeps account.
-func (u *run) pin(reqs []tiers.Request) ([]tiers.Pin, error) {
-	pins, moved, err := u.r.Pin(u.ctx, reqs)
+// pin pins requests of a plane and keeps account. What is late counts as if it had been read: it will be, and a budget
+// is for all that a query has read.
+func (u *run) pin(p tiers.Plane, reqs []tiers.Request) ([]tiers.Pin, error) {
+	r := u.keen
+	if p == tiers.PlanePages || p == tiers.PlaneMap { // nothing stands for what stands for everything else
+		r = u.r
+	}
+	pins, moved, err := r.Pin(u.ctx, reqs)
 	if err != nil {
 		return nil, err
 	}
@@ -173,7 +183,7 @@ type wanted struct{ seg, begin, end int }
 
 // each pins the ranges that are wanted of one plane, and hands their bytes over by segment; they
 // stay pinned until the run ends.
-func (u *run) each(p tiers.Plane, use func(seg int, b [][]byte) error) error {
+func (u *run) each(p tiers.Plane, use func(seg int, got got) error) error {
 	asked := u.wanted
 	u.reqs = u.reqs[:0]
 	for _, w := range asked {
@@ -183,19 +193,54 @@ func (u *run) each(p tiers.Plane, use func(seg int, b [][]byte) error) error {
 	if len(asked) == 0 {
 		return nil
 	}
-	pins, err := u.pin(u.reqs)
+	pins, err := u.pin(p, u.reqs)
 	if err != nil {
 		return err
 	}
 	for i, w := range asked { // all of them, before anything can fail
 		u.pins, u.pinned = append(u.pins, pins[i]), append(u.pinned, w.seg)
+		u.acc.LateBytes += int64(pins[i].Late)
 	}
 	for i, w := range asked {
-		if err := use(w.seg, pins[i].Ranges); err != nil {
+		if err := use(w.seg, got{asked: u.reqs[i].Ranges, b: pins[i].Ranges}); err != nil {
 			return fmt.Errorf("segment %v: %w: %w", u.segs[w.seg].s.Header.ID, tiers.ErrCorrupt, err)
 		}
 	}
 	return nil
+}
+
+// got is what came of ranges that were asked for.
+type got struct {
+	asked []tiers.Range
+	b     [][]byte // nil: late
+	left  []byte   // of the first one, which is no longer in b; see next
+	late  int      // so many bytes of it are late
+}
+
+// next returns the next n bytes, as they were asked for before neighbours were joined; nil if they are late.
+func (g *got) next(n int) []byte {
+	if len(g.left) == 0 && g.late == 0 {
+		if g.left = g.b[0]; g.left == nil {
+			g.late = g.asked[0].Len
+		}
+		g.asked, g.b = g.asked[1:], g.b[1:]
+	}
+	if g.late > 0 {
+		g.late -= n
+		return nil
+	}
+	out := g.left[:n:n]
+	g.left = g.left[n:]
+	return out
+}
+
+// anyLate says whether anything is late so far. Nearly always nothing is: what is to be done about it is not looked for.
+func (u *run) anyLate() bool { return u.acc.LateBytes > 0 }
+
+// isLate notes that some of a leaf's tokens, a bit for each, are known less well than they should be.
+func (u *run) isLate(x *leaf, tokens uint16) {
+	u.acc.Late += int64(bits.OnesCount16(tokens &^ x.late))
+	x.late |= tokens
 }
 
 // ofSegment takes the leaves of a segment, or their tokens, from the front of a list in order of place.

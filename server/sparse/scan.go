@@ -1,6 +1,8 @@
 package sparse
 
 import (
+	"slices"
+
 	"kvtier/attention"
 	"kvtier/attention/kernels"
 	"kvtier/compress"
@@ -47,26 +49,27 @@ func (u *run) look(chosen []int) error {
 	}
 	at := len(u.leaves)
 	u.addLeaves(chosen)
+	if err := u.firstKeys(at); err != nil {
+		return err
+	}
+	chosen = u.arrived(at, chosen)
 	u.mergeLeaves(at)
 	u.reveal(chosen)
-	leaves, outliers := u.list[:0], u.outliers[:0] // those added now
+	outliers := u.outliers[:0] // of those added now
 	for ; at < len(u.leaves); at++ {
-		leaves = append(leaves, at)
 		x := &u.leaves[at]
+		u.acc.Scanned += int64(x.n)
 		if s := &u.segs[x.seg]; s.view.Outliers(int(u.pageOf[x.page])) {
 			outliers = append(outliers, at)
 		}
 	}
-	u.list, u.outliers = leaves, outliers
-	if err := u.readSteps(leaves); err != nil {
-		return err
-	}
-	if err := u.readKeys(0, leaves); err != nil {
-		return err
-	}
+	u.outliers = outliers
 	for plane := 1; plane < outlierPlanes; plane++ {
 		if err := u.readKeys(plane, outliers); err != nil {
 			return err
+		}
+		if u.anyLate() {
+			outliers = slices.DeleteFunc(outliers, func(i int) bool { return int(u.leaves[i].planes) <= plane })
 		}
 	}
 	if u.normalise() > changed {
@@ -76,6 +79,56 @@ func (u *run) look(chosen []int) error {
 	}
 	u.calibrate()
 	return nil
+}
+
+// firstKeys reads the first bits of keys of the leaves from the n-th on, as far as it comes to be known how they are coded.
+func (u *run) firstKeys(n int) error {
+	leaves := u.list[:0]
+	for ; n < len(u.leaves); n++ {
+		leaves = append(leaves, n)
+	}
+	u.list = leaves
+	if err := u.readSteps(leaves); err != nil {
+		return err
+	}
+	if u.anyLate() {
+		leaves = slices.DeleteFunc(leaves, func(i int) bool { return !u.groups[u.leaves[i].group].read })
+	}
+	return u.readKeys(0, leaves)
+}
+
+// arrived takes pages out of those that were chosen of which the first bits of any leaf are late, and their leaves out of
+// those from the n-th on: such a page's mass cannot be told from that of its leaves, so it stands by its means as if it
+// had not been chosen. It is not chosen again.
+func (u *run) arrived(n int, chosen []int) []int {
+	if !u.anyLate() {
+		return chosen
+	}
+	left, to := chosen[:0], n
+	for from := n; from < len(u.leaves); {
+		page, end, lost := u.leaves[from].page, from, false
+		for ; end < len(u.leaves) && u.leaves[end].page == page; end++ {
+			lost = lost || u.leaves[end].planes == 0
+		}
+		if lost {
+			u.lost = append(u.lost, int(page))
+			for ; from < end; from++ {
+				u.isLate(&u.leaves[from], u.leaves[from].all())
+			}
+			continue
+		}
+		left = append(left, int(page))
+		for ; from < end; from, to = from+1, to+1 {
+			x := &u.leaves[to]
+			*x = u.leaves[from]
+			w, sums := u.weightsOf(x), u.sumsOf(x)
+			x.at = int32(to)
+			copy(u.weightsOf(x), w)
+			copy(u.sumsOf(x), sums)
+		}
+	}
+	u.leaves = u.leaves[:to]
+	return left
 }
 
 // reveal takes pages out of what is estimated.
@@ -95,6 +148,9 @@ func (u *run) promising() []int {
 		return nil
 	}
 	gain := u.pageGains()
+	for _, p := range u.lost {
+		gain[p] = 0
+	}
 	clear(u.hist[:])
 	for _, g := range gain {
 		u.hist.add(g/u.pageBytes, u.pageBytes)
@@ -157,39 +213,28 @@ func (u *run) readSteps(leaves []int) error {
 		}
 	}
 	rest := u.newGroups
-	return u.each(tiers.PlaneSteps, func(seg int, b [][]byte) error {
+	return u.each(tiers.PlaneSteps, func(seg int, got got) error {
 		s := &u.segs[seg]
-		joined := joined{b: b}
 		if s.codes.q == nil {
-			order, err := compress.ParseKeyOrder(joined.next(s.view.KeyOrder().Len), u.d)
-			if err != nil {
-				return err
+			if b := got.next(s.view.KeyOrder().Len); b != nil {
+				order, err := compress.ParseKeyOrder(b, u.d)
+				if err != nil {
+					return err
+				}
+				u.begin(s, order)
 			}
-			u.begin(s, order)
 		}
 		for ; len(rest) > 0 && int(rest[0]) < s.firstGroup+s.view.StepGroups(); rest = rest[1:] {
-			if err := u.readGroup(s, &u.groups[rest[0]], joined.next(compress.KeyStepsBytes(u.d))); err != nil {
+			g, b := &u.groups[rest[0]], got.next(compress.KeyStepsBytes(u.d))
+			if g.read = b != nil && s.codes.q != nil; !g.read {
+				continue // late, and wanted again with the next leaf
+			}
+			if err := u.readGroup(s, g, b); err != nil {
 				return err
 			}
 		}
 		return nil
 	})
-}
-
-// joined are ranges of which neighbours were joined.
-type joined struct {
-	b    [][]byte
-	left []byte // of the first one
-}
-
-// next returns the next n bytes, as they were asked for.
-func (j *joined) next(n int) []byte {
-	if len(j.left) == 0 {
-		j.left, j.b = j.b[0], j.b[1:]
-	}
-	out := j.left[:n:n]
-	j.left = j.left[n:]
-	return out
 }
 
 // Bounds on what is learned from few pages.

@@ -66,6 +66,7 @@ type scratch struct {
 	order, order2  []uint64 // see sortByUpper
 	weights        []float32
 	chosen         []int
+	lost           []int             // pages whose first bits of keys are late
 	scoring        scoring           // see scoreLeaf
 	gainRows       []kernels.GainRow // [rows], see weigh
 	rescored       []float32         // [rows][16], see raise
@@ -94,6 +95,7 @@ func (s *scratch) reset(u *run, leaves, groups int) {
 	s.scatter, s.far = sized(s.scatter, rows*u.pages), sized(s.far, rows*u.pages)
 
 	s.leaves, s.inOrder, s.deep = slices.Grow(s.leaves[:0], leaves), slices.Grow(s.inOrder[:0], leaves), s.deep[:0]
+	s.lost = s.lost[:0]
 	s.lines = sized(s.lines, len(u.segs))
 	clear(s.lines)
 	s.deepPlanes, s.valueGain = s.deepPlanes[:0], s.valueGain[:0]

@@ -45,9 +45,9 @@ func (u *run) survey() error {
 	for i := range u.segs {
 		u.want(i, tiers.Range{Len: 2 * attention.MeansBytes(u.segs[i].view.Pages(), u.d)})
 	}
-	if err := u.each(tiers.PlanePages, func(seg int, b [][]byte) error {
+	if err := u.each(tiers.PlanePages, func(seg int, got got) error {
 		s := &u.segs[seg]
-		s.keys, s.values = s.view.PageMeans(b[0])
+		s.keys, s.values = s.view.PageMeans(got.b[0])
 		return nil
 	}); err != nil {
 		return err

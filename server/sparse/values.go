@@ -2,6 +2,7 @@ package sparse
 
 import (
 	"math/bits"
+	"slices"
 
 	"kvtier/attention/kernels"
 	"kvtier/compress"
@@ -102,9 +103,9 @@ func (u *run) place(token int) int {
 const aheadValues = 16
 
 // fetch reads the values of the chosen tokens and adds them to the partials.
+// Those that are late stay unread: their weights stand for them.
 func (u *run) fetch(chosen []int) error {
-	u.acc.Read += int64(len(chosen))
-	low, err := u.drainValues(chosen)
+	chosen, low, err := u.drainValues(chosen)
 	if err != nil {
 		return err
 	}
@@ -113,9 +114,9 @@ func (u *run) fetch(chosen []int) error {
 		u.wantValues(seg, u.ofSegment(&rest, seg, leafIndex))
 	}
 	values := newSum(u)
-	err = u.each(tiers.PlaneV4, func(seg int, b [][]byte) error {
+	err = u.each(tiers.PlaneV4, func(seg int, got got) error {
 		tokens := u.ofSegment(&chosen, seg, leafIndex)
-		codes, scales, last, first := b[:len(tokens)], b[len(tokens)-1:], -1, 0
+		codes, scales, last, first := got.b[:len(tokens)], got.b[len(tokens)-1:], -1, 0
 		for i, c := range tokens {
 			kernels.Prefetch(codes[min(i+aheadValues, len(codes)-1)])
 			leaf, t := leafOf(c)
@@ -123,6 +124,11 @@ func (u *run) fetch(chosen []int) error {
 				last, first, scales = leaf, t, scales[1:]
 			}
 			x := &u.leaves[leaf]
+			if codes[i] == nil || scales[0] == nil {
+				u.leave(x, t)
+				continue
+			}
+			u.acc.Read++
 			u.traceRead(seg, x, t)
 			u.segs[seg].received += values.add(scales[0][(t-first)*compress.ValueScaleBytes:], codes[i], low[c], u.weightsOf(x)[t:])
 		}
@@ -130,6 +136,12 @@ func (u *run) fetch(chosen []int) error {
 	})
 	values.flush()
 	return err
+}
+
+// leave leaves a token that was chosen unread, because its value is late.
+func (u *run) leave(x *leaf, t int) {
+	x.chosen &^= 1 << t
+	u.isLate(x, 1<<t)
 }
 
 // traceRead tells of a token whose value was read.
@@ -142,8 +154,8 @@ func (u *run) traceRead(seg int, x *leaf, t int) {
 	}
 }
 
-// drainValues reads the low codes of the chosen tokens that are drains.
-func (u *run) drainValues(chosen []int) (low map[int][]byte, err error) {
+// drainValues reads the low codes of the chosen tokens that are drains, and takes those out of which they are late.
+func (u *run) drainValues(chosen []int) (inTime []int, low map[int][]byte, err error) {
 	drains := u.list[:0]
 	for _, c := range chosen {
 		leaf, _ := leafOf(c)
@@ -155,14 +167,24 @@ func (u *run) drainValues(chosen []int) (low map[int][]byte, err error) {
 	}
 	u.list = drains
 	low = make(map[int][]byte)
-	err = u.each(tiers.PlaneDrains, func(seg int, b [][]byte) error {
-		joined := joined{b: b}
+	err = u.each(tiers.PlaneDrains, func(seg int, got got) error {
 		for _, c := range u.ofSegment(&drains, seg, leafIndex) {
-			low[c] = joined.next(compress.ValueRowBytes(u.d))
+			low[c] = got.next(compress.ValueRowBytes(u.d))
 		}
 		return nil
 	})
-	return low, err
+	if u.anyLate() {
+		chosen = slices.DeleteFunc(chosen, func(c int) bool {
+			b, isDrain := low[c]
+			if late := isDrain && b == nil; !late {
+				return false
+			}
+			leaf, t := leafOf(c)
+			u.leave(&u.leaves[leaf], t)
+			return true
+		})
+	}
+	return chosen, low, err
 }
 
 // leafIndex returns the index of a token's leaf.

@@ -95,7 +95,7 @@ func (u *run) offer(x *leaf) {
 	}
 	perValue := 1 / u.valueBytes
 	if x.deep < 0 {
-		if x.tokens > 0 {
+		if x.tokens > 0 && x.planes < x.most { // else it will not get deep
 			u.hist.add(x.valueGain*perValue/x.tokens, x.tokens*u.valueBytes)
 		}
 		return
