@@ -22,13 +22,24 @@ type budget struct {
 	share  float32
 	tokens uint64
 	target float32
+	wait   time.Duration // for reads of keys and values, in mode budget; 0: for as long as it takes
 }
 
+// waitForever is the read_wait_us of a call that waits although the daemon's default is not to.
+const waitForever = math.MaxUint32
+
 func (srv *Server) budgetOf(b *kvtierv1.Budget) (budget, error) {
-	out := budget{mode: b.GetMode(), share: b.GetShare(), tokens: b.GetTokens(), target: b.GetTargetError()}
+	out := budget{mode: b.GetMode(), share: b.GetShare(), tokens: b.GetTokens(), target: b.GetTargetError(), wait: srv.opt.ReadWait}
+	switch us := b.GetReadWaitUs(); us {
+	case 0:
+	case waitForever:
+		out.wait = 0
+	default:
+		out.wait = time.Duration(us) * time.Microsecond
+	}
 	switch out.mode {
 	case kvtierv1.AttendMode_ATTEND_MODE_UNSPECIFIED:
-		return budget{mode: kvtierv1.AttendMode_ATTEND_MODE_BUDGET, share: srv.opt.DefaultShare}, nil
+		return budget{mode: kvtierv1.AttendMode_ATTEND_MODE_BUDGET, share: srv.opt.DefaultShare, wait: out.wait}, nil
 	case kvtierv1.AttendMode_ATTEND_MODE_EXACT:
 	case kvtierv1.AttendMode_ATTEND_MODE_BUDGET:
 		if out.tokens == 0 && out.share == 0 {
@@ -52,7 +63,11 @@ func (srv *Server) budgetOf(b *kvtierv1.Budget) (budget, error) {
 }
 
 func (b budget) proto() *kvtierv1.Budget {
-	return &kvtierv1.Budget{Mode: b.mode, Share: b.share, Tokens: b.tokens, TargetError: b.target}
+	us := uint32(waitForever)
+	if b.wait > 0 {
+		us = uint32(min(b.wait.Microseconds(), waitForever-1))
+	}
+	return &kvtierv1.Budget{Mode: b.mode, Share: b.share, Tokens: b.tokens, TargetError: b.target, ReadWaitUs: us}
 }
 
 // query is one item of an Attend, from either front end.
@@ -117,6 +132,9 @@ func (s *sequence) attend(ctx context.Context, in *query) (*answer, error) {
 		q[i] *= s.spec.scale
 	}
 	c := &call{seq: s, st: &st, layer: in.layer, start: in.start, n: n, q: q, budget: in.budget}
+	if in.budget.wait > 0 && in.budget.mode == kvtierv1.AttendMode_ATTEND_MODE_BUDGET {
+		c.hurry(in.budget.wait)
+	}
 	ps, err := c.answer(ctx)
 	if err != nil {
 		return nil, err

@@ -100,9 +100,12 @@ type sparseAudit struct {
 }
 
 // consider queues a sparse call for audit. ps already holds the answer;
-// answers that contain a worker's partial cannot be compared.
+// answers that contain a worker's partial cannot be compared. One of which
+// something was late is none of those that factors are for: its raw error errs
+// by less (docs/decisions/0020-late-reads.md). And an audit reads everything, of
+// a disk that does not keep up.
 func (a *auditor) consider(c *call, ps []attention.Partial, merged bool) {
-	if c.acc.Estimated == 0 || merged || !chance(a.srv.opt.AuditShare) {
+	if c.acc.Estimated == 0 || c.acc.Late > 0 || merged || !chance(a.srv.opt.AuditShare) {
 		return
 	}
 	note := &kvtierv1.Audit{SequenceId: c.seq.id, Layer: uint32(c.layer), Position: c.start, Positions: uint32(c.n),

@@ -3,6 +3,7 @@ package server
 import (
 	"context"
 	"fmt"
+	"math"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -25,6 +26,8 @@ type call struct {
 	shares []float32                      // [kvHeads]; nil: as the budget and what is known of the heads say
 	trace  func(kvHead int) *sparse.Trace // or nil
 	device *deviceAnswer                  // or nil
+	// hasty reads keys and values that may be late, patient all else; nil: everything is waited for.
+	hasty, patient sparse.Reader
 
 	byHead    []float32 // q as [kvHeads][n][group][headDim]
 	acc       sparse.Account
@@ -49,6 +52,22 @@ type headResult struct {
 	zoneBytes int64
 	nsZone    int64
 	onDevice  bool // segments in the GPU's memory are left to it
+}
+
+// hurry has the call wait for reads of keys and values for so long, and no longer, all of its heads together.
+func (c *call) hurry(wait time.Duration) {
+	st := c.seq.srv.store
+	c.hasty = st.Within(tiers.NewPatience(wait))
+	// As the store itself, but that the call's end does not wait for a disk that is stuck.
+	c.patient = st.Within(tiers.NewPatience(math.MaxInt64))
+}
+
+// reader reads what is waited for.
+func (c *call) reader() sparse.Reader {
+	if c.patient != nil {
+		return c.patient
+	}
+	return c.seq.srv.store
 }
 
 // headsAtOnce is how many KV heads of a call are answered at the same time:
@@ -91,7 +110,7 @@ func (c *call) answer(ctx context.Context) ([]attention.Partial, error) {
 	}
 	c.sum()
 	c.mode = c.budget.mode
-	if c.acc.Estimated == 0 {
+	if c.acc.Estimated == 0 && c.acc.Late == 0 {
 		c.mode = kvtierv1.AttendMode_ATTEND_MODE_EXACT
 	}
 	return ps, nil
@@ -248,8 +267,8 @@ func (c *call) rows(ctx context.Context, head int, segs []sparse.Segment, q []fl
 		tr = c.trace(head)
 	}
 	share := min(1, res.share*positions)
-	sq := sparse.Query{Head: head, Q: q[lo*d : hi*d], Softcap: c.seq.spec.softcap, Partials: res.ps[lo:hi]}
-	acc, err := sparse.Attend(ctx, c.seq.srv.store, segs, sq, sparse.Budget{All: share >= wholeShare, Share: share}, tr)
+	sq := sparse.Query{Head: head, Q: q[lo*d : hi*d], Softcap: c.seq.spec.softcap, Hasty: c.hasty, Partials: res.ps[lo:hi]}
+	acc, err := sparse.Attend(ctx, c.reader(), segs, sq, sparse.Budget{All: share >= wholeShare, Share: share}, tr)
 	if err != nil {
 		return err
 	}
@@ -275,5 +294,6 @@ func (c *call) account(total time.Duration) *kvtierv1.Account {
 		NsScore: uint64(c.acc.NsScore), NsScan: uint64(c.acc.NsScan), NsFetch: uint64(c.acc.NsFetch),
 		NsExactZone: uint64(c.nsZone), NsTotal: uint64(total.Nanoseconds()), Mode: c.mode,
 		ErrorP95: c.stated.p95, CalibrationAudits: uint32(c.stated.audits), TargetMissed: c.missed,
+		TokensLate: uint64(c.acc.Late), BytesLate: uint64(c.acc.LateBytes),
 	}
 }

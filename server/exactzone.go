@@ -118,7 +118,7 @@ func (c *call) firstTokens(ctx context.Context, head int, q []float32, res *head
 	if n == 0 {
 		return nil
 	}
-	pins, _, err := c.seq.srv.store.Pin(ctx, []tiers.Request{{Header: h, Head: head, Plane: tiers.PlaneSinks}})
+	pins, _, err := c.reader().Pin(ctx, []tiers.Request{{Header: h, Head: head, Plane: tiers.PlaneSinks}})
 	if err != nil {
 		return err
 	}

@@ -288,6 +288,8 @@ func (c *fastClient) attendBody(ctx context.Context, spec *kvtierv1.ModelSpec, r
 		b = le.AppendUint32(b, size)
 		b = le.AppendUint64(b, 0)
 	}
+	b = le.AppendUint32(b, r.Budget.GetReadWaitUs())
+	b = le.AppendUint32(b, 0)
 	return append(append(b, items...), inline...)
 }
 
@@ -317,7 +319,7 @@ func (c *fastClient) results(b []byte, spec *kvtierv1.ModelSpec, r *kvtierv1.Att
 				EstimatedError: math.Float32frombits(le.Uint32(h[104:])), CodecError: math.Float32frombits(le.Uint32(h[108:])),
 				NsScore: u64(112), NsScan: u64(120), NsFetch: u64(128), NsExactZone: u64(136), NsTotal: u64(144),
 				Mode: kvtierv1.AttendMode(le.Uint32(h[152:])), TargetMissed: le.Uint32(h[156:])&1 != 0,
-				ErrorP95: math.Float32frombits(le.Uint32(h[160:])), CalibrationAudits: le.Uint32(h[164:]), BytesGpu: u64(168)}})
+				ErrorP95: math.Float32frombits(le.Uint32(h[160:])), CalibrationAudits: le.Uint32(h[164:]), BytesGpu: u64(168), TokensLate: u64(176), BytesLate: u64(184)}})
 		text = text[n:]
 	}
 	data := text

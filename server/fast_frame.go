@@ -14,7 +14,7 @@ import (
 // The fast path's numbers; docs/protocol.md specifies every byte.
 const (
 	frameMagic   = 0x31465654
-	frameVersion = 4
+	frameVersion = 5
 	frameHeader  = 24
 	maxBody      = 256 << 20
 
@@ -29,9 +29,9 @@ const (
 
 	ackBytes    = 32
 	appendHead  = 56
-	attendHead  = 56
+	attendHead  = 64
 	itemBytes   = 24
-	resultBytes = 176
+	resultBytes = 192
 
 	flagConvert = 1
 	flagSparse  = 2
@@ -194,6 +194,9 @@ func parseAttend(body []byte, src source) (*attendFrame, error) {
 	case len(body) < attendHead+count*itemBytes:
 		return nil, badFrame("an ATTEND of %d bytes: %d items need %d", len(body), count, attendHead+count*itemBytes)
 	}
+	if le.Uint32(body[60:]) != 0 {
+		return nil, badFrame("an ATTEND with a field that must be 0")
+	}
 	typ, err := elementType(body[4])
 	if err != nil {
 		return nil, err
@@ -203,6 +206,7 @@ func parseAttend(body []byte, src source) (*attendFrame, error) {
 	f.budget.Share = math.Float32frombits(le.Uint32(body[8:]))
 	f.budget.TargetError = math.Float32frombits(le.Uint32(body[12:]))
 	f.budget.Tokens = le.Uint64(body[16:])
+	f.budget.ReadWaitUs = le.Uint32(body[56:])
 	if ms := le.Uint32(body[24:]); ms != 0 {
 		f.timeout = time.Duration(ms) * time.Millisecond
 	}
@@ -344,7 +348,10 @@ func putResult(b []byte, it *batchItem, e *Error) []byte {
 	b = le.AppendUint32(b, flags)
 	b = le.AppendUint32(b, math.Float32bits(a.ErrorP95))
 	b = le.AppendUint32(b, a.CalibrationAudits)
-	return le.AppendUint64(b, a.BytesGpu)
+	for _, x := range [...]uint64{a.BytesGpu, a.TokensLate, a.BytesLate} {
+		b = le.AppendUint64(b, x)
+	}
+	return b
 }
 
 // putFloats writes an answer's output and lse to dst, which has room.

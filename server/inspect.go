@@ -49,7 +49,7 @@ func (x *inspectionService) GetStatus(context.Context, *kvtierv1.GetStatusReques
 func tierStatus(name string, u tiers.Usage) *kvtierv1.TierStatus {
 	return &kvtierv1.TierStatus{Name: name, BytesUsed: uint64(u.BytesUsed), BytesLimit: uint64(u.BytesLimit), Pieces: uint64(u.Pieces),
 		Hits: uint64(u.Hits), Misses: uint64(u.Misses), BytesRead: uint64(u.BytesRead), BytesWritten: uint64(u.BytesWritten),
-		Evictions: uint64(u.Evictions), Corruptions: uint64(u.Corruptions)}
+		Evictions: uint64(u.Evictions), Corruptions: uint64(u.Corruptions), LateReads: uint64(u.LateReads)}
 }
 
 // residentBytes is the process's resident set; 0 where the system does not say.

@@ -26,6 +26,7 @@ type metrics struct {
 	estimate   prometheus.Histogram
 	audits     *prometheus.CounterVec
 	missed     prometheus.Counter
+	late       prometheus.Counter
 	// of a GPU; nil where there is none
 	deviceErrors prometheus.Histogram
 	deviceFailed prometheus.Counter
@@ -52,12 +53,13 @@ func newMetrics(srv *Server) *metrics {
 	m.seconds = prometheus.NewHistogramVec(prometheus.HistogramOpts{Namespace: "kvtier", Name: "attend_seconds",
 		Help: "Time of one answer, by stage. Stages of several KV heads run at once and are summed.", Buckets: prometheus.ExponentialBuckets(20e-6, 2, 18)}, []string{"stage"})
 	m.tokens = prometheus.NewCounterVec(prometheus.CounterOpts{Namespace: "kvtier", Name: "attended_tokens_total",
-		Help: "Tokens by how they took part in answers, over KV heads."}, []string{"how"})
+		Help: "Tokens by how they took part in answers, over KV heads; late ones are among the others, too."}, []string{"how"})
 	m.auditError = prometheus.NewHistogram(prometheus.HistogramOpts{Namespace: "kvtier", Name: "audited_error",
 		Help: "True relative error of audited answers against reading all stored bytes.", Buckets: errBuckets})
 	m.audits = prometheus.NewCounterVec(prometheus.CounterOpts{Namespace: "kvtier", Name: "audits_total",
 		Help: "Audits, by layer and by whether the stated 95th percentile held."}, []string{"layer", "held"})
 	m.missed = counter("targets_missed_total", "Answers that said that they may err more than their target.")
+	m.late = counter("attends_late_total", "Answers that did without reads which did not come in time.")
 	m.estimate = prometheus.NewHistogram(prometheus.HistogramOpts{Namespace: "kvtier", Name: "estimated_error",
 		Help: "Estimated relative error of sparse answers.", Buckets: errBuckets})
 	m.registry.MustRegister(m.attends, m.seconds, m.tokens, m.auditError, m.estimate, m.audits,
@@ -108,6 +110,7 @@ func (m *metrics) tier(srv *Server, name string) {
 		{"tier_written_bytes_total", "Bytes put into the tier.", true, func(u tiers.Usage) int64 { return u.BytesWritten }},
 		{"tier_evictions_total", "Pieces evicted.", true, func(u tiers.Usage) int64 { return u.Evictions }},
 		{"tier_corruptions_total", "Blocks that failed their checksum.", true, func(u tiers.Usage) int64 { return u.Corruptions }},
+		{"tier_late_reads_total", "Reads that a call did not wait for any longer.", true, func(u tiers.Usage) int64 { return u.LateReads }},
 	} {
 		f := func() float64 { return float64(g.f(usage())) }
 		if g.total {
@@ -141,13 +144,16 @@ func (m *metrics) observe(a *kvtierv1.Account) {
 	if a.TargetMissed {
 		m.missed.Inc()
 	}
+	if a.TokensLate > 0 {
+		m.late.Inc()
+	}
 	if a.TokensEstimated > 0 {
 		m.estimate.Observe(float64(a.EstimatedError))
 	}
 	for stage, ns := range map[string]uint64{"score": a.NsScore, "scan": a.NsScan, "fetch": a.NsFetch, "exact_zone": a.NsExactZone, "total": a.NsTotal} {
 		m.seconds.WithLabelValues(stage).Observe(float64(ns) / 1e9)
 	}
-	for how, n := range map[string]uint64{"exact": a.TokensExact, "scanned": a.TokensScanned, "read": a.TokensRead, "estimated": a.TokensEstimated} {
+	for how, n := range map[string]uint64{"exact": a.TokensExact, "scanned": a.TokensScanned, "read": a.TokensRead, "estimated": a.TokensEstimated, "late": a.TokensLate} {
 		m.tokens.WithLabelValues(how).Add(float64(n))
 	}
 }

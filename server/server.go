@@ -31,6 +31,7 @@ type Options struct {
 	TailBytes     int64         // unquantised rows in RAM; 2 GiB
 	ReadAllTokens int           // contexts up to this length are read whole; 8,192. Negative: none
 	DefaultShare  float32       // budget of a call that names none; 0.2
+	ReadWait      time.Duration // longest wait for reads of keys and values of a call that names none; none: as long as it takes
 	AuditShare    float32       // share of sparse calls that are audited; 0.01. Negative: none
 	GPUAuditShare float32       // share of the calls that a GPU took part in that are audited; 0.01. Negative: none
 	Steer         bool          // divide a share among layers and KV heads by what their queries showed
@@ -78,6 +79,8 @@ func (o *Options) defaults() error {
 		return errors.New("a byte limit is negative")
 	case !(o.DefaultShare > 0 && o.DefaultShare <= 1):
 		return fmt.Errorf("the default share is %v, not in (0, 1]", o.DefaultShare)
+	case o.ReadWait < 0:
+		return fmt.Errorf("the longest wait for reads is %v, less than none", o.ReadWait)
 	case o.AuditShare > 1:
 		return fmt.Errorf("the audit share is %v, more than 1", o.AuditShare)
 	case o.GPUAuditShare > 1:

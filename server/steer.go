@@ -57,8 +57,8 @@ func (s *steering) learn(c *call) {
 	}
 	for h := range c.heads {
 		res := &c.heads[h]
-		if res.acc.Read == 0 {
-			continue // nothing sealed
+		if res.acc.Read == 0 || res.acc.Late > 0 {
+			continue // nothing sealed, or what it tells is of the disk, not of the head
 		}
 		at := [2]int{c.layer, h}
 		d := s.mu.heads[at]

@@ -53,8 +53,14 @@ type rig struct {
 
 func newRig(t testing.TB, o Options) *rig {
 	t.Helper()
+	return newRigAt(t, filepath.Join(t.TempDir(), "data"), o)
+}
+
+// newRigAt is newRig over a data folder.
+func newRigAt(t testing.TB, data string, o Options) *rig {
+	t.Helper()
 	dir := t.TempDir()
-	r := &rig{srv: openServer(t, filepath.Join(dir, "data"), o), socket: filepath.Join(dir, "f")}
+	r := &rig{srv: openServer(t, data, o), socket: filepath.Join(dir, "f")}
 	listen := func(name string) *net.UnixListener {
 		l, err := net.ListenUnix("unix", &net.UnixAddr{Name: name, Net: "unix"})
 		if err != nil {

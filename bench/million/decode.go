@@ -26,6 +26,9 @@ type DecodeReport struct {
 	FullBytes      float64 // what all sealed tokens of all layers take at 4 bits
 	HitRate        float64 // share of transferred bytes that RAM gave
 	Scanned, Read  float64 // tokens a step, mean, summed over KV heads and layers
+	LateCalls      float64 // share of calls of which some read was late
+	LateTokens     float64 // that are known less well for that, a step, as Scanned and Read
+	LateBytes      float64 // that they lack, a step
 	EstimatedError float64 // stated, mean over calls
 	CodecError     float64
 	Stages         Stages
@@ -115,8 +118,10 @@ func (r *run) decode(ctx context.Context) error {
 func (r *run) decodeWith(ctx context.Context, block *synth.Block, first, number, tokens int) error {
 	var steps, warm []*stepResult
 	audits := r.auditPlan()
+	b := budget(tokens)
+	b.ReadWaitUs = uint32(r.o.ReadWait.Microseconds())
 	for i := range r.o.Warm + r.o.Steps {
-		s, err := r.step(ctx, block, first+i, budget(tokens))
+		s, err := r.step(ctx, block, first+i, b)
 		if err != nil {
 			return err
 		}
@@ -207,6 +212,9 @@ func (d *DecodeReport) sum(steps []*stepResult) {
 	d.HitRate = d.RAMBytes / max(1, d.RAMBytes+d.NVMeBytes)
 	d.Scanned = of(func(a *kvtierv1.Account) float64 { return float64(a.TokensScanned) })
 	d.Read = of(func(a *kvtierv1.Account) float64 { return float64(a.TokensRead) })
+	d.LateTokens = of(func(a *kvtierv1.Account) float64 { return float64(a.TokensLate) })
+	d.LateBytes = of(func(a *kvtierv1.Account) float64 { return float64(a.BytesLate) })
+	d.LateCalls = of(func(a *kvtierv1.Account) float64 { return float64(min(a.TokensLate, 1)) }) / layers
 	d.EstimatedError = of(func(a *kvtierv1.Account) float64 { return float64(a.EstimatedError) }) / layers
 	d.CodecError = of(func(a *kvtierv1.Account) float64 { return float64(a.CodecError) }) / layers
 	ns := func(f func(a *kvtierv1.Account) uint64) float64 {

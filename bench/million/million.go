@@ -27,11 +27,12 @@ type Options struct {
 	Dense    int    // layers that are also answered from everything stored, once
 	RAM      string // limits of the daemon, as its flags take them
 	Disk     string
-	GPU      string // as kvtierd has it
-	Dir      string // parent of the run's folder; "": the system's
-	Keep     bool   // keep the folder
-	Folder   string // that an earlier run of the same geometry and seed kept: its context is asked, and kept
-	Kvtierd  string // the daemon to run; "": the one beside this program
+	GPU      string        // as kvtierd has it
+	ReadWait time.Duration // that a step's calls wait for reads of keys and values; 0: as long as it takes
+	Dir      string        // parent of the run's folder; "": the system's
+	Keep     bool          // keep the folder
+	Folder   string        // that an earlier run of the same geometry and seed kept: its context is asked, and kept
+	Kvtierd  string        // the daemon to run; "": the one beside this program
 	Say      func(format string, args ...any)
 }
 
@@ -43,6 +44,8 @@ func (o *Options) check() error {
 		return fmt.Errorf("%d tokens: more than %d take too long", o.Geometry.Tokens, 1<<24)
 	case len(o.Budgets) == 0 || slices.Min(o.Budgets) < 1:
 		return errors.New("a budget is a number of tokens, at least 1, and one is needed")
+	case o.ReadWait != 0 && (o.ReadWait < time.Microsecond || o.ReadWait >= time.Hour):
+		return fmt.Errorf("a wait of %v for reads: 1us to 1h, or 0 for as long as it takes", o.ReadWait)
 	case o.Steps < 1 || o.Warm < 0 || o.Audits < 0 || o.Dense < 0 || o.steps() > synth.BlockTokens:
 		return fmt.Errorf("%d steps, %d before them, with %d budgets: 1 to %d are possible together", o.Steps, o.Warm, len(o.Budgets), synth.BlockTokens)
 	}

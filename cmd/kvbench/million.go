@@ -57,6 +57,7 @@ func newMillion() *cobra.Command {
 	f.IntVar(&o.Dense, "dense", 2, "layers that are also answered from everything stored, once")
 	f.StringVar(&o.RAM, "ram", "2GiB", "limit of the daemon's RAM tier")
 	f.StringVar(&o.GPU, "gpu", "off", "limit of the daemon's GPU tier: off, auto or a size")
+	f.DurationVar(&o.ReadWait, "read-wait", 0, "longest wait of a step's calls for reads of keys and values from NVMe; 0: as long as it takes")
 	f.StringVar(&o.Disk, "disk", "8GiB", "limit of the daemon's NVMe tier")
 	f.StringVar(&o.Dir, "dir", "", "folder in which the run's own is made (default: that for temporary files)")
 	f.BoolVar(&o.Keep, "keep", false, "keep the run's folder")
@@ -115,6 +116,9 @@ func printDecode(line func(what, format string, args ...any), d *million.DecodeR
 		line("", "a step reads %.1f MiB in the memory of the GPU", d.GPUBytes/mib)
 	}
 	line("", "a step scans %.0f tokens and reads %.0f, over all layers and KV heads", d.Scanned, d.Read)
+	if d.LateCalls > 0 {
+		line("", "reads were late in %.3f of the calls: %.0f tokens and %.2f MiB a step", d.LateCalls, d.LateTokens, d.LateBytes/mib)
+	}
 	if len(d.Warm) > 0 {
 		line("", "steps before: ms, by tenths: %s; MiB from NVMe: %s", numbers("%.0f", 1, d.Warm), numbers("%.1f", mib, d.WarmNVMe))
 	}

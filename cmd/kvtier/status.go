@@ -50,13 +50,13 @@ func statusTable(w io.Writer, s *kvtierv1.GetStatusResponse) {
 	}
 	columns(w, rows)
 	heading(w, "Tiers")
-	rows = [][]string{{"TIER", "USED", "PIECES", "HITS", "READ", "WRITTEN", "EVICTED", "DAMAGED"}}
+	rows = [][]string{{"TIER", "USED", "PIECES", "HITS", "READ", "WRITTEN", "EVICTED", "LATE", "DAMAGED"}}
 	for _, t := range s.GetTiers() {
 		rows = append(rows, []string{
 			t.GetName(), used(t.GetBytesUsed(), t.GetBytesLimit()), count(t.GetPieces()),
 			percent(t.GetHits(), t.GetHits()+t.GetMisses()),
 			size.Format(t.GetBytesRead()), size.Format(t.GetBytesWritten()),
-			count(t.GetEvictions()), count(t.GetCorruptions()),
+			count(t.GetEvictions()), count(t.GetLateReads()), count(t.GetCorruptions()),
 		})
 	}
 	columns(w, rows)

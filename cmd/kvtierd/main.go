@@ -27,6 +27,7 @@ func open(ctx context.Context, c *daemon.Config, log *slog.Logger) (daemon.Backe
 		TailBytes:     int64(c.Tail),
 		ReadAllTokens: orNone(c.ReadAll),
 		DefaultShare:  c.Share,
+		ReadWait:      c.ReadWait,
 		AuditShare:    orNone(c.Audit),
 		GPUAuditShare: orNone(c.GPUAudit),
 		Steer:         c.Steer,

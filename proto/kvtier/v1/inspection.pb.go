@@ -24,16 +24,18 @@ const (
 type TierStatus struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// "gpu", "ram" or "nvme".
-	Name          string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
-	BytesUsed     uint64 `protobuf:"varint,2,opt,name=bytes_used,json=bytesUsed,proto3" json:"bytes_used,omitempty"`
-	BytesLimit    uint64 `protobuf:"varint,3,opt,name=bytes_limit,json=bytesLimit,proto3" json:"bytes_limit,omitempty"`
-	Pieces        uint64 `protobuf:"varint,4,opt,name=pieces,proto3" json:"pieces,omitempty"`
-	Hits          uint64 `protobuf:"varint,5,opt,name=hits,proto3" json:"hits,omitempty"`
-	Misses        uint64 `protobuf:"varint,6,opt,name=misses,proto3" json:"misses,omitempty"`
-	BytesRead     uint64 `protobuf:"varint,7,opt,name=bytes_read,json=bytesRead,proto3" json:"bytes_read,omitempty"`
-	BytesWritten  uint64 `protobuf:"varint,8,opt,name=bytes_written,json=bytesWritten,proto3" json:"bytes_written,omitempty"`
-	Evictions     uint64 `protobuf:"varint,9,opt,name=evictions,proto3" json:"evictions,omitempty"`
-	Corruptions   uint64 `protobuf:"varint,10,opt,name=corruptions,proto3" json:"corruptions,omitempty"`
+	Name         string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	BytesUsed    uint64 `protobuf:"varint,2,opt,name=bytes_used,json=bytesUsed,proto3" json:"bytes_used,omitempty"`
+	BytesLimit   uint64 `protobuf:"varint,3,opt,name=bytes_limit,json=bytesLimit,proto3" json:"bytes_limit,omitempty"`
+	Pieces       uint64 `protobuf:"varint,4,opt,name=pieces,proto3" json:"pieces,omitempty"`
+	Hits         uint64 `protobuf:"varint,5,opt,name=hits,proto3" json:"hits,omitempty"`
+	Misses       uint64 `protobuf:"varint,6,opt,name=misses,proto3" json:"misses,omitempty"`
+	BytesRead    uint64 `protobuf:"varint,7,opt,name=bytes_read,json=bytesRead,proto3" json:"bytes_read,omitempty"`
+	BytesWritten uint64 `protobuf:"varint,8,opt,name=bytes_written,json=bytesWritten,proto3" json:"bytes_written,omitempty"`
+	Evictions    uint64 `protobuf:"varint,9,opt,name=evictions,proto3" json:"evictions,omitempty"`
+	Corruptions  uint64 `protobuf:"varint,10,opt,name=corruptions,proto3" json:"corruptions,omitempty"`
+	// Reads that a call did not wait for any longer (Budget.read_wait_us).
+	LateReads     uint64 `protobuf:"varint,11,opt,name=late_reads,json=lateReads,proto3" json:"late_reads,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -134,6 +136,13 @@ func (x *TierStatus) GetEvictions() uint64 {
 func (x *TierStatus) GetCorruptions() uint64 {
 	if x != nil {
 		return x.Corruptions
+	}
+	return 0
+}
+
+func (x *TierStatus) GetLateReads() uint64 {
+	if x != nil {
+		return x.LateReads
 	}
 	return 0
 }
@@ -2067,7 +2076,7 @@ var File_kvtier_v1_inspection_proto protoreflect.FileDescriptor
 
 const file_kvtier_v1_inspection_proto_rawDesc = "" +
 	"\n" +
-	"\x1akvtier/v1/inspection.proto\x12\tkvtier.v1\x1a\x15kvtier/v1/types.proto\"\xa8\x02\n" +
+	"\x1akvtier/v1/inspection.proto\x12\tkvtier.v1\x1a\x15kvtier/v1/types.proto\"\xc7\x02\n" +
 	"\n" +
 	"TierStatus\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1d\n" +
@@ -2083,7 +2092,9 @@ const file_kvtier_v1_inspection_proto_rawDesc = "" +
 	"\rbytes_written\x18\b \x01(\x04R\fbytesWritten\x12\x1c\n" +
 	"\tevictions\x18\t \x01(\x04R\tevictions\x12 \n" +
 	"\vcorruptions\x18\n" +
-	" \x01(\x04R\vcorruptions\"\x93\x01\n" +
+	" \x01(\x04R\vcorruptions\x12\x1d\n" +
+	"\n" +
+	"late_reads\x18\v \x01(\x04R\tlateReads\"\x93\x01\n" +
 	"\tGPUAudits\x12\x1a\n" +
 	"\bcompared\x18\x01 \x01(\x04R\bcompared\x12#\n" +
 	"\rlargest_error\x18\x02 \x01(\x01R\flargestError\x12*\n" +

@@ -580,7 +580,13 @@ type Budget struct {
 	Tokens uint64 `protobuf:"varint,3,opt,name=tokens,proto3" json:"tokens,omitempty"`
 	// For MODE_TARGET: largest relative error of the output in 95 % of calls, in (0, 1), the codec's
 	// own included.
-	TargetError   float32 `protobuf:"fixed32,4,opt,name=target_error,json=targetError,proto3" json:"target_error,omitempty"`
+	TargetError float32 `protobuf:"fixed32,4,opt,name=target_error,json=targetError,proto3" json:"target_error,omitempty"`
+	// For MODE_BUDGET: the longest that the call waits for reads of keys and values from NVMe, in
+	// microseconds, all its waiting together. What has not come by then is late: the tokens it is of are
+	// estimated by what is known of them already, and the account says so. Page means, unquantised
+	// rows and whatever is read whole are waited for. 0: the daemon's --read-wait; 4294967295: for as
+	// long as it takes, as in the other modes.
+	ReadWaitUs    uint32 `protobuf:"varint,5,opt,name=read_wait_us,json=readWaitUs,proto3" json:"read_wait_us,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -643,6 +649,13 @@ func (x *Budget) GetTargetError() float32 {
 	return 0
 }
 
+func (x *Budget) GetReadWaitUs() uint32 {
+	if x != nil {
+		return x.ReadWaitUs
+	}
+	return 0
+}
+
 // Account is what an answer cost and how good it is believed to be.
 type Account struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -686,7 +699,12 @@ type Account struct {
 	// deadline did not.
 	TargetMissed bool `protobuf:"varint,19,opt,name=target_missed,json=targetMissed,proto3" json:"target_missed,omitempty"`
 	// Sealed bytes that a GPU read of its own memory: it reads all that it holds.
-	BytesGpu      uint64 `protobuf:"varint,20,opt,name=bytes_gpu,json=bytesGpu,proto3" json:"bytes_gpu,omitempty"`
+	BytesGpu uint64 `protobuf:"varint,20,opt,name=bytes_gpu,json=bytesGpu,proto3" json:"bytes_gpu,omitempty"`
+	// Tokens that are known less well than was asked for, because a read was late (Budget.read_wait_us):
+	// by fewer bits of their keys, by a mean value, or by means alone. The errors count them as such.
+	TokensLate uint64 `protobuf:"varint,21,opt,name=tokens_late,json=tokensLate,proto3" json:"tokens_late,omitempty"`
+	// Bytes asked for that were late. They are read on, and lie in memory when they are wanted next.
+	BytesLate     uint64 `protobuf:"varint,22,opt,name=bytes_late,json=bytesLate,proto3" json:"bytes_late,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -861,6 +879,20 @@ func (x *Account) GetBytesGpu() uint64 {
 	return 0
 }
 
+func (x *Account) GetTokensLate() uint64 {
+	if x != nil {
+		return x.TokensLate
+	}
+	return 0
+}
+
+func (x *Account) GetBytesLate() uint64 {
+	if x != nil {
+		return x.BytesLate
+	}
+	return 0
+}
+
 var File_kvtier_v1_types_proto protoreflect.FileDescriptor
 
 const file_kvtier_v1_types_proto_rawDesc = "" +
@@ -894,12 +926,14 @@ const file_kvtier_v1_types_proto_rawDesc = "" +
 	"crash_safe\x18\x02 \x01(\x04R\tcrashSafe\x12\x1d\n" +
 	"\n" +
 	"power_safe\x18\x03 \x01(\x04R\tpowerSafe\x12\x16\n" +
-	"\x06sealed\x18\x04 \x01(\x04R\x06sealed\"\x84\x01\n" +
+	"\x06sealed\x18\x04 \x01(\x04R\x06sealed\"\xa6\x01\n" +
 	"\x06Budget\x12)\n" +
 	"\x04mode\x18\x01 \x01(\x0e2\x15.kvtier.v1.AttendModeR\x04mode\x12\x14\n" +
 	"\x05share\x18\x02 \x01(\x02R\x05share\x12\x16\n" +
 	"\x06tokens\x18\x03 \x01(\x04R\x06tokens\x12!\n" +
-	"\ftarget_error\x18\x04 \x01(\x02R\vtargetError\"\xb5\x05\n" +
+	"\ftarget_error\x18\x04 \x01(\x02R\vtargetError\x12 \n" +
+	"\fread_wait_us\x18\x05 \x01(\rR\n" +
+	"readWaitUs\"\xf5\x05\n" +
 	"\aAccount\x12!\n" +
 	"\ftokens_exact\x18\x01 \x01(\x04R\vtokensExact\x12%\n" +
 	"\x0etokens_scanned\x18\x02 \x01(\x04R\rtokensScanned\x12\x1f\n" +
@@ -925,7 +959,11 @@ const file_kvtier_v1_types_proto_rawDesc = "" +
 	"\terror_p95\x18\x11 \x01(\x02R\berrorP95\x12-\n" +
 	"\x12calibration_audits\x18\x12 \x01(\rR\x11calibrationAudits\x12#\n" +
 	"\rtarget_missed\x18\x13 \x01(\bR\ftargetMissed\x12\x1b\n" +
-	"\tbytes_gpu\x18\x14 \x01(\x04R\bbytesGpu*n\n" +
+	"\tbytes_gpu\x18\x14 \x01(\x04R\bbytesGpu\x12\x1f\n" +
+	"\vtokens_late\x18\x15 \x01(\x04R\n" +
+	"tokensLate\x12\x1d\n" +
+	"\n" +
+	"bytes_late\x18\x16 \x01(\x04R\tbytesLate*n\n" +
 	"\vElementType\x12\x1c\n" +
 	"\x18ELEMENT_TYPE_UNSPECIFIED\x10\x00\x12\x14\n" +
 	"\x10ELEMENT_TYPE_F32\x10\x01\x12\x15\n" +

@@ -8,7 +8,7 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class TierStatus(_message.Message):
-    __slots__ = ("name", "bytes_used", "bytes_limit", "pieces", "hits", "misses", "bytes_read", "bytes_written", "evictions", "corruptions")
+    __slots__ = ("name", "bytes_used", "bytes_limit", "pieces", "hits", "misses", "bytes_read", "bytes_written", "evictions", "corruptions", "late_reads")
     NAME_FIELD_NUMBER: _ClassVar[int]
     BYTES_USED_FIELD_NUMBER: _ClassVar[int]
     BYTES_LIMIT_FIELD_NUMBER: _ClassVar[int]
@@ -19,6 +19,7 @@ class TierStatus(_message.Message):
     BYTES_WRITTEN_FIELD_NUMBER: _ClassVar[int]
     EVICTIONS_FIELD_NUMBER: _ClassVar[int]
     CORRUPTIONS_FIELD_NUMBER: _ClassVar[int]
+    LATE_READS_FIELD_NUMBER: _ClassVar[int]
     name: str
     bytes_used: int
     bytes_limit: int
@@ -29,7 +30,8 @@ class TierStatus(_message.Message):
     bytes_written: int
     evictions: int
     corruptions: int
-    def __init__(self, name: _Optional[str] = ..., bytes_used: _Optional[int] = ..., bytes_limit: _Optional[int] = ..., pieces: _Optional[int] = ..., hits: _Optional[int] = ..., misses: _Optional[int] = ..., bytes_read: _Optional[int] = ..., bytes_written: _Optional[int] = ..., evictions: _Optional[int] = ..., corruptions: _Optional[int] = ...) -> None: ...
+    late_reads: int
+    def __init__(self, name: _Optional[str] = ..., bytes_used: _Optional[int] = ..., bytes_limit: _Optional[int] = ..., pieces: _Optional[int] = ..., hits: _Optional[int] = ..., misses: _Optional[int] = ..., bytes_read: _Optional[int] = ..., bytes_written: _Optional[int] = ..., evictions: _Optional[int] = ..., corruptions: _Optional[int] = ..., late_reads: _Optional[int] = ...) -> None: ...
 
 class GPUAudits(_message.Message):
     __slots__ = ("compared", "largest_error", "largest_lse_error", "given_up")

@@ -108,19 +108,21 @@ class Ack(_message.Message):
     def __init__(self, accepted: _Optional[int] = ..., crash_safe: _Optional[int] = ..., power_safe: _Optional[int] = ..., sealed: _Optional[int] = ...) -> None: ...
 
 class Budget(_message.Message):
-    __slots__ = ("mode", "share", "tokens", "target_error")
+    __slots__ = ("mode", "share", "tokens", "target_error", "read_wait_us")
     MODE_FIELD_NUMBER: _ClassVar[int]
     SHARE_FIELD_NUMBER: _ClassVar[int]
     TOKENS_FIELD_NUMBER: _ClassVar[int]
     TARGET_ERROR_FIELD_NUMBER: _ClassVar[int]
+    READ_WAIT_US_FIELD_NUMBER: _ClassVar[int]
     mode: AttendMode
     share: float
     tokens: int
     target_error: float
-    def __init__(self, mode: _Optional[_Union[AttendMode, str]] = ..., share: _Optional[float] = ..., tokens: _Optional[int] = ..., target_error: _Optional[float] = ...) -> None: ...
+    read_wait_us: int
+    def __init__(self, mode: _Optional[_Union[AttendMode, str]] = ..., share: _Optional[float] = ..., tokens: _Optional[int] = ..., target_error: _Optional[float] = ..., read_wait_us: _Optional[int] = ...) -> None: ...
 
 class Account(_message.Message):
-    __slots__ = ("tokens_exact", "tokens_scanned", "tokens_read", "tokens_estimated", "bytes_ram", "bytes_nvme", "bytes_full", "bytes_exact_zone", "estimated_error", "codec_error", "ns_score", "ns_scan", "ns_fetch", "ns_exact_zone", "ns_total", "mode", "error_p95", "calibration_audits", "target_missed", "bytes_gpu")
+    __slots__ = ("tokens_exact", "tokens_scanned", "tokens_read", "tokens_estimated", "bytes_ram", "bytes_nvme", "bytes_full", "bytes_exact_zone", "estimated_error", "codec_error", "ns_score", "ns_scan", "ns_fetch", "ns_exact_zone", "ns_total", "mode", "error_p95", "calibration_audits", "target_missed", "bytes_gpu", "tokens_late", "bytes_late")
     TOKENS_EXACT_FIELD_NUMBER: _ClassVar[int]
     TOKENS_SCANNED_FIELD_NUMBER: _ClassVar[int]
     TOKENS_READ_FIELD_NUMBER: _ClassVar[int]
@@ -141,6 +143,8 @@ class Account(_message.Message):
     CALIBRATION_AUDITS_FIELD_NUMBER: _ClassVar[int]
     TARGET_MISSED_FIELD_NUMBER: _ClassVar[int]
     BYTES_GPU_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_LATE_FIELD_NUMBER: _ClassVar[int]
+    BYTES_LATE_FIELD_NUMBER: _ClassVar[int]
     tokens_exact: int
     tokens_scanned: int
     tokens_read: int
@@ -161,4 +165,6 @@ class Account(_message.Message):
     calibration_audits: int
     target_missed: bool
     bytes_gpu: int
-    def __init__(self, tokens_exact: _Optional[int] = ..., tokens_scanned: _Optional[int] = ..., tokens_read: _Optional[int] = ..., tokens_estimated: _Optional[int] = ..., bytes_ram: _Optional[int] = ..., bytes_nvme: _Optional[int] = ..., bytes_full: _Optional[int] = ..., bytes_exact_zone: _Optional[int] = ..., estimated_error: _Optional[float] = ..., codec_error: _Optional[float] = ..., ns_score: _Optional[int] = ..., ns_scan: _Optional[int] = ..., ns_fetch: _Optional[int] = ..., ns_exact_zone: _Optional[int] = ..., ns_total: _Optional[int] = ..., mode: _Optional[_Union[AttendMode, str]] = ..., error_p95: _Optional[float] = ..., calibration_audits: _Optional[int] = ..., target_missed: bool = ..., bytes_gpu: _Optional[int] = ...) -> None: ...
+    tokens_late: int
+    bytes_late: int
+    def __init__(self, tokens_exact: _Optional[int] = ..., tokens_scanned: _Optional[int] = ..., tokens_read: _Optional[int] = ..., tokens_estimated: _Optional[int] = ..., bytes_ram: _Optional[int] = ..., bytes_nvme: _Optional[int] = ..., bytes_full: _Optional[int] = ..., bytes_exact_zone: _Optional[int] = ..., estimated_error: _Optional[float] = ..., codec_error: _Optional[float] = ..., ns_score: _Optional[int] = ..., ns_scan: _Optional[int] = ..., ns_fetch: _Optional[int] = ..., ns_exact_zone: _Optional[int] = ..., ns_total: _Optional[int] = ..., mode: _Optional[_Union[AttendMode, str]] = ..., error_p95: _Optional[float] = ..., calibration_audits: _Optional[int] = ..., target_missed: bool = ..., bytes_gpu: _Optional[int] = ..., tokens_late: _Optional[int] = ..., bytes_late: _Optional[int] = ...) -> None: ...

@@ -13,4 +13,6 @@
 //
 // After a kill (Disk.Kill) everything is there, as the page cache outlives a
 // process, but what was not durable is not durable yet.
+//
+// A Sticky file system is another one whose reads are slow, or get stuck.
 package filestest

@@ -32,6 +32,7 @@ type Config struct {
 	GPUAudit        float32
 	ReadAll         int
 	Share, Audit    float32
+	ReadWait        time.Duration // 0: as long as it takes
 	Steer           bool
 	SyncInterval    time.Duration
 	ShutdownTimeout time.Duration
@@ -74,6 +75,7 @@ func (c *Config) defineFlags() *actions {
 	f.Var(&c.Tail, "tail", "limit of unquantised rows in RAM")
 	f.IntVar(&c.ReadAll, "read-all", 8192, "contexts of up to this many tokens are read whole")
 	f.Float32Var(&c.Share, "share", 0.2, "share of the stored bytes that a query may read when it names no budget")
+	f.DurationVar(&c.ReadWait, "read-wait", 0, "longest wait of a sparse call for reads of keys and values from NVMe, when it names none: what is late is estimated; 0: as long as it takes")
 	f.Float32Var(&c.Audit, "audit", 0.01, "share of sparse calls that are also answered from everything, in the background")
 	f.BoolVar(&c.Steer, "steer", false, "divide a share among layers and heads by how much their answers erred before: answers then depend on what was asked before")
 	f.DurationVar(&c.SyncInterval, "sync-interval", 20*time.Millisecond, "the log of open tails is synced to disk this often")
@@ -170,6 +172,7 @@ func (c *Config) checkValues() error {
 	require(c.Tail > 0, "--tail %v: a limit must be above 0", c.Tail)
 	require(c.ReadAll >= 0, "--read-all %d: it must not be negative", c.ReadAll)
 	require(c.Share > 0 && c.Share <= 1, "--share %v: it must be above 0 and at most 1", c.Share)
+	require(c.ReadWait == 0 || c.ReadWait >= time.Microsecond, "--read-wait %v: it must be 0, for as long as it takes, or at least 1us", c.ReadWait)
 	require(c.Audit >= 0 && c.Audit <= 1, "--audit %v: it must be from 0 to 1", c.Audit)
 	require(c.SyncInterval > 0, "--sync-interval %v: it must be above 0", c.SyncInterval)
 	require(c.ShutdownTimeout > 0, "--shutdown-timeout %v: it must be above 0", c.ShutdownTimeout)
