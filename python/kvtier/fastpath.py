@@ -32,7 +32,7 @@ from kvtier.types import Account, Ack, AttendItem, AttendMode, AttendResult, Bud
 __all__ = ["FastClient"]
 
 MAGIC = 0x31465654
-VERSION = 4
+VERSION = 5
 MAX_BODY = 268_435_456
 MAX_REGION = 1 << 30
 
@@ -45,13 +45,13 @@ FRAME = struct.Struct("<IBBHIIQ")
 # there, zero.
 APPEND = struct.Struct("<QQIIBBHIIIQII")
 # Attend: layer, dtype, mode, items, share, target error, tokens, timeout in ms, region, offset,
-# results' region, bytes of the data, results' offset.
-ATTEND = struct.Struct("<IBBHffQIIQIIQ")
+# results' region, bytes of the data, results' offset, longest wait for reads in us, zero.
+ATTEND = struct.Struct("<IBBHffQIIQIIQII")
 # Item: handle, start, n, flags.
 ITEM = struct.Struct("<QQII")
 # Result: code, message length, ack x 4, account x 8, 2 errors, 5 times, mode, flags,
-# 95th percentile of the error, audits behind it.
-RESULT = struct.Struct("<II4Q8Q2f5QIIfIQ")
+# 95th percentile of the error, audits behind it, bytes read by a GPU, tokens and bytes late.
+RESULT = struct.Struct("<II4Q8Q2f5QIIfI3Q")
 ACK = struct.Struct("<QQQQ")
 
 FLAG_CONVERT, FLAG_SPARSE = 1, 2
@@ -264,7 +264,7 @@ class FastClient:
             ATTEND.pack_into(
                 head, 0, layer, element, budget.mode, len(items), budget.share_of_bytes,
                 budget.target_error, budget.token_count, max(1, int(seconds * 1000)),
-                region, 0, out_region, size, 0,
+                region, 0, out_region, size, 0, budget.read_wait_us, 0,
             )  # fmt: skip
             for i, item in enumerate(items):
                 offset = ATTEND.size + ITEM.size * i
@@ -467,7 +467,7 @@ class FastClient:
 
 
 def _account_of(record: tuple[Any, ...]) -> Callable[[], Account]:
-    return lambda: Account(*(*record[6:21], AttendMode(record[21]), record[23], record[24], bool(record[22] & _TARGET_MISSED), record[25]))
+    return lambda: Account(*(*record[6:21], AttendMode(record[21]), record[23], record[24], bool(record[22] & _TARGET_MISSED), *record[25:28]))
 
 
 def _unavailable(message: str) -> UnavailableError:

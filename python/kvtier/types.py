@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import math
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -36,6 +37,7 @@ __all__ = [
 ]
 
 _INVALID = grpc.StatusCode.INVALID_ARGUMENT
+_WAIT_FOREVER = 0xFFFFFFFF
 
 if sys.byteorder != "little":  # the protocol is little-endian and arrays are sent as they lie
     raise ImportError("kvtier needs a little-endian machine")
@@ -110,6 +112,7 @@ class Budget:
     share_of_bytes: float = 0.0
     token_count: int = 0
     target_error: float = 0.0
+    read_wait: float | None = None
 
     @classmethod
     def default(cls) -> Budget:
@@ -140,12 +143,36 @@ class Budget:
         """
         return cls(AttendMode.TARGET, share_of_bytes=at_most, target_error=error)
 
+    def waiting(self, seconds: float | None) -> Budget:
+        """The same budget for a call that waits so long for keys and values from disk, and no longer.
+
+        What has not come by then is late: its tokens are estimated by what is known of them already,
+        and ``Account.tokens_late`` and ``bytes_late`` say how much that was. None is the daemon's
+        ``--read-wait``, ``math.inf`` as long as it takes. Of budgets by share or tokens only; in
+        the other modes everything is waited for.
+        """
+        if seconds is not None and not seconds > 0:
+            raise InvalidArgumentError(
+                f"a call cannot wait {seconds} s: give a time above 0, math.inf, or None", code=_INVALID
+            )
+        return dataclasses.replace(self, read_wait=seconds)
+
+    @property
+    def read_wait_us(self) -> int:
+        """``read_wait`` as the protocol has it."""
+        if self.read_wait is None:
+            return 0
+        if math.isinf(self.read_wait):
+            return _WAIT_FOREVER
+        return min(max(1, round(self.read_wait * 1e6)), _WAIT_FOREVER - 1)
+
     def to_proto(self) -> pb.Budget:
         return pb.Budget(
             mode=int(self.mode),  # type: ignore[arg-type]
             share=self.share_of_bytes,
             tokens=self.token_count,
             target_error=self.target_error,
+            read_wait_us=self.read_wait_us,
         )
 
 
@@ -179,7 +206,9 @@ class Account:
     transfer. Errors are relative (0.01 is one percent), times are nanoseconds. ``estimated_error``
     and ``error_p95`` are against reading everything stored: what audits of such calls find in the
     middle case, and what 95 % of them stay under; ``calibration_audits`` is how many audits of the
-    layer stand behind both. ``target_missed`` says that a target may not be met.
+    layer stand behind both. ``target_missed`` says that a target may not be met. ``tokens_late`` are
+    known less well than was asked for, because ``bytes_late`` did not come in time
+    (``Budget.waiting``); the errors count them so.
     """
 
     tokens_exact: int = 0
@@ -202,6 +231,8 @@ class Account:
     calibration_audits: int = 0
     target_missed: bool = False
     bytes_gpu: int = 0
+    tokens_late: int = 0
+    bytes_late: int = 0
 
     @property
     def bytes_sealed(self) -> int:
@@ -222,6 +253,7 @@ class Account:
             a.estimated_error, a.codec_error,
             a.ns_score, a.ns_scan, a.ns_fetch, a.ns_exact_zone, a.ns_total,
             AttendMode(a.mode), a.error_p95, a.calibration_audits, a.target_missed, a.bytes_gpu,
+            a.tokens_late, a.bytes_late,
         )  # fmt: skip
 
     @classmethod

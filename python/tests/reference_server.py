@@ -58,7 +58,7 @@ class Store:
         self.spans: dict[str, list[pb.Span]] = {}
         self.queries: list[tuple[str, int, int, np.ndarray]] = []
         self.handles: dict[int, str] = {}
-        self.budgets: list[tuple[int, float, int, float]] = []
+        self.budgets: list[tuple[int, float, int, float, int]] = []
         self.counter = itertools.count(1)
         self.refuse_appends = 0
 
@@ -231,7 +231,7 @@ class GrpcServer(srpc.SequenceServiceServicer, irpc.InspectionServiceServicer):
         budget = request.budget
         results = []
         with self.store.lock:
-            self.store.budgets.append((budget.mode, budget.share, budget.tokens, budget.target_error))
+            self.store.budgets.append((budget.mode, budget.share, budget.tokens, budget.target_error, budget.read_wait_us))
             for item in request.items:
                 try:
                     results.append(self._attend_one(request, item))
@@ -322,7 +322,7 @@ class FastServer:
                 if not head:
                     return
                 magic, version, op, zero, request_id, status, length = struct.unpack("<4sBBHIIQ", head)
-                assert (magic, version, zero, status) == (b"TVF1", 4, 0, 0)
+                assert (magic, version, zero, status) == (b"TVF1", 5, 0, 0)
                 body = b""
                 while len(body) < length:
                     body += connection.recv(length - len(body))
@@ -336,7 +336,7 @@ class FastServer:
                 if self.answer is not None:
                     connection.sendall(self.answer)
                     return
-                frame = struct.pack("<4sBBHIIQ", b"TVF1", 4, op | 0x80, 0, request_id, code, len(reply))
+                frame = struct.pack("<4sBBHIIQ", b"TVF1", 5, op | 0x80, 0, request_id, code, len(reply))
                 # In two parts: a reply may arrive in pieces.
                 connection.sendall(frame[:10])
                 connection.sendall(frame[10:] + reply)
@@ -344,8 +344,8 @@ class FastServer:
     def _answer(self, op: int, body: bytes, descriptors: list[int], regions: dict[int, mmap.mmap]) -> bytes:
         store = self.store
         if op == 1:
-            assert struct.unpack("<I", body) == (4,)
-            return struct.pack("<IQ", 4, 268435456)
+            assert struct.unpack("<I", body) == (5,)
+            return struct.pack("<IQ", 5, 268435456)
         if op == 2:
             region, size = struct.unpack("<IQ", body)
             (descriptor,) = descriptors
@@ -394,11 +394,11 @@ class FastServer:
 
     def _attend(self, body: bytes, regions: dict[int, mmap.mmap]) -> bytes:
         (layer, dtype, mode, count, share, target, tokens, timeout, region, offset, out_region, size,
-         out_offset) = struct.unpack_from("<IBBHffQIIQIIQ", body)  # fmt: skip
-        assert bool(size) == bool(region) and offset % 64 == 0 and out_offset % 64 == 0 and timeout > 0
-        self.store.budgets.append((mode, share, tokens, target))
-        items = [struct.unpack_from("<QQII", body, 56 + 24 * i) for i in range(count)]
-        data = bytes(regions[region][offset : offset + size]) if region else body[56 + 24 * count :]
+         out_offset, wait, zero) = struct.unpack_from("<IBBHffQIIQIIQII", body)  # fmt: skip
+        assert zero == 0 and bool(size) == bool(region) and offset % 64 == 0 and out_offset % 64 == 0 and timeout > 0
+        self.store.budgets.append((mode, share, tokens, target, wait))
+        items = [struct.unpack_from("<QQII", body, 64 + 24 * i) for i in range(count)]
+        data = bytes(regions[region][offset : offset + size]) if region else body[64 + 24 * count :]
         at, records, messages, outputs = 0, [], [], []
         for handle, start, n, flags in items:
             sequence = self.store.handles[handle]
@@ -442,9 +442,9 @@ class FastServer:
                 + struct.pack("<2f", 0.25, 0.5)
                 + struct.pack("<5Q", 21, 22, 23, 24, 25)
                 + struct.pack("<II", 2, 1)
-                + struct.pack("<fIQ", 0.75, 26, 27)
+                + struct.pack("<fI3Q", 0.75, 26, 27, 28, 29)
             )
-            assert len(records[-1]) == 176
+            assert len(records[-1]) == 192
         reply = struct.pack("<II", count, 0) + b"".join(records) + b"".join(messages)
         joined = b"".join(outputs)
         if out_region:

@@ -53,13 +53,13 @@ def test_append_and_attend(way: Client | FastClient, store: Store, sequence: str
     assert np.array_equal(store.queries[0][3], sample)
     q, k1, v1 = rows(rng, 3, 4), rows(rng, 3), rows(rng, 3)
     for layer in range(2):
-        result = way.attend(sequence, layer, 20, q, k=k1, v=v1, token_ids=[7, 8, 9], budget=Budget.share(0.2))
+        result = way.attend(sequence, layer, 20, q, k=k1, v=v1, token_ids=[7, 8, 9], budget=Budget.share(0.2).waiting(0.02))
         output, lse = store.attend(sequence, layer, 20, q)
         assert np.array_equal(result.output, output) and np.array_equal(result.lse, lse)
         assert result.output.dtype == np.float32 and result.account.bytes_sealed > 0
     assert result.ack.accepted == 23 and store.token_ids[sequence][22] == 9
-    mode, share, tokens, target = store.budgets[-1]
-    assert (mode, tokens, target) == (2, 0, 0.0) and share == pytest.approx(0.2)
+    mode, share, tokens, target, wait = store.budgets[-1]
+    assert (mode, tokens, target, wait) == (2, 0, 0.0, 20_000) and share == pytest.approx(0.2)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float16, np.uint16])
@@ -143,7 +143,7 @@ def test_account_fields(fast_server: tuple[FastServer, str], store: Store, seque
         account = fast.attend(sequence, 0, 0, np.zeros((1, 4, 16), np.float32)).account
     assert account == kvtier.Account(
         11, 12, 13, 14, 15, 16, 17, 18, 0.25, 0.5, 21, 22, 23, 24, 25, kvtier.AttendMode.BUDGET,
-        0.75, 26, True, 27,
+        0.75, 26, True, 27, 28, 29,
     )  # fmt: skip
 
 
@@ -180,10 +180,10 @@ def test_handles_are_opened_once(fast_server: tuple[FastServer, str], store: Sto
         b"TVF1",
         struct.pack("<4sBBHIIQ", b"XXXX", 1, 0x85, 0, 3, 0, 0),
         struct.pack("<4sBBHIIQ", b"TVF1", 9, 0x85, 0, 3, 0, 0),
-        struct.pack("<4sBBHIIQ", b"TVF1", 4, 0x86, 0, 3, 0, 0),
-        struct.pack("<4sBBHIIQ", b"TVF1", 3, 0x85, 0, 999, 0, 0),
-        struct.pack("<4sBBHIIQ", b"TVF1", 3, 0x85, 0, 3, 0, 1 << 40),
-        struct.pack("<4sBBHIIQ", b"TVF1", 3, 0x85, 0, 3, 0, 32) + b"short",
+        struct.pack("<4sBBHIIQ", b"TVF1", 5, 0x86, 0, 3, 0, 0),
+        struct.pack("<4sBBHIIQ", b"TVF1", 5, 0x85, 0, 999, 0, 0),
+        struct.pack("<4sBBHIIQ", b"TVF1", 5, 0x85, 0, 3, 0, 1 << 40),
+        struct.pack("<4sBBHIIQ", b"TVF1", 5, 0x85, 0, 3, 0, 32) + b"short",
     ],
 )  # fmt: skip
 def test_broken_replies_close_the_connection(fast_server: tuple[FastServer, str], sequence: str, answer: bytes) -> None:

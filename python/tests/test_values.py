@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import grpc
 import numpy as np
 import pytest
@@ -37,6 +39,15 @@ def test_budgets_reach_the_wire() -> None:
     assert Budget.target(0.01).to_proto().target_error == pytest.approx(0.01)
     assert Budget.exact().to_proto().mode == AttendMode.EXACT
     assert Budget.default().to_proto().mode == AttendMode.UNSPECIFIED
+
+
+def test_waits_reach_the_wire() -> None:
+    for seconds, us in [(None, 0), (0.02, 20_000), (1e-9, 1), (1e9, 0xFFFFFFFE), (math.inf, 0xFFFFFFFF)]:
+        budget = Budget.share(0.2).waiting(seconds)
+        assert budget.to_proto().read_wait_us == us and budget.share_of_bytes == 0.2
+    for seconds in (0, -1.0, math.nan):
+        with pytest.raises(kvtier.InvalidArgumentError):
+            Budget.tokens(9).waiting(seconds)
 
 
 def test_spec_round_trip() -> None:
