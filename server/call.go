@@ -28,6 +28,7 @@ type call struct {
 	device *deviceAnswer                  // or nil
 	// hasty reads keys and values that may be late, patient all else; nil: everything is waited for.
 	hasty, patient sparse.Reader
+	patience       *tiers.Patience // of hasty; or nil
 
 	byHead    []float32 // q as [kvHeads][n][group][headDim]
 	acc       sparse.Account
@@ -54,10 +55,11 @@ type headResult struct {
 	onDevice  bool // segments in the GPU's memory are left to it
 }
 
-// hurry has the call wait for reads of keys and values for so long, and no longer, all of its heads together.
+// hurry has the call wait for reads of keys and values for so long, and no longer: do nothing else, that is, in any of its heads.
 func (c *call) hurry(wait time.Duration) {
 	st := c.seq.srv.store
-	c.hasty = st.Within(tiers.NewPatience(wait))
+	c.patience = tiers.NewPatience(wait)
+	c.hasty = st.Within(c.patience)
 	// As the store itself, but that the call's end does not wait for a disk that is stuck.
 	c.patient = st.Within(tiers.NewPatience(math.MaxInt64))
 }
@@ -147,6 +149,10 @@ func (c *call) ask(ctx context.Context, chosen func(head int) bool) error {
 					err = fmt.Errorf("attend: %v", r)
 				}
 			}()
+			if c.patience != nil {
+				c.patience.Join()
+				defer c.patience.Leave()
+			}
 			return c.head(ctx, h, &c.heads[h])
 		})
 	}

@@ -110,11 +110,11 @@ func TestFastBadRequests(t *testing.T) {
 	q := w.queries(0, 1, 0).Q
 	attend := func(change func(b []byte), inline []byte) []byte {
 		le := binary.LittleEndian
-		b := make([]byte, 56+24)
+		b := make([]byte, 64+24)
 		b[4], b[5] = 1, 1
 		le.PutUint16(b[6:], 1)
-		le.PutUint64(b[56:], h)
-		le.PutUint32(b[72:], 1)
+		le.PutUint64(b[64:], h)
+		le.PutUint32(b[80:], 1)
 		if change != nil {
 			change(b)
 		}
@@ -169,20 +169,21 @@ func TestFastBadRequests(t *testing.T) {
 		"append: region too short":  {5, appendBody(h, 0, 0, 10, 2, 0, 0, 0, 7, 4032, 2560, nil), codes.InvalidArgument, ReasonRegion},
 		"append: region offset":     {5, appendBody(h, 0, 0, 10, 2, 0, 0, 0, 7, math.MaxUint64-63, 2560, nil), codes.InvalidArgument, ReasonRegion},
 		"append: region, all":       {5, appendBody(h, 0, 0, math.MaxUint32, 2, 0, 0, 0, 7, 0, math.MaxUint32, nil), codes.InvalidArgument, ReasonRegion},
-		"short attend":              {6, attend(nil, nil)[:55], codes.InvalidArgument, ReasonFrame},
-		"short items":               {6, attend(nil, nil)[:79], codes.InvalidArgument, ReasonFrame},
+		"short attend":              {6, attend(nil, nil)[:63], codes.InvalidArgument, ReasonFrame},
+		"short items":               {6, attend(nil, nil)[:87], codes.InvalidArgument, ReasonFrame},
 		"attend: no items":          {6, attend(put(4, 1), q), codes.InvalidArgument, ReasonShape},
 		"attend: many items":        {6, attend(put(4, 0xffff0101), q), codes.InvalidArgument, ReasonFrame},
 		"attend: dtype":             {6, attend(put(4, 0x10109), q), codes.InvalidArgument, ReasonArgument},
 		"attend: mode":              {6, attend(put(4, 0x10901), q), codes.InvalidArgument, ReasonArgument},
 		"attend: not zero":          {6, attend(put(44, 1), q), codes.InvalidArgument, ReasonFrame},
-		"attend: flags":             {6, attend(put(76, 8), q), codes.InvalidArgument, ReasonFrame},
-		"attend: handle":            {6, attend(put(56, 1<<30), q), codes.NotFound, ReasonUnknown},
+		"attend: not zero either":   {6, attend(put(60, 1), q), codes.InvalidArgument, ReasonFrame},
+		"attend: flags":             {6, attend(put(84, 8), q), codes.InvalidArgument, ReasonFrame},
+		"attend: handle":            {6, attend(put(64, 1<<30), q), codes.NotFound, ReasonUnknown},
 		"attend: data short":        {6, attend(nil, q[:len(q)-1]), codes.InvalidArgument, ReasonShape},
 		"attend: data long":         {6, attend(nil, append(slices.Clone(q), 0)), codes.InvalidArgument, ReasonShape},
-		"attend: k missing":         {6, attend(put(76, 1), q), codes.InvalidArgument, ReasonShape},
-		"attend: all positions":     {6, attend(put(72, math.MaxUint32), q), codes.InvalidArgument, ReasonShape},
-		"attend: result too large":  {6, attend(put(72, 1<<20), q), codes.InvalidArgument, ReasonShape},
+		"attend: k missing":         {6, attend(put(84, 1), q), codes.InvalidArgument, ReasonShape},
+		"attend: all positions":     {6, attend(put(80, math.MaxUint32), q), codes.InvalidArgument, ReasonShape},
+		"attend: result too large":  {6, attend(put(80, 1<<20), q), codes.InvalidArgument, ReasonShape},
 		"attend: region, fewer":     {6, attend(both(put(28, 7), put(44, 511)), nil), codes.InvalidArgument, ReasonShape},
 		"attend: region, more":      {6, attend(both(put(28, 7), put(44, 516)), nil), codes.InvalidArgument, ReasonShape},
 		"attend: region unknown":    {6, attend(put(28, 99), nil), codes.NotFound, ReasonUnknown},

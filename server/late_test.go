@@ -58,8 +58,8 @@ func (f *lateFolder) open(o Options) (*rig, *sequence) {
 		for _, span := range st.spans {
 			for _, h := range span.segments {
 				for head := range h.Heads {
-					for _, p := range []tiers.Plane{tiers.PlanePages, tiers.PlaneMap, tiers.PlaneSteps, tiers.PlaneK1, tiers.PlaneK2} {
-						if !r.srv.store.Resident(h.ID, head, p) {
+					for _, p := range []tiers.Plane{tiers.PlanePages, tiers.PlaneMap, tiers.PlaneSteps, tiers.PlaneK1, tiers.PlaneK2, tiers.PlaneSinks} {
+						if _, _, ok := h.Piece(head, p); ok && !r.srv.store.Resident(h.ID, head, p) {
 							return false
 						}
 					}

@@ -49,6 +49,32 @@ func TestPatience(t *testing.T) {
 	})
 }
 
+// While somebody who joined computes, waiting costs nothing.
+func TestPatienceOfMany(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := NewPatience(100 * time.Millisecond)
+		p.Join()
+		p.Join()
+		p.Begin()
+		time.Sleep(time.Hour) // the other computes
+		p.Begin()
+		time.Sleep(60 * time.Millisecond)
+		p.End() // and goes on
+		time.Sleep(time.Hour)
+		if out(p) {
+			t.Fatal("out after 60 of 100 ms")
+		}
+		begin := time.Now()
+		p.Leave()
+		<-p.Over()
+		if d := time.Since(begin); d != 40*time.Millisecond {
+			t.Errorf("the last waited for %v, not for what was left", d)
+		}
+		p.End()
+		p.Leave()
+	})
+}
+
 // None is left: Over is closed by the first that would wait.
 func TestNoPatience(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

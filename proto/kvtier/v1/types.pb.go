@@ -581,8 +581,8 @@ type Budget struct {
 	// For MODE_TARGET: largest relative error of the output in 95 % of calls, in (0, 1), the codec's
 	// own included.
 	TargetError float32 `protobuf:"fixed32,4,opt,name=target_error,json=targetError,proto3" json:"target_error,omitempty"`
-	// For MODE_BUDGET: the longest that the call waits for reads of keys and values from NVMe, in
-	// microseconds, all its waiting together. What has not come by then is late: the tokens it is of are
+	// For MODE_BUDGET: the longest that the call does nothing but wait for reads of keys and values
+	// from NVMe, in microseconds, all its waiting together. What has not come by then is late: the tokens it is of are
 	// estimated by what is known of them already, and the account says so. Page means, unquantised
 	// rows and whatever is read whole are waited for. 0: the daemon's --read-wait; 4294967295: for as
 	// long as it takes, as in the other modes.
