@@ -260,7 +260,7 @@ func TestLateFailures(t *testing.T) {
 func TestLateClose(t *testing.T) {
 	r := newLateRig(t, Options{CacheBytes: 32 << 20, Depth: 2}, 4, false)
 	open := r.fs.close(nil)
-	pins, err := r.pin(t, ctx, r.reqs, time.Millisecond)
+	pins, err := r.pin(t, ctx, r.reqs, 200*time.Millisecond) // time to begin, on a busy machine
 	ok(t, err)
 	r.check(t, pins, same)
 	closed := make(chan error)
