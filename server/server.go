@@ -31,6 +31,7 @@ type Options struct {
 	TailBytes     int64         // unquantised rows in RAM; 2 GiB
 	ReadAllTokens int           // contexts up to this length are read whole; 8,192. Negative: none
 	DefaultShare  float32       // budget of a call that names none; 0.2
+	PromoteBytes  int64         // bytes a second that are brought from NVMe into RAM at most; no limit
 	ReadWait      time.Duration // longest wait for reads of keys and values of a call that names none; none: as long as it takes
 	AuditShare    float32       // share of sparse calls that are audited; 0.01. Negative: none
 	GPUAuditShare float32       // share of the calls that a GPU took part in that are audited; 0.01. Negative: none
@@ -79,6 +80,8 @@ func (o *Options) defaults() error {
 		return errors.New("a byte limit is negative")
 	case !(o.DefaultShare > 0 && o.DefaultShare <= 1):
 		return fmt.Errorf("the default share is %v, not in (0, 1]", o.DefaultShare)
+	case o.PromoteBytes < 0:
+		return fmt.Errorf("%d bytes a second are to be brought into RAM: less than none", o.PromoteBytes)
 	case o.ReadWait < 0:
 		return fmt.Errorf("the longest wait for reads is %v, less than none", o.ReadWait)
 	case o.AuditShare > 1:
@@ -133,7 +136,7 @@ func Open(ctx context.Context, o Options) (srv *Server, err error) {
 	srv.mu.sequences, srv.mu.handles = map[string]*sequence{}, map[uint64]*sequence{}
 	srv.mu.conns = map[*fastConn]bool{}
 	srv.pins.pins, srv.pins.segments = map[uint64]*pin{}, map[tiers.ID]int{}
-	if srv.store, err = store.Open(ctx, o.DataDir, store.Options{RAMBytes: o.RAMBytes, DiskBytes: o.DiskBytes,
+	if srv.store, err = store.Open(ctx, o.DataDir, store.Options{RAMBytes: o.RAMBytes, DiskBytes: o.DiskBytes, PromoteBytes: o.PromoteBytes,
 		GPUBytes: o.GPUBytes, GPUDevice: o.GPUDevice, FS: o.FS, Logger: o.Logger}); err != nil {
 		return nil, err
 	}

@@ -27,6 +27,7 @@ func open(ctx context.Context, c *daemon.Config, log *slog.Logger) (daemon.Backe
 		TailBytes:     int64(c.Tail),
 		ReadAllTokens: orNone(c.ReadAll),
 		DefaultShare:  c.Share,
+		PromoteBytes:  int64(c.Promote),
 		ReadWait:      c.ReadWait,
 		AuditShare:    orNone(c.Audit),
 		GPUAuditShare: orNone(c.GPUAudit),

@@ -3,8 +3,12 @@ package store
 import (
 	"context"
 	"errors"
+	"math"
 	"slices"
 	"sync"
+	"sync/atomic"
+
+	"golang.org/x/time/rate"
 
 	"kvtier/tiers"
 )
@@ -25,10 +29,13 @@ type pieceKey struct {
 }
 
 // promoter brings pieces up in the background: one goroutine owns the RAM
-// tier's growth.
+// tier's growth. It reads from NVMe no more than its budget, so that queries,
+// which wait for what they read there, have the rest of the disk.
 type promoter struct {
 	s      *Store
 	queue  chan tiers.Request
+	budget *rate.Limiter // bytes
+	bytes  atomic.Int64  // brought up
 	ctx    context.Context // ends with the store
 	cancel context.CancelFunc
 	done   sync.WaitGroup
@@ -38,9 +45,13 @@ type promoter struct {
 	}
 }
 
-func newPromoter(s *Store) *promoter {
+// newPromoter brings up so many bytes a second at most; 0: any number.
+func newPromoter(s *Store, perSecond int64) *promoter {
 	ctx, cancel := context.WithCancel(context.Background())
-	p := &promoter{s: s, queue: make(chan tiers.Request, promoteQueue), ctx: ctx, cancel: cancel}
+	p := &promoter{s: s, queue: make(chan tiers.Request, promoteQueue), budget: rate.NewLimiter(rate.Inf, 0), ctx: ctx, cancel: cancel}
+	if perSecond > 0 {
+		p.budget = rate.NewLimiter(rate.Limit(perSecond), int(min(perSecond, math.MaxInt32)))
+	}
 	p.mu.interest = map[pieceKey]float32{}
 	p.done.Add(1)
 	go func() {
@@ -50,11 +61,31 @@ func newPromoter(s *Store) *promoter {
 			case <-ctx.Done():
 				return
 			case r := <-p.queue:
-				s.bringUp(ctx, []tiers.Request{r}, s.ram.Put)
+				p.bringUp(r)
 			}
 		}
 	}()
 	return p
+}
+
+// bringUp brings a piece up, as soon as the budget allows it.
+func (p *promoter) bringUp(r tiers.Request) {
+	_, n, _ := r.Header.Piece(r.Head, r.Plane)
+	if p.s.ram.Resident(r.Header.ID, r.Head, r.Plane) || !p.pay(n) {
+		return
+	}
+	p.s.bringUp(p.ctx, []tiers.Request{r}, p.s.ram.Put)
+	p.bytes.Add(int64(n))
+}
+
+// pay waits until n bytes are in the budget; false: the store is closed.
+func (p *promoter) pay(n int) bool {
+	for most := p.budget.Burst(); p.budget.Limit() != rate.Inf && n > 0; n -= most {
+		if p.budget.WaitN(p.ctx, min(n, most)) != nil {
+			return false
+		}
+	}
+	return p.ctx.Err() == nil
 }
 
 // background does some work until it is done or the store is closed.
@@ -186,3 +217,6 @@ func (s *Store) bringUp(ctx context.Context, reqs []tiers.Request, put func(cont
 		}
 	}
 }
+
+// Promoted is how many bytes queries' reads have had brought into RAM.
+func (s *Store) Promoted() int64 { return s.up.bytes.Load() }

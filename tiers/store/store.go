@@ -24,8 +24,11 @@ type Options struct {
 	// GPUBytes is the hard limit of what lies in the memory of a GPU; 0: none, gpu.Auto: what is free of it, if there is one.
 	GPUBytes  int64
 	GPUDevice int      // its number
-	FS        files.FS // nil is the operating system's
-	Logger    *slog.Logger
+	// PromoteBytes is how many bytes a second are read from NVMe to be brought into RAM because
+	// queries read them there; 0: as many as the disk gives. What every query reads comes up without a limit after a start.
+	PromoteBytes int64
+	FS           files.FS // nil is the operating system's
+	Logger       *slog.Logger
 }
 
 // Store holds sealed segments. Safe for concurrent use.
@@ -101,7 +104,7 @@ func Open(ctx context.Context, dir string, o Options) (s *Store, err error) {
 	if err = s.openDevice(o); err != nil {
 		return nil, err
 	}
-	s.up = newPromoter(s)
+	s.up = newPromoter(s, o.PromoteBytes)
 	if s.device != nil {
 		s.up.background(s.rise)
 	}

@@ -27,6 +27,7 @@ type Config struct {
 	Metrics         string // "": no HTTP
 	PProf           bool
 	RAM, Disk, Tail size.Bytes
+	Promote         size.Bytes // a second; 0: no limit
 	GPU             GPU
 	GPUDevice       int
 	GPUAudit        float32
@@ -56,7 +57,7 @@ type actions struct {
 // defineFlags binds c's fields to flags, with the defaults.
 func (c *Config) defineFlags() *actions {
 	var do actions
-	c.RAM, c.Disk, c.Tail = 1<<30, 20<<30, 2<<30
+	c.RAM, c.Disk, c.Tail, c.Promote = 1<<30, 20<<30, 2<<30, 256<<20
 	f := c.flags
 	f.StringVar(&c.File, "config", "", "configuration file, .yaml or .toml (or KVTIER_CONFIG)")
 	f.StringVar(&c.Data, "data", place.DataDir(), "data folder; made if missing")
@@ -72,6 +73,7 @@ func (c *Config) defineFlags() *actions {
 	f.Float32Var(&c.GPUAudit, "gpu-audit", 0.01, "share of the GPU's answers that the host compares with its own, in the background: at most a twentieth of one core's time")
 	f.Var(&c.RAM, "ram", "limit of what lies in RAM of sealed segments")
 	f.Var(&c.Disk, "disk", "limit of the NVMe tier")
+	f.Var(&c.Promote, "promote", "bytes a second that are brought from NVMe into RAM because queries read them there, at most; 0: as many as the disk gives")
 	f.Var(&c.Tail, "tail", "limit of unquantised rows in RAM")
 	f.IntVar(&c.ReadAll, "read-all", 8192, "contexts of up to this many tokens are read whole")
 	f.Float32Var(&c.Share, "share", 0.2, "share of the stored bytes that a query may read when it names no budget")

@@ -37,7 +37,7 @@ func TestDefaults(t *testing.T) {
 	c := mustLoad(t, nil)
 	want := Config{
 		Data: "/xdg/kvtier", Socket: "/xdg/kvtier/kvtier.sock", FastSocket: "/xdg/kvtier/fast.sock",
-		Listen: "127.0.0.1:7420", Metrics: "127.0.0.1:7421", GPU: GPUAuto, GPUAudit: 0.01, RAM: 1 << 30, Disk: 20 << 30, Tail: 2 << 30,
+		Listen: "127.0.0.1:7420", Metrics: "127.0.0.1:7421", GPU: GPUAuto, GPUAudit: 0.01, RAM: 1 << 30, Disk: 20 << 30, Tail: 2 << 30, Promote: 256 << 20,
 		ReadAll: 8192, Share: 0.2, Audit: 0.01, SyncInterval: 20 * time.Millisecond, ShutdownTimeout: 10 * time.Second,
 		LogLevel: slog.LevelInfo, LogFormat: "text",
 	}
@@ -64,7 +64,7 @@ func equalConfig(a, b Config) bool {
 	a.Warnings, b.Warnings = nil, nil
 	return a.Data == b.Data && a.Socket == b.Socket && a.FastSocket == b.FastSocket && a.Listen == b.Listen &&
 		a.AllowRemote == b.AllowRemote && a.Metrics == b.Metrics && a.PProf == b.PProf && a.GPU == b.GPU && a.GPUDevice == b.GPUDevice && a.GPUAudit == b.GPUAudit && a.RAM == b.RAM && a.Disk == b.Disk &&
-		a.Tail == b.Tail && a.ReadAll == b.ReadAll && a.Share == b.Share && a.Audit == b.Audit && a.SyncInterval == b.SyncInterval &&
+		a.Tail == b.Tail && a.Promote == b.Promote && a.ReadAll == b.ReadAll && a.Share == b.Share && a.Audit == b.Audit && a.SyncInterval == b.SyncInterval &&
 		a.ShutdownTimeout == b.ShutdownTimeout && a.LogLevel == b.LogLevel && a.LogFormat == b.LogFormat
 }
 
