@@ -29,6 +29,7 @@ type call struct {
 	// hasty reads keys and values that may be late, patient all else; nil: everything is waited for.
 	hasty, patient sparse.Reader
 	patience       *tiers.Patience // of hasty; or nil
+	whole          bool            // everything is read, whatever the budget: see inRAM
 
 	byHead    []float32 // q as [kvHeads][n][group][headDim]
 	acc       sparse.Account
@@ -82,6 +83,7 @@ func (c *call) answer(ctx context.Context) ([]attention.Partial, error) {
 	c.heads = make([]headResult, sp.kvHeads)
 	again := c.shares == nil // what was answered before is answered as it was
 	if again {
+		c.whole = c.inRAM()
 		c.shares = c.firstShares()
 	}
 	for h := range c.heads {
@@ -253,13 +255,29 @@ func (c *call) together(ctx context.Context, head int, q []float32, res *headRes
 func (c *call) share() float32 {
 	switch {
 	case c.budget.mode == kvtierv1.AttendMode_ATTEND_MODE_EXACT,
-		c.start+uint64(c.n) <= uint64(c.seq.srv.opt.ReadAllTokens),
+		c.start+uint64(c.n) <= uint64(c.seq.srv.opt.ReadAllTokens), c.whole,
 		c.budget.mode == kvtierv1.AttendMode_ATTEND_MODE_TARGET && c.budget.share == 0:
 		return 1
 	case c.budget.tokens > 0:
 		return min(1, sparse.MeansShare(c.seq.spec.headDim)+float32(float64(c.budget.tokens)/float64(c.st.sealed())))
 	}
 	return c.budget.share
+}
+
+// inRAM says whether the call is to be answered from everything because all of it lies in RAM: from there a choice takes longer than what it
+// saves, where the budget is not small.
+func (c *call) inRAM() bool {
+	least := c.seq.srv.opt.ReadAllInRAM
+	if least == 0 || c.budget.mode != kvtierv1.AttendMode_ATTEND_MODE_BUDGET || c.seq.spec.window[c.layer] > 0 || c.share() < least {
+		return false
+	}
+	for _, s := range c.seq.srv.segmentsOf(c.st, c.layer, c.st.sealed()) {
+		// Lossless rows take longer to read than a choice among their codes does.
+		if s.Header.Profile == tiers.ProfileExact || !c.seq.srv.store.InRAM(s.Header, sparse.WholePlanes(s)) {
+			return false
+		}
+	}
+	return true
 }
 
 // wholeShare is where reading in part no longer pays.

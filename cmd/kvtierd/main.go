@@ -26,6 +26,7 @@ func open(ctx context.Context, c *daemon.Config, log *slog.Logger) (daemon.Backe
 		DiskBytes:     int64(c.Disk),
 		TailBytes:     int64(c.Tail),
 		ReadAllTokens: orNone(c.ReadAll),
+		ReadAllInRAM:  c.ReadAllInRAM,
 		DefaultShare:  c.Share,
 		PromoteBytes:  int64(c.Promote),
 		ReadWait:      c.ReadWait,

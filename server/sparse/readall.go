@@ -270,16 +270,23 @@ type pinned struct {
 
 func (p *pinned) of(plane tiers.Plane) []byte { return p.planes[plane] }
 
-func pinCodes(ctx context.Context, r Reader, s Segment, head int) (*pinned, Account, error) {
-	wanted := append([]tiers.Plane{tiers.PlaneSteps, tiers.PlaneV4, tiers.PlaneOrder}, tiers.KeyPlanes[:4]...)
-	if s.Low {
-		wanted = append(wanted, tiers.PlaneK8, tiers.PlaneV8)
-	} else {
-		wanted = append(wanted, tiers.PlaneDrains)
+// WholePlanes are the planes of a segment's codes that reading everything reads, of those that it has.
+func WholePlanes(s Segment) tiers.PlaneSet {
+	set := tiers.PlaneSet(1<<tiers.PlaneSteps | 1<<tiers.PlaneV4 | 1<<tiers.PlaneOrder)
+	for _, p := range tiers.KeyPlanes[:4] {
+		set |= 1 << p
 	}
+	if s.Low {
+		return set | tiers.LowPlanes
+	}
+	return set | 1<<tiers.PlaneDrains
+}
+
+func pinCodes(ctx context.Context, r Reader, s Segment, head int) (*pinned, Account, error) {
 	var reqs []tiers.Request
-	for _, p := range wanted {
-		if _, _, ok := s.Header.Piece(head, p); ok { // small dimensions and segments lack the last ones
+	wanted := WholePlanes(s)
+	for p := range tiers.NumPlanes {
+		if _, _, ok := s.Header.Piece(head, p); ok && wanted.Has(p) { // small dimensions and segments lack the last ones
 			reqs = append(reqs, tiers.Request{Header: s.Header, Head: head, Plane: p})
 		}
 	}

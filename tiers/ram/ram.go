@@ -71,6 +71,21 @@ func (t *Tier) Resident(id tiers.ID, head int, p tiers.Plane) bool {
 	return t.mu.segments[id].at(head, p) != nil
 }
 
+// Holds says whether all pieces are held that a segment has of these planes. It does not count as a use.
+func (t *Tier) Holds(h *tiers.Header, planes tiers.PlaneSet) bool {
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	s := t.mu.segments[h.ID]
+	for head := range h.Heads {
+		for p := range tiers.NumPlanes {
+			if _, _, ok := h.Piece(head, p); ok && planes.Has(p) && s.at(head, p) == nil {
+				return false
+			}
+		}
+	}
+	return true
+}
+
 // Usage says what the tier holds now and did so far. BytesUsed counts whole
 // slabs: what the system has given.
 func (t *Tier) Usage() tiers.Usage {

@@ -34,8 +34,8 @@ type pieceKey struct {
 type promoter struct {
 	s      *Store
 	queue  chan tiers.Request
-	budget *rate.Limiter // bytes
-	bytes  atomic.Int64  // brought up
+	budget *rate.Limiter   // bytes
+	bytes  atomic.Int64    // brought up
 	ctx    context.Context // ends with the store
 	cancel context.CancelFunc
 	done   sync.WaitGroup

@@ -23,7 +23,7 @@ type Options struct {
 	DiskBytes int64 // hard limit of the NVMe tier
 	// GPUBytes is the hard limit of what lies in the memory of a GPU; 0: none, gpu.Auto: what is free of it, if there is one.
 	GPUBytes  int64
-	GPUDevice int      // its number
+	GPUDevice int // its number
 	// PromoteBytes is how many bytes a second are read from NVMe to be brought into RAM because
 	// queries read them there; 0: as many as the disk gives. What every query reads comes up without a limit after a start.
 	PromoteBytes int64
@@ -331,6 +331,9 @@ func (s *Store) BringUp(h *tiers.Header, planes tiers.PlaneSet) (bytes int64) {
 func (s *Store) Resident(id tiers.ID, head int, p tiers.Plane) bool {
 	return s.ram.Resident(id, head, p)
 }
+
+// InRAM says whether all pieces lie in RAM that a segment has of these planes.
+func (s *Store) InRAM(h *tiers.Header, planes tiers.PlaneSet) bool { return s.ram.Holds(h, planes) }
 
 // Usage returns what RAM and NVMe hold. RAM's bytes include blocks of the NVMe tier.
 func (s *Store) Usage() (ram, nvme tiers.Usage) {

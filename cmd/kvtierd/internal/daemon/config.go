@@ -32,6 +32,7 @@ type Config struct {
 	GPUDevice       int
 	GPUAudit        float32
 	ReadAll         int
+	ReadAllInRAM    float32
 	Share, Audit    float32
 	ReadWait        time.Duration // 0: as long as it takes
 	Steer           bool
@@ -76,6 +77,7 @@ func (c *Config) defineFlags() *actions {
 	f.Var(&c.Promote, "promote", "bytes a second that are brought from NVMe into RAM because queries read them there, at most; 0: as many as the disk gives")
 	f.Var(&c.Tail, "tail", "limit of unquantised rows in RAM")
 	f.IntVar(&c.ReadAll, "read-all", 8192, "contexts of up to this many tokens are read whole")
+	f.Float32Var(&c.ReadAllInRAM, "read-all-in-ram", 0, "budgets of at least this share of the stored bytes are answered from everything where all of it lies in RAM: from a tenth on that is no slower; answers then depend on what lies there; 0: none")
 	f.Float32Var(&c.Share, "share", 0.2, "share of the stored bytes that a query may read when it names no budget")
 	f.DurationVar(&c.ReadWait, "read-wait", 0, "longest wait of a sparse call for reads of keys and values from NVMe, when it names none: what is late is estimated; 0: as long as it takes")
 	f.Float32Var(&c.Audit, "audit", 0.01, "share of sparse calls that are also answered from everything, in the background")
@@ -173,6 +175,7 @@ func (c *Config) checkValues() error {
 	require(c.Disk > 0, "--disk %v: a limit must be above 0", c.Disk)
 	require(c.Tail > 0, "--tail %v: a limit must be above 0", c.Tail)
 	require(c.ReadAll >= 0, "--read-all %d: it must not be negative", c.ReadAll)
+	require(c.ReadAllInRAM >= 0 && c.ReadAllInRAM <= 1, "--read-all-in-ram %v: a share is from 0 to 1", c.ReadAllInRAM)
 	require(c.Share > 0 && c.Share <= 1, "--share %v: it must be above 0 and at most 1", c.Share)
 	require(c.ReadWait == 0 || c.ReadWait >= time.Microsecond, "--read-wait %v: it must be 0, for as long as it takes, or at least 1us", c.ReadWait)
 	require(c.Audit >= 0 && c.Audit <= 1, "--audit %v: it must be from 0 to 1", c.Audit)

@@ -64,7 +64,7 @@ func equalConfig(a, b Config) bool {
 	a.Warnings, b.Warnings = nil, nil
 	return a.Data == b.Data && a.Socket == b.Socket && a.FastSocket == b.FastSocket && a.Listen == b.Listen &&
 		a.AllowRemote == b.AllowRemote && a.Metrics == b.Metrics && a.PProf == b.PProf && a.GPU == b.GPU && a.GPUDevice == b.GPUDevice && a.GPUAudit == b.GPUAudit && a.RAM == b.RAM && a.Disk == b.Disk &&
-		a.Tail == b.Tail && a.Promote == b.Promote && a.ReadAll == b.ReadAll && a.Share == b.Share && a.Audit == b.Audit && a.SyncInterval == b.SyncInterval &&
+		a.Tail == b.Tail && a.Promote == b.Promote && a.ReadAll == b.ReadAll && a.ReadAllInRAM == b.ReadAllInRAM && a.Share == b.Share && a.Audit == b.Audit && a.SyncInterval == b.SyncInterval &&
 		a.ShutdownTimeout == b.ShutdownTimeout && a.LogLevel == b.LogLevel && a.LogFormat == b.LogFormat
 }
 
@@ -142,6 +142,7 @@ func TestRefusals(t *testing.T) {
 		{nil, []string{"--ram", "0", "--disk", "0"}, "--disk 0"},
 		{nil, []string{"--sync-interval", "0"}, "--sync-interval 0s"},
 		{nil, []string{"--read-all", "-1"}, "--read-all -1"},
+		{nil, []string{"--read-all-in-ram", "2"}, "--read-all-in-ram 2"},
 		{nil, []string{"--log-format", "xml"}, "use text or json"},
 		{nil, []string{"--log-level", "loud"}, "loud"},
 	} {
