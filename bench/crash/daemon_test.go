@@ -48,7 +48,7 @@ func start(bin, dir string) (*process, error) {
 	// Small tiers: pieces come and go, and open tails are spilled and read back. No context is short enough to be read
 	// whole, so that queries are sparse.
 	d, err := daemon.Run(bin, dir, log, "--log-level", "info",
-		"--ram", "1MiB", "--disk", "128MiB", "--tail", "5MiB", "--read-all", "1", "--audit", "0.05", "--sync-interval", "5ms")
+		"--ram", "1MiB", "--disk", "128MiB", "--tail", "5MiB", "--read-all", "1", "--read-all-in-ram", "0", "--audit", "0.05", "--sync-interval", "5ms")
 	if err != nil {
 		return nil, err
 	}

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import FrameType
 
-from kvtier.daemon import Daemon, DaemonError, find_daemon
+from kvtier.daemon import Daemon, DaemonError, find_daemon, sparse_above
 from kvtier.errors import KvtierError
 from kvtier.session import Session
 
@@ -57,7 +57,7 @@ def open_session(args: argparse.Namespace, holder: str) -> Iterator[Session]:
             data = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="kvtier-"))) / "data"
         # The daemon's own folder has this mode, too: contexts are private.
         data.mkdir(mode=0o700, parents=True, exist_ok=True)
-        flags = ["--ram", args.ram, "--read-all", "1024", "--log-level", "warn"]
+        flags = ["--ram", args.ram, *sparse_above(1024), "--log-level", "warn"]
         daemon = stack.enter_context(Daemon(binary, data.resolve(), flags))
         yield stack.enter_context(daemon.session(holder=holder))
 

@@ -24,6 +24,11 @@ class DaemonError(RuntimeError):
     """The daemon did not start or did not stop as it should."""
 
 
+def sparse_above(tokens: int) -> list[str]:
+    """Flags of a kvtierd that answers contexts above so many tokens sparsely, also where RAM holds all of them."""
+    return ["--read-all", str(tokens), "--read-all-in-ram", "0"]
+
+
 def find_daemon(path: str | None = None) -> Path:
     """The kvtierd to run: `path`, $KVTIERD, or bin/kvtierd in a folder above this package.
 

@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kvtier.client import Client
-from kvtier.daemon import Daemon, DaemonError, find_daemon
+from kvtier.daemon import Daemon, DaemonError, find_daemon, sparse_above
 from kvtier.errors import KvtierError
 from kvtier.gguf_model import Model
 from kvtier.models import find_model
@@ -219,7 +219,7 @@ def run(args: argparse.Namespace) -> Report:
     model, tokenizer = Model.load(path), Tokenizer.from_gguf(path)
     ids, spans = build_context(tokenizer, args.text_dir, args.tokens)
     sparse, exact = Budget.share(args.share), Budget.exact()
-    flags = ["--ram", args.ram, "--read-all", "1024", "--log-level", "warn", *args.daemon_flag]
+    flags = ["--ram", args.ram, *sparse_above(1024), "--log-level", "warn", *args.daemon_flag]
     with tempfile.TemporaryDirectory(prefix="kvtier-demo-") as folder:
         data = Path(folder) / "data"
         data.mkdir()

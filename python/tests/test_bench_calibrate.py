@@ -13,7 +13,7 @@ from kvtier.bench.calibrate import run, summarise
 from kvtier.bench.reliability import Call, diagram
 from kvtier.bench.recorded import Stream
 from kvtier.bf16 import to_bf16
-from kvtier.daemon import Daemon, find_daemon
+from kvtier.daemon import Daemon, find_daemon, sparse_above
 from kvtier.types import ModelSpec
 
 
@@ -60,7 +60,7 @@ def test_run_pairs_what_was_stated_with_the_truth(tmp_path: Path) -> None:
         spec, [4, 7], prefix, [*to_bf16(k)], [*to_bf16(v)], [*to_bf16(q[:, :prefix:8])], [*q[:, prefix:]]
     )  # fmt: skip
     budgets = {"share 0.2": Budget.share(0.2), "target 1e-05": Budget.target(1e-5)}
-    with Daemon(binary, tmp_path / "data", ["--read-all", "0", "--audit", "1"]) as daemon, daemon.session() as session:
+    with Daemon(binary, tmp_path / "data", [*sparse_above(0), "--audit", "1"]) as daemon, daemon.session() as session:
         found, ratios, answers = run(session, stream, budgets, 4, "random")
     # The codec alone errs more than 1e-5: everything was read, and there is nothing to audit.
     assert {call.budget for call in found} == {"share 0.2"}

@@ -11,12 +11,13 @@ from kvtier.bench import model as bench
 from kvtier.bench.comparators import COMPARATORS, oracle
 from kvtier.bench.stats import kl_divergence
 from kvtier.bench.streams import ComparatorStream, DaemonStream, ExactStream, feed, prefill, read_sealed
+from kvtier.daemon import sparse_above
 from kvtier.dense import DenseDecoder
 from kvtier.types import Budget, Profile
 
 pytestmark = pytest.mark.daemon
 
-FLAGS = ("--read-all", "0", "--audit", "0")
+FLAGS = (*sparse_above(0), "--audit", "0")
 
 
 def test_streams_that_read_everything(start_daemon: Callable, load_model: Callable, corpus: str) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 import kvtier
 from kvtier import AttendItem, Budget, ModelSpec, Profile, Session
-from kvtier.daemon import Daemon
+from kvtier.daemon import Daemon, sparse_above
 from kvtier.demo import divergence
 from kvtier.dense import DenseDecoder
 from kvtier.worker import Worker
@@ -42,7 +42,7 @@ def fill(session: Session, n: int, profile: Profile = Profile.BALANCED) -> tuple
 @pytest.mark.parametrize("tokens", [1, 300, 3000])
 @pytest.mark.parametrize("budget", [Budget.exact(), Budget.share(0.3), Budget.tokens(200), Budget.target(0.1), None])
 def test_both_paths_agree(start_daemon: Callable[..., Daemon], tokens: int, budget: Budget | None) -> None:
-    daemon = start_daemon("--read-all", "1024")
+    daemon = start_daemon(*sparse_above(1024))
     rng = np.random.default_rng(2)
     with daemon.session() as fast, daemon.session(fast_path="") as slow:
         assert fast.uses_fast_path and not slow.uses_fast_path
@@ -120,7 +120,7 @@ def test_read_back_is_exact(start_daemon: Callable[..., Daemon]) -> None:
 
 
 def test_kill_and_reopen(start_daemon: Callable[..., Daemon]) -> None:
-    daemon = start_daemon("--read-all", "1024")
+    daemon = start_daemon(*sparse_above(1024))
     rng = np.random.default_rng(5)
     with daemon.session() as session:
         sequence, k, v = fill(session, 3000)
@@ -158,7 +158,7 @@ def test_exact_and_sparse_on_a_model(
     start_daemon: Callable[..., Daemon], load_model: Callable, corpus: str, name: str
 ) -> None:
     """Exact attention on the exact profile is the dense decoder's; sparse on balanced is near it."""
-    daemon = start_daemon("--read-all", "1024")
+    daemon = start_daemon(*sparse_above(1024))
     model, tokenizer = load_model(name)
     total, steps = TOKENS[name], 64
     ids = tokenizer.encode(corpus)[: total + 40 + steps]

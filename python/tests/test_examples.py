@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from conftest import REPOSITORY
 
-from kvtier.daemon import Daemon, find_daemon
+from kvtier.daemon import Daemon, find_daemon, sparse_above
 from kvtier.gguf_model import Model
 from kvtier.tokenizer import Tokenizer
 
@@ -145,7 +145,7 @@ def folder(
 def test_codebase_shows_the_file_that_was_asked_for(
     run: Run, folder: Path, start_daemon: Callable[..., Daemon]
 ) -> None:
-    daemon = start_daemon("--read-all", "64")
+    daemon = start_daemon(*sparse_above(64))
     few = ("--match", "*.py", "--tokens", "850", "--answer-tokens", "3", "--addr", daemon.target)
     ships = report(run(CODEBASE, str(folder), *few, "--json", "--ask", "What does the class Harbor do?"))
     assert ships["files_kept"] == ["src/harbor.py", "src/recipes.py"]

@@ -29,7 +29,7 @@ from kvtier.bench.stats import wilson
 from kvtier.bench.recorded import Stream, fill, record
 from kvtier.bf16 import from_bf16
 from kvtier.client import Client
-from kvtier.daemon import Daemon, DaemonError, find_daemon
+from kvtier.daemon import Daemon, DaemonError, find_daemon, sparse_above
 from kvtier.dense import dense_attention
 from kvtier.errors import KvtierError
 from kvtier.gguf_model import Model
@@ -259,7 +259,7 @@ def report_of(
 ) -> tuple[dict[str, Any], list[Call]]:
     """Ask a fresh daemon, with further `flags`, and sum up. Returns the report and its calls."""
     with tempfile.TemporaryDirectory(prefix="kvtier-calibrate-") as folder:
-        daemon = Daemon(daemon_binary, Path(folder) / "data", ["--read-all", "0", "--audit", "1", *flags])
+        daemon = Daemon(daemon_binary, Path(folder) / "data", [*sparse_above(0), "--audit", "1", *flags])
         with daemon, daemon.session() as session:
             calls, ratios, answers = run(session, stream, budgets, positions, "calibrate")
     report = {

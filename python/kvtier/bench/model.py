@@ -27,7 +27,7 @@ from kvtier.bench import corpora, stats
 from kvtier.bench.comparators import COMPARATORS
 from kvtier.bench.progress import Progress
 from kvtier.bench.streams import ComparatorStream, DaemonStream, ExactStream, Stream, feed, prefill, read_sealed
-from kvtier.daemon import Daemon, DaemonError, find_daemon
+from kvtier.daemon import Daemon, DaemonError, find_daemon, sparse_above
 from kvtier.dense import KVRows
 from kvtier.errors import KvtierError
 from kvtier.gguf_model import Model
@@ -290,7 +290,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 def _own_daemon(args: argparse.Namespace) -> Iterator[Session]:
     """A session with a daemon of our own, on a folder that is removed afterwards."""
     # Nothing is read whole for being short, and no audits take time from the queries.
-    flags = ["--read-all", "0", "--audit", "0", "--ram", "4GiB", "--log-level", "warn", *args.daemon_flag]
+    flags = [*sparse_above(0), "--audit", "0", "--ram", "4GiB", "--log-level", "warn", *args.daemon_flag]
     binary = find_daemon(args.daemon)
     with tempfile.TemporaryDirectory(prefix="kvtier-bench-") as folder:
         data = Path(folder) / "data"

@@ -23,7 +23,7 @@ from kvtier.bench.haystack import Count
 from kvtier.bench.questions import Haystack
 from kvtier.bench.rig import Progress, Rig
 from kvtier.bench.scoring import Kept, Outcome, kept_samples
-from kvtier.daemon import DaemonError
+from kvtier.daemon import DaemonError, sparse_above
 from kvtier.errors import KvtierError
 
 __all__ = ["Cell", "grid_text", "main"]
@@ -163,7 +163,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(f"--texts {args.texts}: give 1 or more")
     try:
         # As in ruler: read-all would answer from everything.
-        with rigs.start(args, ["--read-all", "256", "--audit", "0"], args.lengths) as rig:
+        with rigs.start(args, [*sparse_above(256), "--audit", "0"], args.lengths) as rig:
             cells, model, chat = _grid(rig, args), rig.name, rig.chat
         if args.out is not None:
             heatmap.write(args.out, svg(cells, model, args))
