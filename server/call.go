@@ -267,9 +267,9 @@ func (c *call) share() float32 {
 // inRAM says whether the call is to be answered from everything because all of it lies in RAM: from there a choice takes longer than what it
 // saves, where the budget is not small.
 func (c *call) inRAM() bool {
-	least := c.seq.srv.opt.ReadAllInRAM
-	if least == 0 || c.budget.mode != kvtierv1.AttendMode_ATTEND_MODE_BUDGET || c.seq.spec.window[c.layer] > 0 || c.share() < least {
-		return false
+	least, share := c.seq.srv.opt.ReadAllInRAM, c.share()
+	if least == 0 || c.budget.mode != kvtierv1.AttendMode_ATTEND_MODE_BUDGET || c.seq.spec.window[c.layer] > 0 || share < least || share >= wholeShare {
+		return false // the last: everything is read anyway
 	}
 	for _, s := range c.seq.srv.segmentsOf(c.st, c.layer, c.st.sealed()) {
 		// Lossless rows take longer to read than a choice among their codes does.

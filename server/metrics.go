@@ -68,7 +68,7 @@ func newMetrics(srv *Server) *metrics {
 	m.gauge("sequences", "Sequences held.", func() float64 { return float64(srv.Sequences()) })
 	m.gauge("seals_pending", "Sequences waiting to be sealed.", func() float64 { return float64(srv.sealer.pending()) })
 	m.registry.MustRegister(prometheus.NewCounterFunc(prometheus.CounterOpts{Namespace: "kvtier", Name: "promoted_bytes_total",
-		Help: "Bytes that were brought from NVMe into RAM because queries read them."}, func() float64 { return float64(srv.store.Promoted()) }))
+		Help: "Bytes that were read from NVMe to be brought into RAM because queries read them."}, func() float64 { return float64(srv.store.Promoted()) }))
 	for _, t := range []string{"ram", "nvme"} {
 		m.tier(srv, t)
 	}

@@ -35,7 +35,7 @@ type promoter struct {
 	s      *Store
 	queue  chan tiers.Request
 	budget *rate.Limiter   // bytes
-	bytes  atomic.Int64    // brought up
+	bytes  atomic.Int64    // read to be brought up
 	ctx    context.Context // ends with the store
 	cancel context.CancelFunc
 	done   sync.WaitGroup
@@ -74,8 +74,8 @@ func (p *promoter) bringUp(r tiers.Request) {
 	if p.s.ram.Resident(r.Header.ID, r.Head, r.Plane) || !p.pay(n) {
 		return
 	}
-	p.s.bringUp(p.ctx, []tiers.Request{r}, p.s.ram.Put)
 	p.bytes.Add(int64(n))
+	p.s.bringUp(p.ctx, []tiers.Request{r}, p.s.ram.Put)
 }
 
 // pay waits until n bytes are in the budget; false: the store is closed.
@@ -218,5 +218,6 @@ func (s *Store) bringUp(ctx context.Context, reqs []tiers.Request, put func(cont
 	}
 }
 
-// Promoted is how many bytes queries' reads have had brought into RAM.
+// Promoted is how many bytes were read from NVMe to be brought into RAM because queries read them. What does not earn its
+// room there is among them.
 func (s *Store) Promoted() int64 { return s.up.bytes.Load() }
