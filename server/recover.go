@@ -1,16 +1,22 @@
 package server
 
 import (
+	"cmp"
 	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
 	"io/fs"
 	"path/filepath"
+	"slices"
 	"time"
+
+	"golang.org/x/sync/errgroup"
+	"golang.org/x/sync/semaphore"
 
 	kvtierv1 "kvtier/proto/kvtier/v1"
 	"kvtier/tiers"
+	"kvtier/tiers/files"
 	"kvtier/tiers/store"
 	"kvtier/tiers/taillog"
 )
@@ -29,12 +35,15 @@ func (srv *Server) recover(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	seqs, err := srv.recoverSequences(ctx, records)
+	if err != nil {
+		return err
+	}
 	logs := map[string]bool{}
-	for _, r := range records {
-		s, err := srv.recoverSequence(ctx, r)
-		if err != nil {
-			return fmt.Errorf("recover sequence %s: %w", r.ID, err)
-		}
+	for _, s := range seqs {
+		srv.spans.refer(s, s.mu.spans)
+		srv.addSequence(s)
+		s.nameAll()
 		logs[filepath.Base(s.logPath(s.gen))] = true
 	}
 	if err := srv.removeStrayLogs(logs); err != nil {
@@ -79,6 +88,66 @@ func (srv *Server) removeStraySpans(ctx context.Context) error {
 	return b.Commit(ctx)
 }
 
+// logsAtOnce is the share of the memory for tails that the logs which are read at the same time may have together; a larger
+// one is read alone. So what is read besides the rows that are kept is bounded, too.
+const logsAtOnce = .125
+
+// recoverSequences takes up sequences, several at the same time; in what order is up to the machine, but the result is not: it has
+// the records' order, and of several errors the first of that. Rows are kept in RAM of those that were used last, as far as
+// they fit.
+func (srv *Server) recoverSequences(ctx context.Context, records []*sequenceRecord) ([]*sequence, error) {
+	seqs, errs := make([]*sequence, len(records)), make([]error, len(records))
+	newest := make([]int, len(records))
+	for i := range newest {
+		newest[i] = i
+	}
+	slices.SortStableFunc(newest, func(a, b int) int { return cmp.Compare(records[b].Used, records[a].Used) })
+	room := max(1, int64(logsAtOnce*float64(srv.opt.TailBytes)))
+	reading := semaphore.NewWeighted(room)
+	var g errgroup.Group
+	g.SetLimit(srv.opt.RecoverAtOnce)
+	for _, i := range newest {
+		n := min(room, srv.logBytes(records[i]))
+		if err := reading.Acquire(ctx, n); err != nil {
+			errs[i] = err
+			break
+		}
+		g.Go(func() error {
+			defer reading.Release(n)
+			seqs[i], errs[i] = srv.recoverSequence(ctx, records[i])
+			return nil
+		})
+	}
+	_ = g.Wait() // errors are in errs
+	for i, err := range errs {
+		if err == nil {
+			continue
+		}
+		for _, s := range seqs {
+			if s != nil {
+				err = errors.Join(err, s.log.Close())
+			}
+		}
+		return nil, fmt.Errorf("recover sequence %s: %w", records[i].ID, err)
+	}
+	return seqs, nil
+}
+
+// logBytes is the size of a sequence's log; 0 if it is not there or cannot be read, which recovery then finds.
+func (srv *Server) logBytes(r *sequenceRecord) int64 {
+	f, err := srv.opt.FS.Open(filepath.Join(srv.tailDir(), logName(r.ID, r.LogGen)+logSuffix), files.Read)
+	if err != nil {
+		return 0
+	}
+	defer f.Close()
+	n, err := f.Size()
+	if err != nil {
+		return 0
+	}
+	return n
+}
+
+// recoverSequence takes up one sequence. It is not known to the server yet.
 func (srv *Server) recoverSequence(ctx context.Context, r *sequenceRecord) (*sequence, error) {
 	sp, labels, err := r.model()
 	if err != nil {
@@ -99,13 +168,7 @@ func (srv *Server) recoverSequence(ctx context.Context, r *sequenceRecord) (*seq
 		return nil, err
 	}
 	s.mu.cutLabels(s.mu.accepted) // the step they came with may not have been whole
-	srv.spans.refer(s, s.mu.spans)
-	srv.addSequence(s)
-	s.nameAll()
 	s.mu.power, s.mu.crashSafe = s.mu.accepted, s.mu.accepted
-	if srv.tail.Add(s.mu.state.tailBytes()) > srv.opt.TailBytes {
-		srv.makeRoom(0)
-	}
 	return s, nil
 }
 
@@ -231,14 +294,26 @@ func (s *sequence) windowRows(ctx context.Context, ref spanRef, layer int) (k, v
 	return k, v, nil
 }
 
-// replay takes up the tail from its log.
+// replay takes up the tail from its log. If its rows do not fit into the memory for tails, it is a spilled one.
 func (s *sequence) replay() error {
 	st := &s.mu.state
 	lost := lostRecords{keep: allExact}
+	kept := s.srv.keepRows(st, 0)
 	log, cut, err := taillog.Replay(s.srv.opt.FS, s.logPath(s.gen), s.logName(s.gen), taillog.Reader{
-		Record: func(k taillog.Kind, body []byte) error { return s.replayRecord(st, k, body) },
+		Record: func(k taillog.Kind, body []byte) error {
+			if err := s.replayRecord(st, k, body); err != nil {
+				return err
+			}
+			kept = s.srv.keepRows(st, kept)
+			return nil
+		},
 		Behind: lost.note,
 	})
+	if st.spilled {
+		for l := range st.rows {
+			st.rows[l] = layerRows{base: st.accepted}
+		}
+	}
 	if errors.Is(err, fs.ErrNotExist) {
 		s.damage(fmt.Errorf("the log of the open tail is missing: tokens from %d on are lost", st.accepted))
 		log, err = taillog.Create(s.srv.opt.FS, s.logPath(s.gen), s.logName(s.gen))
@@ -255,12 +330,31 @@ func (s *sequence) replay() error {
 			return err
 		}
 		st.cutTail(least, s.spec)
+		s.srv.keepRows(st, kept)
 	}
 	if !lost.damaged {
 		return nil
 	}
 	s.damage(fmt.Errorf("the log of the open tail is damaged: tokens from %d on are lost: append them again", st.accepted))
 	return nil
+}
+
+// keepRows counts the rows of a tail that is being taken up, of which kept bytes were counted before. If they do not fit, the tail is
+// spilled, and what follows is checked, but not kept. It returns what is counted now.
+func (srv *Server) keepRows(st *state, kept int64) int64 {
+	if st.spilled {
+		return 0
+	}
+	n := st.tailBytes()
+	if srv.tail.Add(n-kept) <= int64(spillTo*float64(srv.opt.TailBytes)) {
+		return n
+	}
+	srv.tail.Add(-n)
+	st.spilled = true
+	for l, r := range st.rows {
+		st.rows[l] = layerRows{base: r.base}
+	}
+	return 0
 }
 
 // lostRecords is what whole records behind lost ones say of those.
@@ -298,7 +392,9 @@ func (s *sequence) replayRecord(st *state, k taillog.Kind, body []byte) error {
 	}
 	if r := rec.rows; r != nil {
 		for l := range st.rows {
-			st.rows[l] = st.rows[l].appended(r.k[l], r.v[l], true)
+			if !st.spilled {
+				st.rows[l] = st.rows[l].appended(r.k[l], r.v[l], true)
+			}
 			st.lens[l] += uint64(r.n)
 		}
 		st.accepted += uint64(r.n)

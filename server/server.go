@@ -38,6 +38,7 @@ type Options struct {
 	GPUAuditShare float32       // share of the calls that a GPU took part in that are audited; 0.01. Negative: none
 	Steer         bool          // divide a share among layers and KV heads by what their queries showed
 	SyncInterval  time.Duration // how often logs are made power-safe; 20 ms
+	RecoverAtOnce int           // logs of open tails that are read at the same time at the start; 8
 	FS            files.FS      // where the data folder is; the operating system's
 	Logger        *slog.Logger
 	Version       string
@@ -68,6 +69,9 @@ func (o *Options) defaults() error {
 	if o.SyncInterval == 0 {
 		o.SyncInterval = 20 * time.Millisecond
 	}
+	if o.RecoverAtOnce == 0 {
+		o.RecoverAtOnce = 8
+	}
 	if o.FS == nil {
 		o.FS = files.OS
 	}
@@ -85,6 +89,8 @@ func (o *Options) defaults() error {
 		return fmt.Errorf("budgets from %v on are to be answered from everything in RAM: it must be from 0 to 1", o.ReadAllInRAM)
 	case o.PromoteBytes < 0:
 		return fmt.Errorf("%d bytes a second are to be brought into RAM: less than none", o.PromoteBytes)
+	case o.RecoverAtOnce < 0:
+		return fmt.Errorf("%d logs are to be read at the same time: less than one", o.RecoverAtOnce)
 	case o.ReadWait < 0:
 		return fmt.Errorf("the longest wait for reads is %v, less than none", o.ReadWait)
 	case o.AuditShare > 1:

@@ -40,10 +40,12 @@
 //	go test ./bench/crash -run Crash -args -kills=50 -seed=7 -keep
 //	go test ./bench/crash -run PowerCut -args -cuts=1000 -seed=7 -cut=345 -keep
 //	go test ./bench/crash -run FaultyDisk -args -faulty=300 -seed=7 -fault=12
+//	go test ./bench/crash -run 'PowerCut|FaultyDisk' -args -recover=8
 //
 // A cut or a disk that fails its check is done again by its seed and number, with
 // the same -cuts; -keep leaves what a cut left as a data folder. All but Pebble's
-// work in the background follows from the seed.
+// work in the background follows from the seed: a start reads one log after the other here, where
+// a daemon reads several at the same time (-recover=8, and TestCrash).
 //
 // # That they bite
 //

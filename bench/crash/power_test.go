@@ -31,6 +31,7 @@ import (
 
 var (
 	cuts   = flag.Int("cuts", 60, "how often power is cut")
+	atOnce = flag.Int("recover", 1, "how many logs a start reads at the same time; with more than 1 not all follows from -seed")
 	cutNow = flag.Int("cut", -1, "cut power this time only, of all those that -cuts and -seed make")
 )
 
@@ -59,7 +60,7 @@ func openOn(ctx context.Context, disk *filestest.Disk, before func(ops int)) (*i
 	d := &inMemory{log: &bytes.Buffer{}, done: make(chan error, 1)}
 	var err error
 	d.srv, err = server.Open(ctx, server.Options{DataDir: "/data", FS: disk, RAMBytes: 128 << 10, DiskBytes: 8 << 20, TailBytes: 64 << 20,
-		ReadAllTokens: 1, AuditShare: -1, SyncInterval: time.Hour, // logs are synced by flushes alone, so that the trace follows from the seed
+		RecoverAtOnce: *atOnce, ReadAllTokens: 1, AuditShare: -1, SyncInterval: time.Hour, // logs are synced by flushes alone, so that the trace follows from the seed
 		Logger: slog.New(slog.NewTextHandler(&syncedWriter{w: d.log}, nil))})
 	if err != nil {
 		return nil, fmt.Errorf("recovery: %w\n%s", err, d.log)
