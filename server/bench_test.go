@@ -2,10 +2,16 @@ package server
 
 import (
 	"fmt"
+	"path/filepath"
 	"sync/atomic"
 	"testing"
+	"time"
+
+	"google.golang.org/grpc/codes"
 
 	kvtierv1 "kvtier/proto/kvtier/v1"
+	"kvtier/tiers"
+	"kvtier/tiers/files"
 )
 
 // smolSpec is SmolLM2-135M's geometry.
@@ -45,6 +51,69 @@ func BenchmarkStepAppend(b *testing.B) {
 					}
 				}
 			}
+		})
+	}
+}
+
+// logWrites counts what is written to logs.
+type logWrites struct {
+	files.FS
+	bytes atomic.Int64
+}
+
+func (w *logWrites) Open(name string, how files.Flag) (files.File, error) {
+	f, err := w.FS.Open(name, how)
+	if err != nil || filepath.Ext(name) != logSuffix {
+		return f, err
+	}
+	return &countedLog{f, w}, nil
+}
+
+type countedLog struct {
+	files.File
+	w *logWrites
+}
+
+func (f *countedLog) WriteAt(b []byte, off int64) (int, error) {
+	n, err := f.File.WriteAt(b, off)
+	f.w.bytes.Add(int64(n))
+	return n, err
+}
+
+// BenchmarkPrefillWrites appends 32,768 tokens of SmolLM2's geometry, as fast as it may or no faster than they are sealed, and
+// says how many bytes logs and segments took for each that was appended.
+func BenchmarkPrefillWrites(b *testing.B) {
+	for _, waits := range []bool{false, true} {
+		b.Run(fmt.Sprintf("waits=%v", waits), func(b *testing.B) {
+			const n, step = 32768, 512
+			w := &logWrites{FS: files.OS}
+			var segments, appended int64
+			for b.Loop() {
+				srv := openServer(b, b.TempDir(), Options{FS: w})
+				spec := smolSpec()
+				m := newModel(1, spec, step)
+				s := openSequence(b, srv, &kvtierv1.OpenSequenceRequest{Spec: spec})
+				for at := uint64(0); at < n; at += step {
+					for l := range int(spec.Layers) {
+						r := appendRequest{layer: l, start: at, k: bf16Bytes(m.k[l]), v: bf16Bytes(m.v[l])}
+						for err := s.append(b.Context(), &r); err != nil; err = s.append(b.Context(), &r) {
+							if e := toError(err); e.Code != codes.ResourceExhausted {
+								b.Fatal(err)
+							}
+							time.Sleep(10 * time.Millisecond)
+						}
+					}
+					if waits && at+step > tiers.SegmentTokens+recentTokens {
+						waitSealed(b, s, (at+step-recentTokens)/tiers.SegmentTokens*tiers.SegmentTokens)
+					}
+				}
+				waitSealed(b, s, (n-recentTokens)/tiers.SegmentTokens*tiers.SegmentTokens)
+				_, disk := srv.store.Usage()
+				segments, appended = segments+disk.BytesWritten, appended+int64(n*s.spec.tokenBytes())
+				closeServer(b, srv)
+			}
+			b.ReportMetric(float64(w.bytes.Load())/float64(appended), "log/byte")
+			b.ReportMetric(float64(segments)/float64(appended), "segments/byte")
 		})
 	}
 }
