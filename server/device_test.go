@@ -15,6 +15,7 @@ import (
 	"kvtier/attention"
 	kvtierv1 "kvtier/proto/kvtier/v1"
 	"kvtier/tiers"
+	"kvtier/tiers/gpu"
 	"kvtier/tiers/gpu/cuda"
 	"kvtier/tiers/gpu/cuda/cudatest"
 )
@@ -153,6 +154,54 @@ func TestDeviceLost(t *testing.T) {
 	want, _ := deviceTrace(t, m, dir, id, Options{})
 	got, _ := deviceTrace(t, m, dir, id, Options{GPUBytes: 64 << 20})
 	sameAnswers(t, got, want, 2e-3)
+}
+
+// TestDeviceStuck: a device that does not answer costs one call its patience. The host answers, and goes on to, until the device has done what it was asked.
+func TestDeviceStuck(t *testing.T) {
+	cudatest.Open(t)
+	m := newModel(9, deviceSpec(), 2*segment+400)
+	dir, id := sealedFolder(t, m, kvtierv1.Profile_PROFILE_BALANCED)
+	const patience = 200 * time.Millisecond
+	srv := openServer(t, dir, Options{ReadAllTokens: -1, GPUBytes: 64 << 20, GPUPatience: patience})
+	s := find(t, srv, id)
+	ask := func() (*answer, time.Duration) {
+		begin := time.Now()
+		return m.ask(t, s, 0, 2*segment+399, exactBudget), time.Since(begin)
+	}
+	ask()
+	settle(t, srv)
+	want, _ := ask()
+	if want.account.BytesGpu == 0 {
+		t.Fatalf("the GPU has no part in the answer: %v", want.account)
+	}
+	cudatest.Stall(t, true)
+	t.Cleanup(func() { cudatest.Stall(t, false) }) // before the server closes
+	for i := range 3 {
+		got, took := ask()
+		if got.account.BytesGpu > 0 {
+			t.Errorf("%d: the GPU has answered: %v", i, got.account)
+		}
+		if e := attention.RelativeError(got.out, want.out); !(e <= 2e-3) {
+			t.Errorf("%d: error %v", i, e)
+		}
+		if i == 0 && took < patience {
+			t.Errorf("the host answers after %v", took)
+		}
+	}
+	cudatest.Stall(t, false)
+	for begin := time.Now(); ; time.Sleep(10 * time.Millisecond) {
+		if got, _ := ask(); got.account.BytesGpu > 0 {
+			break
+		}
+		if time.Since(begin) > 30*time.Second {
+			t.Fatal("the GPU is not asked again")
+		}
+	}
+	cudatest.Stall(t, true)
+	ask()
+	if err := srv.Close(t.Context()); !errors.Is(err, gpu.ErrStuck) { // it ends all the same
+		t.Errorf("close: %v", err)
+	}
 }
 
 // TestDeviceWorker: a worker in another process hands rows and queries over in its own device memory, and gets its answers there: the same as inline. So

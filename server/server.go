@@ -28,6 +28,7 @@ type Options struct {
 	DiskBytes     int64         // NVMe tier's limit; 20 GiB
 	GPUBytes      int64         // GPU tier's limit; none. gpu.Auto: what a GPU has free, if there is one
 	GPUDevice     int           // number of the GPU
+	GPUPatience   time.Duration // how long an answer of it is waited for, which takes milliseconds; 10 s
 	TailBytes     int64         // unquantised rows in RAM; 2 GiB
 	ReadAllTokens int           // contexts up to this length are read whole; 8,192. Negative: none
 	DefaultShare  float32       // budget of a call that names none; 0.2
@@ -146,7 +147,7 @@ func Open(ctx context.Context, o Options) (srv *Server, err error) {
 	srv.mu.conns = map[*fastConn]bool{}
 	srv.pins.pins, srv.pins.segments = map[uint64]*pin{}, map[tiers.ID]int{}
 	if srv.store, err = store.Open(ctx, o.DataDir, store.Options{RAMBytes: o.RAMBytes, DiskBytes: o.DiskBytes, PromoteBytes: o.PromoteBytes,
-		GPUBytes: o.GPUBytes, GPUDevice: o.GPUDevice, FS: o.FS, Logger: o.Logger}); err != nil {
+		GPUBytes: o.GPUBytes, GPUDevice: o.GPUDevice, GPUPatience: o.GPUPatience, FS: o.FS, Logger: o.Logger}); err != nil {
 		return nil, err
 	}
 	defer func(st *store.Store) { // srv is nil then

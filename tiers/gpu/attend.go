@@ -7,6 +7,8 @@ import (
 	"maps"
 	"slices"
 	"sync"
+	"sync/atomic"
+	"time"
 
 	"kvtier/attention"
 	"kvtier/tiers"
@@ -21,9 +23,10 @@ type Segment struct {
 
 // attender attends to what the tier holds.
 type attender struct {
-	kernels *kernels.Attention
-
-	mu struct {
+	kernels  *kernels.Attention
+	patience time.Duration // that an answer is waited for
+	late     atomic.Int32  // answers that nobody waits for any more, and that go on
+	mu       struct {
 		sync.Mutex
 		plans map[planKey]*kept
 		clock int64 // of uses
@@ -53,6 +56,9 @@ const mostPlanBytes = 256 << 20
 
 // rowsAtOnce is how many query rows of a head are answered together; more take turns, so that partials of splits have bounded room.
 const rowsAtOnce = 32
+
+// ErrStuck says that the device has not answered in time. Nothing more is asked of it until it has.
+var ErrStuck = errors.New("the device does not answer")
 
 // Answer is the attention over the segments that the tier held.
 type Answer struct {
@@ -87,6 +93,9 @@ func (t *Tier) Attend(ctx context.Context, segments []Segment, q []float32, soft
 	}
 	if err := t.usable(ctx); err != nil {
 		return nil, fmt.Errorf("gpu: attend: %w", err)
+	}
+	if t.attender.late.Load() > 0 {
+		return nil, fmt.Errorf("gpu: attend: %w", ErrStuck)
 	}
 	all := t.leaseAll(segments)
 	n := &Answer{Held: make([]bool, len(segments)), a: t.attender, q: q, softcap: softcap}
@@ -137,20 +146,29 @@ func (n *Answer) block(lo int) []float32 {
 	return out
 }
 
-// Wait returns the partials, [heads][rows]. It does not end before the kernels do, which takes milliseconds at most.
+// Wait returns the partials, [heads][rows]. If the device does not answer, the error is ErrStuck after Options.Patience: what it
+// was asked goes on without anybody, and keeps its segments where they are.
 func (n *Answer) Wait() ([]attention.Partial, error) {
-	defer n.end()
+	ctx, cancel := context.WithTimeout(background, n.a.patience)
+	defer cancel()
 	out := make([]attention.Partial, n.heads*n.rows)
 	for lo := 0; lo < n.rows; lo += rowsAtOnce {
 		x := n.first
 		if lo > 0 {
 			var err error
 			if x, err = n.a.kernels.Start(background, n.plan.tables, n.block(lo), n.softcap); err != nil {
+				n.end()
 				return nil, asTier(err)
 			}
 		}
-		ps, err := x.Wait(background)
+		ps, err := x.Wait(ctx)
+		if err != nil && ctx.Err() != nil {
+			n.a.late.Add(1)
+			go n.outlast(x)
+			return nil, fmt.Errorf("gpu: attend: %w: nothing came in %v", ErrStuck, n.a.patience)
+		}
 		if err != nil {
+			n.end()
 			return nil, asTier(err)
 		}
 		rows := len(ps) / n.heads
@@ -158,7 +176,15 @@ func (n *Answer) Wait() ([]attention.Partial, error) {
 			copy(out[h*n.rows+lo:], ps[h*rows:(h+1)*rows])
 		}
 	}
+	n.end()
 	return out, nil
+}
+
+// outlast ends an answer that was given up, once the device has done with it.
+func (n *Answer) outlast(x *kernels.Answer) {
+	<-x.Done()
+	n.end()
+	n.a.late.Add(-1)
 }
 
 func (n *Answer) end() {
@@ -265,6 +291,16 @@ func (a *attender) free(plans []*kept) error {
 	return errors.Join(errs...)
 }
 
+// answers says whether nothing is asked that the device does not answer, within its patience.
+func (a *attender) answers() bool {
+	for begin := time.Now(); a.late.Load() > 0; time.Sleep(time.Millisecond) {
+		if time.Since(begin) > a.patience {
+			return false
+		}
+	}
+	return true
+}
+
 // close frees the plans. No answer is under way.
 func (a *attender) close() error {
 	a.mu.Lock()
@@ -275,12 +311,12 @@ func (a *attender) close() error {
 }
 
 // newAttender makes a device ready to attend.
-func newAttender(t *Tier) (*attender, error) {
+func newAttender(t *Tier, patience time.Duration) (*attender, error) {
 	k, err := kernels.New(background, t.dev)
 	if err != nil {
 		return nil, err
 	}
-	a := &attender{kernels: k}
+	a := &attender{kernels: k, patience: patience}
 	a.mu.plans = map[planKey]*kept{}
 	return a, nil
 }

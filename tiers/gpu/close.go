@@ -31,7 +31,11 @@ func (t *Tier) Close() error {
 	if !t.end(tiers.ErrClosed) {
 		return nil
 	}
-	if err := errors.Join(t.empty(), t.bank.close()); err != nil {
+	err := t.empty()
+	if !errors.Is(err, ErrStuck) {
+		err = errors.Join(err, t.bank.close())
+	}
+	if err != nil {
 		return fmt.Errorf("gpu: close: %w", err)
 	}
 	return nil
@@ -50,6 +54,9 @@ func (t *Tier) end(why error) bool {
 
 // empty gives back what pieces and kernels take. Nothing new begins; it waits for what is under way.
 func (t *Tier) empty() error {
+	if t.attender != nil && !t.attender.answers() { // whatever frees memory would wait for it
+		return fmt.Errorf("%w: its memory goes with the process", ErrStuck)
+	}
 	t.reads.Lock() // no Pin is under way, and none will be
 	defer t.reads.Unlock()
 	t.abandoned.Wait()

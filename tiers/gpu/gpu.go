@@ -1,6 +1,7 @@
 package gpu
 
 import (
+	"cmp"
 	"container/heap"
 	"context"
 	"errors"
@@ -20,6 +21,8 @@ type Options struct {
 	// Bytes is the hard limit of device memory allocated for slabs: at least
 	// 256, or Auto. Kernels and the driver need some besides: where less is free, less is the limit.
 	Bytes int64
+	// Patience is how long an answer is waited for, which takes milliseconds; 0: 10 seconds.
+	Patience time.Duration
 }
 
 // Auto as a limit is what the device has free at Open, less a tenth and autoSpare for kernels and others.
@@ -146,7 +149,7 @@ func Open(o Options) (*Tier, error) {
 	}
 	t := newTier(b, limit)
 	t.dev = dev
-	if t.attender, err = newAttender(t); err != nil {
+	if t.attender, err = newAttender(t, cmp.Or(o.Patience, 10*time.Second)); err != nil {
 		return nil, errors.Join(fmt.Errorf("gpu: %w", err), t.Close())
 	}
 	return t, nil

@@ -52,7 +52,7 @@ func (s *Store) openDevice(o Options) error {
 	if o.GPUBytes == 0 {
 		return nil
 	}
-	t, err := gpu.Open(gpu.Options{Device: o.GPUDevice, Bytes: o.GPUBytes})
+	t, err := gpu.Open(gpu.Options{Device: o.GPUDevice, Bytes: o.GPUBytes, Patience: o.GPUPatience})
 	if err != nil && o.GPUBytes == gpu.Auto {
 		level := slog.LevelWarn
 		if errors.Is(err, cuda.ErrNoDriver) || errors.Is(err, cuda.ErrNoDevice) {

@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"path/filepath"
 	"sync"
+	"time"
 
 	"github.com/cockroachdb/pebble/v2"
 
@@ -24,6 +25,8 @@ type Options struct {
 	// GPUBytes is the hard limit of what lies in the memory of a GPU; 0: none, gpu.Auto: what is free of it, if there is one.
 	GPUBytes  int64
 	GPUDevice int // its number
+	// GPUPatience is how long an answer of the GPU is waited for; 0: 10 seconds.
+	GPUPatience time.Duration
 	// PromoteBytes is how many bytes a second are read from NVMe to be brought into RAM because
 	// queries read them there; 0: as many as the disk gives. What every query reads comes up without a limit after a start.
 	PromoteBytes int64

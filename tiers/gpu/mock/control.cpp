@@ -158,13 +158,14 @@ void mock_drop_sync(const char* kernel, int n) {
     state().dropSyncOf = kernel;
     state().dropSync = n;
 }
-// "races", "undefined", "shuffle_orders", "strict_free", to 0 or 1. Returns whether there is such a check.
+// "races", "undefined", "shuffle_orders", "strict_free", "stalled", to 0 or 1. Returns whether there is such a check.
 int mock_set(const char* what, int on) {
     auto& s = state();
     std::lock_guard<std::mutex> l(s.lock);
     std::string w = what;
     bool* where = w == "races" ? &s.settings.checkRaces : w == "undefined" ? &s.settings.checkUndefined
-        : w == "shuffle_orders" ? &s.settings.shuffleOrders : w == "strict_free" ? &s.strictFree : nullptr;
+        : w == "shuffle_orders" ? &s.settings.shuffleOrders : w == "strict_free" ? &s.strictFree
+        : w == "stalled" ? &s.stalled : nullptr;
     if (where) *where = on;
     return where != nullptr;
 }

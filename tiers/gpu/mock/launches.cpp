@@ -159,6 +159,7 @@ CUresult cuEventQuery(Event* e) {
     if (!state().events.count(e)) return CUDA_ERROR_INVALID_HANDLE;
     auto r = e->record;
     if (!r || r->done) return CUDA_SUCCESS;
+    if (state().stalled) return CUDA_ERROR_NOT_READY;
     Stream* st = r->on.get();
     auto keep = r->on;
     if (state().streams.count(st) || st == state().null.get()) step(entry.lock, st);

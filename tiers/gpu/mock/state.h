@@ -67,6 +67,7 @@ struct State {
     CUresult sticky = CUDA_SUCCESS;    // the device is dead; every call says so
     std::string lastError;
     ptx::LaunchConfig settings;        // seed, checks
+    bool stalled = false;              // nothing that is queued is done, as far as events tell
     bool strictFree = false;           // freeing does not wait for queued work
 
     std::shared_ptr<Stream> null = std::make_shared<Stream>();

@@ -6,3 +6,6 @@ import "testing"
 
 // Flip skips the test: without CUDA there is no device memory.
 func Flip(t testing.TB, _ []byte, _ int) { t.Skip("this build has no GPU support") }
+
+// Stall skips the test: there is no device.
+func Stall(t testing.TB, _ bool) { t.Skip("this build has no GPU support") }
