@@ -5,7 +5,6 @@ import (
 	"errors"
 	"io"
 	"math"
-	"runtime"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -229,7 +228,7 @@ func (srv *Server) attendMany(ctx context.Context, items []batchItem) error {
 		return nil
 	}
 	var g errgroup.Group
-	g.SetLimit(runtime.GOMAXPROCS(0))
+	g.SetLimit(srv.opt.Cores)
 	for i := range items {
 		g.Go(func() error {
 			items[i].run(ctx)

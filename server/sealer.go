@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"runtime"
 	"sync"
 
 	"golang.org/x/sync/errgroup"
@@ -249,9 +248,9 @@ func (z *sealer) spanFor(ctx context.Context, s *sequence, st *state, end uint64
 func (z *sealer) workers(st *state) int {
 	end, _ := st.sealPoint()
 	if prefill := st.accepted >= end+tiers.SegmentTokens/2; prefill || int64(z.pending())*st.tailBytes() > z.srv.opt.TailBytes/4 {
-		return runtime.GOMAXPROCS(0)
+		return z.srv.opt.Cores
 	}
-	return max(1, runtime.GOMAXPROCS(0)/2)
+	return max(1, z.srv.opt.Cores/2)
 }
 
 // whole says whether every stored byte of a span is right: its rows are about

@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"maps"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -39,6 +40,7 @@ type Options struct {
 	GPUAuditShare float32       // share of the calls that a GPU took part in that are audited; 0.01. Negative: none
 	Steer         bool          // divide a share among layers and KV heads by what their queries showed
 	SyncInterval  time.Duration // how often logs are made power-safe; 20 ms
+	Cores         int           // for work in the background, and items of a call that are answered at the same time; GOMAXPROCS
 	RecoverAtOnce int           // logs of open tails that are read at the same time at the start; 8
 	FS            files.FS      // where the data folder is; the operating system's
 	Logger        *slog.Logger
@@ -70,6 +72,9 @@ func (o *Options) defaults() error {
 	if o.SyncInterval == 0 {
 		o.SyncInterval = 20 * time.Millisecond
 	}
+	if o.Cores == 0 {
+		o.Cores = runtime.GOMAXPROCS(0)
+	}
 	if o.RecoverAtOnce == 0 {
 		o.RecoverAtOnce = 8
 	}
@@ -90,6 +95,8 @@ func (o *Options) defaults() error {
 		return fmt.Errorf("budgets from %v on are to be answered from everything in RAM: it must be from 0 to 1", o.ReadAllInRAM)
 	case o.PromoteBytes < 0:
 		return fmt.Errorf("%d bytes a second are to be brought into RAM: less than none", o.PromoteBytes)
+	case o.Cores < 0:
+		return fmt.Errorf("%d cores: less than one", o.Cores)
 	case o.RecoverAtOnce < 0:
 		return fmt.Errorf("%d logs are to be read at the same time: less than one", o.RecoverAtOnce)
 	case o.ReadWait < 0:

@@ -33,6 +33,7 @@ type Options struct {
 	Time    time.Duration // of the load in each phase; 30 s
 	Reopen  float64       // share of turns that close and open their context before; .1
 	Audit   float64       // share of turns after which an answer is checked; .2
+	Huge    int           // tokens of a context whose calls are made beside the load on all; none
 	Seed    uint64
 	Say     func(format string, args ...any)
 }
@@ -54,6 +55,8 @@ func (o *Options) fill() error {
 		return fmt.Errorf("%d contexts: 2 or more can be compared with one", o.Contexts)
 	case o.Least < 256 || o.Most < o.Least || o.Most > 1<<20:
 		return fmt.Errorf("contexts of %d to %d tokens: 256 to 1048576 can be measured", o.Least, o.Most)
+	case o.Huge != 0 && (o.Huge < 2*chunk || o.Huge > 1<<20):
+		return fmt.Errorf("a huge context of %d tokens: %d to 1048576 can be measured", o.Huge, 2*chunk)
 	case o.Layers < 1 || o.Layers > 1024:
 		return fmt.Errorf("%d layers: 1 to 1024", o.Layers)
 	case o.Group < 1 || o.Steps < 1 || o.Workers < 1 || o.Workers > 1024:
@@ -109,6 +112,7 @@ type Report struct {
 	BuildTokens              int     // that were sent for it; the rest are shared
 	Limits                   struct{ RAM, Tail, Disk int64 }
 	One, All                 Phase
+	Beside                   []Beside                   // the load on all beside huge calls
 	Ratio                    struct{ P50, P99 float64 } // of all to one
 	DiskUsed, LogsUsed       int64                      // bytes on the disk at the end, and logs' share of them
 	RecoverySeconds          float64                    // from the start of the daemon after kill -9 to its first answer
@@ -161,6 +165,9 @@ func Measure(ctx context.Context, o Options) (rep *Report, err error) {
 		return nil, err
 	}
 	rep.Ratio.P50, rep.Ratio.P99 = rep.All.Attend.P50/rep.One.Attend.P50, rep.All.Attend.P99/rep.One.Attend.P99
+	if err := w.besides(ctx, all); err != nil {
+		return nil, err
+	}
 	if rep.DiskUsed, rep.LogsUsed, err = diskUsed(dir); err != nil {
 		return nil, err
 	}

@@ -25,7 +25,7 @@ func build(t *testing.T) string {
 func TestMeasure(t *testing.T) {
 	dir := t.TempDir()
 	rep, err := Measure(context.Background(), Options{Daemon: build(t), Dir: dir, Contexts: 12, Least: 512, Most: 3000, Layers: 2, Group: 3,
-		Tail: 4 << 20, Disk: 64 << 20, RAM: 16 << 20, Rate: 20, Steps: 4, Workers: 3, Time: 2 * time.Second, Reopen: .3, Audit: 1, Seed: 1})
+		Tail: 4 << 20, Disk: 64 << 20, RAM: 16 << 20, Rate: 20, Steps: 4, Workers: 3, Time: 2 * time.Second, Reopen: .3, Audit: 1, Huge: 3000, Seed: 1})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -40,7 +40,15 @@ func TestMeasure(t *testing.T) {
 			}
 		}
 	}
-	if rep.One.Visited != 1 || rep.All.Visited < 2 || rep.Recovered != 13 || rep.AfterRecovery.Answers != 12 || rep.AfterRecovery.Wrong > 0 ||
+	if len(rep.Beside) != 4 {
+		t.Errorf("beside: %+v", rep.Beside)
+	}
+	for _, b := range rep.Beside {
+		if p := b.Phase; b.Calls == 0 || !(b.P50 > 0) || p.Turns == 0 || p.Calls != p.Turns*4*2 || p.Audit.Answers != p.Turns || p.Audit.Wrong > 0 {
+			t.Errorf("beside %s: %+v", b.What, b)
+		}
+	}
+	if rep.One.Visited != 1 || rep.All.Visited < 2 || rep.Recovered < 14 || rep.Recovered > 15 || rep.AfterRecovery.Answers != 12 || rep.AfterRecovery.Wrong > 0 ||
 		rep.DiskUsed == 0 || rep.LogsUsed == 0 || rep.RecoverySeconds <= 0 || rep.BuildTokens >= rep.Tokens {
 		t.Errorf("%+v", rep)
 	}
@@ -61,6 +69,7 @@ func TestRefuses(t *testing.T) {
 		"share":    func(o *Options) { o.Audit = 2 },
 		"limit":    func(o *Options) { o.Tail = 5 },
 		"folder":   func(o *Options) { o.Dir += "/none" },
+		"huge":     func(o *Options) { o.Huge = chunk },
 		"room":     func(o *Options) { o.Contexts, o.Disk = 1e6, 1<<50 },
 		"path":     func(o *Options) { o.Dir = long(t, o.Dir) },
 	} {

@@ -19,6 +19,9 @@
 // call a layer, which appends the token's row and answers its queries. Some
 // turns close the context and open it again before.
 //
+// With Options.Huge the same load is made again while another context, which may be much longer, has one call after
+// the other: for everything that is stored of a layer, for one position and for many, for a share of it, and appends.
+//
 // # What is checked
 //
 // After a share of the turns one layer is asked once more, in mode exact, and

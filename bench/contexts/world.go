@@ -99,8 +99,30 @@ func (w *world) settle(ctx context.Context) error {
 // buildTokens is how many tokens a bulk append has.
 const buildTokens = 512
 
-// make opens a context and appends its tokens.
+// make opens a context, if it is not open, and appends its tokens.
 func (w *world) make(ctx context.Context, q *sequence) error {
+	if q.id == "" {
+		if err := w.open(ctx, q); err != nil {
+			return err
+		}
+	}
+	for q.tokens < q.length {
+		end := min(q.tokens+buildTokens, q.length)
+		for l := range w.o.Layers {
+			k, v := q.rows.bytes(l, q.tokens, end)
+			a := &kvtierv1.AppendRequest{SequenceId: q.id, Layer: uint32(l), Start: uint64(q.tokens), K: k, V: v}
+			if err := w.patiently(ctx, func() error { _, err := w.d.Seq.Append(ctx, a); return err }); err != nil {
+				return fmt.Errorf("append to context %s at %d: %w", q.id, q.tokens, err)
+			}
+		}
+		w.count(end - q.tokens)
+		q.tokens = end
+	}
+	return nil
+}
+
+// open opens a context, as a fork if it shares a prefix.
+func (w *world) open(ctx context.Context, q *sequence) error {
 	r := &kvtierv1.OpenSequenceRequest{}
 	if q.from != nil {
 		r.ForkOf, r.ForkAt = q.from.id, uint64(q.rows.shared)
@@ -115,18 +137,6 @@ func (w *world) make(ctx context.Context, q *sequence) error {
 		return err
 	}
 	q.id = got.SequenceId
-	for q.tokens < q.length {
-		end := min(q.tokens+buildTokens, q.length)
-		for l := range w.o.Layers {
-			k, v := q.rows.bytes(l, q.tokens, end)
-			a := &kvtierv1.AppendRequest{SequenceId: q.id, Layer: uint32(l), Start: uint64(q.tokens), K: k, V: v}
-			if err := w.patiently(ctx, func() error { _, err := w.d.Seq.Append(ctx, a); return err }); err != nil {
-				return fmt.Errorf("append to context %s at %d: %w", q.id, q.tokens, err)
-			}
-		}
-		w.count(end - q.tokens)
-		q.tokens = end
-	}
 	return nil
 }
 

@@ -32,6 +32,9 @@ exact is compared with dense attention in float64 over the rows that were sent.
             which half of them exceed
   put off   calls that the daemon refused for want of room (RESOURCE_EXHAUSTED), made again later
 
+With --huge the load on all contexts is made again while another context, of so many tokens, has calls one after the other:
+for everything that is stored of a layer, for one position and for 512, for the daemon's own budget, and appends.
+
 Before it is sealed a token takes 768 bytes a layer, in RAM and on disk, 23 KB with all 30: 1,000 contexts
 of that need tens of GB, and each layer's segment takes its time to seal. The first example is a small one.`
 
@@ -65,7 +68,11 @@ func newContexts() *cobra.Command {
 			} else {
 				err = printContexts(cmd.OutOrStdout(), rep)
 			}
-			if wrong := rep.One.Audit.Wrong + rep.All.Audit.Wrong + rep.AfterRecovery.Wrong; err == nil && wrong > 0 {
+			wrong := rep.One.Audit.Wrong + rep.All.Audit.Wrong + rep.AfterRecovery.Wrong
+			for _, b := range rep.Beside {
+				wrong += b.Phase.Audit.Wrong
+			}
+			if err == nil && wrong > 0 {
 				err = fmt.Errorf("%d answers were wrong", wrong)
 			}
 			return err
@@ -87,6 +94,7 @@ func newContexts() *cobra.Command {
 	f.DurationVar(&o.Time, "time", 30*time.Second, "of each of the two loads")
 	f.Float64Var(&o.Reopen, "reopen", .1, "share of turns before which their context is closed and opened again")
 	f.Float64Var(&o.Audit, "audit", .2, "share of turns after which an answer is checked")
+	f.IntVar(&o.Huge, "huge", 0, "tokens of a further context, beside whose calls the load is made again")
 	f.Uint64Var(&o.Seed, "seed", 1, "of all that is random")
 	f.BoolVar(&asJSON, "json", false, "print JSON")
 	return cmd
@@ -123,6 +131,11 @@ func printContexts(w io.Writer, rep *contexts.Report) error {
 			p.First.P50, p.First.P99, p.Calls, p.Rate, p.PutOff, p.Unfair, p.Visited)
 	}
 	fmt.Fprintf(t, "ratio\t%.2f\t\t%.2f\n", rep.Ratio.P50, rep.Ratio.P99)
+	for _, b := range rep.Beside {
+		p := b.Phase
+		fmt.Fprintf(t, "beside %s (%d calls of %.1f)\t%.2f\t%.2f\t%.2f\t%.1f\t%.2f\t%.2f\t%d\t%.2f\t%d\t%.2f\t%d\n", b.What, b.Calls, b.P50, p.Attend.P50, p.Attend.P90,
+			p.Attend.P99, p.Attend.Max, p.First.P50, p.First.P99, p.Calls, p.Rate, p.PutOff, p.Unfair, p.Visited)
+	}
 	if err := t.Flush(); err != nil {
 		return err
 	}

@@ -6,6 +6,7 @@ import (
 	"context"
 	"log/slog"
 	"os"
+	"runtime"
 
 	"kvtier/cmd/internal/buildinfo"
 	"kvtier/cmd/kvtierd/internal/daemon"
@@ -13,12 +14,31 @@ import (
 )
 
 func main() {
+	cores := spread()
+	open := func(ctx context.Context, c *daemon.Config, log *slog.Logger) (daemon.Backend, error) {
+		return open(ctx, c, log, cores)
+	}
 	wiring := daemon.Wiring{Open: open, GRPCOptions: server.GRPCOptions}
 	os.Exit(daemon.Main(os.Args[1:], os.Stdout, os.Stderr, wiring))
 }
 
-func open(ctx context.Context, c *daemon.Config, log *slog.Logger) (daemon.Backend, error) {
+// threadsPerCore is on how many threads the Go runtime runs goroutines, for each core. With one a core, the few goroutines of a call that
+// computes for seconds hold them all: others wait for 10 ms each time that they want to go on, and nobody looks at the
+// network meanwhile. With more of them than such a call has the kernel shares the cores, and lets who slept go first.
+const threadsPerCore = 4
+
+// spread sees to that, unless the environment says otherwise, and returns how many cores there are.
+func spread() (cores int) {
+	cores = runtime.GOMAXPROCS(0)
+	if os.Getenv("GOMAXPROCS") == "" {
+		runtime.GOMAXPROCS(threadsPerCore * cores)
+	}
+	return cores
+}
+
+func open(ctx context.Context, c *daemon.Config, log *slog.Logger, cores int) (daemon.Backend, error) {
 	s, err := server.Open(ctx, server.Options{
+		Cores:         cores,
 		DataDir:       c.Data,
 		GPUBytes:      int64(c.GPU),
 		GPUDevice:     c.GPUDevice,

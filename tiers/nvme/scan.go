@@ -38,7 +38,7 @@ func (t *Tier) Scan(ctx context.Context, fn func(Stored) error) error {
 	}
 	defer t.ops.Done()
 	g, failed := errgroup.WithContext(ctx)
-	g.SetLimit(runtime.GOMAXPROCS(0)) // the caller's goroutine holds one more buffer
+	g.SetLimit(min(runtime.GOMAXPROCS(0), runtime.NumCPU())) // the caller's goroutine holds one more buffer
 	for _, stretch := range stretches(t.Layout()) {
 		if failed.Err() != nil {
 			break
