@@ -16,7 +16,7 @@ import (
 	"kvtier/tiers/taillog"
 )
 
-// sealer seals full segments in the background, one sequence at a time.
+// sealer seals full segments in the background, one sequence's at a time, in turns.
 type sealer struct {
 	srv  *Server
 	done sync.WaitGroup
@@ -92,7 +92,7 @@ func (z *sealer) run() {
 		z.mu.queue = z.mu.queue[1:]
 		z.mu.running = 1
 		z.mu.Unlock()
-		err := z.sealFull(s)
+		err := z.sealNext(s)
 		z.mu.Lock()
 		z.mu.running = 0
 		z.mu.failed = err
@@ -109,14 +109,15 @@ func (z *sealer) close() {
 	z.done.Wait()
 }
 
-// sealFull seals every full segment of a sequence that lies behind its recent window.
-func (z *sealer) sealFull(s *sequence) (err error) {
+// sealNext seals the next full segment of a sequence that lies behind its recent window. If there is another one, the sequence queues
+// again, behind those that wait: one that grows as fast as it can does not keep them waiting.
+func (z *sealer) sealNext(s *sequence) (err error) {
 	defer func() {
 		s.mu.Lock()
 		s.mu.sealing = false
 		s.mu.Unlock()
 		if err == nil {
-			z.consider(s) // tokens may have arrived meanwhile
+			z.consider(s)
 		}
 	}()
 	for {
@@ -139,12 +140,10 @@ func (z *sealer) sealFull(s *sequence) (err error) {
 		if s.usable() != nil {
 			return nil // deleted meanwhile
 		}
-		if err != nil {
-			if !errors.Is(err, context.Canceled) {
-				z.srv.log.Error("seal a segment", "sequence", s.id, "end", end, "err", err)
-			}
-			return err
+		if err != nil && !errors.Is(err, context.Canceled) {
+			z.srv.log.Error("seal a segment", "sequence", s.id, "end", end, "err", err)
 		}
+		return err
 	}
 }
 
