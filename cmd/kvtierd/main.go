@@ -22,16 +22,19 @@ func main() {
 	os.Exit(daemon.Main(os.Args[1:], os.Stdout, os.Stderr, wiring))
 }
 
-// threadsPerCore is on how many threads the Go runtime runs goroutines, for each core. With one a core, the few goroutines of a call that
-// computes for seconds hold them all: others wait for 10 ms each time that they want to go on, and nobody looks at the
-// network meanwhile. With more of them than such a call has the kernel shares the cores, and lets who slept go first.
-const threadsPerCore = 4
+// On how many threads the Go runtime runs goroutines. With one for each core, the few goroutines of a call that computes for seconds
+// hold them all: others wait for 10 ms each time that they want to go on, and nobody looks at the network meanwhile.
+// With more threads than such a call takes (a goroutine for each of 8 KV heads) the kernel shares the cores, and lets who slept go first.
+const (
+	threadsPerCore = 4
+	leastThreads   = 16
+)
 
 // spread sees to that, unless the environment says otherwise, and returns how many cores there are.
 func spread() (cores int) {
 	cores = runtime.GOMAXPROCS(0)
 	if os.Getenv("GOMAXPROCS") == "" {
-		runtime.GOMAXPROCS(threadsPerCore * cores)
+		runtime.GOMAXPROCS(max(threadsPerCore*cores, leastThreads))
 	}
 	return cores
 }
