@@ -38,21 +38,22 @@ type Order struct {
 func Arrange(keys, values []float32, d int, m *Metric, seed uint64) Order {
 	n := len(keys) / d
 	x := m.Apply(NewUnits(keys, d, n).Deltas) // no grouping depends on the mean, but float32 products do
-	b := &bisector{x: x, d: d, rng: rand.New(rand.NewPCG(seed, 0x6b76)), proj: make([]float32, n),
+	b := &bisector{x: x, d: d, rng: directions(seed), proj: make([]float32, n),
 		weights: make([]float32, n), keys: make([]uint64, n), keys2: make([]uint64, n), rest: make([]int, n)}
 	all := make([]int, n)
 	for i := range all {
 		all[i] = i
 	}
-	if n < minGrouped {
+	whole, first := Grouping(n)
+	if whole == n {
 		b.split(all, LeafTokens)
 		return Order{Tokens: all, Body: n}
 	}
-	count := n - wholePages(n)
+	count := n - whole
 	for t := range b.proj {
 		b.proj[t] = Norm2(values[t*d : (t+1)*d])
 	}
-	all, drains := b.setApart(all, min(LeafTokens, count))
+	all, drains := b.setApart(all, first)
 	b.split(all, LeafTokens)
 	for i := 0; i < len(all); i += LeafTokens {
 		b.fromMean(all[i:min(i+LeafTokens, len(all))])
@@ -66,10 +67,54 @@ func Arrange(keys, values []float32, d int, m *Metric, seed uint64) Order {
 	return Order{Tokens: slices.Concat(body, drains, out), Body: len(body)}
 }
 
-// wholePages is how many of n tokens are grouped when outliers are set apart.
-func wholePages(n int) int {
-	return (n - n/outlierShare) / PageTokens * PageTokens
+// Grouping returns how many of n tokens Arrange groups; the others are set apart, of which the first are drains.
+func Grouping(n int) (body, drains int) {
+	if n < minGrouped {
+		return n, 0
+	}
+	body = (n - n/outlierShare) / PageTokens * PageTokens
+	return body, min(LeafTokens, n-body)
 }
+
+// Split is a division of a run of places: the first Left become a group, and the rest.
+type Split struct{ From, Count, Left int }
+
+// Splits returns the divisions that Arrange makes of n tokens, in its order, which is also that of their Directions: first those by which it finds the
+// tokens unlike their leaf (none if nothing is set apart), of all but the drains, then those of the order that is stored.
+func Splits(n int) (unlike, stored []Split) {
+	body, drains := Grouping(n)
+	if body == n {
+		return nil, appendSplits(nil, 0, n, LeafTokens)
+	}
+	unlike = appendSplits(nil, 0, n-drains, LeafTokens)
+	stored = appendSplits(nil, 0, body, PageTokens)
+	for i := 0; i < body; i += PageTokens {
+		stored = appendSplits(stored, i, PageTokens, LeafTokens)
+	}
+	return unlike, appendSplits(stored, body+drains, n-body-drains, LeafTokens)
+}
+
+func appendSplits(to []Split, from, n, unit int) []Split {
+	if n <= unit {
+		return to
+	}
+	left := leftOf(n, unit)
+	to = append(to, Split{from, n, left})
+	return appendSplits(appendSplits(to, from, left, unit), from+left, n-left, unit)
+}
+
+// leftOf is how many of n tokens are the first half: whole units, the larger half first.
+func leftOf(n, unit int) int { return ((n+unit-1)/unit + 1) / 2 * unit }
+
+// Directions fills dst [splits][d] with the directions at which Arrange begins to look for the principal ones.
+func Directions(dst []float32, seed uint64) {
+	rng := directions(seed)
+	for i := range dst {
+		dst[i] = float32(rng.NormFloat64())
+	}
+}
+
+func directions(seed uint64) *rand.Rand { return rand.New(rand.NewPCG(seed, 0x6b76)) }
 
 // Mean returns the mean row [d] of x [n][d], n >= 1.
 func Mean(x []float32, d int) []float32 {
@@ -105,7 +150,7 @@ func (b *bisector) split(tokens []int, unit int) {
 	if n <= unit {
 		return
 	}
-	left := ((n+unit-1)/unit + 1) / 2 * unit // whole units, the larger half first
+	left := leftOf(n, unit)
 	mean := b.mean(tokens)
 	b.project(tokens, b.principal(tokens, mean))
 	for range 3 {

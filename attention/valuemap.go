@@ -30,7 +30,12 @@ const mapFloor = .02
 // FitValueMap finds the map of rank MapRank that leaves least of dv [n][d],
 // given dk [n][d]: both are deviations from means.
 func FitValueMap(dk, dv []float32, d int) *FittedMap {
-	kk, kv := products(dk, dk, d), products(dk, dv, d)
+	return FitProducts(products(dk, dk, d), products(dk, dv, d), d)
+}
+
+// FitProducts is FitValueMap given dk' dk and dk' dv, [d][d] each.
+func FitProducts(keys, values []float64, d int) *FittedMap {
+	kk, kv := mat.NewDense(d, d, keys), mat.NewDense(d, d, values)
 	ridge := mat.NewSymDense(d, nil)
 	floor := mapFloor*mat.Trace(kk)/float64(d) + 1e-30
 	for i := range d {
@@ -85,7 +90,7 @@ func mainDirections(a *mat.Dense, r int) *mat.Dense {
 }
 
 // products returns the sum of x^T y over rows x and y [n][d]: in float32 within a block of rows.
-func products(x, y []float32, d int) *mat.Dense {
+func products(x, y []float32, d int) []float64 {
 	const block = 256
 	sum, part := make([]float64, d*d), make([]float32, d*d)
 	for lo := 0; lo < len(x); lo += block * d {
@@ -95,7 +100,7 @@ func products(x, y []float32, d int) *mat.Dense {
 			sum[i] += float64(p)
 		}
 	}
-	return mat.NewDense(d, d, sum)
+	return sum
 }
 
 // Append appends the stored form: 2 MapRank rows, as means of one row each.

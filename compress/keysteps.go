@@ -64,7 +64,8 @@ func FitKeySteps(rows []float32, d, exp int) KeySteps {
 	}
 	kernels.Extremes(s.Lo, hi, rows)
 	for j := range d {
-		low, high := min(max(s.Lo[j], -maxKey), maxKey), min(max(hi[j], -maxKey), maxKey)
+		// Of zeros of both signs kernels find either: a lower end is never -0.
+		low, high := min(max(s.Lo[j]+0, -maxKey), maxKey), min(max(hi[j], -maxKey), maxKey)
 		s.Lo[j] = stored(f16Floor(math.Ldexp(float64(low), -exp)), exp)
 		width := (float64(high) - float64(s.Lo[j])) / 256
 		s.Step[j] = stored(f16Ceil(math.Ldexp(max(width, minStep), -exp)), exp)

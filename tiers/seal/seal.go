@@ -45,15 +45,47 @@ type Options struct {
 
 // Segment seals rows: 1 to tiers.SegmentTokens tokens, more than Sinks.
 func Segment(r *Rows, o Options) (*tiers.Header, [tiers.NumParts][]byte) {
+	return sealWith(r, o, func(s *sealer, head int) { s.head(head) })
+}
+
+func sealWith(r *Rows, o Options, seal func(s *sealer, head int)) (*tiers.Header, [tiers.NumParts][]byte) {
 	h := tiers.Header{Profile: o.Profile, Type: uint8(r.Type), HeadDim: r.HeadDim, Layer: r.Layer,
 		Start: r.Start, Tokens: r.Tokens(), Heads: make([]tiers.HeadInfo, r.Heads)}
 	pieces := make([][tiers.NumPlanes][]byte, r.Heads)
 	for i := range r.Heads {
-		s := sealer{rows: r, opt: &o, info: &h.Heads[i], planes: &pieces[i]}
-		s.head(i)
+		seal(&sealer{rows: r, opt: &o, info: &h.Heads[i], planes: &pieces[i]}, i)
 	}
 	return tiers.NewHeader(h, pieces)
 }
+
+// Made is what a device made of a KV head's rows: all but what is small, is lossless, or is copied.
+type Made struct {
+	Body, KeyExp int
+	// Planes are the order, steps, keys, values, drains and pages; of the low planes those that the options keep.
+	Planes [tiers.NumPlanes][]byte
+	// KeysByKeys and KeysByValues [d][d] are what the map of values is fitted to: attention.FitProducts.
+	KeysByKeys, KeysByValues []float64
+	// Exact and Coded are the attention of the options' queries over the rows, and over what is read without the low planes.
+	Exact, Coded []attention.Partial
+}
+
+// Assemble makes the segment of heads that a device made: the same as Segment, to the last byte.
+func Assemble(r *Rows, o Options, heads []Made) (*tiers.Header, [tiers.NumParts][]byte) {
+	return sealWith(r, o, func(s *sealer, head int) {
+		m := &heads[head]
+		*s.planes = m.Planes
+		s.kept(head)
+		*s.info = tiers.HeadInfo{Body: m.Body, Outliers: r.Tokens() - o.Sinks - m.Body, Sinks: o.Sinks, KeyExp: m.KeyExp, QueryNorm2: o.Metrics[head].Norm2}
+		s.planes[tiers.PlaneMap] = attention.FitProducts(m.KeysByKeys, m.KeysByValues, r.HeadDim).Append(nil)
+		s.info.CodecError = meanError(m.Exact, m.Coded)
+	})
+}
+
+// KeepsLow says whether the low planes are stored.
+func (o *Options) KeepsLow() bool { return o.Low || o.Profile == tiers.ProfileNeutral }
+
+// Seed is that of a head's order.
+func (r *Rows) Seed(head int) uint64 { return r.Start<<16 | uint64(r.Layer)<<8 | uint64(head) }
 
 // Window seals the last rows of a sliding-window layer: they stay unquantised.
 func Window(r *Rows, profile tiers.Profile, spanStart uint64, spanTokens int) (*tiers.Header, [tiers.NumParts][]byte) {
@@ -92,27 +124,47 @@ type sealer struct {
 	planes *[tiers.NumPlanes][]byte
 }
 
-func (s *sealer) head(head int) {
-	r, d, n := s.rows, s.rows.HeadDim, s.rows.Tokens()
+// kept makes the planes of what stays as it came: sinks and, in the profile exact, all other rows, lossless.
+func (s *sealer) kept(head int) {
+	if s.opt.Sinks == 0 && s.opt.Profile != tiers.ProfileExact {
+		return
+	}
 	buf := bufferPool.Get().(*buffers)
 	defer bufferPool.Put(buf)
+	s.keep(s.split(buf, head))
+}
+
+// split copies a head's elements to buf, and returns where the sinks end.
+func (s *sealer) split(buf *buffers, head int) (kb, vb []byte, cut int) {
+	r := s.rows
 	buf.kb, buf.vb = r.appendHead(buf.kb[:0], r.K, head), r.appendHead(buf.vb[:0], r.V, head)
-	kb, vb := buf.kb, buf.vb
-	cut := s.opt.Sinks * d * r.Type.Size()
+	return buf.kb, buf.vb, s.opt.Sinks * r.HeadDim * r.Type.Size()
+}
+
+func (s *sealer) keep(kb, vb []byte, cut int) {
+	r := s.rows
 	if cut > 0 {
 		s.planes[tiers.PlaneSinks] = append(append([]byte(nil), kb[:cut]...), vb[:cut]...)
 	}
-	kb, vb = kb[cut:], vb[cut:]
-	n -= s.opt.Sinks
 	if s.opt.Profile == tiers.ProfileExact {
-		s.planes[tiers.PlaneKX] = compress.PackExact(kb, n, d, r.Type)
-		s.planes[tiers.PlaneVX] = compress.PackExact(vb, n, d, r.Type)
+		n := r.Tokens() - s.opt.Sinks
+		s.planes[tiers.PlaneKX] = compress.PackExact(kb[cut:], n, r.HeadDim, r.Type)
+		s.planes[tiers.PlaneVX] = compress.PackExact(vb[cut:], n, r.HeadDim, r.Type)
 	}
+}
+
+func (s *sealer) head(head int) {
+	r, d, n := s.rows, s.rows.HeadDim, s.rows.Tokens()-s.opt.Sinks
+	buf := bufferPool.Get().(*buffers)
+	defer bufferPool.Put(buf)
+	kb, vb, cut := s.split(buf, head)
+	s.keep(kb, vb, cut)
+	kb, vb = kb[cut:], vb[cut:]
 	buf.k, buf.v = slices.Grow(buf.k[:0], n*d)[:n*d], slices.Grow(buf.v[:0], n*d)[:n*d]
 	compress.ToFloat32(buf.k, kb, r.Type)
 	compress.ToFloat32(buf.v, vb, r.Type)
 	m := s.opt.Metrics[head]
-	order := attention.Arrange(buf.k, buf.v, d, m, r.Start<<16|uint64(r.Layer)<<8|uint64(head))
+	order := attention.Arrange(buf.k, buf.v, d, m, r.Seed(head))
 	buf.keys, buf.values = gather(buf.keys[:0], buf.k, order.Tokens, d), gather(buf.values[:0], buf.v, order.Tokens, d)
 	k, v := buf.keys, buf.values
 	*s.info = tiers.HeadInfo{Body: order.Body, Outliers: n - order.Body, Sinks: s.opt.Sinks,
@@ -121,7 +173,7 @@ func (s *sealer) head(head int) {
 	s.keys(k, m)
 	s.values(v)
 	s.drains()
-	if !s.opt.Low && s.opt.Profile != tiers.ProfileNeutral {
+	if !s.opt.KeepsLow() {
 		s.planes[tiers.PlaneK8], s.planes[tiers.PlaneV8] = nil, nil
 	}
 	compress.Rotate(v, d)
@@ -246,9 +298,18 @@ func codecError(k, v, queries []float32, planes *[tiers.NumPlanes][]byte, info t
 	}
 	view.Values(vc, balanced)
 	attention.AttendInOrder(coded, queries, kc, vc, d)
+	return meanError(exact, coded)
+}
+
+// meanError is the mean relative error of outputs that are not zero.
+func meanError(exact, coded []attention.Partial) float32 {
+	if len(exact) == 0 {
+		return 0
+	}
 	var sum, seen float32
+	d := len(exact[0].Out)
 	a, b := make([]float32, d), make([]float32, d)
-	for i := range rows {
+	for i := range exact {
 		exact[i].Output(a)
 		coded[i].Output(b)
 		if attention.Dot(a, a) > 0 { // no error is relative to nothing

@@ -16,6 +16,7 @@ import (
 )
 
 //go:embed attend_d64.ptx attend_d128.ptx attend_d256.ptx
+//go:embed seal_d64.ptx seal_d128.ptx seal_d256.ptx
 var ptx embed.FS
 
 // Threads of a block of the kernels, and what a block of attend does.

@@ -47,12 +47,13 @@ def main(ptxas):
     worst = 0
     with tempfile.TemporaryDirectory() as folder:
         cubin = pathlib.Path(folder, "cubin")
-        for ptx in sorted(pathlib.Path(__file__).parent.glob("attend_d*.ptx"), key=lambda p: int(p.stem[len("attend_d"):])):
+        order = lambda p: (p.stem.split("_d")[0], int(p.stem.split("_d")[1]))
+        for ptx in sorted(pathlib.Path(__file__).parent.glob("*_d*.ptx"), key=order):
             for processor in PROCESSORS:
                 kernels = assemble(ptxas, ptx, processor, cubin)
                 sizes = code(cubin)
                 for name, (registers, stored, loaded, shared) in sorted(kernels.items()):
-                    label = f"{name}, {ptx.stem[len('attend_d'):]}"
+                    label = f"{name}, {ptx.stem.split('_d')[1]}"
                     print(f"| {label:<16} | {processor:<9} | {registers:>9} | {f'{stored}, {loaded}':>7} | {shared:>6} | {sizes[name] // INSTRUCTION:>12} |")
                     worst = max(worst, stored, loaded)
     if worst:
