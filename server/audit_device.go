@@ -207,10 +207,25 @@ func (a *auditor) giveUp(j *deviceAudit, d difference, why error) {
 	a.mu.Lock()
 	a.mu.device.gaveUp = why.Error()
 	a.mu.Unlock()
-	a.srv.metrics.deviceFailed.Inc()
-	if err := a.srv.store.GiveUpDevice(why); err != nil {
-		a.srv.log.Warn("giving the GPU's memory back", "error", err)
+	a.srv.giveUpDevice(why)
+}
+
+// giveUpDevice gives the GPU back, for the reason why.
+func (srv *Server) giveUpDevice(why error) {
+	srv.metrics.deviceFailed.Inc()
+	if err := srv.store.GiveUpDevice(why); err != nil {
+		srv.log.Warn("giving the GPU's memory back", "error", err)
 	}
+}
+
+// sealedWrongly gives the GPU up, which made another segment than the host.
+func (a *auditor) sealedWrongly(sequence string, why error) {
+	a.srv.store.StopDevice()
+	a.srv.log.Error("the GPU seals wrongly: it is given up", "sequence", sequence, "error", why)
+	a.mu.Lock()
+	a.mu.device.gaveUp = why.Error()
+	a.mu.Unlock()
+	a.srv.giveUpDevice(why)
 }
 
 // deviceAudits sum up audits of the GPU.

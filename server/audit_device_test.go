@@ -41,7 +41,7 @@ func auditedFolder(t *testing.T, m *model, dir, id string, o Options) (*Server, 
 	cudatest.Open(t)
 	log := &logged{}
 	o.Logger = slog.New(slog.NewTextHandler(log, nil))
-	o.GPUBytes, o.GPUAuditShare, o.ReadAllTokens = 64<<20, 1, -1
+	o.GPUBytes, o.GPUAuditShare, o.ReadAllTokens, o.SealOnHost = 64<<20, 1, -1, true
 	srv := openServer(t, dir, o)
 	srv.auditor.pace.rest = 0
 	s := find(t, srv, id)

@@ -41,7 +41,7 @@ func sealedFolder(t *testing.T, m *model, p kvtierv1.Profile) (dir, id string) {
 // deviceTrace asks the context of a folder, once for the GPU to bring up what it can, and again for the answers.
 func deviceTrace(t *testing.T, m *model, dir, id string, o Options) (answers []*answer, u tiers.Usage) {
 	t.Helper()
-	o.ReadAllTokens = -1
+	o.ReadAllTokens, o.SealOnHost = -1, true // an emulated GPU would take long
 	srv := openServer(t, dir, o)
 	defer closeServer(t, srv)
 	s := find(t, srv, id)
@@ -217,7 +217,7 @@ func TestDeviceWorker(t *testing.T) {
 	for _, who := range []string{"gpu", "host"} {
 		t.Run(who, func(t *testing.T) {
 			m := newModel(9, deviceSpec(), segment+400)
-			r := newRig(t, Options{ReadAllTokens: -1, GPUBytes: 64 << 20})
+			r := newRig(t, Options{ReadAllTokens: -1, GPUBytes: 64 << 20, SealOnHost: true})
 			s := openSequence(t, r.srv, &kvtierv1.OpenSequenceRequest{Spec: m.spec, Profile: kvtierv1.Profile_PROFILE_BALANCED})
 			m.feed(t, s, 0, segment+300)
 			waitSealed(t, s, segment)

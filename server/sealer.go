@@ -11,6 +11,7 @@ import (
 
 	"kvtier/attention"
 	"kvtier/tiers"
+	"kvtier/tiers/gpu"
 	"kvtier/tiers/seal"
 	"kvtier/tiers/store"
 	"kvtier/tiers/taillog"
@@ -212,6 +213,7 @@ func (z *sealer) spanFor(ctx context.Context, s *sequence, st *state, end uint64
 	}
 	sp.Texts = packTexts(texts)
 	sp.segments = make([]*tiers.Header, s.spec.layers)
+	layers := z.onDevice(ctx, s, st, start, end)
 	var put sync.Mutex // a batch is not for concurrent use
 	g, gctx := errgroup.WithContext(ctx)
 	g.SetLimit(z.workers(st))
@@ -220,7 +222,7 @@ func (z *sealer) spanFor(ctx context.Context, s *sequence, st *state, end uint64
 			if err := gctx.Err(); err != nil {
 				return err
 			}
-			h, parts := s.sealLayer(st, l, start, end)
+			h, parts := s.sealLayer(st, l, start, end, layers)
 			put.Lock()
 			defer put.Unlock()
 			sp.segments[l] = h
@@ -263,30 +265,50 @@ func (z *sealer) whole(ctx context.Context, sp *span) bool {
 	return true
 }
 
-// sealLayer makes one layer's segment of tokens [start, end).
-func (s *sequence) sealLayer(st *state, layer int, start, end uint64) (*tiers.Header, [tiers.NumParts][]byte) {
+// sealLayer makes one layer's segment of tokens [start, end); layers are those that were begun before, nil if none.
+func (s *sequence) sealLayer(st *state, layer int, start, end uint64, layers []toSeal) (*tiers.Header, [tiers.NumParts][]byte) {
 	sp := s.spec
-	rows := &seal.Rows{Layer: layer, Start: start, Heads: sp.kvHeads, HeadDim: sp.headDim, Type: sp.typ}
 	if w := uint64(sp.window[layer]); w > 0 {
 		from := start
 		if end > w {
 			from = max(from, end-w)
 		}
-		rows.Start = from
+		rows := &seal.Rows{Layer: layer, Start: from, Heads: sp.kvHeads, HeadDim: sp.headDim, Type: sp.typ}
 		rows.K, rows.V = st.rows[layer].slice(from, end, sp.rowBytes())
 		return seal.Window(rows, s.profile, start, int(end-start))
 	}
-	rows.K, rows.V = st.rows[layer].slice(start, end, sp.rowBytes())
-	o := seal.Options{Profile: s.profile, Low: st.accepted <= uint64(s.srv.opt.ReadAllTokens)}
+	if layers == nil {
+		x := s.toSeal(st, layer, start, end)
+		return seal.Segment(x.rows, x.options)
+	}
+	if x := &layers[layer]; x.made.Header == nil {
+		return seal.Segment(x.rows, x.options)
+	}
+	return layers[layer].made.Header, layers[layer].made.Parts
+}
+
+// toSeal is a full layer's part of a span, and the segment if a GPU made it.
+type toSeal struct {
+	rows    *seal.Rows
+	options seal.Options
+	made    gpu.Sealed
+}
+
+// toSeal gathers what a full layer's segment of tokens [start, end) is made of. What is known of its queries fades.
+func (s *sequence) toSeal(st *state, layer int, start, end uint64) (x toSeal) {
+	sp := s.spec
+	x.rows = &seal.Rows{Layer: layer, Start: start, Heads: sp.kvHeads, HeadDim: sp.headDim, Type: sp.typ}
+	x.rows.K, x.rows.V = st.rows[layer].slice(start, end, sp.rowBytes())
+	x.options = seal.Options{Profile: s.profile, Low: st.accepted <= uint64(s.srv.opt.ReadAllTokens)}
 	if start == 0 {
-		o.Sinks = min(tiers.SinkTokens, int(end-start)-1)
+		x.options.Sinks = min(tiers.SinkTokens, int(end-start)-1)
 	}
 	sums, sample := s.metrics(layer)
 	for h := range sp.kvHeads {
-		o.Metrics = append(o.Metrics, sums[h].Metric())
-		o.Queries = append(o.Queries, groupOf(sample, sp, h))
+		x.options.Metrics = append(x.options.Metrics, sums[h].Metric())
+		x.options.Queries = append(x.options.Queries, groupOf(sample, sp, h))
 	}
-	return seal.Segment(rows, o)
+	return x
 }
 
 // metrics copies what is known of a layer's queries, and lets it fade.

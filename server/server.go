@@ -30,6 +30,7 @@ type Options struct {
 	GPUBytes      int64         // GPU tier's limit; none. gpu.Auto: what a GPU has free, if there is one
 	GPUDevice     int           // number of the GPU
 	GPUPatience   time.Duration // how long an answer of it is waited for, which takes milliseconds; 10 s
+	SealOnHost    bool          // segments are made on the host also where there is a GPU
 	TailBytes     int64         // unquantised rows in RAM; 2 GiB
 	ReadAllTokens int           // contexts up to this length are read whole; 8,192. Negative: none
 	DefaultShare  float32       // budget of a call that names none; 0.2

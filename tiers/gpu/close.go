@@ -72,6 +72,11 @@ func (t *Tier) empty() error {
 			errs = append(errs, err)
 		}
 	}
+	if t.sealing != nil {
+		if err := t.sealing.Close(background); err != nil {
+			errs = append(errs, err)
+		}
+	}
 	for _, s := range slabs {
 		if err := t.bank.free(s.ptr); err != nil && !errors.Is(err, cuda.ErrLost) {
 			errs = append(errs, err)

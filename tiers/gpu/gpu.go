@@ -12,6 +12,7 @@ import (
 
 	"kvtier/tiers"
 	"kvtier/tiers/gpu/cuda"
+	"kvtier/tiers/gpu/kernels"
 )
 
 // Options configures a tier.
@@ -47,8 +48,9 @@ type Tier struct {
 	dev   *cuda.Device // nil in tests that put another bank in its place
 	bank  bank
 	began time.Time
-	// attender is nil where there is no device.
+	// attender and sealing are nil where there is no device.
 	attender *attender
+	sealing  *kernels.Sealing
 
 	// writes serialises Put, Drop and Close. It is held while the device
 	// copies, and taken before mu.
@@ -149,7 +151,10 @@ func Open(o Options) (*Tier, error) {
 	}
 	t := newTier(b, limit)
 	t.dev = dev
-	if t.attender, err = newAttender(t, cmp.Or(o.Patience, 10*time.Second)); err != nil {
+	if t.attender, err = newAttender(t, cmp.Or(o.Patience, 10*time.Second)); err == nil {
+		t.sealing, err = kernels.NewSealing(background, dev)
+	}
+	if err != nil {
 		return nil, errors.Join(fmt.Errorf("gpu: %w", err), t.Close())
 	}
 	return t, nil

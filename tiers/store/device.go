@@ -13,6 +13,7 @@ import (
 	"kvtier/tiers/gpu"
 	"kvtier/tiers/gpu/cuda"
 	"kvtier/tiers/gpu/kernels"
+	"kvtier/tiers/seal"
 )
 
 // The GPU tier holds whole segments: those that were sealed last, and those that queries asked for. What it holds is read there,
@@ -108,6 +109,25 @@ func (s *Store) Wait(a *gpu.Answer) []attention.Partial {
 		return nil
 	}
 	return ps
+}
+
+// Seal makes the segments of a span's layers, which are alike, on a GPU: the same bytes as seal.Segment. It returns none if the host has to: there
+// is no GPU, or it failed, which was logged.
+func (s *Store) Seal(ctx context.Context, rows []*seal.Rows, options []seal.Options) []gpu.Sealed {
+	d := s.device
+	if d == nil || !d.begin() {
+		return nil
+	}
+	defer d.answers.Done()
+	out, err := d.tier.Seal(ctx, rows, options)
+	if err != nil {
+		s.deviceFailed(err)
+		return nil
+	}
+	if d.stopped() {
+		return nil
+	}
+	return out
 }
 
 // HasDevice says whether there is a GPU tier, trusted or not.

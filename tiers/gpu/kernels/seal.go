@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"runtime"
 	"slices"
 	"sync"
 	"time"
@@ -37,8 +38,10 @@ type Sealing struct {
 }
 
 const (
-	// sealBytes is what two batches, one of which computes while the host assembles the other, take of device memory, unless a layer takes more.
-	sealBytes   = 512 << 20
+	// sealBytes is what two batches, one of which computes while the host assembles the other, take of device memory, unless a layer takes
+	// more: a gibibyte is 18 layers of 8 heads of dimension 128, a block for each multiprocessor. And no more than one in sealShare bytes.
+	sealBytes   = 2 << 30
+	sealShare   = 16
 	sealBatches = 2
 )
 
@@ -62,7 +65,7 @@ type sealRoom struct {
 
 // NewSealing makes the stream. Kernels are loaded, and memory is allocated, when they are first needed.
 func NewSealing(ctx context.Context, d *cuda.Device) (*Sealing, error) {
-	s := &Sealing{device: d, text: embeddedSealing, most: sealBytes / sealBatches, rooms: make(chan *sealRoom, sealBatches)}
+	s := &Sealing{device: d, text: embeddedSealing, most: int(min(sealBytes, d.Info().Memory/sealShare)) / sealBatches, rooms: make(chan *sealRoom, sealBatches)}
 	s.mu.modules = map[int]*sealModule{}
 	for range sealBatches {
 		s.rooms <- &sealRoom{}
@@ -85,10 +88,10 @@ func embeddedSealing(headDim int) ([]byte, error) {
 	return text, nil
 }
 
-// Seals says whether segments of such rows can be made on the device.
-func (s *Sealing) Seals(r *seal.Rows, sinks int) bool {
+// Seals says whether segments of such rows are made on a device. On other platforms than amd64 the host's sums differ in last bits.
+func Seals(r *seal.Rows, sinks int) bool {
 	n := r.Tokens()
-	return slices.Contains(HeadDims, r.HeadDim) && r.Type.Size() > 0 && n > sinks && n <= tiers.SegmentTokens && r.Heads > 0
+	return runtime.GOARCH == "amd64" && slices.Contains(HeadDims, r.HeadDim) && r.Type.Size() > 0 && n > sinks && n <= tiers.SegmentTokens && r.Heads > 0
 }
 
 func (s *Sealing) load(c *cuda.Context, d int) (*sealModule, error) {
@@ -146,7 +149,7 @@ func (s *Sealing) seal(ctx context.Context, rows []*seal.Rows, options []seal.Op
 	if err := alike(rows, options); err != nil {
 		return nil, times, fmt.Errorf("gpu: seal: %w", err)
 	}
-	if !s.Seals(rows[0], options[0].Sinks) {
+	if !Seals(rows[0], options[0].Sinks) {
 		return nil, times, errors.New("gpu: seal: rows that there are no kernels for")
 	}
 	out := make([]SealedSegment, len(rows))
@@ -381,18 +384,20 @@ func (s *Sealing) batch(out []SealedSegment, rows []*seal.Rows, options []seal.O
 		}
 		s.rooms <- x
 	}()
-	if err := s.device.Do(background, func(c *cuda.Context) error { return x.grow(c, p) }); err != nil {
+	var m *sealModule
+	err = s.device.Do(background, func(c *cuda.Context) (err error) {
+		if m, err = s.load(c, p.d); err != nil {
+			return err
+		}
+		return x.grow(c, p)
+	})
+	if err != nil {
 		return 0, err
 	}
 	p.fill(x.in, x.device, rows, options)
 	err = s.device.Do(background, func(c *cuda.Context) error {
-		m, err := s.load(c, p.d)
-		if err != nil {
-			return err
-		}
 		settled = false
-		err = s.issue(c, m, p, x)
-		if err != nil {
+		if err := s.issue(c, m, p, x); err != nil {
 			e := s.stream.Synchronize()
 			settled = e == nil
 			return errors.Join(err, e)

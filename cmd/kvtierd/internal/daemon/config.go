@@ -31,6 +31,7 @@ type Config struct {
 	GPU             GPU
 	GPUDevice       int
 	GPUAudit        float32
+	GPUSeal         bool
 	ReadAll         int
 	ReadAllInRAM    float32
 	Share, Audit    float32
@@ -71,7 +72,8 @@ func (c *Config) defineFlags() *actions {
 	c.GPU = GPUAuto
 	f.Var(&c.GPU, "gpu", "limit of what lies in the memory of a GPU; auto: what it has free, if there is one; off: none")
 	f.IntVar(&c.GPUDevice, "gpu-device", 0, "number of the GPU")
-	f.Float32Var(&c.GPUAudit, "gpu-audit", 0.01, "share of the GPU's answers that the host compares with its own, in the background: at most a twentieth of one core's time")
+	f.Float32Var(&c.GPUAudit, "gpu-audit", 0.01, "share of the GPU's answers that the host compares with its own, in the background: at most a twentieth of one core's time; and of the segments that the GPU seals")
+	f.BoolVar(&c.GPUSeal, "gpu-seal", true, "seal on the GPU, where there is one: the same bytes as on the host")
 	f.Var(&c.RAM, "ram", "limit of what lies in RAM of sealed segments")
 	f.Var(&c.Disk, "disk", "limit of the NVMe tier")
 	f.Var(&c.Promote, "promote", "bytes a second that are brought from NVMe into RAM because queries read them there, at most; 0: as many as the disk gives")
