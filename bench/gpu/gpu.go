@@ -1,5 +1,6 @@
 // Package gpu measures attention in device memory: a self-test against the Go
-// loop, what the device's memory and its link give, and what the kernels reach of it.
+// loop, what the device's memory and its link give, and what the kernels reach of it. And
+// sealing on the device, which has to give the host's bytes.
 package gpu
 
 import (
@@ -23,6 +24,7 @@ type Options struct {
 	Tokens  []int // lengths, in whole segments of 2,048; 8Ki to 1Mi
 	Repeats int   // of each; 50
 	Seed    uint64
+	Sealing bool // sealing alone, after the self-test
 	Short   bool // small shapes alone: for an emulated device
 	Say     func(format string, args ...any)
 }
@@ -60,6 +62,7 @@ type Report struct {
 	SelfTest []Checked
 	Copies   []Copy
 	Rows     []Row
+	Sealed   []Sealed
 }
 
 // Copy is how fast bytes are copied.
@@ -106,6 +109,9 @@ func Measure(ctx context.Context, o Options) (rep *Report, err error) {
 	if rep.SelfTest, err = SelfTest(ctx, d, o.Short, o.Say); err != nil {
 		return rep, err
 	}
+	if o.Sealing {
+		return rep, rep.seal(ctx, d, &o)
+	}
 	if rep.Copies, err = copies(ctx, d, &o); err != nil {
 		return rep, err
 	}
@@ -119,7 +125,22 @@ func Measure(ctx context.Context, o Options) (rep *Report, err error) {
 			return rep, err
 		}
 	}
-	return rep, nil
+	return rep, rep.seal(ctx, d, &o)
+}
+
+// seal measures sealing.
+func (r *Report) seal(ctx context.Context, d *cuda.Device, o *Options) error {
+	for _, s := range []struct {
+		d, heads int
+		profile  string
+	}{{128, 8, "balanced"}, {128, 8, "neutral"}, {64, 3, "balanced"}, {256, 1, "balanced"}} {
+		sealed, err := sealing(ctx, d, o, s.d, s.heads, s.profile)
+		r.Sealed = append(r.Sealed, sealed...)
+		if err != nil {
+			return fmt.Errorf("seal: %w", err)
+		}
+	}
+	return nil
 }
 
 // memory is what a copy on the device reads and writes, GB/s.

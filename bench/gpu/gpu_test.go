@@ -30,3 +30,17 @@ func TestRefuses(t *testing.T) {
 		}
 	}
 }
+
+// TestSealing measures a small shape on whatever device there is: its bytes are compared on the way.
+func TestSealing(t *testing.T) {
+	o := Options{Repeats: 1, Short: true, Say: t.Logf}
+	rows, err := sealing(context.Background(), cudatest.Open(t), &o, 64, 1, "balanced")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, r := range rows {
+		if !(r.KernelRate > 0 && r.WholeRate > 0 && r.HostRate > 0) {
+			t.Errorf("%+v", r)
+		}
+	}
+}

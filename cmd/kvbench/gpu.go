@@ -19,6 +19,10 @@ and back, and what its memory gives (a copy on the device: bytes read and writte
 one layer at several lengths: the kernels alone, by the device's clock, and whole answers, from the
 query in the host's memory to the partials there.
 
+At last sealing: full segments of 1, 8 and 32 layers at once, by the device's clock and from rows in
+the host's memory to images there, beside one core of the host. The first segment of each has to be
+the host's, byte for byte. --sealing leaves out what comes before but the self-test.
+
 It needs a build with GPU support ('make cuda') and a driver; nothing else, and no network.`
 
 func newGPU() *cobra.Command {
@@ -29,6 +33,7 @@ func newGPU() *cobra.Command {
 		Short: "Attention on a CUDA device: self-test, memory and link, kernels, whole answers",
 		Long:  gpuHelp,
 		Example: `  kvbench gpu
+  kvbench gpu --sealing --repeats 10
   kvbench gpu --device 1 --tokens 131072,1048576 --json`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -51,6 +56,7 @@ func newGPU() *cobra.Command {
 	f.IntVar(&o.Device, "device", 0, "number of the device")
 	f.IntSliceVar(&o.Tokens, "tokens", []int{8 << 10, 32 << 10, 128 << 10, 512 << 10, 1 << 20}, "lengths, multiples of 2,048, ascending")
 	f.IntVar(&o.Repeats, "repeats", 50, "repeats")
+	f.BoolVar(&o.Sealing, "sealing", false, "measure sealing alone, after the self-test")
 	f.BoolVar(&o.Short, "short", false, "small shapes alone: for an emulated device")
 	f.Uint64Var(&o.Seed, "seed", 1, "of all that is random")
 	f.BoolVar(&asJSON, "json", false, "print JSON")
@@ -69,6 +75,20 @@ func printGPU(w io.Writer, rep *gpu.Report) error {
 		fmt.Fprintf(w, "  FAILED %+v: %s\n", c.Shape, c.Fail)
 	}
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	if len(rep.Rows) > 0 {
+		printAttention(t, rep)
+	}
+	if len(rep.Sealed) > 0 {
+		fmt.Fprintln(t, "\nseal d\tKV heads\tlayers\tprofile\ttokens\tkernels µs\ttoken-heads/s\twhole µs\ttoken-heads/s\thost's core\tmetric µs\t")
+	}
+	for _, r := range rep.Sealed {
+		fmt.Fprintf(t, "%d\t%d\t%d\t%s\t%d\t%s\t%.3g\t%s\t%.3g\t%.3g\t%.0f\n", r.HeadDim, r.Heads, r.Layers, r.Profile, r.Tokens,
+			spread("%.0f", r.Kernel), r.KernelRate, spread("%.0f", r.Whole), r.WholeRate, r.HostRate, r.Metric)
+	}
+	return t.Flush()
+}
+
+func printAttention(t io.Writer, rep *gpu.Report) {
 	fmt.Fprintln(t, "\ncopies\tMiB\tGB/s\t")
 	for _, c := range rep.Copies {
 		fmt.Fprintf(t, "%s\t%d\t%s\n", c.What, c.Bytes>>20, spread("%.1f", c.GBs))
@@ -78,5 +98,4 @@ func printGPU(w io.Writer, rep *gpu.Report) error {
 		fmt.Fprintf(t, "%d\t%d\t%d\t%s\t%d\t%.1f\t%s\t%.0f\t%.2f\t%s\n", r.HeadDim, r.Heads, r.Group, r.Profile, r.Tokens,
 			float64(r.Bytes)/(1<<20), spread("%.0f", r.Kernel), r.GBs, r.OfMemory, spread("%.0f", r.Answer))
 	}
-	return t.Flush()
 }

@@ -10,8 +10,10 @@ import (
 	"strings"
 	"testing"
 
+	"kvtier/compress"
 	"kvtier/tiers"
 	"kvtier/tiers/gpu/cuda/cudatest"
+	"kvtier/tiers/seal"
 )
 
 // ordering are the instructions that keep threads and copies in order.
@@ -22,7 +24,7 @@ const (
 	survived    = "SURVIVED"
 )
 
-// TestMutants leaves out of the kernels, one at a time, each instruction that
+// TestMutants leaves out of the kernels of attention, one at a time, each instruction that
 // orders threads or copies: the emulated device has to find an error, or the
 // answer has to be wrong. So none of them is there for nothing, and whoever forgets one hears of it.
 func TestMutants(t *testing.T) {
@@ -30,12 +32,18 @@ func TestMutants(t *testing.T) {
 		mutant(t)
 		return
 	}
+	missed(t, HeadDims, embedded)
+}
+
+// missed runs a test in a process for each instruction that orders: without it, the device or the test has to find something.
+func missed(t *testing.T, headDims []int, ptx func(headDim int) ([]byte, error)) {
+	t.Helper()
 	emulated(t)
 	if testing.Short() {
 		t.Skip("a process for each instruction")
 	}
-	for _, d := range HeadDims {
-		text, err := embedded(d)
+	for _, d := range headDims {
+		text, err := ptx(d)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -54,19 +62,48 @@ func TestMutants(t *testing.T) {
 	}
 }
 
-// mutant attends with kernels that lack an instruction.
-func mutant(t *testing.T) {
-	var d, without int
-	if _, err := fmt.Sscanf(os.Getenv(mutantChild), "%d:%d", &d, &without); err != nil {
+// lacking returns PTX without the instruction that a mutant is to do without, and its head dimension.
+func lacking(t *testing.T, ptx func(headDim int) ([]byte, error)) (text func(headDim int) ([]byte, error), headDim int) {
+	t.Helper()
+	var without int
+	if _, err := fmt.Sscanf(os.Getenv(mutantChild), "%d:%d", &headDim, &without); err != nil {
 		t.Fatal(err)
 	}
-	device := cudatest.Open(t)
-	a := newAttention(t, device)
-	a.text = func(headDim int) ([]byte, error) {
-		text, err := embedded(headDim)
+	return func(headDim int) ([]byte, error) {
+		text, err := ptx(headDim)
 		at := ordering.FindAllIndex(text, -1)[without]
 		return append(bytes.Clone(text[:at[0]]), text[at[1]:]...), err
+	}, headDim
+}
+
+// TestSealMutants does so to the kernels that seal, of one head dimension: they differ in how often loops run.
+func TestSealMutants(t *testing.T) {
+	if os.Getenv(mutantChild) == "" {
+		missed(t, []int{64}, embeddedSealing)
+		return
 	}
+	s := newSealing(t, cudatest.Open(t))
+	var d int
+	s.text, d = lacking(t, embeddedSealing)
+	m := toSeal{d: d, layers: 1, heads: 1, tokens: 272, typ: compress.BF16, profile: tiers.ProfileNeutral, queries: 1}
+	rows, options := m.rows(rand.New(rand.NewPCG(1, 8)))
+	got, err := s.Seal(ctx, rows, options)
+	if h, _ := seal.Segment(rows[0], options[0]); err == nil && got[0].Header.ID != h.ID {
+		err = errors.New("another segment")
+	}
+	if err != nil {
+		t.Log("FOUND", err)
+		return
+	}
+	t.Log(survived)
+}
+
+// mutant attends with kernels that lack an instruction.
+func mutant(t *testing.T) {
+	device := cudatest.Open(t)
+	a := newAttention(t, device)
+	var d int
+	a.text, d = lacking(t, embedded)
 	rng := rand.New(rand.NewPCG(11, uint64(d)))
 	// Some warp attends drains of two segments, and every warp several units.
 	drains := []int{264, 264, 264, 264, 264}

@@ -188,7 +188,8 @@ struct Selection {
   u32 left;
 };
 
-// The limit below which the first count of m keys lie, of keys that all differ and have 48 bits. All threads call it; key(i) is the same for all.
+// The limit below which the first count of m keys lie, of keys that all differ and have 48 bits. All threads call it. Unless count is 0, it
+// waits for all of them before it looks at a key.
 template <typename Key> DEVICE u64 nth(u32 m, u32 count, Key key, Selection &s) {
   if (count == 0) return 0;
   if (THREAD == 0) s.limit = 0, s.left = count;
@@ -294,7 +295,7 @@ template <typename Use> DEVICE void along(Floats x, const u16 *ids, u32 m, const
   }
 }
 
-KERNEL BOUNDS(kThreads, 3) void split(const Batch *s, const Node *nodes) {
+KERNEL BOUNDS(kThreads, 2) void split(const Batch *s, const Node *nodes) {
   SHARED Split z;
   Node node = nodes[BLOCK_X];
   u32 n = stored_of(s), job = BLOCK_Y, m = node.count, now = 0;
@@ -322,7 +323,6 @@ KERNEL BOUNDS(kThreads, 3) void split(const Batch *s, const Node *nodes) {
   ROLLED for (u32 i = 0;; i++) {
     const u16 *ids = z.ids[now];
     along(x, ids, m, z.w, [&](u32 i, float dot) INLINE { z.keys[i] = ascending(dot); });
-    sync_block();
     auto key = [&](u32 i) INLINE { return (u64)z.keys[i] << 16 | ids[i]; };
     u64 limit = nth(m, node.left, key, z.chosen);
     now ^= 1;
@@ -646,24 +646,27 @@ DEVICE u32 bf16_above(float x) {
 }
 
 struct Page {
-  u32 largest, odd; // the bits of the largest magnitude; whether one is no number
+  u32 most[2][D / kWarp]; // of each warp, for keys and values
   float spreads[kPage];
 };
 
-// The mean of a page's rows and what they differ from it by, and the mean's scale and codes.
-DEVICE void page_mean(const Batch *s, Floats x, Floats deltas, Bytes meta, Bytes codes, Page &z) {
+// The mean of a page's rows and what they differ from it by, and the mean's scale and codes. It waits for all threads' deltas.
+DEVICE void page_mean(const Batch *s, Floats x, Floats deltas, Bytes meta, Bytes codes, u32 (&most)[D / kWarp]) {
   u32 n = stored_of(s), j = THREAD, lo = BLOCK_X * kPage, hi = lo + kPage < n ? lo + kPage : n;
-  if (j == 0) z.largest = z.odd = 0;
   double sum = 0;
   _Pragma("unroll 16") for (u32 t = lo; t < hi; t++) sum += x[t * D + j];
   float mean = (float)(sum / (hi - lo));
   _Pragma("unroll 16") for (u32 t = lo; t < hi; t++) deltas[t * D + j] = x[t * D + j] - mean;
+  u32 largest = bits_of(mean) & 0x7fffffff; // of what is no number it is larger than of any
+  UNROLL for (u32 h = 1; h < kWarp; h *= 2) {
+    u32 other = shuffle_xor(largest, h);
+    largest = other > largest ? other : largest;
+  }
+  if (j % kWarp == 0) most[j / kWarp] = largest;
   sync_block();
-  u32 size = bits_of(mean) & 0x7fffffff;
-  asm volatile("red.shared.max.u32 [%0], %1;" ::"r"(shared_address(is_nan(mean) ? &z.odd : &z.largest)), "r"(size) : "memory");
-  sync_block();
+  UNROLL for (u32 i = 0; i < D / kWarp; i++) largest = most[i] > largest ? most[i] : largest;
   // A mean that is no number has the largest scale, whatever the others are, and code 0.
-  u32 half = z.odd ? 0x7f7f : bf16_above(bits<float>(z.largest) / 127);
+  u32 half = largest > 0x7f800000 ? 0x7f7f : bf16_above(bits<float>(largest) / 127);
   if (j == 0) meta[0] = half, meta[1] = half >> 8;
   int code = 0;
   if (half != 0 && !is_nan(mean)) {
@@ -687,11 +690,9 @@ KERNEL BOUNDS(D, 1) void means(const Batch *s) {
   u32 n = stored_of(s), job = BLOCK_Y, page = BLOCK_X, pages = (n + kPage - 1) / kPage, lo = page * kPage, count = n - lo < kPage ? n - lo : kPage;
   Bytes at = out_of(s, job) + s->pages;
   Floats values = slot(s->f, s, job);
-  page_mean(s, slot(s->c, s, job), slot(s->b, s, job), at + page * kMetaBytes, at + pages * kMetaBytes + page * D, z);
-  sync_block();
+  page_mean(s, slot(s->c, s, job), slot(s->b, s, job), at + page * kMetaBytes, at + pages * kMetaBytes + page * D, z.most[0]);
   at += pages * (kMetaBytes + D);
-  page_mean(s, slot(s->a, s, job), values, at + page * kMetaBytes, at + pages * kMetaBytes + page * D, z);
-  sync_block();
+  page_mean(s, slot(s->a, s, job), values, at + page * kMetaBytes, at + pages * kMetaBytes + page * D, z.most[1]);
   ROLLED for (u32 base = 0; base < kPage; base += D / 4) {
     u32 i = base + THREAD / 4, t = lo + (i < count ? i : 0);
     float x = quad_dot(row_of(values + t * D), row_of(values + t * D));

@@ -408,6 +408,8 @@ func (s *Sealing) batch(out []SealedSegment, rows []*seal.Rows, options []seal.O
 		return 0, err
 	}
 	if err := s.device.Wait(background, x.event); err != nil {
+		e := s.device.Do(background, func(*cuda.Context) error { return s.stream.Synchronize() })
+		settled = e == nil
 		return 0, err
 	}
 	settled = true

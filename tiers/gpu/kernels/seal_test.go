@@ -2,9 +2,13 @@ package kernels
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"math"
 	"math/rand/v2"
+	"os"
+	"strings"
+	"sync"
 	"testing"
 
 	"kvtier/attention"
@@ -186,4 +190,131 @@ func TestSealExtremes(t *testing.T) {
 func TestSealFull(t *testing.T) {
 	s := newSealing(t, cudatest.Open(t))
 	toSeal{d: 128, layers: 1, heads: 1, tokens: tiers.SegmentTokens, sinks: tiers.SinkTokens, typ: compress.BF16, profile: tiers.ProfileBalanced, queries: 1}.same(t, s, 1)
+}
+
+// TestSealRefuses: layers that cannot be made together, and such that there are no kernels for, are errors; the next ones are made.
+func TestSealRefuses(t *testing.T) {
+	s := newSealing(t, cudatest.Open(t))
+	m := toSeal{d: 64, layers: 2, heads: 1, tokens: 20, typ: compress.BF16, profile: tiers.ProfileBalanced}
+	for i, spoil := range []func(r *seal.Rows, o *seal.Options){
+		func(r *seal.Rows, _ *seal.Options) { r.K = r.K[:128] },
+		func(r *seal.Rows, _ *seal.Options) { r.V = r.V[:128] },
+		func(r *seal.Rows, _ *seal.Options) { r.HeadDim, r.Heads = 32, 2 },
+		func(r *seal.Rows, _ *seal.Options) { r.Type = compress.F16 },
+		func(_ *seal.Rows, o *seal.Options) { o.Sinks = 1 },
+		func(_ *seal.Rows, o *seal.Options) { o.Low = true },
+		func(_ *seal.Rows, o *seal.Options) { o.Metrics = nil },
+		func(_ *seal.Rows, o *seal.Options) { o.Queries = [][]float32{make([]float32, 64)} },
+	} {
+		rows, options := m.rows(rand.New(rand.NewPCG(1, 8)))
+		spoil(rows[1], &options[1])
+		if _, err := s.Seal(ctx, rows, options); err == nil {
+			t.Errorf("case %d: no error", i)
+		}
+	}
+	rows, options := m.rows(rand.New(rand.NewPCG(1, 8)))
+	for i := range rows {
+		rows[i].HeadDim, rows[i].Heads = 32, 2
+		options[i].Metrics = append(options[i].Metrics, options[i].Metrics[0])
+	}
+	if _, err := s.Seal(ctx, rows, options); err == nil {
+		t.Error("kernels for head dimension 32")
+	}
+	m.same(t, s, 1)
+}
+
+// TestSealBatches makes more layers than a batch holds, from several sides at once; nothing leaks.
+func TestSealBatches(t *testing.T) {
+	d := cudatest.Open(t)
+	before := free(t, d)
+	s := newSealing(t, d)
+	s.most = 1 << 10 // a layer
+	var wg sync.WaitGroup
+	for i := range 3 {
+		wg.Go(func() {
+			toSeal{d: 64, layers: 3, heads: 2, tokens: 20 + 9*i, typ: compress.BF16, profile: tiers.ProfileBalanced, queries: i}.same(t, s, uint64(i))
+		})
+	}
+	wg.Wait()
+	if err := errors.Join(s.Close(ctx), s.Close(ctx)); err != nil {
+		t.Fatal(err)
+	}
+	if after := free(t, d); after != before {
+		t.Fatalf("%d bytes free before, %d after", before, after)
+	}
+	rows, options := toSeal{d: 64, layers: 1, heads: 1, tokens: 20, typ: compress.BF16}.rows(rand.New(rand.NewPCG(1, 8)))
+	if _, err := s.Seal(ctx, rows, options); !errors.Is(err, cuda.ErrClosed) {
+		t.Fatalf("after Close: %v", err)
+	}
+}
+
+// TestSealFaults lets each call of the driver fail once: that is an error, or no harm; the next segments are right, or the device is lost; nothing leaks.
+func TestSealFaults(t *testing.T) {
+	if os.Getenv(faultChild) != "" {
+		sealFaulty(t)
+		return
+	}
+	emulated(t)
+	if testing.Short() {
+		t.Skip("a process for each call")
+	}
+	for _, call := range []string{"cuMemAlloc", "cuMemHostAlloc", "cuMemcpyHtoDAsync", "cuMemcpyDtoHAsync", "cuMemsetD8Async", "cuLaunchKernel", "cuEventCreate",
+		"cuEventRecord", "cuEventQuery", "cuModuleLoadDataEx", "cuModuleGetFunction", "cuStreamCreate"} {
+		for _, code := range []int{1, 719} {
+			seen := 0
+			for n := 1; seen == n-1 && n <= 4; n++ { // the first calls
+				if strings.Contains(child(t, fmt.Sprint(faultChild, "=", code), fmt.Sprintf("MOCKCUDA_FAIL=%s:%d:%d", call, n, code)), felt) {
+					seen++
+				}
+			}
+			if seen == 0 {
+				t.Errorf("%s: nobody felt that it failed with %d", call, code)
+			}
+		}
+	}
+}
+
+// sealFaulty seals while a call fails.
+func sealFaulty(t *testing.T) {
+	d := cudatest.Open(t)
+	before := free(t, d)
+	s, err := NewSealing(ctx, d)
+	if err != nil {
+		t.Log(felt, err)
+		if s, err = NewSealing(ctx, d); err != nil {
+			gone(t, d, err)
+			return
+		}
+	}
+	m := toSeal{d: 64, layers: 1, heads: 1, tokens: 20, typ: compress.BF16, profile: tiers.ProfileBalanced, queries: 1}
+	rows, options := m.rows(rand.New(rand.NewPCG(1, 8)))
+	want, _ := seal.Segment(rows[0], options[0])
+	failed := 0
+	for range 4 { // each room twice
+		got, err := s.Seal(ctx, rows, options)
+		if err == nil {
+			if got[0].Header.ID != want.ID {
+				t.Fatal("another segment")
+			}
+			continue
+		}
+		t.Log(felt, err)
+		if errors.Is(err, cuda.ErrLost) {
+			gone(t, d, err)
+			if err := s.Close(ctx); err != nil {
+				t.Fatalf("Close: %v", err)
+			}
+			return
+		}
+		if failed++; failed > 1 {
+			t.Fatalf("one fault, and another error: %v", err)
+		}
+	}
+	if err := s.Close(ctx); err != nil {
+		t.Log(felt, err)
+		return
+	}
+	if after := free(t, d); after != before {
+		t.Fatalf("%d bytes free before, %d after", before, after)
+	}
 }
