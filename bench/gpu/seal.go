@@ -35,7 +35,7 @@ const sealQueries = 16
 func sealing(ctx context.Context, d *cuda.Device, o *Options, headDim, heads int, profile string) (out []Sealed, err error) {
 	layers, tokens := []int{1, 8, 32}, tiers.SegmentTokens
 	if o.Short {
-		layers, tokens = []int{1, 2}, 300
+		layers, tokens, heads = []int{1, 2}, 300, 1
 	}
 	s, err := kernels.NewSealing(ctx, d)
 	if err != nil {
