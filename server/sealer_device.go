@@ -46,7 +46,8 @@ func (z *sealer) onDevice(ctx context.Context, s *sequence, st *state, start, en
 	return layers
 }
 
-// makeOnDevice makes segments on a GPU, if it can. A share of them is also made by the host: that they differ is an error.
+// makeOnDevice makes segments on a GPU, if it can. Of each it checks one leaf a head against the rows, and a share of them is also made by the
+// host: that they differ is an error.
 func (z *sealer) makeOnDevice(ctx context.Context, layers []*toSeal) error {
 	rows, options := make([]*seal.Rows, len(layers)), make([]seal.Options, len(layers))
 	for i, x := range layers {
@@ -59,10 +60,13 @@ func (z *sealer) makeOnDevice(ctx context.Context, layers []*toSeal) error {
 	var g errgroup.Group
 	g.SetLimit(max(1, runtime.GOMAXPROCS(0)/2))
 	for i, x := range layers {
-		if rand.Float32() >= z.srv.opt.GPUAuditShare {
-			continue
-		}
 		g.Go(func() error {
+			if err := seal.Spot(made[i].Header, made[i].Parts, x.rows, rand.IntN); err != nil {
+				return fmt.Errorf("layer %d, tokens from %d: %w", x.rows.Layer, x.rows.Start, err)
+			}
+			if rand.Float32() >= z.srv.opt.GPUAuditShare {
+				return nil
+			}
 			if h, _ := seal.Segment(x.rows, x.options); h.ID != made[i].Header.ID {
 				return fmt.Errorf("layer %d, tokens from %d: another segment than the host's", x.rows.Layer, x.rows.Start)
 			}
