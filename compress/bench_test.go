@@ -28,7 +28,7 @@ func BenchmarkKeys(b *testing.B) {
 		x := normal(1, n, d)
 		s := FitKeySteps(x, d, KeyExp(x))
 		codes := make([]uint8, n*d)
-		KeyCodes(codes, x, d, s)
+		KeyCodes(codes, x, d, s, nil)
 		return x, s, codes
 	}
 	benchRows(b, "fit", func(d int) (int, func()) {
@@ -37,7 +37,7 @@ func BenchmarkKeys(b *testing.B) {
 	})
 	benchRows(b, "codes", func(d int) (int, func()) {
 		x, s, codes := prepare(d)
-		return n, func() { KeyCodes(codes, x, d, s) }
+		return n, func() { KeyCodes(codes, x, d, s, nil) }
 	})
 	benchRows(b, "pack", func(d int) (int, func()) {
 		_, _, codes := prepare(d)

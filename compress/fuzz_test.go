@@ -51,7 +51,7 @@ func FuzzParseKeyOrder(f *testing.F) {
 		x := normal(1, 16, d)
 		s := FitKeySteps(x, d, KeyExp(x))
 		codes, got := make([]uint8, 16*d), make([]float32, 16*d)
-		KeyCodes(codes, x, d, s)
+		KeyCodes(codes, x, d, s, nil)
 		p := PackKeyPlanes(codes, 16, d, o.Lines)
 		if known := UnpackKeys(got, d, o.Lines, s, p[:]...); known != d {
 			t.Fatalf("%d channels known", known)

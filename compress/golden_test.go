@@ -47,7 +47,7 @@ func TestGolden(t *testing.T) {
 		exp := KeyExp(x)
 		s := FitKeySteps(x, d, exp)
 		codes := make([]uint8, n*d)
-		KeyCodes(codes, x, d, s)
+		KeyCodes(codes, x, d, s, nil)
 		o := anyOrder(d)
 		planes := PackKeyPlanes(codes, n, d, o.Lines)
 		line(fmt.Sprintf("key steps, exponent %d", exp), s.Append(nil, exp))

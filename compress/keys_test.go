@@ -37,7 +37,7 @@ func dequantise(dst []float32, codes []uint8, lo, step []float32, level int) {
 func reconstruct(rows []float32, n, d, planes int) ([]float32, KeySteps) {
 	s := FitKeySteps(rows, d, KeyExp(rows))
 	codes := make([]uint8, n*d)
-	KeyCodes(codes, rows, d, s)
+	KeyCodes(codes, rows, d, s, nil)
 	lines := anyOrder(d).Lines
 	return unpackAll(PackKeyPlanes(codes, n, d, lines), n, d, planes, lines, s), s
 }
@@ -246,7 +246,7 @@ func TestKeyRoundTripOfCodes(t *testing.T) {
 		x := normal(int64(n), n, d)
 		s := FitKeySteps(x, d, KeyExp(x))
 		codes, want := make([]uint8, n*d), make([]float32, n*d)
-		KeyCodes(codes, x, d, s)
+		KeyCodes(codes, x, d, s, nil)
 		lines := anyOrder(d).Lines
 		for i := 0; i < len(codes); i += d {
 			dequantise(want[i:i+d], codes[i:], s.Lo, s.Step, levels)
@@ -265,7 +265,7 @@ func TestKeyNoise(t *testing.T) {
 	x := normal(7, n, d)
 	s := FitKeySteps(x, d, KeyExp(x))
 	codes, got := make([]uint8, n*d), make([]float32, n*d)
-	KeyCodes(codes, x, d, s)
+	KeyCodes(codes, x, d, s, nil)
 	for level := 1; level <= levels; level++ {
 		var err2, range2 float64
 		for i := range n {
@@ -282,7 +282,7 @@ func TestKeyNoise(t *testing.T) {
 		if ratio := err2 / range2 / float64(KeyNoise[level]); ratio < .8 || ratio > 1.25 {
 			t.Errorf("%d bits leave %v of what KeyNoise says", 2*level, ratio)
 		}
-		KeyCodes(codes, x, d, s)
+		KeyCodes(codes, x, d, s, nil)
 	}
 }
 
@@ -291,7 +291,7 @@ func TestPaddingTokensAreCodeZero(t *testing.T) {
 	x := normal(5, 3, d)
 	s := FitKeySteps(x, d, KeyExp(x))
 	codes := make([]uint8, 3*d)
-	KeyCodes(codes, x, d, s)
+	KeyCodes(codes, x, d, s, nil)
 	lines := anyOrder(d).Lines
 	p := PackKeyPlanes(codes, 3, d, lines)
 	dst := make([]float32, 16*d)

@@ -15,7 +15,7 @@ func TestScoreKeys(t *testing.T) {
 		x := normal(int64(d), 256, d)
 		s := FitKeySteps(x, d, KeyExp(x))
 		codes := make([]uint8, 16*d)
-		KeyCodes(codes, x[:16*d], d, s)
+		KeyCodes(codes, x[:16*d], d, s, nil)
 		order := anyOrder(d)
 		packed := PackKeyPlanes(codes, 16, d, order.Lines)
 		for rows := 1; rows <= 5; rows++ {

@@ -80,6 +80,9 @@ func extremesAVX2(lo *float32, hi *float32, x *float32, n int, d int)
 func quantiseAVX2(dst *byte, x *float32, n int, d int, lo *float32, inverse *float32, zero float32)
 
 //go:noescape
+func quantiseBlockAVX2(codes *byte, target *float32, x *float32, d int, lo *float32, step *float32, inverse *float32, feedback *float32)
+
+//go:noescape
 func hadamardAVX2(x *float32, n int)
 
 //go:noescape

@@ -6458,6 +6458,86 @@ DATA c255p0AVX2<>+56(SB)/4, $(255.0)
 DATA c255p0AVX2<>+60(SB)/4, $(255.0)
 GLOBL c255p0AVX2<>(SB), RODATA|NOPTR, $64
 
+// func quantiseBlockAVX2(codes *byte, target *float32, x *float32, d int, lo *float32, step *float32, inverse *float32, feedback *float32)
+// Requires: AVX, AVX2
+TEXT ·quantiseBlockAVX2(SB), NOSPLIT, $0-64
+	MOVQ codes+0(FP), AX
+	MOVQ target+8(FP), CX
+	MOVQ x+16(FP), DX
+	MOVQ d+24(FP), BX
+	MOVQ d+24(FP), SI
+	MOVQ lo+32(FP), DI
+	MOVQ step+40(FP), R8
+	MOVQ inverse+48(FP), R9
+	MOVQ feedback+56(FP), R10
+	LEAQ 2(SI)(SI*1), SI
+	SHLQ $0x01, SI
+	ADDQ $0x04, R10
+
+channel:
+	VBROADCASTSS (DI), Y0
+	VBROADCASTSS (R8), Y1
+	VBROADCASTSS (R9), Y2
+	VMOVUPS      (CX), Y3
+	VSUBPS       Y0, Y3, Y3
+	VMULPS       Y2, Y3, Y3
+	VMAXPS       c0p0AVX2<>+0(SB), Y3, Y3
+	VMINPS       c255p0AVX2<>+0(SB), Y3, Y3
+	VCVTTPS2DQ   Y3, Y3
+	VCVTDQ2PS    Y3, Y5
+	VADDPS       c0p5AVX2<>+0(SB), Y5, Y5
+	VMULPS       Y1, Y5, Y5
+	VADDPS       Y0, Y5, Y5
+	VMOVUPS      (DX), Y4
+	VSUBPS       Y5, Y4, Y4
+	VMOVUPS      32(CX), Y5
+	VSUBPS       Y0, Y5, Y5
+	VMULPS       Y2, Y5, Y5
+	VMAXPS       c0p0AVX2<>+0(SB), Y5, Y5
+	VMINPS       c255p0AVX2<>+0(SB), Y5, Y5
+	VCVTTPS2DQ   Y5, Y5
+	VCVTDQ2PS    Y5, Y2
+	VADDPS       c0p5AVX2<>+0(SB), Y2, Y2
+	VMULPS       Y1, Y2, Y2
+	VADDPS       Y0, Y2, Y2
+	VMOVUPS      32(DX), Y0
+	VSUBPS       Y2, Y0, Y0
+	VPACKUSDW    Y5, Y3, Y1
+	VPERMQ       $0xd8, Y1, Y1
+	VEXTRACTI128 $0x01, Y1, X2
+	VPACKUSWB    X2, X1, X2
+	VMOVUPS      X2, (AX)
+	DECQ         BX
+	JZ           done
+	ADDQ         $0x10, AX
+	ADDQ         $0x40, CX
+	ADDQ         $0x40, DX
+	ADDQ         $0x04, DI
+	ADDQ         $0x04, R8
+	ADDQ         $0x04, R9
+	MOVQ         CX, R11
+	MOVQ         R10, R12
+	MOVQ         BX, R13
+
+behind:
+	VBROADCASTSS (R12), Y1
+	VMULPS       Y4, Y1, Y2
+	VADDPS       (R11), Y2, Y2
+	VMOVUPS      Y2, (R11)
+	VMULPS       Y0, Y1, Y1
+	VADDPS       32(R11), Y1, Y1
+	VMOVUPS      Y1, 32(R11)
+	ADDQ         $0x04, R12
+	ADDQ         $0x40, R11
+	DECQ         R13
+	JNZ          behind
+	ADDQ         SI, R10
+	JMP          channel
+
+done:
+	VZEROUPPER
+	RET
+
 // func hadamardAVX2(x *float32, n int)
 // Requires: AVX
 TEXT ·hadamardAVX2(SB), NOSPLIT, $0-16

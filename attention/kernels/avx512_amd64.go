@@ -80,6 +80,9 @@ func extremesAVX512(lo *float32, hi *float32, x *float32, n int, d int)
 func quantiseAVX512(dst *byte, x *float32, n int, d int, lo *float32, inverse *float32, zero float32)
 
 //go:noescape
+func quantiseBlockAVX512(codes *byte, target *float32, x *float32, d int, lo *float32, step *float32, inverse *float32, feedback *float32)
+
+//go:noescape
 func hadamardAVX512(x *float32, n int)
 
 //go:noescape

@@ -8750,6 +8750,67 @@ DATA c255p0AVX512<>+56(SB)/4, $(255.0)
 DATA c255p0AVX512<>+60(SB)/4, $(255.0)
 GLOBL c255p0AVX512<>(SB), RODATA|NOPTR, $64
 
+// func quantiseBlockAVX512(codes *byte, target *float32, x *float32, d int, lo *float32, step *float32, inverse *float32, feedback *float32)
+// Requires: AVX, AVX512F
+TEXT ·quantiseBlockAVX512(SB), NOSPLIT, $0-64
+	MOVQ codes+0(FP), AX
+	MOVQ target+8(FP), CX
+	MOVQ x+16(FP), DX
+	MOVQ d+24(FP), BX
+	MOVQ d+24(FP), SI
+	MOVQ lo+32(FP), DI
+	MOVQ step+40(FP), R8
+	MOVQ inverse+48(FP), R9
+	MOVQ feedback+56(FP), R10
+	LEAQ 2(SI)(SI*1), SI
+	SHLQ $0x01, SI
+	ADDQ $0x04, R10
+
+channel:
+	VBROADCASTSS (DI), Z0
+	VBROADCASTSS (R8), Z1
+	VBROADCASTSS (R9), Z2
+	VMOVUPS      (CX), Z3
+	VSUBPS       Z0, Z3, Z3
+	VMULPS       Z2, Z3, Z3
+	VMAXPS       c0p0AVX512<>+0(SB), Z3, Z3
+	VMINPS       c255p0AVX512<>+0(SB), Z3, Z3
+	VCVTTPS2DQ   Z3, Z3
+	VCVTDQ2PS    Z3, Z2
+	VADDPS       c0p5AVX512<>+0(SB), Z2, Z2
+	VMULPS       Z1, Z2, Z2
+	VADDPS       Z0, Z2, Z2
+	VMOVUPS      (DX), Z0
+	VSUBPS       Z2, Z0, Z0
+	VPMOVDB      Z3, (AX)
+	DECQ         BX
+	JZ           done
+	ADDQ         $0x10, AX
+	ADDQ         $0x40, CX
+	ADDQ         $0x40, DX
+	ADDQ         $0x04, DI
+	ADDQ         $0x04, R8
+	ADDQ         $0x04, R9
+	MOVQ         CX, R11
+	MOVQ         R10, R12
+	MOVQ         BX, R13
+
+behind:
+	VBROADCASTSS (R12), Z1
+	VMULPS       Z0, Z1, Z1
+	VADDPS       (R11), Z1, Z1
+	VMOVUPS      Z1, (R11)
+	ADDQ         $0x04, R12
+	ADDQ         $0x40, R11
+	DECQ         R13
+	JNZ          behind
+	ADDQ         SI, R10
+	JMP          channel
+
+done:
+	VZEROUPPER
+	RET
+
 // func hadamardAVX512(x *float32, n int)
 // Requires: AVX, AVX512DQ, AVX512F
 TEXT ·hadamardAVX512(SB), NOSPLIT, $0-16

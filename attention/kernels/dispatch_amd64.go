@@ -329,6 +329,22 @@ func quantise(dst []byte, x []float32, n int, lo, inverse []float32, zero float3
 	}
 }
 
+func quantiseWithFeedback(dst []byte, x []float32, n int, lo, step, inverse, feedback []float32) {
+	d := len(lo)
+	switch Variant(active.Load()) {
+	case AVX512:
+		blockwise(dst, x, n, d, func(codes *byte, target, x *float32) {
+			quantiseBlockAVX512(codes, target, x, d, &lo[0], &step[0], &inverse[0], &feedback[0])
+		})
+	case AVX2:
+		blockwise(dst, x, n, d, func(codes *byte, target, x *float32) {
+			quantiseBlockAVX2(codes, target, x, d, &lo[0], &step[0], &inverse[0], &feedback[0])
+		})
+	default:
+		plainQuantiseWithFeedback(dst, x, n, lo, step, inverse, feedback)
+	}
+}
+
 func hadamard(x []float32) {
 	switch Variant(active.Load()) {
 	case AVX512:

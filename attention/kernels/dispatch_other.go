@@ -90,4 +90,8 @@ func quantise(dst []byte, x []float32, n int, lo, inverse []float32, zero float3
 	plainQuantise(dst, x, n, lo, inverse, zero)
 }
 
+func quantiseWithFeedback(dst []byte, x []float32, n int, lo, step, inverse, feedback []float32) {
+	plainQuantiseWithFeedback(dst, x, n, lo, step, inverse, feedback)
+}
+
 func hadamard(x []float32) { plainHadamard(x) }

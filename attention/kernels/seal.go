@@ -21,6 +21,18 @@ func Quantise(dst []byte, x, lo, inverse []float32, zero float32) {
 	}
 }
 
+// QuantiseWithFeedback is Quantise with zero 0, of bins of size step [d], where errors of a row's channels are carried to those behind: after channel i
+// is coded, its error, x less the middle of the bin, times feedback [i][j] is added to what channel j > i is coded from. feedback is
+// [d][d]. Channels are coded one after the other; every step is rounded. Numbers and their sums have to stay finite.
+func QuantiseWithFeedback(dst []byte, x, lo, step, inverse, feedback []float32) {
+	d := len(lo)
+	must(d > 0 && len(step) >= d && len(inverse) >= d && len(dst) >= len(x)/d*d, "dst, step or inverse is too short")
+	must(len(feedback) >= d*d, "feedback is too short")
+	if n := len(x) / d; n > 0 {
+		quantiseWithFeedback(dst, x, n, lo, step, inverse, feedback)
+	}
+}
+
 // Hadamard multiplies x, of 16 or more and a power of two elements, by
 // Sylvester's Hadamard matrix: butterflies at distance 1, 2, 4 and so on.
 func Hadamard(x []float32) {
@@ -44,6 +56,47 @@ func plainQuantise(dst []byte, x []float32, n int, lo, inverse []float32, zero f
 		for j, y := range x[t*d:][:d] {
 			// Clipping before converting: Go leaves a conversion out of range undefined.
 			codes[j] = uint8(int32(min(max(float32((y-lo[j])*inverse[j])+zero, 0), 255)))
+		}
+	}
+}
+
+func plainQuantiseWithFeedback(dst []byte, x []float32, n int, lo, step, inverse, feedback []float32) {
+	d := len(lo)
+	target := make([]float32, d)
+	for t := range n {
+		row, codes := x[t*d:][:d], dst[t*d:][:d]
+		copy(target, row)
+		for i, y := range target {
+			c := int32(min(max(float32((y-lo[i])*inverse[i]), 0), 255))
+			codes[i] = uint8(c)
+			e := row[i] - float32(lo[i]+float32((float32(c)+.5)*step[i]))
+			behind := target[i+1:]
+			for j, f := range feedback[i*d+i+1:][:len(behind)] {
+				behind[j] += float32(e * f)
+			}
+		}
+	}
+}
+
+// blockwise has use code 16 rows at a time: x and target hold them as [d][16], codes is to be [d][16]. What
+// follows the last rows in their block is old or zero.
+func blockwise(dst []byte, x []float32, n, d int, use func(codes *byte, target, x *float32)) {
+	const tokens = 16
+	rows, target, codes := make([]float32, d*tokens), make([]float32, d*tokens), make([]byte, d*tokens)
+	for at := 0; at < n; at += tokens {
+		some := min(tokens, n-at)
+		for t := range some {
+			for j, y := range x[(at+t)*d:][:d] {
+				rows[j*tokens+t] = y
+			}
+		}
+		copy(target, rows)
+		use(&codes[0], &target[0], &rows[0])
+		for t := range some {
+			to := dst[(at+t)*d:][:d]
+			for j := range to {
+				to[j] = codes[j*tokens+t]
+			}
 		}
 	}
 }

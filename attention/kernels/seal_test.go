@@ -42,6 +42,32 @@ func TestQuantise(t *testing.T) {
 	})
 }
 
+func TestQuantiseWithFeedback(t *testing.T) {
+	others(t, func(t *testing.T) {
+		shapes(t, func(t *testing.T, rng *rand.Rand, _, n, d int) {
+			x, lo, step, inverse, feedback := odd(rng, n*d), odd(rng, d), odd(rng, d), odd(rng, d), odd(rng, d*d)
+			for i, y := range step {
+				step[i] = .001 + y*y/50
+				inverse[i] = 1 / step[i]
+			}
+			for i := range feedback {
+				feedback[i] /= float32(d)
+			}
+			got, want := oddBytes(rng, n*d), make([]byte, n*d)
+			QuantiseWithFeedback(got, x, lo, step, inverse, feedback)
+			plain(func() { QuantiseWithFeedback(want, x, lo, step, inverse, feedback) })
+			if !slices.Equal(got, want) {
+				t.Fatalf("%d rows of %d: %v, not %v", n, d, got, want)
+			}
+			clear(feedback)
+			QuantiseWithFeedback(got, x, lo, step, inverse, feedback)
+			if Quantise(want, x, lo, inverse, 0); !slices.Equal(got, want) {
+				t.Fatalf("%d rows of %d, no feedback: %v, not %v", n, d, got, want)
+			}
+		})
+	})
+}
+
 func TestHadamard(t *testing.T) {
 	for _, v := range Variants() {
 		defer Use(v)()

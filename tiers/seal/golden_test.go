@@ -127,19 +127,21 @@ func TestGoldenWrite(t *testing.T) {
 
 // What is written does not depend on the kernels, nor does the error that is stated.
 func TestWriteByAnyKernels(t *testing.T) {
-	for _, d := range []int{16, 80, 128} {
-		r := madeUp(600, 2, d, compress.BF16)
-		o := Options{Profile: tiers.ProfileBalanced, Sinks: 16, Metrics: metrics(2, d), Queries: [][]float32{ramp(5 * d), ramp(3 * d)}}
-		var first []byte
-		for _, v := range kernels.Variants() {
-			undo := kernels.Use(v)
-			b := file(Segment(r, o))
-			undo()
-			if first == nil {
-				first = b
-			}
-			if !bytes.Equal(first, b) {
-				t.Errorf("d %d: the kernels %v write other bytes", d, v)
+	for _, profile := range []tiers.Profile{tiers.ProfileNeutral, tiers.ProfileBalanced} {
+		for _, d := range []int{16, 80, 128} {
+			r := madeUp(600, 2, d, compress.BF16)
+			o := Options{Profile: profile, Sinks: 16, Metrics: metrics(2, d), Queries: [][]float32{ramp(5 * d), ramp(3 * d)}}
+			var first []byte
+			for _, v := range kernels.Variants() {
+				undo := kernels.Use(v)
+				b := file(Segment(r, o))
+				undo()
+				if first == nil {
+					first = b
+				}
+				if !bytes.Equal(first, b) {
+					t.Errorf("%v, d %d: the kernels %v write other bytes", profile, d, v)
+				}
 			}
 		}
 	}

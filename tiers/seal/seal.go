@@ -209,11 +209,15 @@ func (s *sealer) keys(k []float32, m *attention.Metric) {
 	rows, codes := make([]float32, len(k)), make([]uint8, len(k))
 	order.Permute(rows, k)
 	steps := order.Append(nil)
+	var feedback compress.KeyFeedback
+	if s.opt.KeepsLow() { // of fewer bits it brings nothing
+		feedback = compress.FitKeyFeedback(m.C, order, s.info.KeyExp)
+	}
 	for g := range v.StepGroups() {
 		lo, hi := v.stepGroup(g)
 		st := compress.FitKeySteps(rows[lo*d:hi*d], d, s.info.KeyExp)
 		steps = st.Append(steps, s.info.KeyExp)
-		compress.KeyCodes(codes[lo*d:hi*d], rows[lo*d:hi*d], d, st)
+		compress.KeyCodes(codes[lo*d:hi*d], rows[lo*d:hi*d], d, st, feedback)
 	}
 	s.planes[tiers.PlaneSteps] = steps
 	for i, b := range compress.PackKeyPlanes(codes, len(k)/d, d, order.Lines) {

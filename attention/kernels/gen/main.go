@@ -58,6 +58,7 @@ func main() {
 	v.gatherAxpy()
 	v.extremes()
 	v.quantise()
+	v.quantiseBlock()
 	v.hadamard()
 	v.widenBF16()
 	v.sweep()

@@ -57,16 +57,7 @@ func (v isa) quantise() {
 		VCVTTPS2DQ(y, y)
 		codes[i] = y
 	}
-	if v.lanes == 16 {
-		VPMOVDB(codes[0], Mem{Base: dst})
-	} else {
-		words, high := YMM(), XMM()
-		VPACKUSDW(codes[1], codes[0], words)
-		VPERMQ(Imm(0b11011000), words, words)
-		VEXTRACTI128(Imm(1), words, high)
-		VPACKUSWB(high, words.AsX(), high)
-		VMOVUPS(high, Mem{Base: dst})
-	}
+	v.storeBytes(codes, Mem{Base: dst})
 	ADDQ(Imm(16), dst)
 	for _, r := range []reg.GPVirtual{x, lo, inverse} {
 		ADDQ(Imm(64), r)
@@ -75,6 +66,87 @@ func (v isa) quantise() {
 	JNZ(LabelRef("channels"))
 	DECQ(n)
 	JNZ(LabelRef("row"))
+	end()
+}
+
+// storeBytes narrows 16 integers from 0 to 255 to bytes.
+func (v isa) storeBytes(codes []reg.VecVirtual, dst Mem) {
+	if v.lanes == 16 {
+		VPMOVDB(codes[0], dst)
+		return
+	}
+	words, high := YMM(), XMM()
+	VPACKUSDW(codes[1], codes[0], words)
+	VPERMQ(Imm(0b11011000), words, words)
+	VEXTRACTI128(Imm(1), words, high)
+	VPACKUSWB(high, words.AsX(), high)
+	VMOVUPS(high, dst)
+}
+
+// quantiseBlock: 16 tokens lie in the lanes of vectors, so that channels follow one another without any sum across lanes. As
+// in quantise, nothing is fused.
+func (v isa) quantiseBlock() {
+	v.function("quantiseBlock", "codes *byte, target *float32, x *float32, d int, lo *float32, step *float32, inverse *float32, feedback *float32")
+	codes, target, x, left, stride := param("codes"), param("target"), param("x"), param("d"), param("d")
+	lo, step, inverse, feedback := param("lo"), param("step"), param("inverse"), param("feedback")
+	LEAQ(Mem{Base: stride, Index: stride, Scale: 1, Disp: 2}, stride) // from one channel's feedback to the next one's, which begins a place later
+	SHLQ(Imm(1), stride)
+	ADDQ(Imm(4), feedback)
+	Label("channel")
+	low, width, inv := v.vec(), v.vec(), v.vec()
+	VBROADCASTSS(Mem{Base: lo}, low)
+	VBROADCASTSS(Mem{Base: step}, width)
+	VBROADCASTSS(Mem{Base: inverse}, inv)
+	bins, errors := make([]reg.VecVirtual, 16/v.lanes), make([]reg.VecVirtual, 16/v.lanes)
+	for i := range bins {
+		at := 4 * v.lanes * i
+		y, e := v.vec(), v.vec()
+		VMOVUPS(Mem{Base: target, Disp: at}, y)
+		VSUBPS(low, y, y)
+		VMULPS(inv, y, y)
+		VMAXPS(v.constant(F32(0)), y, y)
+		VMINPS(v.constant(F32(255)), y, y)
+		VCVTTPS2DQ(y, y)
+		bins[i] = y
+		middle := v.vec()
+		VCVTDQ2PS(y, middle)
+		VADDPS(v.constant(F32(.5)), middle, middle)
+		VMULPS(width, middle, middle)
+		VADDPS(low, middle, middle)
+		VMOVUPS(Mem{Base: x, Disp: at}, e)
+		VSUBPS(middle, e, e)
+		errors[i] = e
+	}
+	v.storeBytes(bins, Mem{Base: codes})
+	DECQ(left)
+	JZ(LabelRef("done"))
+	ADDQ(Imm(16), codes)
+	for _, r := range []reg.GPVirtual{target, x} {
+		ADDQ(Imm(64), r)
+	}
+	for _, r := range []reg.GPVirtual{lo, step, inverse} {
+		ADDQ(Imm(4), r)
+	}
+	at, from, n := GP64(), GP64(), GP64()
+	MOVQ(target, at)
+	MOVQ(feedback, from)
+	MOVQ(left, n)
+	Label("behind")
+	f := v.vec()
+	VBROADCASTSS(Mem{Base: from}, f)
+	for i, e := range errors {
+		t := v.vec()
+		VMULPS(e, f, t)
+		VADDPS(Mem{Base: at, Disp: 4 * v.lanes * i}, t, t)
+		VMOVUPS(t, Mem{Base: at, Disp: 4 * v.lanes * i})
+	}
+	ADDQ(Imm(4), from)
+	ADDQ(Imm(64), at)
+	DECQ(n)
+	JNZ(LabelRef("behind"))
+	ADDQ(stride, feedback)
+	JMP(LabelRef("channel"))
+	Label("done")
 	end()
 }
 
