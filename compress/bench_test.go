@@ -2,6 +2,7 @@ package compress
 
 import (
 	"fmt"
+	"math/rand/v2"
 	"testing"
 )
 
@@ -38,6 +39,15 @@ func BenchmarkKeys(b *testing.B) {
 	benchRows(b, "codes", func(d int) (int, func()) {
 		x, s, codes := prepare(d)
 		return n, func() { KeyCodes(codes, x, d, s, nil) }
+	})
+	benchRows(b, "codes with feedback", func(d int) (int, func()) {
+		x, s, codes := prepare(d)
+		f := FitKeyFeedback(queryMoment(rand.New(rand.NewPCG(5, uint64(d))), d), anyOrder(d), 0)
+		return n, func() { KeyCodes(codes, x, d, s, f) }
+	})
+	benchRows(b, "fit feedback", func(d int) (int, func()) {
+		moment := queryMoment(rand.New(rand.NewPCG(5, uint64(d))), d)
+		return 1, func() { FitKeyFeedback(moment, anyOrder(d), 0) }
 	})
 	benchRows(b, "pack", func(d int) (int, func()) {
 		_, _, codes := prepare(d)
