@@ -138,7 +138,7 @@ func (o KeyOrder) Restore(dst, x []float32) {
 // KeyCodes writes the 8-bit floor codes of rows [n][d] to dst [n][d]:
 // (x - Lo) / Step, rounded down and clipped to 0..255. s is that of the group
 // of up to 256 tokens to which all the rows belong. With feedback, which may be nil, channels
-// make up for the errors of those before them: a code may then be a few bins away from the key.
+// make up for the errors of those before them: a code may then be up to kernels.MostFeedback bins away from that of the key.
 func KeyCodes(dst []uint8, rows []float32, d int, s KeySteps, feedback KeyFeedback) {
 	inverse := make([]float32, d)
 	for j, w := range s.Step[:d] {

@@ -6478,9 +6478,16 @@ channel:
 	VBROADCASTSS (DI), Y0
 	VBROADCASTSS (R8), Y1
 	VBROADCASTSS (R9), Y2
+	VMOVUPS      (DX), Y4
+	VSUBPS       Y0, Y4, Y5
+	VMULPS       Y2, Y5, Y5
 	VMOVUPS      (CX), Y3
 	VSUBPS       Y0, Y3, Y3
 	VMULPS       Y2, Y3, Y3
+	VSUBPS       c4p0AVX2<>+0(SB), Y5, Y6
+	VMAXPS       Y6, Y3, Y3
+	VADDPS       c4p0AVX2<>+0(SB), Y5, Y6
+	VMINPS       Y6, Y3, Y3
 	VMAXPS       c0p0AVX2<>+0(SB), Y3, Y3
 	VMINPS       c255p0AVX2<>+0(SB), Y3, Y3
 	VCVTTPS2DQ   Y3, Y3
@@ -6488,11 +6495,17 @@ channel:
 	VADDPS       c0p5AVX2<>+0(SB), Y5, Y5
 	VMULPS       Y1, Y5, Y5
 	VADDPS       Y0, Y5, Y5
-	VMOVUPS      (DX), Y4
 	VSUBPS       Y5, Y4, Y4
+	VMOVUPS      32(DX), Y6
+	VSUBPS       Y0, Y6, Y7
+	VMULPS       Y2, Y7, Y7
 	VMOVUPS      32(CX), Y5
 	VSUBPS       Y0, Y5, Y5
 	VMULPS       Y2, Y5, Y5
+	VSUBPS       c4p0AVX2<>+0(SB), Y7, Y2
+	VMAXPS       Y2, Y5, Y5
+	VADDPS       c4p0AVX2<>+0(SB), Y7, Y2
+	VMINPS       Y2, Y5, Y5
 	VMAXPS       c0p0AVX2<>+0(SB), Y5, Y5
 	VMINPS       c255p0AVX2<>+0(SB), Y5, Y5
 	VCVTTPS2DQ   Y5, Y5
@@ -6500,13 +6513,12 @@ channel:
 	VADDPS       c0p5AVX2<>+0(SB), Y2, Y2
 	VMULPS       Y1, Y2, Y2
 	VADDPS       Y0, Y2, Y2
-	VMOVUPS      32(DX), Y0
-	VSUBPS       Y2, Y0, Y0
-	VPACKUSDW    Y5, Y3, Y1
-	VPERMQ       $0xd8, Y1, Y1
-	VEXTRACTI128 $0x01, Y1, X2
-	VPACKUSWB    X2, X1, X2
-	VMOVUPS      X2, (AX)
+	VSUBPS       Y2, Y6, Y6
+	VPACKUSDW    Y5, Y3, Y0
+	VPERMQ       $0xd8, Y0, Y0
+	VEXTRACTI128 $0x01, Y0, X1
+	VPACKUSWB    X1, X0, X1
+	VMOVUPS      X1, (AX)
 	DECQ         BX
 	JZ           done
 	ADDQ         $0x10, AX
@@ -6520,13 +6532,13 @@ channel:
 	MOVQ         BX, R13
 
 behind:
-	VBROADCASTSS (R12), Y1
-	VMULPS       Y4, Y1, Y2
-	VADDPS       (R11), Y2, Y2
-	VMOVUPS      Y2, (R11)
-	VMULPS       Y0, Y1, Y1
-	VADDPS       32(R11), Y1, Y1
-	VMOVUPS      Y1, 32(R11)
+	VBROADCASTSS (R12), Y0
+	VMULPS       Y4, Y0, Y1
+	VADDPS       (R11), Y1, Y1
+	VMOVUPS      Y1, (R11)
+	VMULPS       Y6, Y0, Y0
+	VADDPS       32(R11), Y0, Y0
+	VMOVUPS      Y0, 32(R11)
 	ADDQ         $0x04, R12
 	ADDQ         $0x40, R11
 	DECQ         R13
@@ -6537,6 +6549,24 @@ behind:
 done:
 	VZEROUPPER
 	RET
+
+DATA c4p0AVX2<>+0(SB)/4, $(4.0)
+DATA c4p0AVX2<>+4(SB)/4, $(4.0)
+DATA c4p0AVX2<>+8(SB)/4, $(4.0)
+DATA c4p0AVX2<>+12(SB)/4, $(4.0)
+DATA c4p0AVX2<>+16(SB)/4, $(4.0)
+DATA c4p0AVX2<>+20(SB)/4, $(4.0)
+DATA c4p0AVX2<>+24(SB)/4, $(4.0)
+DATA c4p0AVX2<>+28(SB)/4, $(4.0)
+DATA c4p0AVX2<>+32(SB)/4, $(4.0)
+DATA c4p0AVX2<>+36(SB)/4, $(4.0)
+DATA c4p0AVX2<>+40(SB)/4, $(4.0)
+DATA c4p0AVX2<>+44(SB)/4, $(4.0)
+DATA c4p0AVX2<>+48(SB)/4, $(4.0)
+DATA c4p0AVX2<>+52(SB)/4, $(4.0)
+DATA c4p0AVX2<>+56(SB)/4, $(4.0)
+DATA c4p0AVX2<>+60(SB)/4, $(4.0)
+GLOBL c4p0AVX2<>(SB), RODATA|NOPTR, $64
 
 // func hadamardAVX2(x *float32, n int)
 // Requires: AVX

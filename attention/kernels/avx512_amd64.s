@@ -8770,9 +8770,16 @@ channel:
 	VBROADCASTSS (DI), Z0
 	VBROADCASTSS (R8), Z1
 	VBROADCASTSS (R9), Z2
+	VMOVUPS      (DX), Z4
+	VSUBPS       Z0, Z4, Z5
+	VMULPS       Z2, Z5, Z5
 	VMOVUPS      (CX), Z3
 	VSUBPS       Z0, Z3, Z3
 	VMULPS       Z2, Z3, Z3
+	VSUBPS       c4p0AVX512<>+0(SB), Z5, Z2
+	VMAXPS       Z2, Z3, Z3
+	VADDPS       c4p0AVX512<>+0(SB), Z5, Z2
+	VMINPS       Z2, Z3, Z3
 	VMAXPS       c0p0AVX512<>+0(SB), Z3, Z3
 	VMINPS       c255p0AVX512<>+0(SB), Z3, Z3
 	VCVTTPS2DQ   Z3, Z3
@@ -8780,8 +8787,7 @@ channel:
 	VADDPS       c0p5AVX512<>+0(SB), Z2, Z2
 	VMULPS       Z1, Z2, Z2
 	VADDPS       Z0, Z2, Z2
-	VMOVUPS      (DX), Z0
-	VSUBPS       Z2, Z0, Z0
+	VSUBPS       Z2, Z4, Z4
 	VPMOVDB      Z3, (AX)
 	DECQ         BX
 	JZ           done
@@ -8796,10 +8802,10 @@ channel:
 	MOVQ         BX, R13
 
 behind:
-	VBROADCASTSS (R12), Z1
-	VMULPS       Z0, Z1, Z1
-	VADDPS       (R11), Z1, Z1
-	VMOVUPS      Z1, (R11)
+	VBROADCASTSS (R12), Z0
+	VMULPS       Z4, Z0, Z0
+	VADDPS       (R11), Z0, Z0
+	VMOVUPS      Z0, (R11)
 	ADDQ         $0x04, R12
 	ADDQ         $0x40, R11
 	DECQ         R13
@@ -8810,6 +8816,24 @@ behind:
 done:
 	VZEROUPPER
 	RET
+
+DATA c4p0AVX512<>+0(SB)/4, $(4.0)
+DATA c4p0AVX512<>+4(SB)/4, $(4.0)
+DATA c4p0AVX512<>+8(SB)/4, $(4.0)
+DATA c4p0AVX512<>+12(SB)/4, $(4.0)
+DATA c4p0AVX512<>+16(SB)/4, $(4.0)
+DATA c4p0AVX512<>+20(SB)/4, $(4.0)
+DATA c4p0AVX512<>+24(SB)/4, $(4.0)
+DATA c4p0AVX512<>+28(SB)/4, $(4.0)
+DATA c4p0AVX512<>+32(SB)/4, $(4.0)
+DATA c4p0AVX512<>+36(SB)/4, $(4.0)
+DATA c4p0AVX512<>+40(SB)/4, $(4.0)
+DATA c4p0AVX512<>+44(SB)/4, $(4.0)
+DATA c4p0AVX512<>+48(SB)/4, $(4.0)
+DATA c4p0AVX512<>+52(SB)/4, $(4.0)
+DATA c4p0AVX512<>+56(SB)/4, $(4.0)
+DATA c4p0AVX512<>+60(SB)/4, $(4.0)
+GLOBL c4p0AVX512<>(SB), RODATA|NOPTR, $64
 
 // func hadamardAVX512(x *float32, n int)
 // Requires: AVX, AVX512DQ, AVX512F

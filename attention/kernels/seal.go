@@ -21,9 +21,12 @@ func Quantise(dst []byte, x, lo, inverse []float32, zero float32) {
 	}
 }
 
+// MostFeedback bounds feedback, in bins: a key stays near its code whatever other channels' errors are.
+const MostFeedback = 4
+
 // QuantiseWithFeedback is Quantise with zero 0, of bins of size step [d], where errors of a row's channels are carried to those behind: after channel i
 // is coded, its error, x less the middle of the bin, times feedback [i][j] is added to what channel j > i is coded from. feedback is
-// [d][d]. Channels are coded one after the other; every step is rounded. Numbers and their sums have to stay finite.
+// [d][d]. It moves no code by more than MostFeedback bins. Channels are coded one after the other; every step is rounded. Numbers and their sums have to stay finite.
 func QuantiseWithFeedback(dst []byte, x, lo, step, inverse, feedback []float32) {
 	d := len(lo)
 	must(d > 0 && len(step) >= d && len(inverse) >= d && len(dst) >= len(x)/d*d, "dst, step or inverse is too short")
@@ -67,7 +70,8 @@ func plainQuantiseWithFeedback(dst []byte, x []float32, n int, lo, step, inverse
 		row, codes := x[t*d:][:d], dst[t*d:][:d]
 		copy(target, row)
 		for i, y := range target {
-			c := int32(min(max(float32((y-lo[i])*inverse[i]), 0), 255))
+			bin := float32((row[i] - lo[i]) * inverse[i])
+			c := int32(min(max(min(max(float32((y-lo[i])*inverse[i]), bin-MostFeedback), bin+MostFeedback), 0), 255))
 			codes[i] = uint8(c)
 			e := row[i] - float32(lo[i]+float32((float32(c)+.5)*step[i]))
 			behind := target[i+1:]

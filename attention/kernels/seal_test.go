@@ -53,11 +53,17 @@ func TestQuantiseWithFeedback(t *testing.T) {
 			for i := range feedback {
 				feedback[i] /= float32(d)
 			}
-			got, want := oddBytes(rng, n*d), make([]byte, n*d)
+			got, want := oddBytes(rng, n*d), make([]byte, n*d) // feedback is often more than what is let through
 			QuantiseWithFeedback(got, x, lo, step, inverse, feedback)
 			plain(func() { QuantiseWithFeedback(want, x, lo, step, inverse, feedback) })
 			if !slices.Equal(got, want) {
 				t.Fatalf("%d rows of %d: %v, not %v", n, d, got, want)
+			}
+			Quantise(want, x, lo, inverse, 0)
+			for i, c := range got {
+				if off := int(c) - int(want[i]); off > MostFeedback || off < -MostFeedback {
+					t.Fatalf("%d rows of %d: code %d is %d, and %d without feedback", n, d, i, c, want[i])
+				}
 			}
 			clear(feedback)
 			QuantiseWithFeedback(got, x, lo, step, inverse, feedback)

@@ -100,10 +100,17 @@ func (v isa) quantiseBlock() {
 	bins, errors := make([]reg.VecVirtual, 16/v.lanes), make([]reg.VecVirtual, 16/v.lanes)
 	for i := range bins {
 		at := 4 * v.lanes * i
-		y, e := v.vec(), v.vec()
+		y, e, bin, t := v.vec(), v.vec(), v.vec(), v.vec()
+		VMOVUPS(Mem{Base: x, Disp: at}, e)
+		VSUBPS(low, e, bin)
+		VMULPS(inv, bin, bin)
 		VMOVUPS(Mem{Base: target, Disp: at}, y)
 		VSUBPS(low, y, y)
 		VMULPS(inv, y, y)
+		VSUBPS(v.constant(F32(4)), bin, t) // no more than MostFeedback away
+		VMAXPS(t, y, y)
+		VADDPS(v.constant(F32(4)), bin, t)
+		VMINPS(t, y, y)
 		VMAXPS(v.constant(F32(0)), y, y)
 		VMINPS(v.constant(F32(255)), y, y)
 		VCVTTPS2DQ(y, y)
@@ -113,7 +120,6 @@ func (v isa) quantiseBlock() {
 		VADDPS(v.constant(F32(.5)), middle, middle)
 		VMULPS(width, middle, middle)
 		VADDPS(low, middle, middle)
-		VMOVUPS(Mem{Base: x, Disp: at}, e)
 		VSUBPS(middle, e, e)
 		errors[i] = e
 	}
