@@ -292,8 +292,9 @@ func (a *attender) free(plans []*kept) error {
 }
 
 // answers says whether nothing is asked that the device does not answer, within its patience.
-func (a *attender) answers() bool {
-	for begin := time.Now(); a.late.Load() > 0; time.Sleep(time.Millisecond) {
+func (t *Tier) answers() bool {
+	a := t.attender
+	for begin := time.Now(); a.late.Load() > 0 || t.sealing != nil && t.sealing.Late(); time.Sleep(time.Millisecond) {
 		if time.Since(begin) > a.patience {
 			return false
 		}

@@ -54,7 +54,7 @@ func (t *Tier) end(why error) bool {
 
 // empty gives back what pieces and kernels take. Nothing new begins; it waits for what is under way.
 func (t *Tier) empty() error {
-	if t.attender != nil && !t.attender.answers() { // whatever frees memory would wait for it
+	if t.attender != nil && !t.answers() { // whatever frees memory would wait for it
 		return fmt.Errorf("%w: its memory goes with the process", ErrStuck)
 	}
 	t.reads.Lock() // no Pin is under way, and none will be

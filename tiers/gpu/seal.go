@@ -12,7 +12,8 @@ import (
 type Sealed = kernels.SealedSegment
 
 // Seal makes the segments of a span's layers on the device: the same bytes as seal.Segment. The layers are alike (kernels.Sealing). It returns
-// none if there are no kernels for them. Nothing of it stays on the device. An error is of the device, and of all layers.
+// none if there are no kernels for them. Nothing of it stays on the device. If the device does not answer, the
+// error is ErrStuck. An error is of the device, and of all layers.
 func (t *Tier) Seal(ctx context.Context, rows []*seal.Rows, options []seal.Options) ([]Sealed, error) {
 	if t.sealing == nil || len(rows) == 0 || !kernels.Seals(rows[0], options[0].Sinks) {
 		return nil, nil
@@ -20,6 +21,18 @@ func (t *Tier) Seal(ctx context.Context, rows []*seal.Rows, options []seal.Optio
 	if err := t.usable(ctx); err != nil {
 		return nil, fmt.Errorf("gpu: seal: %w", err)
 	}
-	out, err := t.sealing.Seal(ctx, rows, options)
+	if t.sealing.Late() {
+		return nil, fmt.Errorf("gpu: seal: %w", ErrStuck)
+	}
+	in := sealPatience * t.attender.patience
+	patient, cancel := context.WithTimeout(ctx, in)
+	defer cancel()
+	out, err := t.sealing.Seal(patient, rows, options)
+	if err != nil && ctx.Err() == nil && patient.Err() != nil {
+		err = fmt.Errorf("gpu: seal: %w: nothing came in %v", ErrStuck, in)
+	}
 	return out, asTier(err)
 }
+
+// sealPatience is how many times as long as an answer segments are waited for: all layers of a span come together.
+const sealPatience = 6

@@ -9,6 +9,7 @@ import (
 	"runtime"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 	"unsafe"
 
@@ -29,6 +30,7 @@ type Sealing struct {
 	text   func(headDim int) ([]byte, error) // the kernels' PTX
 	most   int                               // bytes of device memory that a batch may take, if it is more than one layer
 	rooms  chan *sealRoom
+	late   atomic.Int32 // batches that nobody waits for any more, and that go on
 
 	mu struct {
 		sync.Mutex
@@ -130,7 +132,7 @@ type SealedSegment struct {
 type SealTimes struct{ Kernels time.Duration }
 
 // Seal makes the segments of layers of one span, which are alike: of so many heads, tokens and sinks, of one type, profile, and number of queries. An error is
-// the device's, and of all of them.
+// the device's, and of all of them. If ctx ends before the device is done, it goes on by itself (Late).
 func (s *Sealing) Seal(ctx context.Context, rows []*seal.Rows, options []seal.Options) ([]SealedSegment, error) {
 	out, _, err := s.seal(ctx, rows, options, false)
 	return out, err
@@ -164,7 +166,7 @@ func (s *Sealing) seal(ctx context.Context, rows []*seal.Rows, options []seal.Op
 			if err := gctx.Err(); err != nil {
 				return err
 			}
-			took, err := s.batch(out[lo:hi], rows[lo:hi], options[lo:hi], timed)
+			took, err := s.batch(gctx, out[lo:hi], rows[lo:hi], options[lo:hi], timed)
 			mu.Lock()
 			times.Kernels += took
 			mu.Unlock()
@@ -374,11 +376,19 @@ func encode(to []byte, x any) {
 }
 
 // batch makes the segments of some layers.
-func (s *Sealing) batch(out []SealedSegment, rows []*seal.Rows, options []seal.Options, timed bool) (took time.Duration, err error) {
+func (s *Sealing) batch(ctx context.Context, out []SealedSegment, rows []*seal.Rows, options []seal.Options, timed bool) (took time.Duration, err error) {
 	p := newSealPlan(rows, options)
-	x := <-s.rooms
+	var x *sealRoom
+	select {
+	case x = <-s.rooms:
+	case <-ctx.Done():
+		return 0, ctx.Err()
+	}
 	settled := true // nothing is under way
 	defer func() {
+		if x == nil {
+			return // whoever outlasts it gives it back
+		}
 		if !settled {
 			x = &sealRoom{} // nobody knows what is under way: the room stays taken
 		}
@@ -407,7 +417,14 @@ func (s *Sealing) batch(out []SealedSegment, rows []*seal.Rows, options []seal.O
 	if err != nil {
 		return 0, err
 	}
-	if err := s.device.Wait(background, x.event); err != nil {
+	err = s.device.Wait(ctx, x.event)
+	if err != nil && ctx.Err() != nil {
+		s.late.Add(1)
+		go s.outlast(x)
+		x = nil
+		return 0, err
+	}
+	if err != nil {
 		e := s.device.Do(background, func(*cuda.Context) error { return s.stream.Synchronize() })
 		settled = e == nil
 		return 0, err
@@ -432,6 +449,18 @@ func (s *Sealing) batch(out []SealedSegment, rows []*seal.Rows, options []seal.O
 	}
 	return took, g.Wait()
 }
+
+// outlast gives a room back that a batch has left, once the device has done with it.
+func (s *Sealing) outlast(x *sealRoom) {
+	if err := s.device.Wait(background, x.event); err != nil {
+		x = &sealRoom{} // as batch does
+	}
+	s.rooms <- x
+	s.late.Add(-1)
+}
+
+// Late says whether something that nobody waits for is still under way. Close waits for it.
+func (s *Sealing) Late() bool { return s.late.Load() > 0 }
 
 // background is for what has to come to its end.
 var background = context.Background()
