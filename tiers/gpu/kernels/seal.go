@@ -232,15 +232,14 @@ type sealLevel struct{ first, count int }
 
 // sealPlan is where a batch's data lie, and what is launched.
 type sealPlan struct {
-	d, jobs, layers       int
-	tokens, drains        int // stored; set apart first
-	view                  seal.View
-	b                     sealBatch // places in the room, until they are made addresses
-	nodes                 []sealNode
-	unlike, stored        []sealLevel
-	nodesAt               int
-	in, out, device       int // bytes: of what comes from the host, of what goes back, of the whole room
-	keyPlane, valuesBytes int
+	d, jobs, layers int
+	tokens, drains  int // stored; set apart first
+	view            seal.View
+	b               sealBatch // places in the room, until they are made addresses
+	nodes           []sealNode
+	unlike, stored  []sealLevel
+	nodesAt         int
+	in, out, device int // bytes: of what comes from the host, of what goes back, of the whole room
 }
 
 func newSealPlan(rows []*seal.Rows, options []seal.Options) *sealPlan {
