@@ -15,8 +15,13 @@ type Sealed = kernels.SealedSegment
 // none if there are no kernels for them. Nothing of it stays on the device. If the device does not answer, the
 // error is ErrStuck. An error is of the device, and of all layers.
 func (t *Tier) Seal(ctx context.Context, rows []*seal.Rows, options []seal.Options) ([]Sealed, error) {
-	if t.sealing == nil || len(rows) == 0 || !kernels.Seals(rows[0], options[0].Sinks) {
+	if t.sealing == nil || len(rows) == 0 {
 		return nil, nil
+	}
+	for i := range rows {
+		if !kernels.Seals(rows[i], &options[i]) {
+			return nil, nil
+		}
 	}
 	if err := t.usable(ctx); err != nil {
 		return nil, fmt.Errorf("gpu: seal: %w", err)

@@ -90,10 +90,12 @@ func embeddedSealing(headDim int) ([]byte, error) {
 	return text, nil
 }
 
-// Seals says whether segments of such rows are made on a device. On other platforms than amd64 the host's sums differ in last bits.
-func Seals(r *seal.Rows, sinks int) bool {
+// Seals says whether a segment of such rows is made on a device. On other platforms than amd64 the host's sums differ in last bits; and
+// where channels of keys make up for the rounding of others, which the kernels do not know, the host seals.
+func Seals(r *seal.Rows, o *seal.Options) bool {
 	n := r.Tokens()
-	return runtime.GOARCH == "amd64" && slices.Contains(HeadDims, r.HeadDim) && r.Type.Size() > 0 && n > sinks && n <= tiers.SegmentTokens && r.Heads > 0
+	return runtime.GOARCH == "amd64" && slices.Contains(HeadDims, r.HeadDim) && r.Type.Size() > 0 && n > o.Sinks && n <= tiers.SegmentTokens && r.Heads > 0 &&
+		!o.FeedsBack()
 }
 
 func (s *Sealing) load(c *cuda.Context, d int) (*sealModule, error) {
@@ -151,8 +153,10 @@ func (s *Sealing) seal(ctx context.Context, rows []*seal.Rows, options []seal.Op
 	if err := alike(rows, options); err != nil {
 		return nil, times, fmt.Errorf("gpu: seal: %w", err)
 	}
-	if !Seals(rows[0], options[0].Sinks) {
-		return nil, times, errors.New("gpu: seal: rows that there are no kernels for")
+	for i := range rows {
+		if !Seals(rows[i], &options[i]) {
+			return nil, times, errors.New("gpu: seal: rows that there are no kernels for")
+		}
 	}
 	out := make([]SealedSegment, len(rows))
 	one := newSealPlan(rows[:1], options[:1])
