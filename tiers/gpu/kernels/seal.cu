@@ -9,6 +9,7 @@ constexpr u32 kMost = 2048; // tokens of a segment
 constexpr u32 kThreads = 256;
 constexpr u32 kLines = D / 4, kFirst = (kGroups + 3) / 4, kMain = 2 * kGroups + 2 * kFirst;
 constexpr u32 kThird = kGroups > 2 * kFirst + 1 ? kGroups - 2 * kFirst : 1;
+constexpr u32 kOwn = D / kWarp; // channels of a lane, where a warp does a token
 constexpr u32 kStepBytes = 4 * D, kOrderBytes = D + D / 4;
 constexpr u32 kMetaBytes = 4;
 constexpr float kShrink2 = .89f; // compress.Shrink2
@@ -34,6 +35,9 @@ struct Batch {
   u64 mean;          // float [D]
   u64 bins;          // float [groups][3][D]: lower ends, steps and their reciprocals, by place
   u64 places;        // u8 [D + kLines]: the place of each channel; of each line, its group and the level of its bits (4 bits each)
+  u64 codes;         // u8 [stored][D], of keys, by place
+  u64 feedback;      // float [D][D]; feedsBack: u32, whether there is any
+  u64 feedsBack;
   u64 out, outBytes; // u8 [outBytes], of which:
   u64 order, steps, keys[5], values, lowValues, drains, pages, exponent, products, partials;
   u64 rows, sinks, heads, type; // rows of the segment, sinks among them
@@ -506,6 +510,85 @@ KERNEL BOUNDS(D, 1) void arrange(const Batch *s) {
   }
 }
 
+// What rounding errors of channels are made up for by those behind them (compress/keyfeedback.go): an elimination in float64, for which the room of
+// the products serves.
+KERNEL BOUNDS(kThreads, 2) void feed(const Batch *s) {
+  SHARED u8 channels[D];
+  SHARED double floor;
+  SHARED u32 none;
+  u32 job = BLOCK_X;
+  Bytes places = (Bytes)s->places + job * (D + kLines);
+  Floats moment = (Floats)s->moments + (u64)job * D * D, f = (Floats)s->feedback + (u64)job * D * D;
+  Doubles a = (Doubles)(out_of(s, job) + s->products);
+  if (THREAD < D) channels[places[THREAD]] = THREAD;
+  if (THREAD == 0) {
+    double sum = 0;
+    _Pragma("unroll 16") for (u32 i = 0; i < D; i++) sum += (double)moment[i * D + i] / D;
+    floor = sum;
+    none = !(sum > 0) || *(GLOBAL int *)(out_of(s, job) + s->exponent) > 64;
+    ((Words)s->feedsBack)[job] = !none;
+  }
+  sync_block();
+  if (none) return;
+  ROLLED for (u32 at = THREAD; at < D * D; at += kThreads) {
+    u32 i = at / D, j = at % D;
+    double x = moment[channels[i] * D + channels[j]];
+    a[at] = i == j ? x + floor : x;
+    f[at] = 0;
+  }
+  sync_block();
+  ROLLED for (u32 j = D - 1; j > 0; j--) {
+    GLOBAL const double *last = a + j * D;
+    double least = last[j];
+    ROLLED for (u32 at = THREAD; at < j * D; at += kThreads) {
+      u32 i = at / D, k = at % D;
+      if (k > i) continue;
+      double part = last[i] / least;
+      if (k == 0) f[i * D + j] = (float)part;
+      a[at] -= part * last[k];
+    }
+    sync_block();
+  }
+}
+
+// A bin of a key's channel, before it is rounded down.
+DEVICE float clipped(float y, float least, float most) { return y < least ? least : y > most ? most : y; }
+
+// The codes of keys. A warp does a token, a lane every 32nd channel; with feedback they wait for each other's errors.
+KERNEL BOUNDS(kThreads, 3) void code(const Batch *s) {
+  constexpr float kMostFeedback = 4; // kernels.MostFeedback
+  u32 n = stored_of(s), job = BLOCK_Y, lane = THREAD % kWarp, t = BLOCK_X * (kThreads / kWarp) + THREAD / kWarp, body = s->body;
+  if (t >= n) return;
+  u32 g = t < body ? t / kStep : step_groups(body) + (t - body) / kStep, groups = step_groups(body) + step_groups(n - body);
+  Bytes places = (Bytes)s->places + job * (D + kLines), codes = (Bytes)s->codes + ((u64)job * n + t) * D;
+  Floats k = slot(s->c, s, job) + t * D, bins = (Floats)s->bins + ((u64)job * groups + g) * 3 * D;
+  if (!s->low || !((Words)s->feedsBack)[job]) {
+    UNROLL for (u32 i = 0; i < kOwn; i++) {
+      u32 c = i * kWarp + lane, p = places[c];
+      codes[p] = (u32)clipped((k[c] - bins[p]) * bins[2 * D + p], 0, 255);
+    }
+    return;
+  }
+  Floats f = (Floats)s->feedback + (u64)job * D * D;
+  Bytes channels = out_of(s, job) + s->steps;
+  float row[kOwn], target[kOwn], lo[kOwn], step[kOwn], inverse[kOwn];
+  UNROLL for (u32 i = 0; i < kOwn; i++) {
+    u32 p = i * kWarp + lane;
+    row[i] = target[i] = k[channels[p]];
+    lo[i] = bins[p], step[i] = bins[D + p], inverse[i] = bins[2 * D + p];
+  }
+  UNROLL for (u32 i = 0; i < kOwn; i++) ROLLED for (u32 l = 0; l < kWarp; l++) {
+    float bin = (row[i] - lo[i]) * inverse[i];
+    u32 c = (u32)clipped(clipped((target[i] - lo[i]) * inverse[i], bin - kMostFeedback, bin + kMostFeedback), 0, 255);
+    float e = shuffle(row[i] - (lo[i] + ((float)c + .5f) * step[i]), l);
+    if (lane == l) codes[i * kWarp + l] = c;
+    UNROLL for (u32 j = i; j < kOwn; j++) {
+      float add = e * f[(i * kWarp + l) * D + j * kWarp + lane];
+      if (j > i || lane > l) target[j] += add;
+    }
+  }
+}
+
 // How many of the first lines of a leaf are of a group.
 DEVICE u32 known(const u8 *lines, u32 group, u32 first) {
   u32 level = 0;
@@ -515,30 +598,29 @@ DEVICE u32 known(const u8 *lines, u32 group, u32 first) {
 
 // The planes of a leaf's keys; and b: the keys as they are read without the low planes, if somebody asks.
 KERNEL BOUNDS(128, 8) void pack(const Batch *s) {
-  SHARED u8 lines[kLines], place[D], level[kGroups];
+  SHARED u8 lines[kLines], channels[D], level[kGroups];
   SHARED ALIGN16 u8 codes[kLeaf][D];
   u32 n = stored_of(s), job = BLOCK_Y, leaf = BLOCK_X, first = leaf * kLeaf, body = s->body, drain = body / kLeaf;
   bool drained = body < n && leaf == drain;
   u32 g = first < body ? first / kStep : step_groups(body) + (first - body) / kStep;
   u32 groups = step_groups(body) + step_groups(n - body);
   Bytes places = (Bytes)s->places + job * (D + kLines), out = out_of(s, job);
-  Floats k = slot(s->c, s, job), bins = (Floats)s->bins + ((u64)job * groups + g) * 3 * D, back = slot(s->b, s, job);
-  ROLLED for (u32 i = THREAD; i < D; i += 128) place[i] = places[i];
+  Bytes from = (Bytes)s->codes + ((u64)job * n + first) * D;
+  Floats bins = (Floats)s->bins + ((u64)job * groups + g) * 3 * D, back = slot(s->b, s, job);
+  ROLLED for (u32 i = THREAD; i < D; i += 128) channels[i] = out[s->steps + i];
   if (THREAD < kLines) lines[THREAD] = places[D + THREAD];
   sync_block();
   if (THREAD < kGroups) level[THREAD] = drained ? 4 : known(lines, THREAD, kMain);
   sync_block();
   ROLLED for (u32 i = THREAD; i < kLeaf * D; i += 128) {
-    u32 t = i / D, c = i % D, p = place[c], code = 0;
+    u32 t = i / D, p = i % D, code = 0;
     if (first + t < n) {
-      float lo = bins[p], y = (k[(first + t) * D + c] - lo) * bins[2 * D + p] + 0.0f;
-      y = y < 0 ? 0 : y > 255 ? 255 : y;
-      code = (u32)y;
+      code = from[i];
       if (s->queryRows) {
         u32 bits = level[p / 16];
         float at = (float)(code & 0xff00 >> 2 * bits & 0xff) + (float)(256u >> 2 * bits) / 2;
         if (bits == 1) at = 128 + (at - 128) * kShrink2;
-        back[(first + t) * D + c] = lo + at * bins[D + p];
+        back[(first + t) * D + channels[p]] = bins[p] + at * bins[D + p];
       }
     }
     codes[t][p] = code;
@@ -557,8 +639,6 @@ KERNEL BOUNDS(128, 8) void pack(const Batch *s) {
 }
 
 // Values (compress/rotate.go, values.go).
-
-constexpr u32 kOwn = D / kWarp; // channels of a lane, one after the other
 
 // The sign of a channel in the rotation.
 DEVICE bool negative(u32 i) {

@@ -48,7 +48,7 @@ const (
 )
 
 // Steps of sealing, each a kernel of seal.cu.
-var sealKernels = []string{"widen", "centre", "apply", "apart", "split", "stray", "gather", "arrange", "quantise", "means", "felt", "spreads", "products", "pack", "unpack", "attend_rows"}
+var sealKernels = []string{"widen", "centre", "apply", "apart", "split", "stray", "gather", "arrange", "feed", "code", "quantise", "means", "felt", "spreads", "products", "pack", "unpack", "attend_rows"}
 
 type sealModule struct {
 	m cuda.Module
@@ -219,6 +219,7 @@ type sealBatch struct {
 	RawK, RawV, Weights, Moments, Weighted, Normals, Queries uint64
 	A, B, C, E, F                                            uint64
 	Tokens, Proj, Mean, Bins, Places                         uint64
+	Codes, Feedback, FeedsBack                               uint64
 	Out, OutBytes                                            uint64
 	Order, Steps                                             uint64
 	Keys                                                     [compress.NumKeyPlanes]uint64
@@ -308,6 +309,9 @@ func newSealPlan(rows []*seal.Rows, options []seal.Options) *sealPlan {
 	place(&b.Mean, p.jobs*d*4)
 	place(&b.Bins, p.jobs*p.view.StepGroups()*3*d*4)
 	place(&b.Places, p.jobs*(d+d/4))
+	place(&b.Codes, p.jobs*n*d)
+	place(&b.Feedback, p.jobs*d*d*4)
+	place(&b.FeedsBack, p.jobs*4)
 	p.out = p.jobs * int(b.OutBytes)
 	place(&b.Out, p.out)
 	p.device = at
@@ -339,7 +343,7 @@ func (p *sealPlan) addLevels(splits []attention.Split, from int) (levels []sealL
 func (p *sealPlan) fill(to []byte, base cuda.Ptr, rows []*seal.Rows, options []seal.Options) {
 	b := p.b
 	for _, at := range []*uint64{&b.RawK, &b.RawV, &b.Weights, &b.Moments, &b.Weighted, &b.Normals, &b.Queries, &b.A, &b.B, &b.C, &b.E, &b.F,
-		&b.Tokens, &b.Proj, &b.Mean, &b.Bins, &b.Places, &b.Out} {
+		&b.Tokens, &b.Proj, &b.Mean, &b.Bins, &b.Places, &b.Codes, &b.Feedback, &b.FeedsBack, &b.Out} {
 		*at += uint64(base)
 	}
 	clear(to[:p.b.RawK])
@@ -570,6 +574,10 @@ func (s *Sealing) launch(c *cuda.Context, m *sealModule, p *sealPlan, at uint64)
 	split(p.stored)
 	run("gather", pages, jobs, threads)
 	run("arrange", jobs, 1, d)
+	if p.b.Low == 1 {
+		run("feed", jobs, 1, threads)
+	}
+	run("code", (n+7)/8, jobs, threads)
 	run("quantise", (n+7)/8, jobs, threads)
 	run("means", pages, jobs, d)
 	run("felt", tiles, jobs, threads)
