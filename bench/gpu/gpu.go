@@ -133,7 +133,7 @@ func (r *Report) seal(ctx context.Context, d *cuda.Device, o *Options) error {
 	for _, s := range []struct {
 		d, heads int
 		profile  string
-	}{{128, 8, "balanced"}, {64, 3, "balanced"}, {256, 1, "balanced"}} {
+	}{{128, 8, "balanced"}, {128, 8, "neutral"}, {64, 3, "balanced"}, {256, 1, "balanced"}} {
 		sealed, err := sealing(ctx, d, o, s.d, s.heads, s.profile)
 		r.Sealed = append(r.Sealed, sealed...)
 		if err != nil {

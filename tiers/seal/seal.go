@@ -43,11 +43,6 @@ type Options struct {
 	Low bool
 }
 
-// FeedsBack says whether, in some head, channels of keys make up for the rounding of others: where last bits are kept and queries were seen.
-func (o *Options) FeedsBack() bool {
-	return o.KeepsLow() && slices.ContainsFunc(o.Metrics, func(m *attention.Metric) bool { return m.Norm2 > 0 })
-}
-
 // Segment seals rows: 1 to tiers.SegmentTokens tokens, more than Sinks.
 func Segment(r *Rows, o Options) (*tiers.Header, [tiers.NumParts][]byte) {
 	return sealWith(r, o, func(s *sealer, head int) { s.head(head) })

@@ -90,12 +90,10 @@ func embeddedSealing(headDim int) ([]byte, error) {
 	return text, nil
 }
 
-// Seals says whether a segment of such rows is made on a device. On other platforms than amd64 the host's sums differ in last bits; and
-// where channels of keys make up for the rounding of others, which the kernels do not know, the host seals.
+// Seals says whether a segment of such rows is made on a device. On other platforms than amd64 the host's sums differ in last bits.
 func Seals(r *seal.Rows, o *seal.Options) bool {
 	n := r.Tokens()
-	return runtime.GOARCH == "amd64" && slices.Contains(HeadDims, r.HeadDim) && r.Type.Size() > 0 && n > o.Sinks && n <= tiers.SegmentTokens && r.Heads > 0 &&
-		!o.FeedsBack()
+	return runtime.GOARCH == "amd64" && slices.Contains(HeadDims, r.HeadDim) && r.Type.Size() > 0 && n > o.Sinks && n <= tiers.SegmentTokens && r.Heads > 0
 }
 
 func (s *Sealing) load(c *cuda.Context, d int) (*sealModule, error) {

@@ -157,8 +157,7 @@ func TestSealSame(t *testing.T) {
 				if d > 64 && i%(d/64) != 1 || testing.Short() && i%3 != d/128 {
 					continue // larger ones take an emulated device longer
 				}
-				m := toSeal{d: d, layers: 1, heads: 1, tokens: n, typ: types[i%3], profile: profiles[i/2%3], low: i%4 == 1, queries: i % 3 * 2}
-				m.plain = i%5 == 2 || m.low || m.profile == tiers.ProfileNeutral // else the host seals
+				m := toSeal{d: d, layers: 1, heads: 1, tokens: n, typ: types[i%3], profile: profiles[i/2%3], low: i%4 == 1, plain: i%5 == 2, queries: i % 3 * 2}
 				if i%3 == 0 && n > tiers.SinkTokens {
 					m.sinks = tiers.SinkTokens
 				}
@@ -182,7 +181,7 @@ func TestSealExtremes(t *testing.T) {
 			if i == 2 && j%2 == 0 {
 				continue
 			}
-			toSeal{d: d, layers: 1, heads: 1, tokens: 290 - 100*i, typ: compress.F32, profile: tiers.ProfileNeutral, plain: true, kind: kind, queries: 1}.same(t, s, 3)
+			toSeal{d: d, layers: 1, heads: 1, tokens: 290 - 100*i, typ: compress.F32, profile: tiers.ProfileNeutral, kind: kind, queries: 1}.same(t, s, 3)
 		}
 	}
 }
@@ -212,13 +211,6 @@ func TestSealRefuses(t *testing.T) {
 		if _, err := s.Seal(ctx, rows, options); err == nil {
 			t.Errorf("case %d: no error", i)
 		}
-	}
-	low := m
-	low.low = true
-	if rows, options := low.rows(rand.New(rand.NewPCG(1, 8))); Seals(rows[0], &options[0]) {
-		t.Error("feedback that the kernels do not know")
-	} else if _, err := s.Seal(ctx, rows, options); err == nil {
-		t.Error("it is sealed")
 	}
 	rows, options := m.rows(rand.New(rand.NewPCG(1, 8)))
 	for i := range rows {
