@@ -22,7 +22,7 @@ import (
 // it cannot be trusted, and it is given up.
 const (
 	// outputLimit is the relative error of a query head's output, and lseLimit the error of its log-sum-exp, that the device's rounding
-	// explains, with a margin: weights are rounded to 11 bits, and 3e-4 and 2e-5 are the largest that were measured.
+	// explains, with a margin: weights are rounded to 11 bits, and 4e-4 and 2e-5 are the largest that were measured.
 	outputLimit, lseLimit = 1e-3, 2e-4
 	// scoreUnit is what float32 leaves of a score besides, of its size: 8 units of its last place.
 	scoreUnit = 1. / (1 << 20)
