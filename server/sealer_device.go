@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"math/rand/v2"
-	"runtime"
 
 	"golang.org/x/sync/errgroup"
 
@@ -58,7 +57,7 @@ func (z *sealer) makeOnDevice(ctx context.Context, layers []*toSeal) error {
 		return nil
 	}
 	var g errgroup.Group
-	g.SetLimit(max(1, runtime.GOMAXPROCS(0)/2))
+	g.SetLimit(max(1, z.srv.opt.Cores/2))
 	for i, x := range layers {
 		g.Go(func() error {
 			if err := seal.Spot(made[i].Header, made[i].Parts, x.rows, rand.IntN); err != nil {
