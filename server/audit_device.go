@@ -204,17 +204,17 @@ func (a *auditor) giveUp(j *deviceAudit, d difference, why error) {
 	a.srv.log.Error("the GPU answers wrongly and is given up: all is answered from RAM and NVMe until the daemon is started again. See whether the device reports memory errors, and test it with `kvbench gpu`",
 		"why", why, "sequence", j.seq.id, "layer", j.layer, "position", j.position, "query_heads", d.beyond,
 		"segments", len(j.segs), "first_segment", j.segs[0].Header.ID, "error", d.output, "lse_error", d.lse)
+	a.retire(why)
+}
+
+// retire gives the GPU back, and remembers why.
+func (a *auditor) retire(why error) {
 	a.mu.Lock()
 	a.mu.device.gaveUp = why.Error()
 	a.mu.Unlock()
-	a.srv.giveUpDevice(why)
-}
-
-// giveUpDevice gives the GPU back, for the reason why.
-func (srv *Server) giveUpDevice(why error) {
-	srv.metrics.deviceFailed.Inc()
-	if err := srv.store.GiveUpDevice(why); err != nil {
-		srv.log.Warn("giving the GPU's memory back", "error", err)
+	a.srv.metrics.deviceFailed.Inc()
+	if err := a.srv.store.GiveUpDevice(why); err != nil {
+		a.srv.log.Warn("giving the GPU's memory back", "error", err)
 	}
 }
 
@@ -222,10 +222,7 @@ func (srv *Server) giveUpDevice(why error) {
 func (a *auditor) sealedWrongly(sequence string, why error) {
 	a.srv.store.StopDevice()
 	a.srv.log.Error("the GPU seals wrongly: it is given up", "sequence", sequence, "error", why)
-	a.mu.Lock()
-	a.mu.device.gaveUp = why.Error()
-	a.mu.Unlock()
-	a.srv.giveUpDevice(why)
+	a.retire(why)
 }
 
 // deviceAudits sum up audits of the GPU.

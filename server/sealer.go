@@ -277,14 +277,13 @@ func (s *sequence) sealLayer(st *state, layer int, start, end uint64, layers []t
 		rows.K, rows.V = st.rows[layer].slice(from, end, sp.rowBytes())
 		return seal.Window(rows, s.profile, start, int(end-start))
 	}
+	var x toSeal
 	if layers == nil {
-		x := s.toSeal(st, layer, start, end)
-		return seal.Segment(x.rows, x.options)
+		x = s.toSeal(st, layer, start, end)
+	} else if x = layers[layer]; x.made.Header != nil {
+		return x.made.Header, x.made.Parts
 	}
-	if x := &layers[layer]; x.made.Header == nil {
-		return seal.Segment(x.rows, x.options)
-	}
-	return layers[layer].made.Header, layers[layer].made.Parts
+	return seal.Segment(x.rows, x.options)
 }
 
 // toSeal is a full layer's part of a span, and the segment if a GPU made it.

@@ -82,3 +82,12 @@ func (v View) checkOrder(order []byte, tokens int) error {
 	}
 	return nil
 }
+
+// piece returns a plane of a head; nil if it is not there.
+func piece(h *tiers.Header, parts [tiers.NumParts][]byte, head int, p tiers.Plane) []byte {
+	off, n, ok := h.Piece(head, p)
+	if !ok {
+		return nil
+	}
+	return parts[p.Part()][off : off+n]
+}

@@ -59,14 +59,6 @@ func (r *Rows) head(b []byte, head, lo, hi int) []float32 {
 	return x
 }
 
-func piece(h *tiers.Header, parts [tiers.NumParts][]byte, head int, p tiers.Plane) []byte {
-	off, n, ok := h.Piece(head, p)
-	if !ok {
-		return nil
-	}
-	return parts[p.Part()][off : off+n]
-}
-
 // Segments of every shape come back, each key and value within its code's error.
 func TestSegment(t *testing.T) {
 	rng := rand.New(rand.NewPCG(1, 2))

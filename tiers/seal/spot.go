@@ -26,13 +26,7 @@ func Spot(h *tiers.Header, parts [tiers.NumParts][]byte, r *Rows, pick func(leav
 	}
 	for i := range h.Heads {
 		v := View{D: h.HeadDim, Info: h.Heads[i]}
-		c, err := v.Codes(WithoutLow(func(p tiers.Plane) []byte {
-			off, n, ok := h.Piece(i, p)
-			if !ok {
-				return nil
-			}
-			return parts[p.Part()][off : off+n]
-		}))
+		c, err := v.Codes(WithoutLow(func(p tiers.Plane) []byte { return piece(h, parts, i, p) }))
 		if err == nil {
 			err = c.holds(pick(v.Leaves()), r, i)
 		}

@@ -7,22 +7,23 @@ package cudatest
 #include <dlfcn.h>
 #include <stddef.h>
 
-// flip calls the emulated driver's mock_flip; -1 if the driver is another one.
-static int flip(const void *bytes, size_t n, size_t bit) {
+// find returns a function of the emulated driver; NULL if the driver is another one.
+static void *find(const char *name) {
 	void *driver = dlopen("libcuda.so.1", RTLD_LAZY | RTLD_NOLOAD);
-	int (*f)(const void *, size_t, size_t) = driver ? (int (*)(const void *, size_t, size_t))dlsym(driver, "mock_flip") : 0;
-	int places = f ? f(bytes, n, bit) : -1;
+	void *f = driver ? dlsym(driver, name) : 0;
 	if (driver) dlclose(driver);
-	return places;
+	return f;
 }
 
-// set calls its mock_set; -1 if the driver is another one.
+// flip calls mock_flip, and set mock_set; -1 if the driver is another one.
+static int flip(const void *bytes, size_t n, size_t bit) {
+	int (*f)(const void *, size_t, size_t) = (int (*)(const void *, size_t, size_t))find("mock_flip");
+	return f ? f(bytes, n, bit) : -1;
+}
+
 static int set(const char *what, int on) {
-	void *driver = dlopen("libcuda.so.1", RTLD_LAZY | RTLD_NOLOAD);
-	int (*f)(const char *, int) = driver ? (int (*)(const char *, int))dlsym(driver, "mock_set") : 0;
-	int known = f ? f(what, on) : -1;
-	if (driver) dlclose(driver);
-	return known;
+	int (*f)(const char *, int) = (int (*)(const char *, int))find("mock_set");
+	return f ? f(what, on) : -1;
 }
 */
 import "C"
