@@ -15,7 +15,7 @@ import (
 // always 0 and needs no bit, so 8 bits of exponent and 8 of mantissa remain. It
 // covers all of float32's range, and rounding it up costs less than .4 % of precision.
 // Code c stands for [(c - zero) step, (c - zero + 1) step).
-const ValueScaleBytes = 3
+const ValueScaleBytes = kernels.ValueScale
 
 // maxValue bounds what values are stored as; rotation of up to 256 of them stays finite.
 const maxValue = 0x1p120
@@ -72,7 +72,7 @@ func fitValue(row []float32) (step float32, zero uint8) {
 // and lo are ValueRowBytes(d) long. lo may be nil: then dst are the midpoints of the
 // 4-bit bins. Unrotate brings values, or any weighted sum of them, back.
 func UnpackValue(dst []float32, scale, hi, lo []byte, d int) {
-	step, offset := valueScale(scale, lo != nil)
+	step, offset := kernels.ParseValueScale(scale, lo != nil)
 	w := ValueRowBytes(d)
 	for j, b := range hi[:w] {
 		x, y := b<<4, b&0xf0
@@ -83,14 +83,4 @@ func UnpackValue(dst []float32, scale, hi, lo []byte, d int) {
 		dst[j] = (float32(x) + offset) * step
 		dst[j+w] = (float32(y) + offset) * step
 	}
-}
-
-// valueScale parses a scale: code x, of which the low 4 bits are 0 unless all 8
-// are known, stands for (x + offset) step.
-func valueScale(scale []byte, all bool) (step, offset float32) {
-	step, offset = math.Float32frombits(uint32(binary.LittleEndian.Uint16(scale))<<15), .5-float32(scale[2])
-	if !all {
-		offset += 7.5
-	}
-	return step, offset
 }

@@ -38,7 +38,13 @@ func leafWeightsAVX512(x *float32, sums *float32, leaves int, least float32)
 func squaresInt8AVX512(dst *float32, c *byte, n int, d int)
 
 //go:noescape
-func addValuesAVX512(out *[]float32, w *float32, stride int, rows int, scale *float32, high *[]byte, low *[]byte, n int, d int)
+func weighAVX512(words *int16, place *float32, w *float32, stride int, rows int, step *float32, offset *float32, n int, unit float32)
+
+//go:noescape
+func readValueScalesAVX512(step *float32, offset *float32, src *byte, n int, middle float32)
+
+//go:noescape
+func addValuesAVX512(out *[]float32, words *int16, place *float32, rows int, high **byte, low **byte, n int, d int)
 
 //go:noescape
 func scoreKeysAVX512(dst *float32, stride int, q *int16, scale *float32, rows int, planes *[]byte, lines *uint16, levels *byte, groups int)

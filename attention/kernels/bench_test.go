@@ -13,11 +13,9 @@ func BenchmarkKernels(b *testing.B) {
 	const rows, n, d = 4, 64, 128
 	rng := rand.New(rand.NewPCG(3, 4))
 	q, k, c, dst, out := odd(rng, rows*d), odd(rng, n*d), oddBytes(rng, n*d), odd(rng, rows*n), rowsOf(make([]float32, rows*d), d)
-	high := make([][]byte, n)
-	for i := range high {
-		high[i] = c[i*d/2:][:d/2]
-	}
-	scale, steps, query := odd(rng, 2*n), odd(rng, d), KeyQuery{make([]int16, rows*d), odd(rng, 2*rows)}
+	var batch ValueBatch
+	scales := slices.Repeat(valueScale(1, 100), n)
+	steps, query := odd(rng, d), KeyQuery{make([]int16, rows*d), odd(rng, 2*rows)}
 	planes := [][]byte{oddBytes(rng, d/LineTokens*4*Line)}
 	layout := func(levels int) (l Layout) {
 		var lines []LinePlace
@@ -35,7 +33,10 @@ func BenchmarkKernels(b *testing.B) {
 		{"dots int8", func() { DotsInt8(dst, n, q, c, d) }},
 		{"weights", func() { Weights(dst, dst, Largest(dst, 0)) }},
 		{"axpys", func() { Axpys(out, dst, n, k, d, d) }},
-		{"values", func() { AddValues(out, dst, n, scale, high, nil, d) }},
+		{"values", func() {
+			batch.Fill(scales, c, nil, n, d)
+			batch.AddTo(out, dst, n)
+		}},
 		{"score 2 bits", func() {
 			for range n / LineTokens {
 				ScoreKeys(dst, n, query, &bits2, planes)

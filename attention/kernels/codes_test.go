@@ -1,6 +1,7 @@
 package kernels
 
 import (
+	"encoding/binary"
 	"fmt"
 	"math"
 	"math/rand/v2"
@@ -8,28 +9,110 @@ import (
 	"testing"
 )
 
-func TestAddValues(t *testing.T) {
+// valueScale returns what is stored of a step, rounded down, and a zero point.
+func valueScale(step float32, zero byte) []byte {
+	b := binary.LittleEndian.AppendUint16(nil, uint16(math.Float32bits(step)>>15))
+	return append(b, zero)
+}
+
+func TestValueBatch(t *testing.T) {
 	others(t, func(t *testing.T) {
 		shapes(t, func(t *testing.T, rng *rand.Rand, rows, n, d int) {
 			if d%2 == 1 {
 				return
 			}
+			n = min(n, ValueTokens)
 			stride := n + rng.IntN(3)
-			w, scale := odd(rng, (rows-1)*stride+n), odd(rng, 2*n)
-			high, low := make([][]byte, n), make([][]byte, n)
-			for i := range high {
-				high[i], low[i] = oddBytes(rng, d/2), oddBytes(rng, d/2)
-				scale[2*i+1] = float32(-rng.IntN(256)) + .5
+			w, scales := odd(rng, (rows-1)*stride+n), []byte(nil)
+			for range n {
+				scales = append(scales, valueScale(rng.Float32(), byte(rng.Uint32()))...)
 			}
-			for name, low := range map[string][][]byte{"4 bits": nil, "8 bits": low} {
+			high, low := oddBytes(rng, n*d/2), oddBytes(rng, n*d/2)
+			for name, low := range map[string][]byte{"4 bits": nil, "8 bits": low} {
+				var b ValueBatch
+				b.Fill(slices.Clip(scales), high, low, n, d)
 				got := odd(rng, rows*d)
-				want := slices.Clone(got)
-				AddValues(rowsOf(got, d), w, stride, scale, high, low, d)
-				plain(func() { AddValues(rowsOf(want, d), w, stride, scale, high, low, d) })
-				near(t, fmt.Sprintf("%d rows, %d tokens, d %d, %s", rows, n, d, name), got, want, math.Sqrt(float64(n))*1000)
+				want, exact := slices.Clone(got), slices.Clone(got)
+				b.AddTo(rowsOf(got, d), w, stride)
+				plain(func() { b.AddTo(rowsOf(want, d), w, stride) })
+				addUnrounded(rowsOf(exact, d), w, stride, scales, high, low, n)
+				what := fmt.Sprintf("%d rows, %d tokens, d %d, %s", rows, n, d, name)
+				near(t, what, got, want, math.Sqrt(float64(n))*1000)
+				near(t, what+", weights not rounded", got, exact, math.Sqrt(float64(n))*20000)
 			}
 		})
 	})
+}
+
+// addUnrounded is a ValueBatch's AddTo in float32, value by value.
+func addUnrounded(out [][]float32, w []float32, stride int, scales, high, low []byte, n int) {
+	for r, to := range out {
+		half := len(to) / 2
+		for t := range n {
+			step, offset := ParseValueScale(scales[t*ValueScale:], low != nil)
+			for j, c := range high[t*half:][:half] {
+				x, y := c<<4, c&0xf0
+				if low != nil {
+					x |= low[t*half+j] & 15
+					y |= low[t*half+j] >> 4
+				}
+				to[j] += w[r*stride+t] * ((float32(x) + offset) * step)
+				to[half+j] += w[r*stride+t] * ((float32(y) + offset) * step)
+			}
+		}
+	}
+}
+
+// Tokens of all magnitudes, from next to nothing to what is stored at most.
+func TestValueMagnitudes(t *testing.T) {
+	const n, d = 20, 32
+	rng := rand.New(rand.NewPCG(5, 6))
+	for _, size := range []float32{0, 0x1p-126, 0x1p-100, 1, 0x1p100, 0x1p112} {
+		scales, high := []byte(nil), oddBytes(rng, n*d/2)
+		for range n {
+			scales = append(scales, valueScale(size*(1+rng.Float32()), 100)...)
+		}
+		w := make([]float32, n)
+		for i := range w {
+			w[i] = rng.Float32()
+		}
+		want := make([]float32, d)
+		addUnrounded(rowsOf(want, d), w, n, scales, high, nil, n)
+		for _, v := range Variants() {
+			undo := Use(v)
+			got := make([]float32, d)
+			var b ValueBatch
+			b.Fill(scales, high, nil, n, d)
+			b.AddTo(rowsOf(got, d), w, n)
+			undo()
+			for i := range got {
+				if !(math.Abs(float64(got[i]-want[i])) <= math.Max(float64(size)*.02, n*128*leastWeight/mostWeight)) {
+					t.Fatalf("%v, steps of %v: channel %d is %v, not %v", v, size, i, got[i], want[i])
+				}
+			}
+		}
+	}
+}
+
+// A weight that is no number, or infinite, shows in every output.
+func TestValueWeightsNotFinite(t *testing.T) {
+	const n, d = 18, 48
+	for _, v := range Variants() {
+		for _, bad := range []float32{float32(math.NaN()), float32(math.Inf(1))} {
+			undo := Use(v)
+			w, out := make([]float32, n), make([]float32, d)
+			w[17] = bad
+			var b ValueBatch
+			b.Fill(slices.Repeat(valueScale(1, 7), n), make([]byte, n*d/2), nil, n, d)
+			b.AddTo(rowsOf(out, d), w, n)
+			undo()
+			for i, x := range out {
+				if x == x {
+					t.Fatalf("%v, weight %v: channel %d is %v", v, bad, i, x)
+				}
+			}
+		}
+	}
 }
 
 // leaf makes random lines for some groups, over a few planes and in no order.

@@ -173,19 +173,45 @@ func gains(gain, w []float32, rows []GainRow) {
 	}
 }
 
-func addValues(out [][]float32, w []float32, stride int, scale []float32, high, low [][]byte, d int) {
-	var first *[]byte
-	if low != nil {
-		first = &low[0]
-	}
-	switch variant(d) {
+// weigh and addValues take padded batches.
+func weigh(x *valueWeights, b *ValueBatch, rows int, w []float32, stride int) {
+	words, place, step, offset, n := &x.words[0][0], &x.place[0].scale, &b.step[0], &b.offset[0], b.padded()
+	switch Variant(active.Load()) {
 	case AVX512:
-		addValuesAVX512(&out[0], &w[0], stride, len(out), &scale[0], &high[0], first, len(high), d)
+		weighAVX512(words, place, &w[0], stride, rows, step, offset, n, b.unit())
 	case AVX2:
-		addValuesAVX2(&out[0], &w[0], stride, len(out), &scale[0], &high[0], first, len(high), d)
-	default:
-		plainAddValues(out, w, stride, scale, high, low, d)
+		weighAVX2(words, place, &w[0], stride, rows, step, offset, n, b.unit())
 	}
+}
+
+func addValues(out [][]float32, x *valueWeights, b *ValueBatch) {
+	words, place, high, n, d := &x.words[0][0], &x.place[0].scale, &b.high[0], b.padded(), 2*b.row
+	var low **byte
+	if b.all {
+		low = &b.low[0]
+	}
+	switch Variant(active.Load()) {
+	case AVX512:
+		addValuesAVX512(&out[0], words, place, len(out), high, low, n, d)
+	case AVX2:
+		addValuesAVX2(&out[0], words, place, len(out), high, low, n, d)
+	}
+}
+
+// readValueScales: vectors read 16 bytes for 4 tokens.
+func readValueScales(step, offset []float32, src []byte, all bool) {
+	n := min(len(step), max(0, len(src)-4)/ValueScale) &^ 3
+	if n > 0 {
+		switch Variant(active.Load()) {
+		case AVX512:
+			readValueScalesAVX512(&step[0], &offset[0], &src[0], n, binMiddle(all))
+		case AVX2:
+			readValueScalesAVX2(&step[0], &offset[0], &src[0], n, binMiddle(all))
+		default:
+			n = 0
+		}
+	}
+	plainReadValueScales(step[n:], offset[n:], src[n*ValueScale:], all)
 }
 
 func scoreKeys(dst []float32, stride int, q KeyQuery, l *Layout, planes [][]byte, rows int) {

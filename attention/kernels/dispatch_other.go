@@ -48,8 +48,13 @@ func binSquares(dst, q []float32, rows int, step []float32) { plainBinSquares(ds
 
 func gains(gain, w []float32, rows []GainRow) { plainGains(gain, w, rows) }
 
-func addValues(out [][]float32, w []float32, stride int, scale []float32, high, low [][]byte, d int) {
-	plainAddValues(out, w, stride, scale, high, low, d)
+// Of values, only batches that vectors take come here.
+func weigh(*valueWeights, *ValueBatch, int, []float32, int) {}
+
+func addValues([][]float32, *valueWeights, *ValueBatch) {}
+
+func readValueScales(step, offset []float32, src []byte, all bool) {
+	plainReadValueScales(step, offset, src, all)
 }
 
 func scoreKeys(dst []float32, stride int, q KeyQuery, l *Layout, planes [][]byte, rows int) {

@@ -199,6 +199,11 @@ func TestShortSlicesPanic(t *testing.T) {
 	two, one := []LinePlace{{0, 0}, {0, 64}}, []LinePlace{{0, 0}}
 	l := NewLayout([]uint8{1, 1}, two)
 	planes := [][]byte{b(128)}
+	batch := func(scales, high, low []byte, n, d int) *ValueBatch {
+		x := new(ValueBatch)
+		x.Fill(scales, high, low, n, d)
+		return x
+	}
 	query := func(words, rows int) KeyQuery { return KeyQuery{make([]int16, words), f(2 * rows)} }
 	for name, call := range map[string]func(){
 		"dots: dst":            func() { Dots(f(7), 4, f(32), f(64), 16) },
@@ -214,7 +219,6 @@ func TestShortSlicesPanic(t *testing.T) {
 		"axpys: cols":          func() { Axpys(rowsOf(f(32), 16), f(8), 4, f(64), 16, 32) },
 		"axpys: part of 16":    func() { Axpys(rowsOf(f(32), 16), f(8), 4, f(64), 16, 8) },
 		"axpys: row":           func() { Axpys([][]float32{f(16), f(15)}, f(8), 4, f(64), 16, 16) },
-		"values: row":          func() { AddValues([][]float32{f(15)}, f(1), 1, f(2), [][]byte{b(8)}, nil, 16) },
 		"axpys int8: w":        func() { AxpysInt8(rowsOf(f(32), 16), f(7), 4, b(64), 16) },
 		"gains: gain":          func() { Gains(f(15), f(32), make([]GainRow, 2)) },
 		"gains: w":             func() { Gains(f(16), f(31), make([]GainRow, 2)) },
@@ -257,12 +261,17 @@ func TestShortSlicesPanic(t *testing.T) {
 		"gather: row":          func() { GatherDots(f(2), f(31), []int{0, 1}, f(16)) },
 		"gather: negative row": func() { GatherAxpy(f(16), f(1), f(64), []int{-1}) },
 		"gather: w":            func() { GatherAxpy(f(16), f(1), f(64), []int{0, 1}) },
-		"values: w":            func() { AddValues(rowsOf(f(32), 16), f(1), 1, f(2), [][]byte{b(8)}, nil, 16) },
-		"values: scale":        func() { AddValues(rowsOf(f(16), 16), f(1), 1, f(1), [][]byte{b(8)}, nil, 16) },
-		"values: codes":        func() { AddValues(rowsOf(f(16), 16), f(1), 1, f(2), [][]byte{b(7)}, nil, 16) },
-		"values: low":          func() { AddValues(rowsOf(f(16), 16), f(1), 1, f(2), [][]byte{b(8)}, [][]byte{b(7)}, 16) },
-		"values: fewer low":    func() { AddValues(rowsOf(f(16), 16), f(1), 1, f(2), [][]byte{b(8)}, [][]byte{}, 16) },
-		"values: odd d":        func() { AddValues(rowsOf(f(15), 15), f(1), 1, f(2), [][]byte{b(8)}, nil, 15) },
+		"values: w":            func() { batch(b(6), b(16), nil, 2, 16).AddTo(rowsOf(f(32), 16), f(3), 2) },
+		"values: row":          func() { batch(b(3), b(8), nil, 1, 16).AddTo([][]float32{f(15)}, f(1), 1) },
+		"values: scales":       func() { batch(b(5), b(16), nil, 2, 16) },
+		"values: codes":        func() { batch(b(6), b(15), nil, 2, 16) },
+		"values: low":          func() { batch(b(6), b(16), b(15), 2, 16) },
+		"values: too many":     func() { batch(b(195), b(520), nil, 65, 16) },
+		"values: odd d":        func() { batch(b(3), b(8), nil, 1, 15) },
+		"values: d":            func() { batch(b(3), b(129), nil, 1, 258) },
+		"values: rows differ":  func() { batch(b(3), b(8), nil, 1, 16).Append(b(3), b(16), nil) },
+		"values: low row":      func() { new(ValueBatch).Append(b(3), b(8), b(7)) },
+		"values: scale":        func() { new(ValueBatch).Append(b(2), b(8), nil) },
 		"layout: groups":       func() { NewLayout(make([]uint8, 17), nil) },
 		"layout: no lines":     func() { NewLayout([]uint8{0, 1}, one) },
 		"layout: five lines":   func() { NewLayout([]uint8{5}, make([]LinePlace, 5)) },
@@ -300,7 +309,8 @@ func TestNothing(t *testing.T) {
 		Dots(nil, 0, nil, make([]float32, 32), 16)
 		Dots(nil, 0, make([]float32, 32), nil, 16)
 		Axpys(nil, nil, 0, nil, 16, 16)
-		AddValues([][]float32{make([]float32, 16)}, nil, 0, nil, nil, nil, 16)
+		new(ValueBatch).AddTo([][]float32{make([]float32, 16)}, nil, 0)
+		new(ValueBatch).Fill(nil, nil, nil, 0, 16)
 		ScoreKeys(nil, 0, KeyQuery{}, &Layout{}, nil)
 		Gains(make([]float32, 16), nil, nil)
 		UnpackKeys(make([]float32, 256), 16, &Layout{}, nil, nil, nil)
@@ -323,10 +333,8 @@ func TestNoAllocations(t *testing.T) {
 	const rows, n, d = 4, 64, 128
 	rng := rand.New(rand.NewPCG(3, 4))
 	q, k, c, dst, out := odd(rng, rows*d), odd(rng, n*d), oddBytes(rng, n*d), odd(rng, rows*n), rowsOf(odd(rng, rows*d), d)
-	high := make([][]byte, n)
-	for i := range high {
-		high[i] = c[i*d/2:][:d/2]
-	}
+	var values ValueBatch
+	scales := slices.Repeat(valueScale(1, 100), n)
 	l, planes := leaf(rng, d/16)
 	query, tokens := KeyQuery{make([]int16, rows*d), odd(rng, 2*rows)}, []int{0, 3, 1}
 	for _, v := range Variants() {
@@ -338,7 +346,8 @@ func TestNoAllocations(t *testing.T) {
 			Weights(dst, scores[:], Largest(scores[:5], 0))
 			Axpys(out, dst, n, k, d, d)
 			AxpysInt8(out, dst, n, c, d)
-			AddValues(out, dst, n, k, high, nil, d)
+			values.Fill(scales, c, nil, n, d)
+			values.AddTo(out, dst, n)
 			ScoreKeys(dst, n, query, &l, planes)
 			GatherDots(dst, q, tokens, q[:d])
 			MatMul(dst[:64], q, 1, 4, k, 4, 8, 16)

@@ -3,6 +3,7 @@ package kernels
 import (
 	"encoding/binary"
 	"math"
+	"unsafe"
 )
 
 // The plain loops: what kernels compute.
@@ -87,23 +88,51 @@ func plainSquaresInt8(dst []float32, c []byte, n, d int) {
 	}
 }
 
-func plainAddValues(out [][]float32, w []float32, stride int, scale []float32, high, low [][]byte, d int) {
-	half := d / 2
-	for t, b := range high {
-		step, offset := scale[2*t], scale[2*t+1]
-		for j, c := range b[:half] {
-			x, y := c<<4, c&0xf0
-			if low != nil {
-				x |= low[t][j] & 15
-				y |= low[t][j] >> 4
+// plainWeigh makes whole numbers of weights times steps.
+func (b *ValueBatch) plainWeigh(x *valueWeights, rows int, w []float32, stride int) {
+	for r := range rows {
+		w, most := w[r*stride:][:b.n], float32(leastWeight)
+		for t, a := range w {
+			most = max(most, float32(math.Abs(float64(a*b.step[t]))))
+		}
+		inverse, scale, sum := mostWeight/most, most/mostWeight, float32(0)
+		for t, a := range w {
+			word := float32(math.RoundToEven(float64(a * b.step[t] * inverse)))
+			x.words[r][t] = int16(word)
+			sum += word * b.offset[t] // NaN if a weight is infinite or NaN, and so are all outputs
+		}
+		x.place[r].scale, x.place[r].offset = scale*b.unit(), scale*sum
+	}
+}
+
+func (b *ValueBatch) plainAdd(out [][]float32, x *valueWeights) {
+	for r, to := range out {
+		var first, second [mostValueDim / 2]int32
+		for t := range b.n {
+			w, low := int32(x.words[r][t]), []byte(nil)
+			if b.all {
+				low = unsafe.Slice(b.low[t], b.row)
 			}
-			first, second := (float32(x)+offset)*step, (float32(y)+offset)*step
-			for r, to := range out {
-				a := w[r*stride+t]
-				to[j] += a * first
-				to[half+j] += a * second
+			for j, c := range unsafe.Slice(b.high[t], b.row) {
+				y, z := int32(c&15), int32(c>>4)
+				if low != nil {
+					y, z = y<<4|int32(low[j]&15), z<<4|int32(low[j]>>4)
+				}
+				first[j] += w * y
+				second[j] += w * z
 			}
 		}
+		p := x.place[r]
+		for j := range b.row {
+			to[j] += float32(float32(first[j])*p.scale) + p.offset
+			to[b.row+j] += float32(float32(second[j])*p.scale) + p.offset
+		}
+	}
+}
+
+func plainReadValueScales(step, offset []float32, src []byte, all bool) {
+	for t := range step {
+		step[t], offset[t] = ParseValueScale(src[t*ValueScale:], all)
 	}
 }
 

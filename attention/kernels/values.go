@@ -1,19 +1,151 @@
 package kernels
 
-// AddValues adds to each row of out, at least [d], the values of n tokens,
-// weighted by its row of w [rows][n]. A value has codes x of 8 bits, of which the
-// high 4 lie in high, [n] rows of d/2 bytes: byte j holds channel j in its low and channel
-// j + d/2 in its high nibble; the low 4 lie in low in the same way, or are 0 if
-// low is nil. The value is (x + offset) step: scale is [n][2], step and offset.
-func AddValues(out [][]float32, w []float32, stride int, scale []float32, high, low [][]byte, d int) {
-	must(d > 0 && d%2 == 0, "d is odd")
-	n := len(high)
-	mustAdd(out, len(w), stride, n, d)
-	must(len(scale) >= 2*n && (low == nil || len(low) >= n), "scales or codes are missing")
-	for t, b := range high {
-		must(len(b) >= d/2 && (low == nil || len(low[t]) >= d/2), "a row of codes is too short")
+import (
+	"encoding/binary"
+	"math"
+)
+
+const (
+	// ValueTokens is how many tokens a ValueBatch holds: sums of products of weights and codes fit 32 bits.
+	ValueTokens = 64
+	// ValueScale is the size of a stored step and zero point.
+	ValueScale = 3
+
+	valueRows    = 4   // of weights at a time
+	mostValueDim = 256 // channels
+	// mostWeight is the largest weight of a batch as a whole number.
+	mostWeight = math.MaxInt16
+	// leastWeight keeps what weights are divided by from being 0 or having no reciprocal.
+	leastWeight = 0x1p-110
+)
+
+// ValueBatch is stored values of up to ValueTokens tokens, wherever they lie, to be added to sums
+// together. A value has d codes x of 8 bits and is (x + offset) step. The high 4 bits of codes lie in rows of
+// d/2 bytes: byte j holds channel j in its low and channel j + d/2 in its high nibble; the low 4 lie in rows of
+// the same form, or are 0 if there are none. Its zero value is empty.
+type ValueBatch struct {
+	n, row       int // tokens, bytes of a row
+	all          bool
+	step, offset [ValueTokens]float32
+	high, low    [ValueTokens]*byte // low if all
+}
+
+// Len returns how many tokens it holds.
+func (b *ValueBatch) Len() int { return b.n }
+
+// Reset empties the batch.
+func (b *ValueBatch) Reset() { b.n = 0 }
+
+// Append takes in a token's value, of which scale, high and low are stored. Rows are of one size, and either
+// all tokens have low codes, or low is nil of all. It returns false, and takes in
+// nothing, if the token does not fit in.
+func (b *ValueBatch) Append(scale, high, low []byte) bool {
+	if b.n == ValueTokens || b.n > 0 && (low != nil) != b.all {
+		return false
 	}
-	if len(out) > 0 && n > 0 {
-		addValues(out, w, stride, scale, high, low, d)
+	b.begin(len(high), low != nil)
+	must(len(scale) >= ValueScale && (!b.all || len(low) >= b.row), "a scale or a row of codes is too short")
+	b.step[b.n], b.offset[b.n] = ParseValueScale(scale, b.all)
+	b.high[b.n] = &high[0]
+	if b.all {
+		b.low[b.n] = &low[0]
 	}
+	b.n++
+	return true
+}
+
+// begin checks the size of a row.
+func (b *ValueBatch) begin(row int, all bool) {
+	must(row > 0 && row <= mostValueDim/2 && (b.n == 0 || row == b.row), "rows of codes differ, or are too long")
+	b.row, b.all = row, all
+}
+
+// Fill takes in n tokens, at most ValueTokens, of which scales, rows of high and rows of low codes, if there
+// are any, lie one after the other, d channels a row. What the batch held is gone.
+func (b *ValueBatch) Fill(scales, high, low []byte, n, d int) {
+	b.n = 0
+	b.begin(d/2, low != nil)
+	must(d%2 == 0 && n <= ValueTokens && len(scales) >= n*ValueScale && len(high) >= n*b.row && (low == nil || len(low) >= n*b.row),
+		"more tokens than a batch holds, or fewer scales or codes")
+	b.n = n
+	readValueScales(b.step[:n], b.offset[:n], scales, b.all)
+	for t := range n {
+		b.high[t] = &high[t*b.row]
+	}
+	if b.all {
+		for t := range n {
+			b.low[t] = &low[t*b.row]
+		}
+	}
+}
+
+// ParseValueScale parses a stored scale, bits 15 to 30 of the step as a float32 and the zero point: code x, of
+// which the low 4 bits are 0 unless all 8 are known, stands for (x + offset) step.
+func ParseValueScale(scale []byte, all bool) (step, offset float32) {
+	return math.Float32frombits(uint32(binary.LittleEndian.Uint16(scale)) << 15), binMiddle(all) - float32(scale[2])
+}
+
+// binMiddle is where in its bin a code is read, in units of its last bit.
+func binMiddle(all bool) float32 {
+	if all {
+		return .5
+	}
+	return 8
+}
+
+// AddTo adds to each row of out, at least [d], the values, weighted by its row of w [rows][Len()], a row
+// beginning every stride weights. Weights times steps are rounded to 15 bits of the largest magnitude
+// that they have in a row.
+func (b *ValueBatch) AddTo(out [][]float32, w []float32, stride int) {
+	mustAdd(out, len(w), stride, b.n, 2*b.row)
+	if b.n == 0 {
+		return
+	}
+	vectors := variant(2*b.row) != Go
+	if vectors {
+		b.pad()
+	}
+	for first := 0; first < len(out); first += valueRows {
+		var x valueWeights
+		to, from := out[first:min(first+valueRows, len(out))], w[first*stride:]
+		switch {
+		case !vectors:
+			b.plainWeigh(&x, len(to), from, stride)
+			b.plainAdd(to, &x)
+		case b.n%LineTokens != 0:
+			var padded [valueRows * ValueTokens]float32
+			for r := range to {
+				copy(padded[r*ValueTokens:][:b.n], from[r*stride:])
+			}
+			weigh(&x, b, len(to), padded[:], ValueTokens)
+			addValues(to, &x, b)
+		default:
+			weigh(&x, b, len(to), from, stride)
+			addValues(to, &x, b)
+		}
+	}
+}
+
+// pad fills the batch up to what vectors hold, by tokens of step 0.
+func (b *ValueBatch) pad() {
+	for t := b.n; t < b.padded(); t++ {
+		b.step[t], b.offset[t], b.high[t], b.low[t] = 0, 0, b.high[b.n-1], b.low[b.n-1]
+	}
+}
+
+func (b *ValueBatch) padded() int { return (b.n + LineTokens - 1) &^ (LineTokens - 1) }
+
+// valueWeights are what up to valueRows rows give to a batch: weights times steps are words times
+// scale, of codes' last bits that are known; these times offsets come to offset.
+type valueWeights struct {
+	words [valueRows][ValueTokens]int16
+	place [valueRows]struct{ scale, offset float32 }
+}
+
+// unit is the last bit that is known.
+func (b *ValueBatch) unit() float32 {
+	if b.all {
+		return 1
+	}
+	return 16
 }

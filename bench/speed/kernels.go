@@ -21,17 +21,17 @@ type kernel struct {
 
 // scratch is what a thread needs beside the memory.
 type scratch struct {
-	d, rows   int
-	q         []float32 // [rows][d]
-	scores    []float32 // [rows][block]
-	unpacked  []float32 // [16][d]
-	ps        []attention.Partial
-	sums      [][]float32
-	scale     []float32 // [block][2]
-	high, low [block][]byte
-	query     kernels.KeyQuery
-	layouts   [5]kernels.Layout // by lines of a group
-	planes    [1][]byte
+	d, rows  int
+	q        []float32 // [rows][d]
+	scores   []float32 // [rows][block]
+	unpacked []float32 // [16][d]
+	ps       []attention.Partial
+	sums     [][]float32
+	scales   []byte // of values
+	values   kernels.ValueBatch
+	query    kernels.KeyQuery
+	layouts  [5]kernels.Layout // by lines of a group
+	planes   [1][]byte
 }
 
 func newScratch(o Options) *scratch {
@@ -45,7 +45,7 @@ func newScratch(o Options) *scratch {
 	}
 	s := &scratch{d: o.HeadDim, rows: o.Rows, q: random(o.Rows * o.HeadDim), scores: random(o.Rows * block),
 		unpacked: make([]float32, kernels.LineTokens*o.HeadDim),
-		ps:       attention.NewPartials(o.Rows, o.HeadDim), scale: random(2 * block)}
+		ps:       attention.NewPartials(o.Rows, o.HeadDim), scales: slices.Repeat([]byte{0, 0x7b, 128}, block)} // a step of 1/16
 	s.sums = attention.AppendSums(nil, s.ps)
 	s.query = kernels.KeyQuery{Words: make([]int16, o.Rows*o.HeadDim), Scale: make([]float32, 2*o.Rows)}
 	for i := range s.query.Words {
@@ -112,19 +112,12 @@ func (s *scratch) coded(b, next []byte, levels int) {
 // values is the weighted sum of a page's values: high codes, then low codes if there are any.
 func values(b, next []byte, s *scratch) {
 	kernels.Prefetch(next)
-	row := s.d / 2
-	high, low := b[:block*row], b[block*row:]
-	for t := range s.high {
-		s.high[t] = high[t*row:][:row]
-	}
+	high, low := b[:block*s.d/2], b[block*s.d/2:]
 	if len(low) == 0 {
-		kernels.AddValues(s.sums, s.scores, block, s.scale, s.high[:], nil, s.d)
-		return
+		low = nil
 	}
-	for t := range s.low {
-		s.low[t] = low[t*row:][:row]
-	}
-	kernels.AddValues(s.sums, s.scores, block, s.scale, s.high[:], s.low[:], s.d)
+	s.values.Fill(s.scales, high, low, block, s.d)
+	s.values.AddTo(s.sums, s.scores, block)
 }
 
 func means(b, _ []byte, s *scratch) { kernels.DotsInt8(s.scores, block, s.q, b, s.d) }

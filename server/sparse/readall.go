@@ -25,7 +25,7 @@ type whole struct {
 	ps     []attention.Partial // in rotated space
 	out    [][]float32         // their sums
 	scorer scorer
-	batch  compress.ValueBatch
+	batch  kernels.ValueBatch
 }
 
 func newWhole(ctx context.Context, r Reader, q Query, tr *Trace) *whole {
@@ -109,7 +109,7 @@ func (w *whole) addValues(scores []float32, codes *seal.Codes, p int) {
 	for at, end := first, first+codes.PageTokens(p); at < end; {
 		hi, scales, high, low := codes.Values(p, at)
 		w.batch.Fill(scales, high, low, hi-at, codes.D)
-		w.batch.AddTo(w.out, scores[at-first:], tiers.PageTokens, codes.D)
+		w.batch.AddTo(w.out, scores[at-first:], tiers.PageTokens)
 		at = hi
 	}
 }

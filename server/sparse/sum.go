@@ -2,7 +2,7 @@ package sparse
 
 import (
 	"kvtier/attention"
-	"kvtier/compress"
+	"kvtier/attention/kernels"
 	"kvtier/tiers"
 )
 
@@ -11,8 +11,8 @@ import (
 type sum struct {
 	u       *run
 	out     [][]float32 // the partials' sums
-	batch   compress.ValueBatch
-	weights []float32 // [rows][compress.BatchTokens]
+	batch   kernels.ValueBatch
+	weights []float32 // [rows][kernels.ValueTokens]
 }
 
 // newSum begins with empty partials, whose unit is that of the run's weights.
@@ -20,11 +20,11 @@ func newSum(u *run) *sum {
 	for r := range u.rot {
 		u.rot[r].Max = u.base[r]
 	}
-	return &sum{u: u, out: attention.AppendSums(nil, u.rot), weights: u.floats(u.rows * compress.BatchTokens)}
+	return &sum{u: u, out: attention.AppendSums(nil, u.rot), weights: u.floats(u.rows * kernels.ValueTokens)}
 }
 
 // add takes in a token of which scale, high and low are what is stored of its
-// value, as compress.UnpackValue wants them, and w, every 16, the rows' weights. These it sets to 0, and
+// value, as kernels.ValueBatch wants them, and w, every 16, the rows' weights. These it sets to 0, and
 // returns what share of the attention they are, summed over rows.
 func (s *sum) add(scale, high, low []byte, w []float32) (share float32) {
 	if !s.batch.Append(scale, high, low) {
@@ -34,7 +34,7 @@ func (s *sum) add(scale, high, low []byte, w []float32) (share float32) {
 	at := s.batch.Len() - 1
 	for r := range s.u.rot {
 		x := &w[r*tiers.LeafTokens]
-		s.weights[r*compress.BatchTokens+at] = *x
+		s.weights[r*kernels.ValueTokens+at] = *x
 		s.u.rot[r].Sum += float64(*x)
 		share += *x * s.u.unit[r]
 		*x = 0
@@ -44,6 +44,6 @@ func (s *sum) add(scale, high, low []byte, w []float32) (share float32) {
 
 // flush brings the partials up to date.
 func (s *sum) flush() {
-	s.batch.AddTo(s.out, s.weights, compress.BatchTokens, s.u.d)
+	s.batch.AddTo(s.out, s.weights, kernels.ValueTokens)
 	s.batch.Reset()
 }

@@ -74,7 +74,7 @@ func (v isa) dots(e element) {
 				a := acc[i*tokens : (i+1)*tokens]
 				at := strided(to, stride, stride3, 4, i)
 				if tokens == 4 {
-					VMOVUPS(v.narrow(v.transposedSum(a), VADDPS), at)
+					VMOVUPS(v.narrow(v.transposed(a, VADDPS), VADDPS), at)
 				} else {
 					VMOVSS(v.scalar(a[0], VADDPS), at)
 				}
@@ -121,20 +121,20 @@ func (v isa) dotTile(e element, label string, q, k, d, pitch, pitch3 reg.GPVirtu
 	return acc
 }
 
-// transposedSum adds four vectors so that lane i of each 128-bit part holds a sum of the i-th.
-func (v isa) transposedSum(a []reg.VecVirtual) reg.VecVirtual {
+// transposed reduces four vectors by add so that lane i of each 128-bit part holds what comes of the i-th.
+func (v isa) transposed(a []reg.VecVirtual, add func(...Op)) reg.VecVirtual {
 	pair := func(x, y reg.VecVirtual) reg.VecVirtual {
 		lo, hi := v.vec(), v.vec()
 		VUNPCKLPS(y, x, lo)
 		VUNPCKHPS(y, x, hi)
-		VADDPS(hi, lo, lo)
+		add(hi, lo, lo)
 		return lo
 	}
 	ab, cd := pair(a[0], a[1]), pair(a[2], a[3])
 	lo, hi := v.vec(), v.vec()
 	VSHUFPS(Imm(0x44), cd, ab, lo)
 	VSHUFPS(Imm(0xee), cd, ab, hi)
-	VADDPS(hi, lo, lo)
+	add(hi, lo, lo)
 	return lo
 }
 

@@ -139,7 +139,12 @@ func (v isa) placeScores(x reg.VecVirtual, scale reg.GPVirtual, i int) {
 
 func (v isa) scorePart(q, pitch reg.GPVirtual, even Op, r, part int, use func(acc []reg.VecVirtual)) {
 	label := fmt.Sprintf("part%dx%d", part, r)
-	acc := v.zeros(r)
+	// Even and odd channels have sums of their own: one would be waited for at each product.
+	chains := 1
+	if v.lanes == 16 {
+		chains = 2
+	}
+	acc := v.zeros(chains * r)
 	p, left, at := v.newPlanes(), param("groups"), GP64()
 	MOVQ(q, at)
 	Label(label)
@@ -149,7 +154,7 @@ func (v isa) scorePart(q, pitch reg.GPVirtual, even Op, r, part int, use func(ac
 		v.and(even, codes)
 		for i := range r {
 			for j, x := range []reg.VecVirtual{codes, odd} {
-				v.addWords(acc[i], x, Mem{Base: at, Disp: 32*i + 8*quad + 4*j})
+				v.addWords(acc[chains*i+j%chains], x, Mem{Base: at, Disp: 32*i + 8*quad + 4*j})
 			}
 		}
 	}
@@ -157,7 +162,13 @@ func (v isa) scorePart(q, pitch reg.GPVirtual, even Op, r, part int, use func(ac
 	ADDQ(pitch, at)
 	DECQ(left)
 	JNZ(LabelRef(label))
-	use(acc)
+	for i := range r {
+		for _, more := range acc[chains*i+1 : chains*(i+1)] {
+			VPADDD(more, acc[chains*i], acc[chains*i])
+		}
+		acc[i] = acc[chains*i]
+	}
+	use(acc[:r])
 }
 
 // addWords adds to acc the products of two words of each lane with those at m.

@@ -44,6 +44,8 @@ func main() {
 	v.gains()
 	v.leafWeights()
 	v.squaresInt8()
+	v.weigh()
+	v.readValueScales()
 	v.addValues()
 	v.scoreKeys()
 	v.fold()
@@ -107,11 +109,14 @@ func (v isa) zeros(n int) []reg.VecVirtual {
 func (v isa) zero(x reg.VecVirtual) { VXORPS(x, x, x) }
 
 // and is x &= y.
-func (v isa) and(y Op, x reg.VecVirtual) {
+func (v isa) and(y Op, x reg.VecVirtual) { v.andOf(y, x, x) }
+
+// andOf is z = x & y.
+func (v isa) andOf(x, y, z Op) {
 	if v.lanes == 16 {
-		VPANDD(y, x, x)
+		VPANDD(x, y, z)
 	} else {
-		VPAND(y, x, x)
+		VPAND(x, y, z)
 	}
 }
 

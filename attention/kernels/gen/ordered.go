@@ -86,7 +86,7 @@ func (v isa) orderedSum(rows [][]reg.VecVirtual) reg.VecVirtual {
 		for i := range 4 {
 			a = append(a, rows[min(i, len(rows)-1)][part])
 		}
-		parts = append(parts, v.transposedSum(a))
+		parts = append(parts, v.transposed(a, VADDPS))
 	}
 	if v.lanes == 8 {
 		VADDPS(parts[1], parts[0], parts[0])

@@ -112,7 +112,7 @@ func (v isa) leafWeights() {
 			sum[i], squares[i] = v.leaf(Mem{Base: at, Disp: 64 * i}, least)
 		}
 		if n == 4 {
-			s, q := v.narrow(v.transposedSum(sum), VADDPS), v.narrow(v.transposedSum(squares), VADDPS)
+			s, q := v.narrow(v.transposed(sum, VADDPS), VADDPS), v.narrow(v.transposed(squares, VADDPS), VADDPS)
 			lo, hi := XMM(), XMM()
 			VUNPCKLPS(q, s, lo)
 			VUNPCKHPS(q, s, hi)
