@@ -2,6 +2,7 @@ package attention
 
 import (
 	"cmp"
+	"fmt"
 	"math"
 	"math/rand/v2"
 	"slices"
@@ -352,6 +353,23 @@ func BenchmarkArrange(b *testing.B) {
 			m := s.Metric()
 			for b.Loop() {
 				Arrange(keys, keys, d, m, 1)
+			}
+		})
+	}
+}
+
+// BenchmarkMetric makes a metric of queries that lie in few directions.
+func BenchmarkMetric(b *testing.B) {
+	for _, d := range []int{64, 128, 256} {
+		b.Run(fmt.Sprint(d), func(b *testing.B) {
+			rng := rand.New(rand.NewPCG(5, 6))
+			sum, q := NewQuerySum(d), randn(rng, 2*d*d, 1)
+			for i := range q {
+				q[i] /= float32(1 + i%d)
+			}
+			sum.Add(q)
+			for b.Loop() {
+				sum.Metric()
 			}
 		})
 	}

@@ -3,17 +3,12 @@ package attention
 import (
 	"math"
 
-	"gonum.org/v1/gonum/mat"
-
 	"kvtier/attention/kernels"
 )
 
-// Constants of the query metric, from experiments on SmolLM2-135M and
-// Gemma-3-270M (docs/decisions/0002-query-metric.md).
+// Keys are compared after multiplication with C^(1/4). The full metric, C^(1/2), has lower mean error but hides
+// single strong tokens. Both are from experiments on SmolLM2-135M and Gemma-3-270M (docs/decisions/0002-query-metric.md).
 const (
-	// metricPower: keys are compared after multiplication with C^(1/4). The
-	// full metric, C^(1/2), has lower mean error but hides single strong tokens.
-	metricPower = .25
 	// metricFloor keeps directions that no query has used yet: a share of the
 	// mean eigenvalue.
 	metricFloor = .1
@@ -78,7 +73,7 @@ func (s *QuerySum) Clone() *QuerySum {
 // Metric is how keys of one KV head are compared.
 type Metric struct {
 	d int
-	// W [d][d] is (C + floor)^metricPower; nil means the identity.
+	// W [d][d] is (C + floor)^(1/4); nil means the identity.
 	W []float32
 	// C [d][d] is E[q q^T] of unit queries, with trace 1.
 	C []float32
@@ -101,48 +96,67 @@ func (s *QuerySum) Metric() *Metric {
 		return m
 	}
 	m.Norm2 = float32(s.norm2 / s.n)
-	sym := mat.NewSymDense(d, nil)
 	c := s.c
 	for i := range d {
 		for j := i; j < d; j++ {
-			v := c[j-i] / s.n
-			sym.SetSym(i, j, v)
-			m.C[i*d+j], m.C[j*d+i] = float32(v), float32(v)
+			v := float32(c[j-i] / s.n)
+			m.C[i*d+j], m.C[j*d+i] = v, v
 		}
 		c = c[d-i:]
 	}
-	m.W = powerOf(sym, d)
+	w := append([]float32(nil), m.C...)
+	for i := 0; i < d*d; i += d + 1 {
+		w[i] += metricFloor / float32(d) // the trace is 1
+	}
+	m.W = fourthRoot(w, d)
 	return m
 }
 
-// powerOf returns (C + floor*mean)^metricPower; nil if it cannot be had.
-func powerOf(c *mat.SymDense, d int) []float32 {
-	var es mat.EigenSym
-	if !es.Factorize(c, true) {
-		return nil
+// fourthRoot returns a^(1/4) of the symmetric positive definite a [d][d]; nil if it is not to be had. It is
+// Newton's iteration for the inverse root, of products alone: while m = a/scale becomes the identity,
+// x becomes m^(-1/4) (Guo and Higham, SIAM J. Matrix Anal. Appl. 28, 2006).
+func fourthRoot(a []float32, d int) []float32 {
+	const (
+		most = 60   // steps; 13 or so are needed, and each takes the least eigenvalue up by 2.4
+		near = 1e-3 // what is lacking is squared once more
+	)
+	scale := float32(math.Sqrt(float64(Norm2(a)))) // at least the largest eigenvalue
+	base, m, x, t, u := make([]float32, d*d), make([]float32, d*d), make([]float32, d*d), make([]float32, d*d), make([]float32, d*d)
+	for i, y := range a {
+		base[i] = y / scale
 	}
-	ev := es.Values(nil)
-	var mean float64
-	for _, e := range ev {
-		mean += max(e, 0) / float64(d)
+	copy(m, base)
+	for i := 0; i < d*d; i += d + 1 {
+		x[i] = 1
 	}
-	var u mat.Dense
-	es.VectorsTo(&u)
-	w := make([]float64, d*d)
-	for k, e := range ev {
-		f := math.Pow(max(e, 0)+metricFloor*mean, metricPower)
-		for i := range d {
-			a := f * u.At(i, k)
-			for j := range d {
-				w[i*d+j] += a * u.At(j, k)
-			}
+	times := func(dst, y, z []float32) { kernels.MatMul(dst, y, d, 1, z, d, d, d) }
+	for range most {
+		for i, y := range m {
+			t[i] = -.25 * y
 		}
+		off := float32(0) // sum of what eigenvalues, none of which is above 1, lack
+		for i := 0; i < d*d; i += d + 1 {
+			t[i] += 1.25
+			off += 1 - m[i]
+		}
+		times(u, x, t)
+		x, u = u, x
+		if off < near {
+			times(u, x, x)
+			times(t, u, x)
+			times(u, t, base)
+			root := float32(math.Sqrt(math.Sqrt(float64(scale))))
+			for i := range u {
+				u[i] *= root
+			}
+			return u
+		}
+		times(u, t, t)
+		times(t, u, u)
+		times(u, t, m)
+		m, u = u, m
 	}
-	out := make([]float32, d*d)
-	for i, v := range w {
-		out[i] = float32(v)
-	}
-	return out
+	return nil
 }
 
 // Apply returns W x for rows x [n][d].

@@ -3,6 +3,7 @@ package attention
 import (
 	"math"
 
+	"gonum.org/v1/gonum/floats"
 	"gonum.org/v1/gonum/mat"
 
 	"kvtier/attention/kernels"
@@ -56,10 +57,10 @@ func FitProducts(keys, values []float64, d int) *FittedMap {
 	spread.Mul(b.T(), &half)
 	v := mainDirections(&spread, min(MapRank, d))
 	var in mat.Dense
-	in.Mul(&b, v)
+	in.Mul(v, b.T())
 	for i := range min(MapRank, d) {
 		for j := range d {
-			a, b := in.At(j, i), v.At(j, i)
+			a, b := in.At(i, j), v.At(i, j)
 			if !(math.Abs(a) < mostIn) || !(math.Abs(b) <= 2) {
 				clear(m.in) // nothing is said of values that are out of all proportion to keys
 				return m
@@ -73,20 +74,37 @@ func FitProducts(keys, values []float64, d int) *FittedMap {
 // mostIn bounds a map, so that what it says stays finite.
 const mostIn = 1e6
 
-// mainDirections returns about the first r eigenvectors [d][r] of the
-// symmetric matrix a, by subspace iteration.
+// mainDirections returns about the first r eigenvectors [r][d] of the
+// symmetric matrix a, by subspace iteration; zeros for those of no weight.
 func mainDirections(a *mat.Dense, r int) *mat.Dense {
 	d, _ := a.Dims()
-	v := mat.DenseCopyOf(a.Slice(0, d, 0, r))
-	var next, q mat.Dense
+	v := mat.DenseCopyOf(a.Slice(0, r, 0, d))
+	next := mat.NewDense(r, d, nil)
 	for range 8 {
-		next.Mul(a, v)
-		var qr mat.QR
-		qr.Factorize(&next)
-		qr.QTo(&q)
-		v.Copy(q.Slice(0, d, 0, r))
+		next.Mul(v, a)
+		orthonormalise(next)
+		v, next = next, v
 	}
 	return v
+}
+
+// orthonormalise takes of each row what lies along those before it, and brings it to length 1; rows of which nothing is left become 0.
+func orthonormalise(v *mat.Dense) {
+	const nothing = 1e-12 // of a row
+	rows, _ := v.Dims()
+	for i := range rows {
+		x := v.RawRowView(i)
+		length := floats.Norm(x, 2)
+		for j := range i {
+			y := v.RawRowView(j)
+			floats.AddScaled(x, -floats.Dot(x, y), y)
+		}
+		if left := floats.Norm(x, 2); left > nothing*length {
+			floats.Scale(1/left, x)
+		} else {
+			clear(x)
+		}
+	}
 }
 
 // products returns the sum of x^T y over rows x and y [n][d]: in float32 within a block of rows.
