@@ -366,8 +366,8 @@ func (srv *Server) reserveTail(need int64) (release func(), err error) {
 	return nil, e
 }
 
-// Of a large model not more than so many full segments wait to be sealed: with each that is, what is left of the tail goes to a
-// new log, so that what waits is written again and again.
+// Of a large model not more than so many full segments wait to be sealed: what waits is written to another log once more, and fills
+// memory that other sequences' tails need.
 const (
 	mostWaiting = 2
 	largeTail   = 256 << 20 // bytes

@@ -51,7 +51,7 @@ func fileSize(fsys files.FS, path string) (int64, error) {
 func (c *checker) checkTails(ctx context.Context) error {
 	named := map[string]bool{}
 	for _, s := range c.sequences {
-		name := logName(s.ID, s.LogGen)
+		name := logName(s.ID, s.Gen)
 		named[name+logSuffix] = true
 		size, there := c.logs[name+logSuffix]
 		file := filepath.Join(tailsDir, name+logSuffix)
@@ -84,21 +84,15 @@ func (c *checker) checkTails(ctx context.Context) error {
 
 // checkTail reads a log as recovery does, but for the rows, which it does not keep.
 func (c *checker) checkTail(ctx context.Context, s *checkedSequence, file, name string, size int64) error {
-	accepted, read := s.end, int64(0)
+	tail, read := newTailReader(s.spec, s.end, s.logPlace), int64(0)
 	lost := lostRecords{keep: allExact}
 	good, now, err := taillog.Scan(c.FS(), filepath.Join(c.dir, file), name, taillog.Reader{
 		Record: func(k taillog.Kind, body []byte) error {
 			if err := ctx.Err(); err != nil {
 				return err
 			}
-			r, err := parseTailRecord(k, body, s.spec, s.end, accepted)
-			switch {
-			case err != nil:
+			if _, err := tail.next(k, body); err != nil {
 				return err
-			case r.rows != nil:
-				accepted += uint64(r.rows.n)
-			case r.keeps != nil:
-				accepted = *r.keeps
 			}
 			read += int64(len(body))
 			c.advance(int64(len(body)))
@@ -110,7 +104,7 @@ func (c *checker) checkTail(ctx context.Context, s *checkedSequence, file, name 
 		return ctx.Err()
 	}
 	c.advance(size - read)
-	kept := min(accepted, max(lost.keep, s.end)) // what the daemon will have
+	kept := min(max(tail.at, s.end), max(lost.keep, s.end)) // what the daemon will have
 	f := store.Finding{Verdict: store.Damage, File: file, Offset: good}
 	switch {
 	case errors.Is(err, tiers.ErrCorrupt), errors.Is(err, tiers.ErrVersion):

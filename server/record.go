@@ -19,6 +19,7 @@ const (
 	logRows     taillog.Kind = 1 // tokens, with all layers' rows
 	logLabels   taillog.Kind = 2 // labelled spans
 	logTruncate taillog.Kind = 3 // keep so many tokens
+	logSealed   taillog.Kind = 4 // what follows was logged after a sealing: its mark
 )
 
 // maxTexts bounds the text of the tokens of one record, in bytes.
@@ -52,6 +53,19 @@ func (r *rowsRecord) marshal() [][]byte {
 	return parts
 }
 
+// from returns the record's tokens from start on, start being less than its end.
+func (r *rowsRecord) from(start uint64, rowBytes int) *rowsRecord {
+	if start <= r.start {
+		return r
+	}
+	cut := int(start - r.start)
+	out := &rowsRecord{start: start, n: r.n - cut, exactUntil: r.exactUntil, ids: r.ids[cut:], texts: r.texts[cut:]}
+	for l := range r.k {
+		out.k, out.v = append(out.k, r.k[l][cut*rowBytes:]), append(out.v, r.v[l][cut*rowBytes:])
+	}
+	return out
+}
+
 func parseRows(b []byte, sp *spec) (*rowsRecord, error) {
 	const fixed = 24
 	bad := fmt.Errorf("log record of rows: %w", tiers.ErrCorrupt)
@@ -82,26 +96,60 @@ func parseRows(b []byte, sp *spec) (*rowsRecord, error) {
 	return r, nil
 }
 
-// tailRecord is a record of a tail's log that fits what came before it. One of
-// the three is there.
-type tailRecord struct {
-	rows   *rowsRecord
-	labels []*kvtierv1.Span
-	keeps  *uint64 // a truncation to so many tokens
+// logPlace says where the tail is in a sequence's log. A log that sealing went on with begins before the sealed part's end, and
+// what it holds up to the mark the sequence's record in the catalogue knows already, but for the rows behind the sealed part.
+type logPlace struct {
+	Gen  uint64 `json:"log"`                // of the log
+	From uint64 `json:"log_from,omitempty"` // the log's first token, if there is a mark; else it begins at the sealed part's end
+	Mark uint64 `json:"log_mark,omitempty"` // of the last sealing, if it went on with the log
 }
 
-// parseTailRecord reads a record that follows accepted tokens, of which the
-// first are sealed.
-func parseTailRecord(k taillog.Kind, body []byte, sp *spec, sealed, accepted uint64) (r tailRecord, err error) {
+// tailReader reads the records of a sequence's log, in order.
+type tailReader struct {
+	spec   *spec
+	sealed uint64 // end of the sealed part
+	at     uint64 // tokens so far
+	mark   uint64 // until it is read, records are older than the sequence's; 0: they are not
+}
+
+func newTailReader(sp *spec, sealed uint64, p logPlace) *tailReader {
+	t := &tailReader{spec: sp, sealed: sealed, at: sealed, mark: p.Mark}
+	if p.Mark != 0 {
+		t.at = min(p.From, sealed)
+	}
+	return t
+}
+
+// tailRecord is what a record says of the tail; one of the three is there, or none.
+type tailRecord struct {
+	rows   *rowsRecord // from the sealed part's end on
+	labels []*kvtierv1.Span
+	keeps  *uint64 // a truncation to so many tokens, those at least that are sealed
+	// old says that the sequence's record knows what else followed from it.
+	old bool
+}
+
+// next reads a record, which has to fit those before it.
+func (t *tailReader) next(k taillog.Kind, body []byte) (r tailRecord, err error) {
+	r.old = t.mark != 0
 	switch k {
 	case logRows:
-		if r.rows, err = parseRows(body, sp); err != nil {
+		rows, err := parseRows(body, t.spec)
+		if err != nil {
 			return r, err
 		}
-		if r.rows.start != accepted {
-			return r, fmt.Errorf("log: tokens from %d, expected %d: %w", r.rows.start, accepted, tiers.ErrCorrupt)
+		// Damage may have taken tokens that are sealed, and nothing else: appends went on behind them.
+		if rows.start != t.at && (rows.start < t.at || rows.start > t.sealed) {
+			return r, fmt.Errorf("log: tokens from %d, expected %d: %w", rows.start, t.at, tiers.ErrCorrupt)
+		}
+		t.at = rows.start + uint64(rows.n)
+		if t.at > t.sealed {
+			r.rows = rows.from(t.sealed, t.spec.rowBytes())
 		}
 	case logLabels:
+		if r.old {
+			return r, nil
+		}
 		var raw []json.RawMessage
 		if err := json.Unmarshal(body, &raw); err != nil {
 			return r, fmt.Errorf("log: labels: %w: %w", tiers.ErrCorrupt, err)
@@ -112,10 +160,19 @@ func parseTailRecord(k taillog.Kind, body []byte, sp *spec, sealed, accepted uin
 			return r, fmt.Errorf("log: truncation: %w", tiers.ErrCorrupt)
 		}
 		n := binary.LittleEndian.Uint64(body)
-		if n < sealed || n > accepted {
+		if n < t.sealed && !r.old || n > t.at {
 			return r, fmt.Errorf("log: truncation to %d: %w", n, tiers.ErrCorrupt)
 		}
+		t.at = n
+		n = max(n, t.sealed)
 		r.keeps = &n
+	case logSealed:
+		if len(body) != 8 {
+			return r, fmt.Errorf("log: mark of a sealing: %w", tiers.ErrCorrupt)
+		}
+		if binary.LittleEndian.Uint64(body) == t.mark {
+			t.mark = 0
+		}
 	default:
 		return r, fmt.Errorf("log: record kind %d: %w", k, tiers.ErrVersion)
 	}
@@ -160,13 +217,13 @@ func unpackTexts(b []byte, n int) ([][]byte, error) {
 
 // sequenceRecord is what the catalogue keeps of a sequence.
 type sequenceRecord struct {
-	ID         string            `json:"id"`
-	Name       string            `json:"name,omitempty"`
-	Parent     string            `json:"parent,omitempty"`
-	Spec       json.RawMessage   `json:"spec"`
-	Profile    tiers.Profile     `json:"profile"`
-	Spans      []spanRefRecord   `json:"spans"`
-	LogGen     uint64            `json:"log"`
+	ID      string          `json:"id"`
+	Name    string          `json:"name,omitempty"`
+	Parent  string          `json:"parent,omitempty"`
+	Spec    json.RawMessage `json:"spec"`
+	Profile tiers.Profile   `json:"profile"`
+	Spans   []spanRefRecord `json:"spans"`
+	logPlace
 	ExactUntil uint64            `json:"exact_until"`
 	Labels     []json.RawMessage `json:"labels,omitempty"`
 	Created    int64             `json:"created"`
@@ -176,7 +233,7 @@ type sequenceRecord struct {
 // parseSequence reads a sequence's record.
 func parseSequence(key, value []byte) (*sequenceRecord, error) {
 	r := &sequenceRecord{}
-	if err := json.Unmarshal(value, r); err != nil || r.ID != string(key) {
+	if err := json.Unmarshal(value, r); err != nil || r.ID != string(key) || r.From > 0 && r.Mark == 0 {
 		return nil, fmt.Errorf("record of sequence %q: %w", key, tiers.ErrCorrupt)
 	}
 	return r, nil
@@ -202,12 +259,12 @@ type spanRefRecord struct {
 }
 
 // record returns the catalogue's record of a sequence in state st.
-func (s *sequence) record(st *state, gen uint64) ([]byte, error) {
+func (s *sequence) record(st *state, place logPlace) ([]byte, error) {
 	sp, err := protojson.Marshal(s.spec.msg)
 	if err != nil {
 		return nil, err
 	}
-	r := sequenceRecord{ID: s.id, Name: s.name, Parent: s.parent, Spec: sp, Profile: s.profile, LogGen: gen,
+	r := sequenceRecord{ID: s.id, Name: s.name, Parent: s.parent, Spec: sp, Profile: s.profile, logPlace: place,
 		ExactUntil: st.exactUntil, Created: s.created.Unix(), Used: time.Now().Unix()}
 	for _, ref := range st.spans {
 		r.Spans = append(r.Spans, spanRefRecord{ref.ID, ref.limit})

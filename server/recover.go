@@ -44,7 +44,7 @@ func (srv *Server) recover(ctx context.Context) error {
 		srv.spans.refer(s, s.mu.spans)
 		srv.addSequence(s)
 		s.nameAll()
-		logs[filepath.Base(s.logPath(s.gen))] = true
+		logs[filepath.Base(s.logPath(s.place.Gen))] = true
 	}
 	if err := srv.removeStrayLogs(logs); err != nil {
 		return err
@@ -135,7 +135,7 @@ func (srv *Server) recoverSequences(ctx context.Context, records []*sequenceReco
 
 // logBytes is the size of a sequence's log; 0 if it is not there or cannot be read, which recovery then finds.
 func (srv *Server) logBytes(r *sequenceRecord) int64 {
-	f, err := srv.opt.FS.Open(filepath.Join(srv.tailDir(), logName(r.ID, r.LogGen)+logSuffix), files.Read)
+	f, err := srv.opt.FS.Open(filepath.Join(srv.tailDir(), logName(r.ID, r.Gen)+logSuffix), files.Read)
 	if err != nil {
 		return 0
 	}
@@ -154,7 +154,7 @@ func (srv *Server) recoverSequence(ctx context.Context, r *sequenceRecord) (*seq
 		return nil, err
 	}
 	s := srv.newSequence(r.ID, sp, r.Profile)
-	s.name, s.parent, s.gen = r.Name, r.Parent, r.LogGen
+	s.name, s.parent, s.place = r.Name, r.Parent, r.logPlace
 	s.created, s.mu.used = time.Unix(r.Created, 0), time.Unix(r.Used, 0)
 	s.mu.exactUntil = r.ExactUntil
 	s.mu.labels = labels
@@ -298,10 +298,10 @@ func (s *sequence) windowRows(ctx context.Context, ref spanRef, layer int) (k, v
 func (s *sequence) replay() error {
 	st := &s.mu.state
 	lost := lostRecords{keep: allExact}
-	kept := s.srv.keepRows(st, 0)
-	log, cut, err := taillog.Replay(s.srv.opt.FS, s.logPath(s.gen), s.logName(s.gen), taillog.Reader{
+	kept, tail := s.srv.keepRows(st, 0), newTailReader(s.spec, st.sealed(), s.place)
+	log, cut, err := taillog.Replay(s.srv.opt.FS, s.logPath(s.place.Gen), s.logName(s.place.Gen), taillog.Reader{
 		Record: func(k taillog.Kind, body []byte) error {
-			if err := s.replayRecord(st, k, body); err != nil {
+			if err := s.replayRecord(st, tail, k, body); err != nil {
 				return err
 			}
 			kept = s.srv.keepRows(st, kept)
@@ -316,7 +316,7 @@ func (s *sequence) replay() error {
 	}
 	if errors.Is(err, fs.ErrNotExist) {
 		s.damage(fmt.Errorf("the log of the open tail is missing: tokens from %d on are lost", st.accepted))
-		log, err = taillog.Create(s.srv.opt.FS, s.logPath(s.gen), s.logName(s.gen))
+		log, err = taillog.Create(s.srv.opt.FS, s.logPath(s.place.Gen), s.logName(s.place.Gen))
 	}
 	if err != nil {
 		return err
@@ -325,6 +325,11 @@ func (s *sequence) replay() error {
 		s.srv.log.Warn("the end of a log was not whole", "sequence", s.id, "bytes", cut, "tokens", st.accepted)
 	}
 	s.log = log
+	if tail.mark != 0 { // it is gone, as what else was lost: what comes is newer than the sequence's record
+		if err := s.logMark(tail.mark); err != nil {
+			return err
+		}
+	}
 	if least := max(lost.keep, st.sealed()); least < st.accepted {
 		if err := errors.Join(s.logTruncation(least), log.Sync()); err != nil {
 			return err
@@ -385,8 +390,8 @@ func untouched(b taillog.Behind) uint64 {
 	return allExact
 }
 
-func (s *sequence) replayRecord(st *state, k taillog.Kind, body []byte) error {
-	rec, err := parseTailRecord(k, body, s.spec, st.sealed(), st.accepted)
+func (s *sequence) replayRecord(st *state, tail *tailReader, k taillog.Kind, body []byte) error {
+	rec, err := tail.next(k, body)
 	if err != nil {
 		return err
 	}
@@ -398,29 +403,40 @@ func (s *sequence) replayRecord(st *state, k taillog.Kind, body []byte) error {
 			st.lens[l] += uint64(r.n)
 		}
 		st.accepted += uint64(r.n)
-		st.exactUntil = r.exactUntil
+		if !rec.old {
+			st.exactUntil = r.exactUntil
+		}
 		st.ids, st.texts = append(st.ids, r.ids...), append(st.texts, r.texts...)
 	}
 	st.labels = append(st.labels, rec.labels...)
-	if rec.keeps != nil {
+	switch {
+	case rec.keeps == nil:
+	case rec.old:
+		st.cutRows(*rec.keeps, s.spec)
+	default:
 		st.cutTail(*rec.keeps, s.spec)
 	}
 	return nil
 }
 
-// cutTail keeps the first n tokens, n not being sealed.
-func (st *state) cutTail(n uint64, sp *spec) {
+// cutRows keeps the rows and ids of the first n tokens, n not being sealed.
+func (st *state) cutRows(n uint64, sp *spec) {
 	for l := range st.rows {
 		st.rows[l] = st.rows[l].upTo(n, sp.rowBytes())
 		st.lens[l] = min(st.lens[l], n)
-	}
-	if next := (st.sealed()/tiers.SegmentTokens + 1) * tiers.SegmentTokens; n < min(st.accepted, next) {
-		st.cuts++ // behind the next segment a sealing under way is not concerned
 	}
 	st.accepted = min(st.accepted, n)
 	st.crashSafe = min(st.crashSafe, n)
 	keep := min(uint64(len(st.ids)), n-st.sealed())
 	st.ids, st.texts = st.ids[:keep:keep], st.texts[:keep:keep]
+}
+
+// cutTail keeps the first n tokens, n not being sealed.
+func (st *state) cutTail(n uint64, sp *spec) {
+	if next := (st.sealed()/tiers.SegmentTokens + 1) * tiers.SegmentTokens; n < min(st.accepted, next) {
+		st.cuts++ // behind the next segment a sealing under way is not concerned
+	}
+	st.cutRows(n, sp)
 	st.cutLabels(n)
 	if st.exactUntil >= n {
 		st.exactUntil = allExact

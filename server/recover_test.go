@@ -170,7 +170,7 @@ func TestRecoverNewest(t *testing.T) {
 func setUsed(t *testing.T, srv *Server, s *sequence, at time.Time) {
 	t.Helper()
 	st := s.snapshot()
-	raw, err := s.record(&st, s.gen)
+	raw, err := s.record(&st, s.place)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -2,9 +2,11 @@ package server
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io/fs"
+	"math/rand/v2"
 	"sync"
 
 	"golang.org/x/sync/errgroup"
@@ -366,7 +368,7 @@ func (s *sequence) commitSpan(ctx context.Context, sp *span, end, cuts uint64, b
 	}
 	cut := min(uint64(len(st.ids)), end-sp.Start)
 	next.ids, next.texts = st.ids[cut:], st.texts[cut:]
-	if err := s.replaceLog(ctx, &next, b); err != nil {
+	if err := s.moveTail(ctx, &next, b); err != nil {
 		return err
 	}
 	s.srv.spans.refer(s, next.spans[len(next.spans)-1:])
@@ -376,10 +378,57 @@ func (s *sequence) commitSpan(ctx context.Context, sp *span, end, cuts uint64, b
 	return nil
 }
 
+// moveTail commits state next, of which more is sealed than before. The log stays while most of it is still the tail's: so no
+// token is copied to another log more than once, on average. The caller holds write. Whatever else b holds is committed with it.
+func (s *sequence) moveTail(ctx context.Context, next *state, b *store.Batch) error {
+	size, _ := s.log.Size()
+	tail := int64(next.accepted-next.sealed()) * int64(s.spec.tokenBytes())
+	if tail < size-tail || next.crashSafe < next.accepted {
+		return s.replaceLog(ctx, next, b)
+	}
+	place := s.place
+	if place.Mark == 0 {
+		place.From = next.sealed() - uint64(next.spans[len(next.spans)-1].limit)
+	}
+	for place.Mark = 0; place.Mark == 0; {
+		place.Mark = rand.Uint64()
+	}
+	if s.logMark(place.Mark) != nil {
+		return s.replaceLog(ctx, next, b)
+	}
+	if err := s.commitState(ctx, next, place, b); err != nil {
+		return err
+	}
+	s.place = place
+	s.settle(next)
+	return nil
+}
+
+// logMark notes that records from here on are newer than the sequence's record in the catalogue, and makes that and all before it power-safe.
+func (s *sequence) logMark(mark uint64) error {
+	if err := s.log.Append(logSealed, binary.LittleEndian.AppendUint64(nil, mark)); err != nil {
+		return err
+	}
+	return s.log.Sync()
+}
+
+// commitState commits what b holds and the sequence's record.
+func (s *sequence) commitState(ctx context.Context, st *state, place logPlace, b *store.Batch) error {
+	rec, err := s.record(st, place)
+	if err != nil {
+		return err
+	}
+	if err := b.Set(store.KindSequence, []byte(s.id), rec); err != nil {
+		return err
+	}
+	return b.Commit(ctx)
+}
+
 // replaceLog commits state next with a new log that holds its tail. The caller
 // holds write. Whatever else b holds is committed with it.
 func (s *sequence) replaceLog(ctx context.Context, next *state, b *store.Batch) error {
-	gen := s.gen + 1
+	place := logPlace{Gen: s.place.Gen + 1}
+	gen := place.Gen
 	log, err := taillog.Create(s.srv.opt.FS, s.logPath(gen), s.logName(gen))
 	if errors.Is(err, fs.ErrExist) { // left by a change that failed
 		if err = s.srv.opt.FS.Remove(s.logPath(gen)); err == nil {
@@ -392,23 +441,22 @@ func (s *sequence) replaceLog(ctx context.Context, next *state, b *store.Batch) 
 	if err := s.fillLog(log, next); err != nil {
 		return errors.Join(err, log.Remove())
 	}
-	rec, err := s.record(next, gen)
-	if err == nil {
-		err = b.Set(store.KindSequence, []byte(s.id), rec)
-	}
-	if err == nil {
-		err = b.Commit(ctx)
-	}
-	if err != nil {
+	if err := s.commitState(ctx, next, place, b); err != nil {
 		return errors.Join(err, log.Remove())
 	}
 	old := s.log
-	s.log, s.gen = log, gen
+	s.log, s.place = log, place
 	if old != nil {
 		if err := old.Remove(); err != nil {
 			s.srv.log.Warn("remove an old log", "err", err) // recovery removes it
 		}
 	}
+	s.settle(next)
+	return nil
+}
+
+// settle makes next, all of whose tail is power-safe, the sequence's state.
+func (s *sequence) settle(next *state) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	next.crashSafe = next.accepted
@@ -419,7 +467,6 @@ func (s *sequence) replaceLog(ctx context.Context, next *state, b *store.Batch) 
 	next.names = s.mu.names
 	s.mu.power, s.mu.powerPos = next.accepted, nil
 	s.setStateLocked(*next)
-	return nil
 }
 
 // logChunk bounds the rows of one log record, in bytes.

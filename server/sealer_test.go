@@ -13,27 +13,39 @@ import (
 	kvtierv1 "kvtier/proto/kvtier/v1"
 )
 
-// madeLogs remembers which logs were made, in their order.
-type madeLogs struct {
+// syncedLogs remembers which logs were synced, in their order.
+type syncedLogs struct {
 	files.FS
 	mu    sync.Mutex
 	names []string
 }
 
-func (m *madeLogs) Open(name string, how files.Flag) (files.File, error) {
-	if how&files.Create != 0 && filepath.Ext(name) == logSuffix {
-		m.mu.Lock()
-		m.names = append(m.names, filepath.Base(name))
-		m.mu.Unlock()
+func (x *syncedLogs) Open(name string, how files.Flag) (files.File, error) {
+	f, err := x.FS.Open(name, how)
+	if err != nil || filepath.Ext(name) != logSuffix {
+		return f, err
 	}
-	return m.FS.Open(name, how)
+	return &syncedLog{f, x, filepath.Base(name)}, nil
+}
+
+type syncedLog struct {
+	files.File
+	all  *syncedLogs
+	name string
+}
+
+func (f *syncedLog) Sync() error {
+	f.all.mu.Lock()
+	f.all.names = append(f.all.names, f.name)
+	f.all.mu.Unlock()
+	return f.File.Sync()
 }
 
 // TestSealInTurns: sequences that wait are sealed one segment each, in turns: one with many does not go first with all of them.
 func TestSealInTurns(t *testing.T) {
 	spec := testSpec()
-	made := &madeLogs{FS: files.OS}
-	srv := openServer(t, t.TempDir(), Options{FS: made})
+	synced := &syncedLogs{FS: files.OS}
+	srv := openServer(t, t.TempDir(), Options{FS: synced})
 	srv.sealer.one.Lock() // nothing is sealed until all wait
 	const many = 4
 	var ids []string
@@ -44,15 +56,20 @@ func TestSealInTurns(t *testing.T) {
 		newModel(uint64(i+1), spec, tokens).feed(t, s, 0, tokens)
 		ids, seqs = append(ids, s.id), append(seqs, s)
 	}
-	opened := len(made.names)
+	for _, s := range seqs {
+		eventually(t, "all is power-safe", func() bool { a := s.ack(); return a.PowerSafe == a.Accepted })
+	}
+	synced.mu.Lock()
+	before := len(synced.names)
+	synced.mu.Unlock()
 	srv.sealer.one.Unlock()
 	for i, n := range []uint64{many, 1, 2} {
 		waitSealed(t, seqs[i], n*tiers.SegmentTokens)
 	}
-	made.mu.Lock()
-	defer made.mu.Unlock()
+	synced.mu.Lock()
+	defer synced.mu.Unlock()
 	var order []int
-	for _, name := range made.names[opened:] { // a new log with each segment
+	for _, name := range synced.names[before:] { // once with each segment
 		order = append(order, slices.Index(ids, name[:strings.IndexByte(name, '-')]))
 	}
 	if want := []int{0, 1, 2, 0, 2, 0, 0}; !slices.Equal(order, want) {

@@ -32,7 +32,7 @@ type sequence struct {
 	// It may be held across I/O. Taken before mu.
 	write sync.Mutex
 	log   *taillog.Log // guarded by write; its own methods are safe
-	gen   uint64       // of the log; guarded by write
+	place logPlace     // of the tail in the log; guarded by write
 
 	steering steering
 

@@ -165,11 +165,12 @@ func (s *sequence) replayRows(st *state, layer int) ([]layerRows, error) {
 		}
 		got.rows[l] = got.rows[l].withRoom(int(st.lens[l]-sealed+readAhead) * s.spec.rowBytes())
 	}
+	tail := newTailReader(s.spec, sealed, s.place)
 	err := s.log.Read(func(k taillog.Kind, body []byte) error {
 		if k == logLabels {
 			return nil
 		}
-		err := s.replayRecord(&got, k, body)
+		err := s.replayRecord(&got, tail, k, body)
 		for l := range got.rows {
 			if !wanted(l) {
 				got.rows[l].k, got.rows[l].v = got.rows[l].k[:0], got.rows[l].v[:0]

@@ -206,7 +206,7 @@ func TestSpilledDamage(t *testing.T) {
 	r := newSpillRig(t, t.TempDir(), testSpec(), 1, 10)
 	s := r.seqs[0]
 	spillNow(t, s)
-	path := s.logPath(s.gen)
+	path := s.logPath(s.place.Gen)
 	good, err := os.ReadFile(path)
 	if err != nil {
 		t.Fatal(err)

@@ -174,10 +174,11 @@ func (w *worker) step(ctx context.Context) error {
 	return nil
 }
 
-// bulk is a number of tokens: mostly some, now and then enough for a whole segment.
+// bulk is a number of tokens: mostly some, now and then enough for a whole segment, or for two, so that
+// sealing the first goes on with the log.
 func (w *worker) bulk() int {
 	if w.rng.IntN(12) == 0 {
-		return w.size.segment + w.rng.IntN(700)
+		return w.size.segment*(1+w.rng.IntN(4)/3) + w.rng.IntN(700)
 	}
 	return 1 + w.rng.IntN(w.size.bulk)
 }

@@ -39,7 +39,7 @@ const (
 )
 
 // folderFormat is the version of the data folder as a whole.
-const folderFormat = 4
+const folderFormat = 5
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
