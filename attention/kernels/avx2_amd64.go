@@ -17,10 +17,13 @@ func dotsBF16AVX2(dst *float32, stride int, q *float32, rows int, k *byte, n int
 func axpysBF16AVX2(out *[]float32, w *float32, stride int, rows int, v *byte, n int, d int, cols int, pitch int)
 
 //go:noescape
-func dotsInt8AVX2(dst *float32, stride int, q *float32, rows int, k *byte, n int, d int)
+func axpysInt8AVX2(out *[]float32, w *float32, stride int, rows int, v *byte, n int, d int, cols int)
 
 //go:noescape
-func axpysInt8AVX2(out *[]float32, w *float32, stride int, rows int, v *byte, n int, d int, cols int)
+func toWordsAVX2(words *int16, scale *float32, x *float32, rows int, d int)
+
+//go:noescape
+func dotsWordsAVX2(dst *float32, stride int, words *int16, scale *float32, rows int, k *byte, n int, d int)
 
 //go:noescape
 func weightsAVX2(dst *float32, x *float32, n int, top float32) (sum float32)

@@ -115,6 +115,26 @@ func TestValueWeightsNotFinite(t *testing.T) {
 	}
 }
 
+// So does an element of a query.
+func TestWordsNotFinite(t *testing.T) {
+	for _, v := range Variants() {
+		for _, d := range []int{16, 48, 128} {
+			for _, bad := range []float32{float32(math.NaN()), float32(math.Inf(-1))} {
+				undo := Use(v)
+				q, got := make([]float32, 2*d), make([]float32, 10)
+				q[d+3], q[0] = bad, 1
+				DotsInt8(got, 5, q, slices.Repeat([]byte{2}, 5*d), d)
+				undo()
+				for i, x := range got {
+					if finite := math.Abs(float64(x)) < math.Inf(1); finite != (i < 5) {
+						t.Fatalf("%v, d %d, %v in the second row: scores %v", v, d, bad, got)
+					}
+				}
+			}
+		}
+	}
+}
+
 // leaf makes random lines for some groups, over a few planes and in no order.
 func leaf(rng *rand.Rand, groups int) (l Layout, planes [][]byte) {
 	var levels []uint8

@@ -32,13 +32,19 @@ func AxpysBF16(out [][]float32, w []float32, stride int, v []byte, n, pitch, d i
 	}
 }
 
-// DotsInt8 is Dots for keys that are signed bytes.
+// DotsInt8 is Dots for keys that are signed bytes, d being 256 at most. Rows of q are rounded to 15 bits of their largest magnitude.
 func DotsInt8(dst []float32, stride int, q []float32, k []byte, d int) {
-	must(d > 0, "d is not positive")
+	must(d > 0 && d <= mostWordDim, "d is not positive, or too large")
 	rows, n := len(q)/d, len(k)/d
 	mustHold(len(dst), rows, stride, n, "dst is too short")
-	if rows > 0 && n > 0 {
-		dotsInt8(dst, stride, q, k, rows, n, d)
+	if n == 0 {
+		return
+	}
+	for first := 0; first < rows; first += wordRowsAtOnce {
+		var x wordRows
+		some := min(wordRowsAtOnce, rows-first)
+		toWords(&x, q[first*d:], some, d)
+		dotsWords(dst[first*stride:], stride, &x, k, some, n, d)
 	}
 }
 
@@ -71,4 +77,15 @@ func SquaresInt8(dst []float32, c []byte, d int) {
 	if n > 0 {
 		squaresInt8(dst, c, n, d)
 	}
+}
+
+const (
+	mostWordDim    = 256 // channels: sums of their products fit 32 bits
+	wordRowsAtOnce = 4
+)
+
+// wordRows are rows of floats as whole numbers: words times scale. scale is infinite or NaN if one of them is.
+type wordRows struct {
+	words [wordRowsAtOnce * mostWordDim]int16 // [rows][d]
+	scale [wordRowsAtOnce]float32
 }

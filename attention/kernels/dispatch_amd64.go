@@ -54,14 +54,25 @@ func axpysBF16(out [][]float32, w []float32, stride int, v []byte, n, pitch, d i
 	}
 }
 
-func dotsInt8(dst []float32, stride int, q []float32, k []byte, rows, n, d int) {
+func toWords(x *wordRows, q []float32, rows, d int) {
 	switch variant(d) {
 	case AVX512:
-		dotsInt8AVX512(&dst[0], stride, &q[0], rows, &k[0], n, d)
+		toWordsAVX512(&x.words[0], &x.scale[0], &q[0], rows, d)
 	case AVX2:
-		dotsInt8AVX2(&dst[0], stride, &q[0], rows, &k[0], n, d)
+		toWordsAVX2(&x.words[0], &x.scale[0], &q[0], rows, d)
 	default:
-		plainDotsInt8(dst, stride, q, k, rows, n, d)
+		plainToWords(x, q, rows, d)
+	}
+}
+
+func dotsWords(dst []float32, stride int, x *wordRows, k []byte, rows, n, d int) {
+	switch variant(d) {
+	case AVX512:
+		dotsWordsAVX512(&dst[0], stride, &x.words[0], &x.scale[0], rows, &k[0], n, d)
+	case AVX2:
+		dotsWordsAVX2(&dst[0], stride, &x.words[0], &x.scale[0], rows, &k[0], n, d)
+	default:
+		plainDotsWords(dst, stride, x, k, rows, n, d)
 	}
 }
 

@@ -16,8 +16,10 @@ func axpysBF16(out [][]float32, w []float32, stride int, v []byte, n, pitch, d i
 	plainAxpysBF16(out, w, stride, v, n, pitch, d)
 }
 
-func dotsInt8(dst []float32, stride int, q []float32, k []byte, rows, n, d int) {
-	plainDotsInt8(dst, stride, q, k, rows, n, d)
+func toWords(x *wordRows, q []float32, rows, d int) { plainToWords(x, q, rows, d) }
+
+func dotsWords(dst []float32, stride int, x *wordRows, k []byte, rows, n, d int) {
+	plainDotsWords(dst, stride, x, k, rows, n, d)
 }
 
 func axpys(out [][]float32, w []float32, stride int, v []float32, n, d, cols int) {

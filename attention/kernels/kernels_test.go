@@ -211,6 +211,7 @@ func TestShortSlicesPanic(t *testing.T) {
 		"dots: negative":       func() { Dots(f(99), -3, f(32), f(64), 16) },
 		"dots: huge stride":    func() { Dots(f(99), math.MaxInt, f(64), f(64), 16) },
 		"dots: d":              func() { Dots(f(99), 4, f(32), f(64), 0) },
+		"dots int8: d":         func() { DotsInt8(f(1), 1, f(272), b(272), 272) },
 		"dots int8: dst":       func() { DotsInt8(f(7), 4, f(32), b(64), 16) },
 		"dots bf16: k":         func() { DotsBF16(f(8), 4, f(32), b(2*55), 4, 13, 16) },
 		"dots bf16: pitch":     func() { DotsBF16(f(8), 4, f(32), b(2*55), 4, -16, 16) },

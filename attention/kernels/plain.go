@@ -36,26 +36,31 @@ func plainAxpysBF16(out [][]float32, w []float32, stride int, v []byte, n, pitch
 	}
 }
 
-func plainDotsInt8(dst []float32, stride int, q []float32, k []byte, rows, n, d int) {
+func plainToWords(x *wordRows, q []float32, rows, d int) {
 	for r := range rows {
-		for t := range n {
-			dst[r*stride+t] = dotInt8(q[r*d:(r+1)*d], k[t*d:(t+1)*d])
+		q, most := q[r*d:][:d], float32(leastWeight)
+		for _, y := range q {
+			most = max(most, float32(math.Abs(float64(y))))
+		}
+		inverse := mostWeight / most
+		x.scale[r] = most / mostWeight
+		for i, y := range q {
+			x.words[r*d+i] = int16(math.RoundToEven(float64(y * inverse)))
 		}
 	}
 }
 
-func dotInt8(q []float32, c []byte) float32 {
-	var s0, s1 float32
-	q = q[:len(c)]
-	i := 0
-	for ; i+2 <= len(c); i += 2 {
-		s0 += q[i] * float32(int8(c[i]))
-		s1 += q[i+1] * float32(int8(c[i+1]))
+func plainDotsWords(dst []float32, stride int, x *wordRows, k []byte, rows, n, d int) {
+	for r := range rows {
+		words := x.words[r*d:][:d]
+		for t := range n {
+			var sum int32
+			for i, c := range k[t*d:][:d] {
+				sum += int32(words[i]) * int32(int8(c))
+			}
+			dst[r*stride+t] = float32(sum) * x.scale[r]
+		}
 	}
-	for ; i < len(c); i++ {
-		s0 += q[i] * float32(int8(c[i]))
-	}
-	return s0 + s1
 }
 
 func plainAxpys(out [][]float32, w []float32, stride int, v []float32, n, d, cols int) {

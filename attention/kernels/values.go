@@ -13,7 +13,7 @@ const (
 
 	valueRows    = 4   // of weights at a time
 	mostValueDim = 256 // channels
-	// mostWeight is the largest weight of a batch as a whole number.
+	// mostWeight is the largest word that weights of a batch, or a row of floats, become.
 	mostWeight = math.MaxInt16
 	// leastWeight keeps what weights are divided by from being 0 or having no reciprocal.
 	leastWeight = 0x1p-110

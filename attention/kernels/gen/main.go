@@ -36,9 +36,13 @@ func main() {
 	}
 	ConstraintExpr("amd64")
 	for _, e := range elements {
-		v.dots(e)
+		if e.size > 1 { // of bytes there are dotsWords
+			v.dots(e)
+		}
 		v.axpys(e)
 	}
+	v.toWords()
+	v.dotsWords()
 	v.weights()
 	v.largest()
 	v.gains()
