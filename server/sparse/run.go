@@ -29,7 +29,6 @@ type run struct {
 	left float64 // bytes of the budget that are left, if all of them lie in RAM
 	acc  Account
 
-	segs       []segmentRun
 	all        int // pages that there are
 	pages      int // that are told apart
 	slots      int
@@ -72,8 +71,9 @@ func leafOf(token int) (leaf, t int) { return token / tiers.LeafTokens, token % 
 
 func newRun(ctx context.Context, r Reader, segments []Segment, part []int, q Query, share float32, tr *Trace) *run {
 	d, rows := segments[part[0]].Header.HeadDim, len(q.Partials)
-	u := &run{ctx: ctx, r: r, keen: r, tr: tr, q: q, d: d, rows: rows, segs: make([]segmentRun, len(part)),
+	u := &run{ctx: ctx, r: r, keen: r, tr: tr, q: q, d: d, rows: rows,
 		rot: attention.NewPartials(rows, d), scratch: scratches.Get().(*scratch)}
+	u.segs = sized(u.segs, len(part))
 	if q.Hasty != nil {
 		u.keen = q.Hasty
 	}

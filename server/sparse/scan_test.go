@@ -15,7 +15,7 @@ import (
 func TestEveryHeadChoosesPages(t *testing.T) {
 	const pages, rows, best = 64, 3, 37
 	v := seal.View{D: 64, Info: tiers.HeadInfo{Body: pages * tiers.PageTokens, Outliers: tiers.PageTokens}}
-	u := &run{scratch: new(scratch), rows: rows, all: pages + 1, pages: pages + 1, slots: pages + 2, total: make([]float32, rows), segs: []segmentRun{{view: v, endPage: pages + 1}}}
+	u := &run{scratch: &scratch{segs: []segmentRun{{view: v, endPage: pages + 1}}}, rows: rows, all: pages + 1, pages: pages + 1, slots: pages + 2, total: make([]float32, rows)}
 	u.weights, u.scratch.rank = make([]float32, u.slots), make([]float32, rows*u.slots)
 	for i := range pages + 1 {
 		u.pageOf = append(u.pageOf, int32(i))

@@ -20,6 +20,7 @@ type scratch struct {
 	rowArena   arena[[]float32]
 	layouts    arena[compress.KeyLayout]
 
+	segs   []segmentRun
 	groups []group // of tokens, those of all segments
 	// Tables of slots, see run: estimates of what is not read: its mass, log, -Inf if there is nothing; which part of its
 	// square are the squares of its tokens' (1/n if all weigh the same, 1 if one rules); and its relative variance.
@@ -108,6 +109,7 @@ func (s *scratch) reset(u *run, leaves, groups int) {
 
 // free lets another run have the scratch. Nothing of it may be in use.
 func (s *scratch) free() {
+	clear(s.segs) // of headers and pinned bytes
 	clear(s.reqs)
 	clear(s.pins)
 	s.pins, s.pinned, s.wanted, s.ranges = s.pins[:0], s.pinned[:0], s.wanted[:0], s.ranges[:0]
