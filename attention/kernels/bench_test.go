@@ -33,6 +33,7 @@ func BenchmarkKernels(b *testing.B) {
 		{"dots int8", func() { DotsInt8(dst, n, q, c, d) }},
 		{"weights", func() { Weights(dst, dst, Largest(dst, 0)) }},
 		{"axpys", func() { Axpys(out, dst, n, k, d, d) }},
+		{"axpys int8", func() { AxpysInt8(out, dst, n, c, d) }},
 		{"values", func() {
 			batch.Fill(scales, c, nil, n, d)
 			batch.AddTo(out, dst, n)

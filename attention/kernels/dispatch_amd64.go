@@ -196,7 +196,7 @@ func weigh(x *valueWeights, b *ValueBatch, rows int, w []float32, stride int) {
 }
 
 func addValues(out [][]float32, x *valueWeights, b *ValueBatch) {
-	words, place, high, n, d := &x.words[0][0], &x.place[0].scale, &b.high[0], b.padded(), 2*b.row
+	words, place, high, n, d := &x.words[0][0], &x.place[0].scale, &b.high[0], b.n, 2*b.row // four at a time
 	var low **byte
 	if b.all {
 		low = &b.low[0]
