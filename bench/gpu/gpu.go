@@ -76,6 +76,7 @@ type Copy struct {
 type Row struct {
 	HeadDim, Heads, Group, Tokens int
 	Profile                       string
+	Read                          float64 // share of the pages that is read; 1: everything, else pages are chosen
 	Bytes                         int64
 	Kernel                        stats.Spread // µs on the device
 	Answer                        stats.Spread // µs from the query in host memory to the partials there
@@ -242,20 +243,23 @@ func attend(ctx context.Context, d *cuda.Device, o *Options, headDim, heads, gro
 			}
 			segments = append(segments, s)
 		}
-		row, err := length(ctx, d, a, o, l, segments, warps, group)
-		if err != nil {
-			return rows, fmt.Errorf("%d tokens: %w", tokens, err)
+		for _, share := range []uint32{kernels.Everything, kernels.Everything / 5} {
+			row, err := length(ctx, a, o, l, segments, warps, group, share)
+			if err != nil {
+				return rows, fmt.Errorf("%d tokens: %w", tokens, err)
+			}
+			row.HeadDim, row.Heads, row.Group, row.Tokens, row.Profile = headDim, heads, group, tokens, profile
+			row.OfMemory = row.GBs / memory
+			o.Say("d %d, %d heads, group %d, %s, %d tokens, %.2f of the pages: kernels %.0f µs, %.0f GB/s, %.2f of memory; answer %.0f µs", headDim, heads, group,
+				profile, tokens, row.Read, row.Kernel.Median, row.GBs, row.OfMemory, row.Answer.Median)
+			rows = append(rows, row)
 		}
-		row.HeadDim, row.Heads, row.Group, row.Tokens, row.Profile = headDim, heads, group, tokens, profile
-		row.OfMemory = row.GBs / memory
-		o.Say("d %d, %d heads, group %d, %s, %d tokens: kernels %.0f µs, %.0f GB/s, %.2f of memory; answer %.0f µs", headDim, heads, group,
-			profile, tokens, row.Kernel.Median, row.GBs, row.OfMemory, row.Answer.Median)
-		rows = append(rows, row)
 	}
 	return rows, nil
 }
 
-func length(ctx context.Context, d *cuda.Device, a *kernels.Attention, o *Options, l *layer, segments []kernels.Segment, warps kernels.Warps, group int) (row Row, err error) {
+// length measures attention to segments, of a share of whose pages everything is read.
+func length(ctx context.Context, a *kernels.Attention, o *Options, l *layer, segments []kernels.Segment, warps kernels.Warps, group int, share uint32) (row Row, err error) {
 	t, err := a.Upload(ctx, kernels.NewPlan(segments, warps))
 	if err != nil {
 		return row, err
@@ -266,7 +270,7 @@ func length(ctx context.Context, d *cuda.Device, a *kernels.Attention, o *Option
 	var wall []float64
 	for i := range o.Repeats + 2 {
 		begin := time.Now()
-		n, err := a.Start(ctx, t, q, 0)
+		n, err := a.StartChoosing(ctx, t, q, 0, share)
 		if err != nil {
 			return row, err
 		}
@@ -277,7 +281,7 @@ func length(ctx context.Context, d *cuda.Device, a *kernels.Attention, o *Option
 		if us := float64(time.Since(begin)) / 1e3; i >= 2 {
 			wall = append(wall, us)
 		}
-		if i == 0 { // the same segments, each several times
+		if i == 0 && share == kernels.Everything { // the same segments, each several times
 			var same []sparse.Segment
 			for j := range segments {
 				same = append(same, l.segments[j%len(l.segments)])
@@ -294,11 +298,12 @@ func length(ctx context.Context, d *cuda.Device, a *kernels.Attention, o *Option
 			}
 		}
 	}
-	us, err := a.Time(ctx, t, q, 0, o.Repeats+2)
+	us, err := a.Time(ctx, t, q, 0, share, o.Repeats+2)
 	if err != nil {
 		return row, err
 	}
-	row.Bytes = t.Plan().Bytes
+	_, _, _, row.Bytes = t.Plan().Cost(group, share)
+	row.Read = float64(share) / kernels.Everything
 	row.Kernel, row.Answer = stats.SpreadOf(us[2:]), stats.SpreadOf(wall)
 	row.GBs = float64(row.Bytes) / row.Kernel.Median / 1e3
 	return row, nil

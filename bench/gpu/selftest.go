@@ -113,23 +113,25 @@ func check(ctx context.Context, d *cuda.Device, a *kernels.Attention, s Shape, s
 		return c, err
 	}
 	for _, warps := range []kernels.Warps{{Most: 1, Full: 1}, {Most: 64, Full: 64}} {
-		got, err := answer(ctx, a, segments, warps, q, s.Softcap)
-		if err != nil {
-			return c, err
+		for _, share := range []uint32{kernels.Everything, kernels.Everything - 1} { // of which the second chooses, all
+			got, err := answer(ctx, a, segments, warps, q, s.Softcap, share)
+			if err != nil {
+				return c, err
+			}
+			c.compare(got, want)
 		}
-		c.compare(got, want)
 	}
 	return c, nil
 }
 
 // answer attends once.
-func answer(ctx context.Context, a *kernels.Attention, segments []kernels.Segment, warps kernels.Warps, q []float32, softcap float32) ([]attention.Partial, error) {
+func answer(ctx context.Context, a *kernels.Attention, segments []kernels.Segment, warps kernels.Warps, q []float32, softcap float32, share uint32) ([]attention.Partial, error) {
 	t, err := a.Upload(ctx, kernels.NewPlan(segments, warps))
 	if err != nil {
 		return nil, err
 	}
 	defer a.FreeTables(context.WithoutCancel(ctx), t)
-	n, err := a.Start(ctx, t, q, softcap)
+	n, err := a.StartChoosing(ctx, t, q, softcap, share)
 	if err != nil {
 		return nil, err
 	}

@@ -17,7 +17,8 @@ First a self-test: the kernels' answers beside those of the Go loop over the sam
 every head dimension, profile, and lengths that end anywhere. Then how fast bytes come to the device
 and back, and what its memory gives (a copy on the device: bytes read and written). Then attention of
 one layer at several lengths: the kernels alone, by the device's clock, and whole answers, from the
-query in the host's memory to the partials there.
+query in the host's memory to the partials there; once with everything read, once with a fifth of
+the pages, which are chosen on the device.
 
 At last sealing: full segments of 1, 8 and 32 layers at once, by the device's clock and from rows in
 the host's memory to images there, beside one core of the host. The first segment of each has to be
@@ -93,9 +94,9 @@ func printAttention(t io.Writer, rep *gpu.Report) {
 	for _, c := range rep.Copies {
 		fmt.Fprintf(t, "%s\t%d\t%s\n", c.What, c.Bytes>>20, spread("%.1f", c.GBs))
 	}
-	fmt.Fprintln(t, "\nd\tKV heads\tgroup\tprofile\ttokens\tMiB\tkernels µs\t\tGB/s\tof memory\tanswer µs\t")
+	fmt.Fprintln(t, "\nd\tKV heads\tgroup\tprofile\ttokens\tpages read\tMiB\tkernels µs\t\tGB/s\tof memory\tanswer µs\t")
 	for _, r := range rep.Rows {
-		fmt.Fprintf(t, "%d\t%d\t%d\t%s\t%d\t%.1f\t%s\t%.0f\t%.2f\t%s\n", r.HeadDim, r.Heads, r.Group, r.Profile, r.Tokens,
+		fmt.Fprintf(t, "%d\t%d\t%d\t%s\t%d\t%.2f\t%.1f\t%s\t%.0f\t%.2f\t%s\n", r.HeadDim, r.Heads, r.Group, r.Profile, r.Tokens, r.Read,
 			float64(r.Bytes)/(1<<20), spread("%.0f", r.Kernel), r.GBs, r.OfMemory, spread("%.0f", r.Answer))
 	}
 }

@@ -12,41 +12,10 @@
 //
 // Values. The weights, as the scores' lanes have them, are the fragment that the matrix units want next: no lane hands anything to another. Values'
 // codes are binary16 as they are, subnormal numbers of units of 2^-24: a mask is all that they need.
-#include "device.h"
-
-constexpr u32 kLeaf = 16, kPage = 64, kStep = 32;
-constexpr u32 kBins = 256;      // tokens that share bins
-constexpr u32 kLine = 64;       // bytes: 2 bits of 16 channels of a leaf
-constexpr u32 kLevels = 4;      // lines of a group
-constexpr u32 kFirst = 0xc0c0c0c0;  // the bits of four codes that a group's first line has
-constexpr u32 kScale = 3;       // bytes of a value's scale
-constexpr u32 kRows = 8;        // query rows of a warp
-constexpr float kLog2e = 1.44269504088896341f;
-constexpr float kLowest = -1e30f;  // of scores; what is masked
+#include "segments.h"
 
 // Whether lanes without a row fold groups of others': where it is faster, and there are registers for it.
 template <u32 D, bool kLow> constexpr bool kShares = D == 128 && !kLow;
-
-// Segment is one KV head of a sealed segment: where its planes lie. Names and sizes as in docs/format.md.
-struct Segment {
-  const u8 *steps, *k1, *k2, *k3, *k4, *k8, *v4, *v8;
-  u32 stored;       // tokens
-  int exponent;     // of the bins
-  u32 body;         // of the tokens, those that are no outliers
-  u32 low_leaf;     // the leaf with which k8 and v8 begin
-};
-
-// Unit is a run of at most 16 leaves with the same bins. The first is of even number; skip of them, 0 or 1, are not attended.
-struct Unit {
-  u32 segment;
-  u16 leaf;
-  u8 leaves, skip;
-};
-
-// Split is a run of units, all of one KV head.
-struct Split {
-  u32 head, first, end;
-};
 
 template <u32 D, bool kLow> struct Shape {
   static constexpr u32 groups = D / 16;
@@ -319,11 +288,6 @@ template <u32 D> struct Folded {
 // forget makes x a number that nothing is known of: what was computed of it is not kept in registers but computed again.
 DEVICE void forget(u32 &x) { asm volatile("" : "+r"(x)); }
 
-constexpr float kShrink = 0.89f;
-
-// Query rows lie in shared memory so far apart that equal channels of different rows are in different banks.
-template <u32 D> constexpr u32 kPitch = D + 4;
-
 // fold brings the bins of a group of tokens, in a stage, into the query rows q, which lie in shared memory, as attention/kernels does: the words are the
 // same to the last bit. exponent is that of the bins. Of up to 4 rows, lanes 16 on, which have none of their own, do half of the groups.
 template <u32 D, bool kLow> DEVICE void fold(Folded<D> &f, u32 bins, int exponent, u32 q, u32 rows, float softcap, u32 lane) {
@@ -359,36 +323,24 @@ template <u32 D, bool kLow> DEVICE void fold(Folded<D> &f, u32 bins, int exponen
   }
   most = quad_max(most);
   if (few) most = __builtin_fmaxf(most, shuffle_xor(most, kWarp / 2));
-  float unit = divide(most, 32639.f, 1 / 32639.f);  // mostWord
-  bool tells = unit > 0x1p-100f && unit <= 3.402823466e38f;
-  float inverse = divide(1, unit, reciprocal(unit));
-  if (!tells) inverse = 0, unit = 0;
-  constexpr float rounder = 12582912.f;  // 1.5 2^23: what is added to it is rounded to an integer, in the lowest bits
+  const WordUnit of(most);
+  float unit = of.unit, inverse = of.inverse;
   ROLLED for (u32 g = first; g < first + groups; g++) {  // read again: there are no registers for all products
     u32 level = level_of(g);
     float middle = 128 - bits<float>((134 - 2 * level) << 23);
     u32 words[4];
     each(g, level == 1 ? kShrink : 1, [&](u32 b, float, float, float, float product) {
-      float word = add(mul(product, inverse), rounder);
+      float word = add(mul(product, inverse), kRounder);
       words[b] = bits_of(word);
-      offset += (product - mul(word - rounder, unit)) * middle;
+      offset += (product - mul(word - kRounder, unit)) * middle;
     });
-    // Lower bytes as signed ones: the upper are of what is left, rounded.
-    u32 low = pick_bytes(pick_bytes(words[0], words[1], 0x40), pick_bytes(words[2], words[3], 0x40), 0x5410);
-    UNROLL for (u32 b = 0; b < 4; b++) words[b] += 128;
-    u32 high = pick_bytes(pick_bytes(words[0], words[1], 0x51), pick_bytes(words[2], words[3], 0x51), 0x5410);
-    store_shared2(to + 256 * g, u32x2{high, low});
+    store_shared2(to + 256 * g, signed_bytes(words));
   }
   offset = quad_sum(offset);
   if (few) offset += shuffle_xor(offset, kWarp / 2);
   float log2 = helps ? 0 : softcap != 0 ? 1 : kLog2e;
   f.scale = unit * log2, f.offset = offset * log2;
   if (!kLow) sync_warp();  // for the tables, and others' words
-}
-
-DEVICE float cap(float x, float softcap) {  // softcap tanh(x / softcap), in log2
-  float e = exp2(x * (2 * kLog2e) * reciprocal(softcap));
-  return (softcap - 2 * softcap * reciprocal(e + 1)) * kLog2e;
 }
 
 // Sums are a lane's part of a running softmax.
@@ -683,7 +635,9 @@ struct Runs {
 };
 
 // merge makes one partial of those of each head's row: its splits are those of ranges [heads][3][2]. ml [splits][rows][2] and out [splits][rows][D] become merged_ml [heads][rows][2] and merged [heads][rows][D]. A block of 8 warps does 32 channels.
-KERNEL void BOUNDS(256, 4) merge(const u32 *ranges, const float *ml, const float *out, float *merged_ml, float *merged, u64 rows64) {
+// Where there are errors (select.cu, rest) of the splits in the third range, which begin with split first, their sums become merged_errors [heads][rows][2].
+KERNEL void BOUNDS(256, 4) merge(const u32 *ranges, const float *ml, const float *out, float *merged_ml, float *merged, u64 rows64, const float *errors,
+                                 float *merged_errors, u64 first) {
   constexpr u32 D = HEAD_DIM, kWarps = 8;
   SHARED static float sums[kWarps][kWarp], maxima[kWarps], weights[kWarps];
   u32 rows = (u32)rows64, lane = THREAD % kWarp, warp = THREAD / kWarp;
@@ -712,6 +666,15 @@ KERNEL void BOUNDS(256, 4) merge(const u32 *ranges, const float *ml, const float
   UNROLL for (u32 i = 0; i < kWarps; i++) sum += sums[i][lane], weight += weights[i];
   merged[(u64)pair * D + channel] = sum;
   if (channel == 0) merged_ml[pair * 2] = most, merged_ml[pair * 2 + 1] = weight;
+  if (errors == nullptr || channel >= kWarp) return;
+  float spreads = 0, noises = 0;
+  for (u32 i = runs.m + lane; i < all; i += kWarp) {
+    u64 x = runs.at(i, rows, row), from = x - first * rows;
+    float by = exp2(2 * (ml[x * 2] - most));
+    spreads += errors[from * 2] * by, noises += errors[from * 2 + 1] * by;
+  }
+  UNROLL for (u32 x = 1; x < kWarp; x *= 2) spreads += shuffle_xor(spreads, x), noises += shuffle_xor(noises, x);
+  if (lane == 0) merged_errors[pair * 2] = spreads, merged_errors[pair * 2 + 1] = noises;
 }
 
 #endif

@@ -16,6 +16,7 @@ import (
 )
 
 //go:embed attend_d64.ptx attend_d128.ptx attend_d256.ptx
+//go:embed select_d64.ptx select_d128.ptx select_d256.ptx
 //go:embed seal_d64.ptx seal_d128.ptx seal_d256.ptx
 var ptx embed.FS
 
@@ -33,6 +34,7 @@ type Attention struct {
 	device *cuda.Device
 	stream cuda.Stream
 	text   func(headDim int) ([]byte, error) // the kernels' PTX
+	choose func(headDim int) ([]byte, error) // that of those that choose
 	// abandoned counts answers that nobody waits for but Close.
 	abandoned sync.WaitGroup
 
@@ -46,8 +48,9 @@ type Attention struct {
 
 // module holds the kernels of one head dimension.
 type module struct {
-	m                  cuda.Module
+	m, chooses         cuda.Module
 	attend, low, merge cuda.Function
+	scan, choose, rest cuda.Function
 	shared, lowShared  int // bytes of a block of attend and of low
 	warps              Warps
 }
@@ -62,7 +65,7 @@ type call struct {
 
 // New makes the stream. Kernels are loaded when they are first needed.
 func New(ctx context.Context, d *cuda.Device) (*Attention, error) {
-	a := &Attention{device: d, text: embedded}
+	a := &Attention{device: d, text: embedded, choose: embeddedChoosing}
 	a.mu.modules = map[int]*module{}
 	err := d.Do(ctx, func(c *cuda.Context) (err error) {
 		a.stream, err = c.NewStream()
@@ -75,12 +78,18 @@ func New(ctx context.Context, d *cuda.Device) (*Attention, error) {
 }
 
 // embedded is the PTX that the program came with.
-func embedded(headDim int) ([]byte, error) {
-	text, err := ptx.ReadFile(fmt.Sprintf("attend_d%d.ptx", headDim))
+func embedded(headDim int) ([]byte, error) { return text("attend", headDim) }
+
+func embeddedChoosing(headDim int) ([]byte, error) { return text("select", headDim) }
+
+func embeddedSealing(headDim int) ([]byte, error) { return text("seal", headDim) }
+
+func text(of string, headDim int) ([]byte, error) {
+	b, err := ptx.ReadFile(fmt.Sprintf("%s_d%d.ptx", of, headDim))
 	if err != nil {
 		return nil, fmt.Errorf("no kernels for head dimension %d", headDim)
 	}
-	return text, nil
+	return b, nil
 }
 
 // Stream is where the kernels run.
@@ -118,24 +127,32 @@ func (a *Attention) load(c *cuda.Context, d int) (*module, error) {
 	if m := a.mu.modules[d]; m != nil {
 		return m, nil
 	}
-	text, err := a.text(d)
-	if err != nil {
-		return nil, err
-	}
 	m := &module{shared: max(sharedBytes(d, 2, false), sharedBytes(d, 1, true)), lowShared: sharedBytes(d, 2, true)}
-	if m.m, err = c.Load(text); err != nil {
-		return nil, err
+	for _, of := range []struct {
+		to   *cuda.Module
+		text func(int) ([]byte, error)
+	}{{&m.m, a.text}, {&m.chooses, a.choose}} {
+		text, err := of.text(d)
+		if err == nil {
+			*of.to, err = c.Load(text)
+		}
+		if err != nil {
+			return nil, errors.Join(err, m.unload())
+		}
 	}
 	for _, f := range []struct {
 		to     *cuda.Function
+		of     cuda.Module
 		name   string
 		shared int
-	}{{&m.attend, "attend", m.shared}, {&m.low, "attend_low", m.lowShared}, {&m.merge, "merge", 0}} {
-		if *f.to, err = m.m.Function(f.name); err == nil && f.shared > 0 {
+	}{{&m.attend, m.m, "attend", m.shared}, {&m.low, m.m, "attend_low", m.lowShared}, {&m.merge, m.m, "merge", 0},
+		{&m.scan, m.chooses, "scan", 0}, {&m.choose, m.chooses, "choose", 0}, {&m.rest, m.chooses, "rest", 0}} {
+		var err error
+		if *f.to, err = f.of.Function(f.name); err == nil && f.shared > 0 {
 			err = f.to.SetMaxShared(f.shared)
 		}
 		if err != nil {
-			return nil, errors.Join(err, m.m.Unload())
+			return nil, errors.Join(err, m.unload())
 		}
 	}
 	for _, f := range []struct {
@@ -145,12 +162,22 @@ func (a *Attention) load(c *cuda.Context, d int) (*module, error) {
 	}{{&m.warps.Most, m.attend, m.shared}, {&m.warps.Full, m.low, m.lowShared}} {
 		blocks, err := f.f.BlocksPerSM(attendThreads, f.shared)
 		if err != nil {
-			return nil, errors.Join(err, m.m.Unload())
+			return nil, errors.Join(err, m.unload())
 		}
 		*f.to = max(1, blocks) * blockSplits * a.device.Info().SMs
 	}
 	a.mu.modules[d] = m
 	return m, nil
+}
+
+// unload gives back what was loaded.
+func (m *module) unload() (err error) {
+	for _, x := range []cuda.Module{m.m, m.chooses} {
+		if x != (cuda.Module{}) {
+			err = errors.Join(err, x.Unload())
+		}
+	}
+	return err
 }
 
 // Warps returns how many warps of attend the device holds at a time, which plans divide work among.
@@ -169,12 +196,15 @@ func (a *Attention) Warps(ctx context.Context, headDim int) (warps Warps, err er
 func (a *Attention) Upload(ctx context.Context, p *Plan) (Tables, error) {
 	var at cuda.Ptr
 	err := a.device.Do(ctx, func(c *cuda.Context) (err error) {
-		pinned, err := c.HostAlloc(len(p.tables))
+		pinned, err := c.HostAlloc(p.tableBytes())
 		if err != nil {
 			return err
 		}
-		copy(pinned, p.tables)
-		if at, err = c.Alloc(len(p.tables)); err == nil {
+		clear(pinned[copy(pinned, p.tables):])
+		if p.choice != nil {
+			copy(pinned[p.choiceAt():], p.choice.tables)
+		}
+		if at, err = c.Alloc(len(pinned)); err == nil {
 			if err = c.CopyToDevice(at, pinned, a.stream); err != nil {
 				err = errors.Join(err, c.Free(at))
 			} else if err = a.stream.Synchronize(); err != nil {
@@ -196,7 +226,7 @@ type Tables struct {
 func (t Tables) Plan() *Plan { return t.plan }
 
 // Bytes is the room that they take.
-func (t Tables) Bytes() int { return len(t.plan.tables) }
+func (t Tables) Bytes() int { return t.plan.tableBytes() }
 
 // FreeTables gives the room back, when what was started has been done.
 func (a *Attention) FreeTables(ctx context.Context, t Tables) error {
@@ -209,18 +239,30 @@ func (a *Attention) FreeTables(ctx context.Context, t Tables) error {
 }
 
 // layout of a call's room in device memory, in bytes, each part aligned.
-type layout struct{ q, ml, out, mergedML, merged, end int }
+type layout struct {
+	q, ml, out, mergedML, merged, mergedErrors, end int
+	choosing
+}
 
-func (t Tables) layout(rows int) (l layout) {
+// layout is that of a call that chooses, or does not.
+func (t Tables) layout(rows int, chooses bool) (l layout) {
 	p, at := t.plan, 0
 	next := func(n int) int { from := at; at += (n + 255) &^ 255; return from }
-	d := p.HeadDim
+	d, splits := p.HeadDim, p.ends[full]
 	l.q = next(4 * p.Heads * rows * d)
-	l.ml = next(8 * p.ends[full] * rows)
-	l.out = next(4 * p.ends[full] * rows * d)
-	l.mergedML = next(8*p.Heads*rows + 4*p.Heads*rows*d) // one copy brings both to the host
+	if chooses {
+		splits = p.choice.end
+		l.choosing = p.choice.layout(rows, next)
+	}
+	l.ml = next(8 * splits * rows)
+	l.out = next(4 * splits * rows * d)
+	l.mergedML = at // one copy brings all that follows to the host
 	l.merged = l.mergedML + 8*p.Heads*rows
-	l.end = l.merged + 4*p.Heads*rows*d
+	l.mergedErrors = l.merged + 4*p.Heads*rows*d
+	l.end = l.mergedErrors
+	if chooses {
+		l.end += 8 * p.Heads * rows
+	}
 	return l
 }
 
@@ -232,18 +274,31 @@ type Answer struct {
 	rows int
 	l    layout
 	done chan struct{} // closed when the device has done with it
+
+	chooses bool
+	share   uint32
+	unread  []Unread
 }
 
-// Start begins to attend: q is [heads][rows][HeadDim], scaled. The segments of the plan have to stay where they are until Done, and there
+// Start begins to attend to everything: q is [heads][rows][HeadDim], scaled. The segments of the plan have to stay where they are until Done, and there
 // has to be a Wait.
 func (a *Attention) Start(ctx context.Context, t Tables, q []float32, softcap float32) (*Answer, error) {
+	return a.StartChoosing(ctx, t, q, softcap, Everything)
+}
+
+// StartChoosing begins to attend to that share, in 2^-16, of each head's pages that weighs most in any row by the first plane of keys; means stand for the
+// others (Unread). What is not whole pages of a body is attended in any case. Where Plan.Chooses says no, everything is. There are up to MostRows rows.
+func (a *Attention) StartChoosing(ctx context.Context, t Tables, q []float32, softcap float32, share uint32) (*Answer, error) {
 	p := t.plan
 	row := p.Heads * p.HeadDim
 	if len(q) == 0 || len(q)%row != 0 {
 		return nil, fmt.Errorf("gpu: a query of %d numbers for %d heads of %d", len(q), p.Heads, p.HeadDim)
 	}
-	n := &Answer{a: a, t: t, rows: len(q) / row, done: make(chan struct{})}
-	n.l = t.layout(n.rows)
+	n := &Answer{a: a, t: t, rows: len(q) / row, done: make(chan struct{}), chooses: p.Chooses(share), share: share}
+	if n.chooses && n.rows > MostRows {
+		return nil, fmt.Errorf("gpu: %d rows choose together, more than %d", n.rows, MostRows)
+	}
+	n.l = t.layout(n.rows, n.chooses)
 	err := a.device.Do(ctx, func(c *cuda.Context) (err error) {
 		m, err := a.load(c, p.HeadDim)
 		if err != nil {
@@ -320,30 +375,43 @@ func (n *Answer) issue(c *cuda.Context, m *module, q []float32, softcap float32)
 
 // launch starts the kernels.
 func (n *Answer) launch(c *cuda.Context, m *module, softcap float32) error {
-	p, l, s := n.t.plan, n.l, n.a.stream
-	tables, room := uint64(n.t.at), uint64(n.call.device)
-	attend := func(f cuda.Function, first, end, shared int, more ...uint64) error {
-		if first == end {
-			return nil
-		}
-		grid := [3]int{(end - first) / blockSplits, (n.rows + warpRows - 1) / warpRows, 1}
-		args := []uint64{tables, tables + uint64(p.units), tables + uint64(p.splits), room + uint64(l.q), room + uint64(l.ml), room + uint64(l.out),
-			uint64(first), uint64(n.rows), uint64(math.Float32bits(softcap))}
-		return c.Launch(f, grid, [3]int{attendThreads, 1, 1}, shared, s, append(args, more...)...)
+	if n.chooses {
+		return n.launchChosen(c, m, softcap)
 	}
-	if err := attend(m.attend, 0, p.ends[most], m.shared, uint64(p.ends[drains]/blockSplits)); err != nil {
+	p, tables := n.t.plan, uint64(n.t.at)
+	units, splits := tables+uint64(p.units), tables+uint64(p.splits)
+	if err := n.attend(c, m.attend, m.shared, units, splits, 0, p.ends[most], softcap, uint64(p.ends[drains]/blockSplits)); err != nil {
 		return err
 	}
-	if err := attend(m.low, p.ends[most], p.ends[full], m.lowShared); err != nil {
+	if err := n.attend(c, m.low, m.lowShared, units, splits, p.ends[most], p.ends[full], softcap); err != nil {
 		return err
 	}
-	return c.Launch(m.merge, [3]int{p.Heads * n.rows * p.HeadDim / mergeChannels, 1, 1}, [3]int{mergeThreads, 1, 1}, 0, s,
-		tables+uint64(p.ranges), room+uint64(l.ml), room+uint64(l.out), room+uint64(l.mergedML), room+uint64(l.merged), uint64(n.rows))
+	return n.merge(c, m, tables+uint64(p.ranges), 0, 0)
 }
 
-// Time returns how many µs the kernels take on the device, n times one after the other.
-func (a *Attention) Time(ctx context.Context, t Tables, q []float32, softcap float32, n int) (us []float64, err error) {
-	x, err := a.Start(ctx, t, q, softcap)
+// attend starts a kernel of attend.cu for splits [first, end).
+func (n *Answer) attend(c *cuda.Context, f cuda.Function, shared int, units, splits uint64, first, end int, softcap float32, more ...uint64) error {
+	if first == end {
+		return nil
+	}
+	l, room := n.l, uint64(n.call.device)
+	grid := [3]int{(end - first) / blockSplits, (n.rows + warpRows - 1) / warpRows, 1}
+	args := []uint64{uint64(n.t.at), units, splits, room + uint64(l.q), room + uint64(l.ml), room + uint64(l.out),
+		uint64(first), uint64(n.rows), uint64(math.Float32bits(softcap))}
+	return c.Launch(f, grid, [3]int{attendThreads, 1, 1}, shared, n.a.stream, append(args, more...)...)
+}
+
+// merge starts the kernel that makes one partial of a head's splits: those of ranges. errors, if there are any, are of the splits from first on.
+func (n *Answer) merge(c *cuda.Context, m *module, ranges, errors uint64, first int) error {
+	p, l, room := n.t.plan, n.l, uint64(n.call.device)
+	return c.Launch(m.merge, [3]int{p.Heads * n.rows * p.HeadDim / mergeChannels, 1, 1}, [3]int{mergeThreads, 1, 1}, 0, n.a.stream,
+		ranges, room+uint64(l.ml), room+uint64(l.out), room+uint64(l.mergedML), room+uint64(l.merged), uint64(n.rows),
+		errors, room+uint64(l.mergedErrors), uint64(first))
+}
+
+// Time returns how many µs the kernels take on the device to attend as StartChoosing says, n times one after the other.
+func (a *Attention) Time(ctx context.Context, t Tables, q []float32, softcap float32, share uint32, n int) (us []float64, err error) {
+	x, err := a.StartChoosing(ctx, t, q, softcap, share)
 	if err != nil {
 		return nil, err
 	}
@@ -412,6 +480,9 @@ func (n *Answer) partials() []attention.Partial {
 		copy(x.Out, out[i*p.HeadDim:])
 		compress.Unrotate(x.Out, p.HeadDim)
 	}
+	if n.chooses {
+		n.unread = unreadOf(floats(b[l.mergedErrors-l.mergedML : l.end-l.mergedML]))
+	}
 	return ps
 }
 
@@ -442,7 +513,7 @@ func (a *Attention) Close(ctx context.Context) error {
 			err = errors.Join(err, x.drop(c))
 		}
 		for _, m := range a.mu.modules {
-			err = errors.Join(err, m.m.Unload())
+			err = errors.Join(err, m.unload())
 		}
 		a.mu.idle, a.mu.modules = nil, nil
 		return errors.Join(err, a.stream.Destroy())

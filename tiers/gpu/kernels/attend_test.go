@@ -137,4 +137,9 @@ func TestOverflow(t *testing.T) {
 	if _, err = answer(a, resident(t, a.device, all), Warps{8, 8}, q, 0); err == nil {
 		t.Fatal("an answer to what is no number")
 	}
+	for _, share := range []uint32{1, Everything / 2, Everything - 1} {
+		if _, err = answerShare(a, resident(t, a.device, all), Warps{8, 8}, q, 0, share); err == nil {
+			t.Fatal("an answer to what is no number, of a part of the pages")
+		}
+	}
 }

@@ -123,6 +123,11 @@ DEVICE float reciprocal(float x) {
   asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(x));
   return r;
 }
+DEVICE float log2(float x) {
+  float r;
+  asm("lg2.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(x));
+  return r;
+}
 DEVICE float widen_half(u32 h) {
   float r;
   asm("cvt.f32.f16 %0, %1;" : "=f"(r) : "h"((u16)h));
@@ -190,9 +195,15 @@ DEVICE u32 load_shared1(u32 at) {
   asm volatile("ld.shared.u32 %0, [%1];" : "=r"(r) : "r"(at) : "memory");
   return r;
 }
+DEVICE u32 load_byte(u32 at) {
+  u16 r;
+  asm volatile("ld.shared.u8 %0, [%1];" : "=h"(r) : "r"(at) : "memory");
+  return r;
+}
 DEVICE void store_shared4(u32 at, u32x4 x) {
   asm volatile("st.shared.v4.u32 [%0], {%1,%2,%3,%4};" ::"r"(at), "r"(x.x), "r"(x.y), "r"(x.z), "r"(x.w) : "memory");
 }
 DEVICE void store_shared2(u32 at, u32x2 x) { asm volatile("st.shared.v2.u32 [%0], {%1,%2};" ::"r"(at), "r"(x.x), "r"(x.y) : "memory"); }
 DEVICE void store_shared1(u32 at, u32 x) { asm volatile("st.shared.u32 [%0], %1;" ::"r"(at), "r"(x) : "memory"); }
 DEVICE void store_byte(u32 at, u8 x) { asm volatile("st.shared.u8 [%0], %1;" ::"r"(at), "h"((u16)x) : "memory"); }
+DEVICE void add_shared(u32 *to, u32 x) { asm volatile("red.shared.add.u32 [%0], %1;" ::"r"(shared_address(to)), "r"(x) : "memory"); }

@@ -5,7 +5,9 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"math"
 	"math/rand/v2"
+	"slices"
 	"testing"
 
 	"kvtier/attention/kernels"
@@ -85,8 +87,8 @@ const a100 = 163 << 10 // bytes of shared memory that a block can have there
 func TestSizes(t *testing.T) {
 	d := cudatest.Open(t)
 	for _, headDim := range HeadDims {
-		got := launch(t, d, probe(t, d, headDim, "sizes"), 1, 1, 0, nil, []int{24})[0]
-		want := []int{segmentBytes, unitBytes, splitBytes, sharedBytes(headDim, 2, false), sharedBytes(headDim, 1, true), sharedBytes(headDim, 2, true)}
+		got := launch(t, d, probe(t, d, headDim, "sizes"), 1, 1, 0, nil, []int{28})[0]
+		want := []int{segmentBytes, unitBytes, splitBytes, sharedBytes(headDim, 2, false), sharedBytes(headDim, 1, true), sharedBytes(headDim, 2, true), choiceBytes}
 		for i, w := range want {
 			if int(got[i]) != w {
 				t.Errorf("head dimension %d: sizes %v, want %v", headDim, got, want)
@@ -125,7 +127,9 @@ func TestIntegers(t *testing.T) {
 			if i%2 == 1 {
 				s.deal(rng)
 			}
-			integers(t, d, s, resident(t, d, []*sealed{s}), q, most, low)
+			segments := resident(t, d, []*sealed{s})
+			integers(t, d, s, segments, q, most, low)
+			scanIntegers(t, d, s, segments, q, probe(t, d, headDim, "probe_scan"))
 		}
 	}
 }
@@ -158,6 +162,88 @@ func integers(t *testing.T, d *cuda.Device, s *sealed, segments []Segment, q []f
 	} else {
 		run(most, drainUnits, len(x.units))
 	}
+}
+
+// scanIntegers compares those of scanning a segment of one head.
+func scanIntegers(t *testing.T, d *cuda.Device, s *sealed, segments []Segment, q []float32, f cuda.Function) {
+	t.Helper()
+	p, v, headDim := NewPlan(segments, Warps{8, 8}), s.view(0), s.header.HeadDim
+	c, rows, lines := p.choice, len(q)/headDim, compress.KeyPlaneBytes(headDim)[0]/kernels.Line
+	if c == nil {
+		return // less than a page
+	}
+	units := c.tables[c.candidates:][:c.numCandidates*unitBytes]
+	out := launch(t, d, f, c.numCandidates, 32, warpRows*(headDim+4)*4+sharedBytes(headDim, 1, true), [][]byte{p.tables[:p.units], units, bytesOf(q)},
+		[]int{4 * c.numCandidates * warpRows * lines * 16, 4 * c.numCandidates * tiers.StepTokens * warpRows, 4 * c.numCandidates * candidatePages * warpRows}, uint64(rows))
+	order, err := compress.ParseKeyOrder(s.of(0)(tiers.PlaneSteps), headDim)
+	if err != nil {
+		t.Fatal(err)
+	}
+	layout := compress.NewKeyLayout(headDim, order.Lines, 1)
+	steps, ordered, means := compress.NewKeySteps(headDim), make([]float32, len(q)), s.of(0)(tiers.PlanePages)[4*v.Pages():]
+	order.Permute(ordered, q)
+	folded := kernels.KeyQuery{Words: make([]int16, rows*layout.Known()), Scale: make([]float32, 2*rows)}
+	for i := range c.numCandidates {
+		first, leaves := int(binary.LittleEndian.Uint16(units[i*unitBytes+4:])), int(units[i*unitBytes+6])
+		r := v.Steps(v.StepGroup(first))
+		if err := steps.Parse(s.of(0)(tiers.PlaneSteps)[r.Off:r.Off+r.Len], v.Info.KeyExp); err != nil {
+			t.Fatal(err)
+		}
+		layout.Fold(folded, ordered, steps)
+		word := func(r, j int) int32 { return int32(folded.Words[(j/16*rows+r)*16+kernels.Place(j%16)]) }
+		for r := range rows {
+			for line := range lines {
+				for j := range 16 {
+					if got, want := out[0][((i*warpRows+r)*lines+line)*16+j], word(r, int(order.Lines[line])*16+j); got != want {
+						t.Fatalf("head dimension %d, candidate %d, row %d, line %d: word %d is %d, not %d", headDim, i, r, line, j, got, want)
+					}
+				}
+			}
+			for l := first; l < first+leaves; l++ {
+				k := v.LeafKeys(0, l)
+				codes := codesBy(&layout, [][]byte{s.of(0)(tiers.PlaneK1)[k.Off : k.Off+k.Len]}, layout.Known())
+				for token := range tiers.LeafTokens {
+					var want int32
+					for j := range layout.Known() {
+						want += word(r, j) * codes[token*layout.Known()+j]
+					}
+					if got := out[1][(i*tiers.StepTokens+(l-first)*tiers.LeafTokens+token)*warpRows+r]; got != want {
+						t.Fatalf("head dimension %d, candidate %d, leaf %d, token %d, row %d: sum %d, not %d", headDim, i, l, token, r, got, want)
+					}
+				}
+			}
+			for page := range leaves / pageLeaves {
+				var want int32
+				for j, w := range rowWords(q[r*headDim : (r+1)*headDim]) {
+					if !slices.Contains(order.Channels[:layout.Known()], uint8(j)) {
+						want += w * int32(int8(means[(first/pageLeaves+page)*headDim+j]))
+					}
+				}
+				if got := out[2][(i*candidatePages+page)*warpRows+r]; got != want {
+					t.Fatalf("head dimension %d, candidate %d, page %d, row %d: product with the mean %d, not %d", headDim, i, page, r, got, want)
+				}
+			}
+		}
+	}
+}
+
+// rowWords are a row's 16-bit words, of which the largest is 32639.
+func rowWords(q []float32) []int32 {
+	most := float32(0)
+	for _, x := range q {
+		most = max(most, float32(math.Abs(float64(x))))
+	}
+	out := make([]int32, len(q))
+	if most == 0 {
+		return out
+	}
+	_, exponent := math.Frexp(float64(most))
+	toOne := float32(math.Ldexp(1, 1-exponent))
+	inverse := 1 / (most * toOne / 32639)
+	for i, x := range q {
+		out[i] = int32(math.RoundToEven(float64(x * toOne * inverse)))
+	}
+	return out
 }
 
 func bytesOf(q []float32) (b []byte) {
@@ -207,18 +293,23 @@ func checkIntegers(t *testing.T, s *sealed, u unit, q []float32, words, sums []i
 	}
 }
 
-// codesOf returns a leaf's codes [16][d]: sums of them, each with weight 1 in a row of its own.
+// codesOf returns a leaf's codes [16][d].
 func codesOf(c *seal.Codes, leaf, d int) []int32 {
+	planes := c.Leaf(leaf)
+	return codesBy(c.Layout(leaf), planes[:], d)
+}
+
+// codesBy returns the codes [16][known] of a leaf, as far as planes say: sums of them, each with weight 1 in a row of its own.
+func codesBy(l *compress.KeyLayout, planes [][]byte, known int) []int32 {
 	const n = tiers.LeafTokens
-	sums, weights := make([]float32, n*d), make([]float32, n*n)
+	sums, weights := make([]float32, n*known), make([]float32, n*n)
 	var rows [][]float32
 	for i := range n {
-		rows = append(rows, sums[i*d:(i+1)*d])
+		rows = append(rows, sums[i*known:(i+1)*known])
 		weights[i*n+i] = 1
 	}
-	planes := c.Leaf(leaf)
-	c.Layout(leaf).SumCodes(rows, weights, n, planes[:])
-	codes := make([]int32, n*d)
+	l.SumCodes(rows, weights, n, planes)
+	codes := make([]int32, n*known)
 	for i, x := range sums {
 		codes[i] = int32(x)
 	}

@@ -63,7 +63,7 @@ func (x *asked) answer(a *Attention) ([]attention.Partial, error) {
 func TestWrongQuery(t *testing.T) {
 	d := cudatest.Open(t)
 	a := newAttention(t, d)
-	x := ask(t, d, 64, 1, 50)
+	x := ask(t, d, 64, 1, 150)
 	tables, err := a.Upload(ctx, NewPlan(x.segments, Warps{4, 4}))
 	if err != nil {
 		t.Fatal(err)
@@ -72,6 +72,9 @@ func TestWrongQuery(t *testing.T) {
 		if _, err := a.Start(ctx, tables, make([]float32, n), 0); err == nil {
 			t.Errorf("a query of %d numbers", n)
 		}
+	}
+	if _, err := a.StartChoosing(ctx, tables, make([]float32, 64*(MostRows+1)), 0, 1); err == nil {
+		t.Error("more rows choose together than can")
 	}
 	if err := a.FreeTables(ctx, tables); err != nil {
 		t.Fatal(err)
@@ -187,7 +190,7 @@ func TestNoLeak(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if us, err := a.Time(ctx, tables, xs[0].q, 0, 2); err != nil || len(us) != 2 || us[0] < 0 {
+		if us, err := a.Time(ctx, tables, xs[0].q, 0, Everything, 2); err != nil || len(us) != 2 || us[0] < 0 {
 			t.Fatal(us, err)
 		}
 		dead, cancel := context.WithCancel(ctx)
@@ -325,7 +328,7 @@ func TestFaults(t *testing.T) {
 // faulty asks while a call fails.
 func faulty(t *testing.T) {
 	d := cudatest.Open(t)
-	x := ask(t, d, 64, 2, 40)
+	x := ask(t, d, 64, 2, 150)
 	before := free(t, d)
 	a, err := New(ctx, d)
 	if err != nil {
@@ -336,8 +339,12 @@ func faulty(t *testing.T) {
 		}
 	}
 	failed := 0
-	for range 3 {
-		got, err := x.answer(a)
+	for i := range 3 {
+		ask := answer
+		if i > 0 {
+			ask = answerAll
+		}
+		got, err := ask(a, x.segments, Warps{4, 4}, x.q, 0)
 		if err == nil {
 			x.right(t, got)
 			continue

@@ -1,6 +1,6 @@
 #!/bin/sh
 # Compiles the kernels to PTX, a module for each head dimension: D, and for how many blocks of 128 threads a multiprocessor
-# is to have registers (docs/gpu.md); and those of tests. clang has no need of CUDA's toolkit for it.
+# is to have registers (docs/gpu.md): of attend, attend_low and scan; and those of tests. clang has no need of CUDA's toolkit for it.
 set -eu
 cd "$(dirname "$0")"
 CLANG=${CLANG:-clang++-19} # others write other PTX
@@ -13,11 +13,12 @@ compile() {
     -Wno-unneeded-internal-declaration -Wno-cuda-compat -Dsize_t='unsigned long' -S "$@"
 }
 mkdir -p testdata
-for shape in 64:4:4 128:3:2 256:2:2; do
-  IFS=: read -r d blocks low <<END
+for shape in 64:4:4:6 128:3:2:5 256:2:2:3; do
+  IFS=: read -r d blocks low scan <<END
 $shape
 END
   compile -DHEAD_DIM="$d" -DBLOCKS="$blocks" -DBLOCKS_LOW="$low" -o "attend_d$d.ptx" attend.cu
+  compile -DHEAD_DIM="$d" -DSCAN_BLOCKS="$scan" -o "select_d$d.ptx" select.cu
   compile -DHEAD_DIM="$d" -o "testdata/probe_d$d.ptx" probe.cu
   compile -ffp-contract=off -DHEAD_DIM="$d" -o "seal_d$d.ptx" seal.cu # rounds as the host does
 done

@@ -59,6 +59,7 @@ type shape struct {
 	values   float64
 	constant bool // all values are the same
 	flat     bool // some values' steps are 0
+	dealt    bool // lines of keys are of other groups than a sealer would have
 }
 
 // sealed is a segment in host memory.
@@ -216,12 +217,21 @@ func download(c *cuda.Context, ptr cuda.Ptr, n int) ([]byte, error) {
 
 // answer attends once.
 func answer(a *Attention, segments []Segment, warps Warps, q []float32, softcap float32) ([]attention.Partial, error) {
+	return answerShare(a, segments, warps, q, softcap, Everything)
+}
+
+// answerAll attends once with the kernels that choose, which choose all.
+func answerAll(a *Attention, segments []Segment, warps Warps, q []float32, softcap float32) ([]attention.Partial, error) {
+	return answerShare(a, segments, warps, q, softcap, Everything-1)
+}
+
+func answerShare(a *Attention, segments []Segment, warps Warps, q []float32, softcap float32, share uint32) ([]attention.Partial, error) {
 	t, err := a.Upload(ctx, NewPlan(segments, warps))
 	if err != nil {
 		return nil, err
 	}
 	var ps []attention.Partial
-	n, err := a.Start(ctx, t, q, softcap)
+	n, err := a.StartChoosing(ctx, t, q, softcap, share)
 	if err == nil {
 		ps, err = n.Wait(ctx)
 	}

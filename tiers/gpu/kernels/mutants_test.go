@@ -76,6 +76,34 @@ func lacking(t *testing.T, ptx func(headDim int) ([]byte, error)) (text func(hea
 	}, headDim
 }
 
+// TestChooseMutants does so to the kernels that choose, of one head dimension.
+func TestChooseMutants(t *testing.T) {
+	if os.Getenv(mutantChild) == "" {
+		missed(t, []int{64}, embeddedChoosing)
+		return
+	}
+	device := cudatest.Open(t)
+	a := newAttention(t, device)
+	var d int
+	a.choose, d = lacking(t, embeddedChoosing)
+	rng := rand.New(rand.NewPCG(12, 1))
+	m := shape{d: d, heads: 1, tokens: []int{700, 700}, profile: tiers.ProfileBalanced} // some warp scans several candidates
+	all := m.make(rng)
+	q := m.query(rng, 2, 3)
+	outs, lses := dense(t, all, q, 0)
+	got, err := answerAll(a, resident(t, device, all), Warps{1, 1}, q, 0)
+	if err == nil {
+		if output, lse := differs(got, outs, lses); output > mostError || lse > mostError {
+			err = errors.New("another answer")
+		}
+	}
+	if err != nil {
+		t.Log("FOUND", err)
+		return
+	}
+	t.Log(survived)
+}
+
 // TestSealMutants does so to the kernels that seal, of one head dimension: they differ in how often loops run.
 func TestSealMutants(t *testing.T) {
 	if os.Getenv(mutantChild) == "" {

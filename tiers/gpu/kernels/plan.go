@@ -22,9 +22,9 @@ type Segment struct {
 // Address is one in device memory. It is a multiple of 64.
 type Address = uint64
 
-// Planes returns the planes that have to be in device memory for a segment to be attended there.
+// Planes returns the planes that have to be in device memory for a segment to be attended there: what is read, and what pages are chosen by.
 func Planes(low bool) tiers.PlaneSet {
-	s := tiers.PlaneSet(1<<tiers.PlaneSteps | 1<<tiers.PlaneK1 | 1<<tiers.PlaneK2 | 1<<tiers.PlaneK3 | 1<<tiers.PlaneK4 | 1<<tiers.PlaneV4)
+	s := tiers.PlaneSet(1<<tiers.PlaneSteps | 1<<tiers.PlaneK1 | 1<<tiers.PlaneK2 | 1<<tiers.PlaneK3 | 1<<tiers.PlaneK4 | 1<<tiers.PlaneV4 | 1<<tiers.PlanePages)
 	if low {
 		return s | tiers.LowPlanes
 	}
@@ -52,12 +52,13 @@ func Supported(h *tiers.Header) bool {
 	return false
 }
 
-// The tables of attend.cu: the sizes of their entries in bytes.
+// The tables of segments.h: the sizes of their entries in bytes.
 const (
-	segmentBytes = 80
+	segmentBytes = 88
 	unitBytes    = 8
 	splitBytes   = 12
 	rangeBytes   = 8 * kinds
+	pageLeaves   = tiers.PageTokens / tiers.LeafTokens
 )
 
 // The kinds of units, in the order of their splits: drains of which more is known than of the tokens beside them, tokens of
@@ -69,7 +70,7 @@ const (
 	kinds
 )
 
-// unit is struct Unit of attend.cu.
+// unit is struct Unit of segments.h.
 type unit struct {
 	segment      uint32
 	leaf         uint16
@@ -86,6 +87,7 @@ type Plan struct {
 	tables                []byte     // segments, units, splits, ranges
 	units, splits, ranges int        // where they begin
 	ends                  [kinds]int // of the splits of each kind, by number
+	choice                *choice    // or nil: nothing can be chosen
 }
 
 // Warps is how many warps a device holds at a time of the kernel for tokens of which most bits are known, and of that for tokens of
@@ -121,9 +123,7 @@ func NewPlan(segments []Segment, warps Warps) *Plan {
 	for kind := range lists {
 		for head, units := range lists[kind] {
 			for _, u := range units {
-				p.tables = binary.LittleEndian.AppendUint32(p.tables, u.segment)
-				p.tables = binary.LittleEndian.AppendUint16(p.tables, u.leaf)
-				p.tables = append(p.tables, u.leaves, u.skip)
+				p.tables = appendUnit(p.tables, u)
 			}
 			begin := len(splits) / splitBytes
 			splits = appendSplits(splits, head, first, len(units), of[kind]/p.Heads)
@@ -138,8 +138,20 @@ func NewPlan(segments []Segment, warps Warps) *Plan {
 	p.tables = append(p.tables, splits...)
 	p.ranges = len(p.tables)
 	p.tables = append(p.tables, ranges...)
+	p.choice = newChoice(p, segments, warps, ranges)
 	return p
 }
+
+// Bytes of all tables together, those of the choice behind the others.
+func (p *Plan) tableBytes() int {
+	if p.choice == nil {
+		return len(p.tables)
+	}
+	return p.choiceAt() + len(p.choice.tables)
+}
+
+// choiceAt is where the choice's tables begin.
+func (p *Plan) choiceAt() int { return (len(p.tables) + 7) &^ 7 }
 
 // BytesFor is what attending reads for so many query rows a head: up to 8 share each byte.
 func (p *Plan) BytesFor(rows int) int64 { return p.Bytes * int64((rows+warpRows-1)/warpRows) }
@@ -163,13 +175,13 @@ func unitTokens(segments []Segment, warps int) int {
 func (p *Plan) count(s *Segment, head int, view seal.View) {
 	p.Tokens += int64(view.Stored())
 	for plane := range tiers.NumPlanes {
-		if _, n, ok := s.Header.Piece(head, plane); ok && Planes(s.Low).Has(plane) {
+		if _, n, ok := s.Header.Piece(head, plane); ok && plane != tiers.PlanePages && Planes(s.Low).Has(plane) {
 			p.Bytes += int64(n)
 		}
 	}
 }
 
-// appendSegment appends struct Segment of attend.cu.
+// appendSegment appends struct Segment of segments.h.
 func appendSegment(b []byte, s *Segment, head int, view seal.View) []byte {
 	k8, v8, lowLeaf := s.At(head, tiers.PlaneK8), s.At(head, tiers.PlaneV8), 0
 	if !s.Low && view.Drains() > 0 {
@@ -183,32 +195,42 @@ func appendSegment(b []byte, s *Segment, head int, view seal.View) []byte {
 	b = binary.LittleEndian.AppendUint64(b, k8)
 	b = binary.LittleEndian.AppendUint64(b, s.At(head, tiers.PlaneV4))
 	b = binary.LittleEndian.AppendUint64(b, v8)
+	b = binary.LittleEndian.AppendUint64(b, s.At(head, tiers.PlanePages))
 	for _, x := range []int{view.Stored(), view.Info.KeyExp, view.Info.Body, lowLeaf} {
 		b = binary.LittleEndian.AppendUint32(b, uint32(int32(x)))
 	}
 	return b
 }
 
+// appendUnit appends struct Unit of segments.h.
+func appendUnit(b []byte, u unit) []byte {
+	b = binary.LittleEndian.AppendUint32(b, u.segment)
+	b = binary.LittleEndian.AppendUint16(b, u.leaf)
+	return append(b, u.leaves, u.skip)
+}
+
 // addUnits lists the units of a head of a segment: of the body, then of the outliers, whose bins are their own.
 func addUnits(add func(kind int, u unit), view seal.View, low bool, tokens int) {
+	addRun(add, view, low, 0, view.Info.Body, tokens)
+	addRun(add, view, low, view.Info.Body, view.Stored(), tokens)
+}
+
+// addRun lists the units of places [lo, hi), of so many tokens each.
+func addRun(add func(kind int, u unit), view seal.View, low bool, lo, hi, tokens int) {
 	kind := most
 	if low {
 		kind = full
 	}
-	run := func(lo, hi int) {
-		for ; lo < hi; lo += tokens {
-			u := unit{leaf: uint16(lo / tiers.LeafTokens), leaves: uint8((min(hi-lo, tokens) + tiers.LeafTokens - 1) / tiers.LeafTokens)}
-			if view.IsDrain(int(u.leaf)) && !low {
-				add(drains, unit{leaf: u.leaf, leaves: 1})
-				u.skip = 1
-			}
-			if u.leaves > u.skip {
-				add(kind, u)
-			}
+	for ; lo < hi; lo += tokens {
+		u := unit{leaf: uint16(lo / tiers.LeafTokens), leaves: uint8((min(hi-lo, tokens) + tiers.LeafTokens - 1) / tiers.LeafTokens)}
+		if view.IsDrain(int(u.leaf)) && !low {
+			add(drains, unit{leaf: u.leaf, leaves: 1})
+			u.skip = 1
+		}
+		if u.leaves > u.skip {
+			add(kind, u)
 		}
 	}
-	run(0, view.Info.Body)
-	run(view.Info.Body, view.Stored())
 }
 
 // appendSplits divides n units of a head, from first on, among so many warps at most: whole blocks of them, of whose splits some may be empty.

@@ -74,6 +74,11 @@ func TestPlan(t *testing.T) {
 		for i := range 1 + rng.IntN(5) {
 			segments = append(segments, Segment{header(rng, d, heads, 1, most), rng.IntN(3) == 0, addresses(i)})
 		}
+		if rng.IntN(2) == 0 { // pages are chosen where all segments know as much
+			for i := range segments {
+				segments[i].Low = segments[0].Low
+			}
+		}
 		warps := []int{0, 1, 5, 64, 1000}
 		checkPlan(t, segments, Warps{warps[rng.IntN(5)], warps[rng.IntN(5)]})
 	}
@@ -139,6 +144,110 @@ func checkPlan(t *testing.T, segments []Segment, warps Warps) {
 		t.Fatalf("%d tokens, not %d", p.Tokens, tokens)
 	}
 	checkSegments(t, p, segments)
+	checkChoice(t, p, x, segments)
+}
+
+// checkChoice checks the tables that pages are chosen by: every token is in a candidate, in a unit that is always attended, or among drains.
+func checkChoice(t *testing.T, p *Plan, x tables, segments []Segment) {
+	t.Helper()
+	c, alike, pages := p.choice, true, 0
+	for _, s := range segments {
+		alike = alike && s.Low == segments[0].Low
+		for _, h := range s.Header.Heads {
+			pages += h.Body / tiers.PageTokens
+		}
+	}
+	if (c != nil) != (alike && pages > 0) {
+		t.Fatalf("something can be chosen: %v, of %d pages, segments alike: %v", c != nil, pages, alike)
+	}
+	if c == nil {
+		return
+	}
+	list := func(at, i int) unit {
+		b := c.tables[at+i*unitBytes:]
+		return unit{binary.LittleEndian.Uint32(b), binary.LittleEndian.Uint16(b[4:]), b[6], b[7]}
+	}
+	splits := func(at, lo, hi, head, first, end int) {
+		t.Helper()
+		for i := lo; i < hi; i++ {
+			b := c.tables[at+i*splitBytes:]
+			if h, f, e := int(binary.LittleEndian.Uint32(b)), int(binary.LittleEndian.Uint32(b[4:])), int(binary.LittleEndian.Uint32(b[8:])); h != head || f != first || e < f {
+				t.Fatalf("split %d is of head %d, candidates %d to %d, where head %d, %d comes", i, h, f, e, head, first)
+			} else {
+				first = e
+			}
+		}
+		if first != end {
+			t.Fatalf("splits end with candidate %d, not %d", first, end)
+		}
+	}
+	attended := make([][]bool, x.segments)
+	kind := most
+	if segments[0].Low {
+		kind = full
+	}
+	next, rest := [10]int{}, c.attended
+	next[8] = c.first
+	for head := range p.Heads {
+		h := c.of(head)
+		if h[0] != next[1] || h[3] != next[4] || h[5] != next[6] || h[7] != next[7] || h[8] != next[9] && head > 0 || h[8] != c.first && head == 0 {
+			t.Fatalf("head %d: %v after %v", head, h, next)
+		}
+		got := 0
+		for i := h[0]; i < h[1]; i++ {
+			u := list(c.candidates, i)
+			checkUnit(t, u, segments, head, kind, attended)
+			if u.leaves%pageLeaves != 0 || int(u.leaf+uint16(u.leaves))*tiers.LeafTokens > segments[int(u.segment)%len(segments)].Header.Heads[head].Body {
+				t.Fatalf("candidate %+v is not whole pages of a body", u)
+			}
+			got += int(u.leaves) / pageLeaves
+		}
+		if got != h[2] || got != c.pages[head] {
+			t.Fatalf("head %d: %d and %d pages, not %d", head, h[2], c.pages[head], got)
+		}
+		for i := h[3]; i < h[4]; i++ {
+			checkUnit(t, list(c.always, i), segments, head, kind, attended)
+		}
+		drained := x.ranges[head][drains]
+		for _, s := range x.splits[drained[0]:drained[1]] {
+			for _, u := range x.units[s.first:s.end] {
+				checkUnit(t, u, segments, head, drains, attended)
+			}
+		}
+		splits(c.scans, h[5], h[6], head, h[0], h[1])
+		ranges := c.tables[c.ranges+head*rangeBytes:]
+		for i, want := range []int{drained[0], drained[1], h[8], h[9], rest} {
+			if got := int(binary.LittleEndian.Uint32(ranges[4*i:])); got != want {
+				t.Fatalf("head %d: number %d of its ranges is %d, not %d", head, i, got, want)
+			}
+		}
+		end := int(binary.LittleEndian.Uint32(ranges[20:]))
+		splits(c.rests, rest-c.attended, end-c.attended, head, h[0], h[1])
+		next, rest = h, end
+		next[7] += h[4] - h[3] + 2*(h[1]-h[0])
+		for _, n := range []int{h[6] - h[5], h[9] - h[8], end - rest} {
+			if n%blockSplits != 0 {
+				t.Fatalf("head %d: %d splits are no whole blocks", head, n)
+			}
+		}
+	}
+	if rest != c.end || next[9] != c.attended || next[7] != c.units || next[6] != c.scanSplits {
+		t.Fatalf("%+v, after %v", c, next)
+	}
+	for i, of := range attended {
+		v := seal.View{D: p.HeadDim, Info: segments[i%len(segments)].Header.Heads[i/len(segments)]}
+		for token := range v.Stored() {
+			if token >= len(of) || !of[token] {
+				t.Fatalf("segment %d: token %d is neither chosen from nor read", i, token)
+			}
+		}
+	}
+	for _, share := range []uint32{0, 1, Everything / 5, Everything - 1} {
+		scanned, read, estimated, bytes := p.Cost(9, share)
+		if share == Everything-1 && estimated != 0 || scanned != p.Tokens || read+estimated != p.Tokens || bytes < 2*c.scanned || bytes > 2*(c.scanned+p.Bytes) {
+			t.Fatalf("share %d: %d scanned, %d read, %d estimated of %d, %d bytes", share, scanned, read, estimated, p.Tokens, bytes)
+		}
+	}
 }
 
 // checkUnit checks a unit and notes which tokens of its segment it attends.
@@ -187,8 +296,8 @@ func checkSegments(t *testing.T, p *Plan, segments []Segment) {
 		v := seal.View{D: p.HeadDim, Info: s.Header.Heads[head]}
 		b := p.tables[i*segmentBytes:]
 		address := func(j int) uint64 { return binary.LittleEndian.Uint64(b[8*j:]) }
-		number := func(j int) int { return int(int32(binary.LittleEndian.Uint32(b[64+4*j:]))) }
-		for j, plane := range []tiers.Plane{tiers.PlaneSteps, tiers.PlaneK1, tiers.PlaneK2, tiers.PlaneK3, tiers.PlaneK4, tiers.PlaneK8, tiers.PlaneV4, tiers.PlaneV8} {
+		number := func(j int) int { return int(int32(binary.LittleEndian.Uint32(b[72+4*j:]))) }
+		for j, plane := range []tiers.Plane{tiers.PlaneSteps, tiers.PlaneK1, tiers.PlaneK2, tiers.PlaneK3, tiers.PlaneK4, tiers.PlaneK8, tiers.PlaneV4, tiers.PlaneV8, tiers.PlanePages} {
 			want := s.At(head, plane)
 			if apart := !s.Low && v.Drains() > 0; apart && plane == tiers.PlaneK8 {
 				want = s.At(head, tiers.PlaneDrains)

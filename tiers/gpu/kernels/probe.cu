@@ -1,6 +1,7 @@
-// Kernels for tests alone: what attend computes on its way, in integers, which have to be those of the host.
+// Kernels for tests alone: what attend and scan compute on their way, in integers, which have to be those of the host.
 #define PROBE
 #include "attend.cu"
+#include "select.cu"
 
 // probe attends nothing: of unit BLOCK_X, for up to 8 query rows q [rows][D], it writes the folded words [unit][8][D], channels in stored order, and of each
 // token the sums of words times codes, [unit][256][8].
@@ -46,9 +47,40 @@ KERNEL void BOUNDS(32, 1) probe_low(const Segment *segments, const Unit *units, 
   probe_unit<HEAD_DIM, true>(segments, units, q, words, sums, (u32)rows, shared_memory);
 }
 
+// probe_scan does so for what scan computes: of candidate BLOCK_X the folded words, [unit][8][lines][16], the sums, and the products of rows and mean keys, in
+// channels of which the first plane knows nothing, [unit][4][8].
+KERNEL void BOUNDS(32, 1) probe_scan(const Segment *segments, const Unit *units, const float *from, int *words, int *to, int *means, u64 rows) {
+  constexpr u32 D = HEAD_DIM, lines = First<D>::lines;
+  u32 lane = THREAD, index = BLOCK_X, g = lane / 4, t = lane % 4;
+  float *q = (float *)shared_memory;
+  for (u32 i = lane; i < kRows * D; i += kWarp) q[i / D * kPitch<D> + i % D] = i / D < (u32)rows ? from[i] : 0;
+  sync_warp();
+  u32 at = shared_address(shared_memory), room = at + kRows * kPitch<D> * 4;
+  const Whole<D> whole(at, lane);
+  const Unit u = units[index];
+  const Segment &s = segments[u.segment];
+  const First<D> first(s.steps + D);
+  u32 pages = u.leaves / (kPage / kLeaf);
+  stage<D>(room, s, u, first, lane);
+  const Partly<D> part(first, room, s.exponent, at, lane);
+  UNROLL for (u32 i = 0; i < lines; i++)
+    for (u32 b = 0; b < 4; b++)
+      words[((index * kRows + g) * lines + i) * 16 + 4 * t + b] = (signed char)(part.words[i].x >> 8 * b) * 256 + (signed char)(part.words[i].y >> 8 * b);
+  for (u32 step = 0; step < u.leaves * kLeaf; step += kStep) {
+    int c[4][4] = {};
+    sums<D>(c, first, part, room + step / kLeaf * Staged<D>::leaf, lane);
+    UNROLL for (u32 i = 0; i < 4; i++)
+      UNROLL for (u32 e = 0; e < 2; e++) to[(index * kBins + step + 8 * t + 4 * e + i) * kRows + g] = c[i][e] * 256 + c[i][2 + e];
+  }
+  int x[2];
+  whole.products(x, room, pages, lane);
+  UNROLL for (u32 e = 0; e < 2; e++)
+    if (2 * t + e < pages) means[(index * kPages + 2 * t + e) * kRows + g] = x[e];
+}
+
 // sizes writes what the host has to know: of the tables' entries, and of a block's shared memory.
 KERNEL void BOUNDS(1, 1) sizes(u32 *to) {
-  to[0] = sizeof(Segment), to[1] = sizeof(Unit), to[2] = sizeof(Split);
+  to[0] = sizeof(Segment), to[1] = sizeof(Unit), to[2] = sizeof(Split), to[6] = sizeof(Choice);
   to[3] = kQueryBytes<HEAD_DIM> + 4 * kWarpBytes<HEAD_DIM, false, 2>;
   to[4] = kQueryBytes<HEAD_DIM> + 4 * kWarpBytes<HEAD_DIM, true, 1>;
   to[5] = kQueryBytes<HEAD_DIM> + 4 * kWarpBytes<HEAD_DIM, true, 2>;

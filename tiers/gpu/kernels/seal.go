@@ -82,14 +82,6 @@ func NewSealing(ctx context.Context, d *cuda.Device) (*Sealing, error) {
 	return s, nil
 }
 
-func embeddedSealing(headDim int) ([]byte, error) {
-	text, err := ptx.ReadFile(fmt.Sprintf("seal_d%d.ptx", headDim))
-	if err != nil {
-		return nil, fmt.Errorf("no kernels for head dimension %d", headDim)
-	}
-	return text, nil
-}
-
 // Seals says whether a segment of such rows is made on a device. On other platforms than amd64 the host's sums differ in last bits.
 func Seals(r *seal.Rows, o *seal.Options) bool {
 	n := r.Tokens()

@@ -1,0 +1,435 @@
+package kernels
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"math"
+	"math/rand/v2"
+	"slices"
+	"testing"
+
+	"kvtier/attention"
+	"kvtier/attention/kernels"
+	"kvtier/compress"
+	"kvtier/tiers"
+	"kvtier/tiers/gpu/cuda"
+	"kvtier/tiers/gpu/cuda/cudatest"
+)
+
+// pageOf is a page that a head chooses from, as plain Go sees it.
+type pageOf struct {
+	seg, page    int
+	mean         []float64 // of values, rotated
+	spread       float64
+	mass         []float64 // by row, natural log
+	rule, noised []float64 // struct Rule
+}
+
+// scanned is what scan, in float64, finds of the pages of a head.
+func scanned(t *testing.T, segments []*sealed, head int, q []float32, softcap float64) (out []*pageOf) {
+	t.Helper()
+	d := segments[0].header.HeadDim
+	rows := len(q) / d
+	for n, s := range segments {
+		v, planes := s.view(head), s.of(head)
+		order, err := compress.ParseKeyOrder(planes(tiers.PlaneSteps), d)
+		if err != nil {
+			t.Fatal(err)
+		}
+		layout := compress.NewKeyLayout(d, order.Lines, 1)
+		ordered, steps, keys := make([]float32, len(q)), compress.NewKeySteps(d), make([]float32, tiers.LeafTokens*d)
+		order.Permute(ordered, q)
+		parts := make([]float32, rows*d/16)
+		meanKeys, meanValues := v.PageMeans(planes(tiers.PlanePages))
+		row := make([]float32, d)
+		for p := range v.Info.Body / tiers.PageTokens {
+			x := &pageOf{seg: n, page: p, spread: float64(meanValues.Spread(p)), mass: make([]float64, rows), rule: make([]float64, rows), noised: make([]float64, rows)}
+			meanValues.Row(row, p)
+			for _, y := range row {
+				x.mean = append(x.mean, float64(y))
+			}
+			meanKeys.Row(row, p)
+			mean := make([]float32, d)
+			order.Permute(mean, row)
+			first, end := v.LeavesOf(p)
+			r := v.Steps(v.StepGroup(first))
+			if err := steps.Parse(planes(tiers.PlaneSteps)[r.Off:r.Off+r.Len], v.Info.KeyExp); err != nil {
+				t.Fatal(err)
+			}
+			kernels.BinSquares(parts, ordered, steps.Step)
+			scores := make([][]float64, rows)
+			for l := first; l < end; l++ {
+				k := v.LeafKeys(0, l)
+				layout.Unpack(keys, steps, [][]byte{planes(tiers.PlaneK1)[k.Off : k.Off+k.Len]})
+				for i := range tiers.LeafTokens {
+					for r := range rows {
+						sum := 0.
+						for j, y := range ordered[r*d : (r+1)*d] {
+							if j < layout.Known() {
+								sum += float64(y) * float64(keys[i*d+j])
+							} else {
+								sum += float64(y) * float64(mean[j])
+							}
+						}
+						if softcap != 0 {
+							sum = softcap * math.Tanh(sum/softcap)
+						}
+						scores[r] = append(scores[r], sum)
+					}
+				}
+			}
+			for r := range rows {
+				coarse, missing := 0., 0.
+				for g, part := range parts[r*d/16 : (r+1)*d/16] {
+					if levels := layout.Levels(); g < len(levels) {
+						coarse += float64(part) * float64(compress.KeyNoise[levels[g]])
+					} else {
+						missing += float64(part) * float64(compress.KeyNoise[0])
+					}
+				}
+				noise := min(coarse, 1e4) + min(missing, 1e4)
+				sum, squares, top := 0., 0., slices.Max(scores[r])
+				for _, y := range scores[r] {
+					w := math.Exp(y - top)
+					sum, squares = sum+w, squares+w*w
+				}
+				scatter := min(1, math.Exp(min(noise, 1))-1)
+				x.mass[r] = top + math.Log(sum) + min(noise/2, attention.MassClip)
+				x.rule[r], x.noised[r] = squares/(sum*sum)*(1+scatter), squares/(sum*sum)*scatter
+			}
+			out = append(out, x)
+		}
+	}
+	return out
+}
+
+// wrote is what the kernels wrote of a call into its room.
+type wrote struct {
+	b []byte
+	n *Answer
+}
+
+func (w wrote) float(part, i int) float64 {
+	return float64(math.Float32frombits(binary.LittleEndian.Uint32(w.b[part+4*i:])))
+}
+func (w wrote) word(part, i int) int { return int(binary.LittleEndian.Uint32(w.b[part+4*i:])) }
+
+// choosing answers with a share of the pages, and returns what the kernels wrote.
+func answerChoosing(t *testing.T, a *Attention, segments []Segment, warps Warps, q []float32, softcap float32, share uint32) (ps []attention.Partial, w wrote, err error) {
+	t.Helper()
+	tables, err := a.Upload(ctx, NewPlan(segments, warps))
+	if err != nil {
+		return nil, w, err
+	}
+	if w.n, err = a.StartChoosing(ctx, tables, q, softcap, share); err == nil {
+		if ps, err = w.n.Wait(ctx); err == nil && w.n.chooses {
+			w.b = w.n.inRoom(t)
+		}
+	}
+	return ps, w, errors.Join(err, a.FreeTables(ctx, tables))
+}
+
+// inRoom reads what of a call's room the kernels that choose wrote: a part that an emulated device knows to be written, the rest is 0.
+func (n *Answer) inRoom(t *testing.T) []byte {
+	t.Helper()
+	c, l := n.t.plan.choice, n.l
+	out := make([]byte, l.end)
+	get := func(at, size int) {
+		do(t, n.a.device, func(x *cuda.Context) error {
+			b, err := download(x, n.call.device+cuda.Ptr(at), size)
+			copy(out[at:], b)
+			return err
+		})
+	}
+	var pages [][2]int // that there are: their numbers
+	for head := range n.t.plan.Heads {
+		x := c.of(head)
+		for i := x[0]; i < x[1]; i++ {
+			pages = append(pages, [2]int{i * candidatePages, int(c.tables[c.candidates+i*unitBytes+6]) / pageLeaves})
+		}
+	}
+	for _, p := range pages {
+		get(l.masses+4*p[0]*n.rows, 4*p[1]*n.rows)
+		get(l.rules+8*p[0]*n.rows, 8*p[1]*n.rows)
+	}
+	get(l.totals, 8*c.scanSplits*n.rows)
+	get(l.tops, 4*len(c.pages)*n.rows)
+	get(l.ranks, 8*c.numCandidates)
+	get(l.chosen, 4*c.numCandidates)
+	get(l.splits+splitBytes*c.first, splitBytes*(c.attended-c.first))
+	for head := range n.t.plan.Heads {
+		x := c.of(head)
+		end := binary.LittleEndian.Uint32(out[l.splits+splitBytes*(x[9]-1)+8:])
+		get(l.units+unitBytes*x[7], unitBytes*(int(end)-x[7]))
+	}
+	get(l.ml+8*c.attended*n.rows, 8*(c.end-c.attended)*n.rows)
+	get(l.out+4*c.attended*n.rows*n.t.plan.HeadDim, 4*(c.end-c.attended)*n.rows*n.t.plan.HeadDim)
+	get(l.errors, 8*(c.end-c.attended)*n.rows)
+	return out
+}
+
+// of reads struct Choice.
+func (c *choice) of(head int) (x [10]int) {
+	for i := range x {
+		x[i] = int(binary.LittleEndian.Uint32(c.tables[c.choices+head*choiceBytes+4*i:]))
+	}
+	return x
+}
+
+// near says whether a number is what it should be, up to a share of it or so much.
+func near(got, want, share, much float64) bool {
+	return math.Abs(got-want) <= share*math.Abs(want)+much
+}
+
+// chooses compares what the device scans, chooses, estimates and answers with plain Go, step by step: each step with what the one before wrote.
+func chooses(t *testing.T, a *Attention, m shape, rows int, softcap float32, strength float64, share uint32, seed uint64) {
+	t.Helper()
+	rng := rand.New(rand.NewPCG(seed, 13))
+	all := m.make(rng)
+	if m.dealt {
+		for _, s := range all {
+			s.deal(rng)
+		}
+	}
+	q := m.query(rng, rows, strength)
+	warps := []int{1, 8, 64}[rng.IntN(3)]
+	ps, w, err := answerChoosing(t, a, resident(t, a.device, all), Warps{warps, warps}, q, softcap, share)
+	if err != nil {
+		t.Fatalf("%+v, %d rows: %v", m, rows, err)
+	}
+	if !w.n.chooses {
+		t.Fatalf("%+v: nothing is chosen", m)
+	}
+	c, l := w.n.t.plan.choice, w.n.l
+	for head := range m.heads {
+		x := c.of(head)
+		pages := scanned(t, all, head, q[head*rows*m.d:(head+1)*rows*m.d], float64(softcap))
+		at := make([]int, 0, len(pages)) // of each page, its number
+		for i := x[0]; i < x[1]; i++ {
+			for p := range int(c.tables[c.candidates+i*unitBytes+6]) / pageLeaves {
+				at = append(at, i*candidatePages+p)
+			}
+		}
+		if len(at) != len(pages) || x[2] != len(pages) {
+			t.Fatalf("%+v: %d pages, not %d", m, len(at), len(pages))
+		}
+		tops, totals := make([]float64, rows), make([]float64, rows)
+		for r := range rows {
+			tops[r] = math.Inf(-1)
+			for i, p := range pages {
+				mass := w.float(l.masses, at[i]*rows+r)
+				if !near(mass*math.Ln2, p.mass[r], 1e-4, 2e-3) {
+					t.Fatalf("%+v, %d rows, head %d, row %d, page %d: mass %g, not %g", m, rows, head, r, i, mass*math.Ln2, p.mass[r])
+				}
+				if rule, noise := w.float(l.rules, 2*(at[i]*rows+r)), w.float(l.rules, 2*(at[i]*rows+r)+1); !near(rule, p.rule[r], .01, 1e-6) || !near(noise, p.noised[r], .01, 1e-6) {
+					t.Fatalf("%+v, row %d, page %d: rule %g, %g, not %g, %g", m, r, i, rule, noise, p.rule[r], p.noised[r])
+				}
+				tops[r] = max(tops[r], mass)
+			}
+			for _, n := range at {
+				totals[r] += math.Exp2(w.float(l.masses, n*rows+r) - tops[r])
+			}
+			totals[r] = tops[r] + math.Log2(totals[r])
+			if top := w.float(l.tops, head*rows+r); len(pages) > 0 && top != tops[r] {
+				t.Fatalf("%+v, row %d: the largest mass is %g, not %g", m, r, top, tops[r])
+			}
+		}
+		ranks, taken := make([]int, len(pages)), make([]bool, len(pages))
+		order := make([]int, len(pages))
+		for i, n := range at {
+			ranks[i] = int(binary.LittleEndian.Uint16(w.b[l.ranks+2*n:]))
+			taken[i] = w.word(l.chosen, n/candidatePages)>>(n%candidatePages)&1 == 1
+			least := math.Inf(1)
+			for r := range rows {
+				least = min(least, totals[r]-w.float(l.masses, n*rows+r))
+			}
+			if want := 0xffff - min(0xffff, max(0, least*256)); math.Abs(float64(ranks[i])-want) > 1+least/1000 {
+				t.Fatalf("%+v, page %d: rank %d, not %g", m, i, ranks[i], want)
+			}
+			order[i] = i
+		}
+		slices.SortStableFunc(order, func(i, j int) int { return ranks[j] - ranks[i] })
+		for i, p := range order {
+			if taken[p] != (i < chosen(len(pages), share)) {
+				t.Fatalf("%+v, head %d: of %d pages %d are chosen, but of page %d of rank %d, the %d-th, it is %v", m, head, len(pages), chosen(len(pages), share), p, ranks[p], i, taken[p])
+			}
+		}
+		w.listed(t, head, taken, at)
+		w.estimated(t, head, pages, taken, at, tops)
+		output, lse := w.answered(t, all, head, q, float64(softcap), pages, taken, at, ps)
+		if output > mostError || lse > mostError {
+			t.Fatalf("seed %d, %+v, %d rows, head %d: output errs by %.2g, log-sum-exp by %.2g", seed, m, rows, head, output, lse)
+		}
+	}
+}
+
+// listed checks the units and splits that choose wrote.
+func (w wrote) listed(t *testing.T, head int, taken []bool, at []int) {
+	t.Helper()
+	c, l := w.n.t.plan.choice, w.n.l
+	x := c.of(head)
+	want := append([]byte(nil), c.tables[c.always+x[3]*unitBytes:c.always+x[4]*unitBytes]...)
+	for i := 0; i < len(at); i++ {
+		if !taken[i] {
+			continue
+		}
+		u := c.tables[c.candidates+at[i]/candidatePages*unitBytes:]
+		begin := i
+		for i+1 < len(at) && taken[i+1] && at[i+1]/candidatePages == at[begin]/candidatePages {
+			i++
+		}
+		want = appendUnit(want, unit{binary.LittleEndian.Uint32(u), binary.LittleEndian.Uint16(u[4:]) + uint16(at[begin]%candidatePages*pageLeaves), uint8((i + 1 - begin) * pageLeaves), 0})
+	}
+	if got := w.b[l.units+unitBytes*x[7]:][:len(want)]; !slices.Equal(got, want) {
+		t.Fatalf("head %d: units %v, not %v", head, got, want)
+	}
+	n := x[9] - x[8]
+	for i := range n {
+		for j, want := range []int{head, x[7] + i*(len(want)/unitBytes)/n, x[7] + (i+1)*(len(want)/unitBytes)/n} {
+			if got := w.word(l.splits+splitBytes*(x[8]+i), j); got != want {
+				t.Fatalf("head %d: number %d of split %d of %d is %d, not %d", head, j, i, n, got, want)
+			}
+		}
+	}
+}
+
+// estimated checks what rest wrote: its splits together.
+func (w wrote) estimated(t *testing.T, head int, pages []*pageOf, taken []bool, at []int, tops []float64) {
+	t.Helper()
+	c, l, rows, d := w.n.t.plan.choice, w.n.l, w.n.rows, w.n.t.plan.HeadDim
+	ranges := c.tables[c.ranges+head*rangeBytes:]
+	lo, hi := int(binary.LittleEndian.Uint32(ranges[16:])), int(binary.LittleEndian.Uint32(ranges[20:]))
+	for r := range rows {
+		want, got := make([]float64, d+3), make([]float64, d+3) // weights, errors, values
+		scale := 0.
+		for i, p := range pages {
+			if taken[i] {
+				continue
+			}
+			weight := math.Exp2(w.float(l.masses, at[i]*rows+r) - tops[r])
+			want[0] += weight
+			want[1] += weight * weight * w.float(l.rules, 2*(at[i]*rows+r)) * p.spread
+			want[2] += weight * weight * w.float(l.rules, 2*(at[i]*rows+r)+1)
+			for j, y := range p.mean {
+				want[3+j] += weight * y
+				scale += weight * math.Abs(y)
+			}
+		}
+		for s := lo; s < hi; s++ {
+			if top := w.float(l.ml, 2*(s*rows+r)); top != tops[r] {
+				t.Fatalf("split %d, row %d: unit %g, not %g", s, r, top, tops[r])
+			}
+			got[0] += w.float(l.ml, 2*(s*rows+r)+1)
+			got[1] += w.float(l.errors, 2*((s-c.attended)*rows+r))
+			got[2] += w.float(l.errors, 2*((s-c.attended)*rows+r)+1)
+			for j := range d {
+				got[3+j] += w.float(l.out, (s*rows+r)*d+j)
+			}
+		}
+		for j := range want {
+			much := 1e-30
+			if j >= 3 {
+				much = 1e-4 * scale
+			}
+			if !near(got[j], want[j], 1e-4, much) {
+				t.Fatalf("head %d, row %d: number %d of what stands for others is %g, not %g", head, r, j, got[j], want[j])
+			}
+		}
+	}
+}
+
+// answered compares partials with attention in float64 to what was read, and to pages' mean values by their masses for what was not.
+func (w wrote) answered(t *testing.T, segments []*sealed, head int, q []float32, softcap float64, pages []*pageOf, taken []bool, at []int, ps []attention.Partial) (output, lse float64) {
+	t.Helper()
+	l, rows, d := w.n.l, w.n.rows, w.n.t.plan.HeadDim
+	unread := map[[2]int]bool{}
+	for i, p := range pages {
+		if !taken[i] {
+			unread[[2]int{p.seg, p.page}] = true
+		}
+	}
+	var k, v []float32
+	for n, s := range segments {
+		view := s.view(head)
+		keys, values := make([]float32, view.Stored()*d), make([]float32, view.Stored()*d)
+		if err := view.Keys(keys, s.of(head)); err != nil {
+			t.Fatal(err)
+		}
+		view.Values(values, s.of(head))
+		for i := range view.Stored() {
+			if !unread[[2]int{n, i / tiers.PageTokens}] {
+				k, v = append(k, keys[i*d:(i+1)*d]...), append(v, values[i*d:(i+1)*d]...)
+			}
+		}
+	}
+	var outs [][]float64
+	var lses []float64
+	for r := range rows {
+		out, all := make([]float64, d), math.Inf(-1)
+		if len(k) > 0 {
+			out, all = row(q[(head*rows+r)*d:][:d], k, v, softcap)
+		}
+		for i, p := range pages {
+			if taken[i] {
+				continue
+			}
+			mass := w.float(l.masses, at[i]*rows+r) * math.Ln2
+			both := max(all, mass) + math.Log1p(math.Exp(-math.Abs(all-mass)))
+			for j := range out {
+				out[j] = out[j]*math.Exp(all-both) + p.mean[j]*math.Exp(mass-both)
+			}
+			all = both
+		}
+		x := make([]float32, d)
+		for j := range out {
+			x[j] = float32(out[j])
+		}
+		compress.Unrotate(x, d)
+		for j := range out {
+			out[j] = float64(x[j])
+		}
+		outs, lses = append(outs, out), append(lses, all)
+	}
+	return differs(ps[head*rows:(head+1)*rows], outs, lses)
+}
+
+// TestChoose compares what is chosen, and the answers, with plain Go: random shapes, each head dimension, rows and shares.
+func TestChoose(t *testing.T) {
+	a := newAttention(t, cudatest.Open(t))
+	for _, d := range HeadDims {
+		t.Run(fmt.Sprint(d), func(t *testing.T) {
+			rng := rand.New(rand.NewPCG(uint64(d), 14))
+			ask := func(m shape, rows int, share float64) {
+				t.Helper()
+				m.d = d
+				softcap := float32(0)
+				if m.heads == 0 {
+					m.heads = 1
+				}
+				if m.profile == 0 {
+					m.profile = tiers.ProfileBalanced
+				}
+				if rng.IntN(4) == 0 {
+					softcap = float32(5 + rng.IntN(40))
+				}
+				chooses(t, a, m, rows, softcap, 5*rng.Float64(), uint32(share*Everything), rng.Uint64())
+			}
+			ask(shape{tokens: []int{900, 64, 700}, heads: 2}, 1+rng.IntN(4), .2)
+			ask(shape{tokens: []int{500, 130, 200}, profile: tiers.ProfileNeutral}, 9+rng.IntN(9), .5)
+			ask(shape{tokens: []int{700}, low: true, hide: true, dealt: true}, 8, 1./Everything)
+			if testing.Short() {
+				return
+			}
+			for i := range 6 {
+				ask(shape{tokens: []int{1 + rng.IntN(900), 64 + rng.IntN(900)}, dealt: i%2 == 1}, 1+rng.IntN(17), rng.Float64())
+			}
+			ask(shape{tokens: []int{2048, 2048}}, 4, .1)
+			ask(shape{tokens: []int{2048}, sinks: tiers.SinkTokens}, 32, .99)
+			for _, m := range []shape{{keys: 0x1p-90}, {keys: 0x1p100}, {values: 0x1p-60}, {values: 0x1p60}, {constant: true}, {flat: true}} {
+				m.tokens = []int{330, 290}
+				ask(m, 3, .3)
+			}
+		})
+	}
+}
