@@ -110,9 +110,9 @@ func (a *auditor) consider(c *call, ps []attention.Partial, merged bool) {
 	}
 	note := &kvtierv1.Audit{SequenceId: c.seq.id, Layer: uint32(c.layer), Position: c.start, Positions: uint32(c.n),
 		Budget: c.budget.proto(), EstimatedError: c.stated.estimate, ErrorP95: c.stated.p95,
-		ShareRead: float32(float64(c.acc.Moved.RAM+c.acc.Moved.NVMe) / float64(max(1, c.acc.Full)))}
+		ShareRead: float32(float64(c.acc.Moved.GPU+c.acc.Moved.RAM+c.acc.Moved.NVMe) / float64(max(1, c.acc.Full)))}
 	for h := range c.heads {
-		note.HeadRawErrors = append(note.HeadRawErrors, c.heads[h].acc.Error)
+		note.HeadRawErrors = append(note.HeadRawErrors, c.heads[h].rawError())
 	}
 	exact := &call{seq: c.seq, st: c.st, layer: c.layer, start: c.start, n: c.n, q: c.q,
 		budget: budget{mode: kvtierv1.AttendMode_ATTEND_MODE_EXACT}}
@@ -134,7 +134,7 @@ func (j *sparseAudit) audit(ctx context.Context, a *auditor) {
 	a.srv.metrics.audited(n)
 	a.srv.calibration.add(j.key, int(n.Layer), j.kind, j.raw, n.ErrorP95, n.TrueError)
 	for h, e := range n.HeadErrors {
-		if n.HeadRawErrors[h] > 0 {
+		if n.HeadRawErrors[h] > 0 && j.kind < deviceKinds { // what is learned of heads is for what the host chooses
 			a.srv.calibration.addHead(j.key, int(n.Layer), h, n.HeadRawErrors[h], e)
 		}
 	}

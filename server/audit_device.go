@@ -14,6 +14,7 @@ import (
 	kvtierv1 "kvtier/proto/kvtier/v1"
 	"kvtier/server/sparse"
 	"kvtier/tiers"
+	"kvtier/tiers/gpu"
 	"kvtier/tiers/store"
 )
 
@@ -54,7 +55,7 @@ type deviceAudit struct {
 	position uint64
 	segs     []sparse.Segment    // that lay on the device
 	q        []float32           // [queryHeads][headDim], scaled
-	got      []attention.Partial // [queryHeads], from the device
+	got      []attention.Partial // [queryHeads], from the device, which read everything; nil: it did not, and is asked anew
 }
 
 // considerDevice queues an audit of what the GPU answered of a call.
@@ -73,6 +74,9 @@ func newDeviceAudit(c *call, i int) *deviceAudit {
 	sp, x := c.seq.spec, c.device
 	row, g := sp.queryHeads*sp.headDim, sp.group()
 	j := &deviceAudit{seq: c.seq, layer: c.layer, position: c.start + uint64(i), segs: x.held(true), q: c.q[i*row : (i+1)*row]}
+	if x.chose() {
+		return j
+	}
 	for h := range sp.queryHeads {
 		j.got = append(j.got, x.partials[(h/g*c.n+i)*g+h%g])
 	}
@@ -82,6 +86,9 @@ func newDeviceAudit(c *call, i int) *deviceAudit {
 func (j *deviceAudit) audit(ctx context.Context, a *auditor) {
 	begin := time.Now()
 	defer func() { a.pace.give(time.Since(begin)) }()
+	if j.got == nil && !j.anew(ctx, a.srv.store) {
+		return
+	}
 	want, err := j.onHost(ctx, a.srv.store.Disk())
 	if err != nil {
 		return // the segments may be gone; damage is noted by the store
@@ -99,6 +106,17 @@ func (j *deviceAudit) audit(ctx context.Context, a *auditor) {
 	}
 	a.srv.store.StopDevice()
 	a.giveUp(j, d, j.explain(ctx, a.srv.store))
+}
+
+// anew asks the device for the answer from everything that it still holds of the segments; false if that is nothing, or it failed.
+func (j *deviceAudit) anew(ctx context.Context, st *store.Store) bool {
+	x := &deviceAnswer{segs: j.segs, under: st.Attend(ctx, stored(j.segs), j.q, j.seq.spec.softcap, gpu.Choice{})}
+	if x.under == nil {
+		return false
+	}
+	x.wait(st)
+	j.segs, j.got = x.held(true), x.partials
+	return j.got != nil
 }
 
 // onHost answers by the plain loop, one KV head after the other: audits take one core.

@@ -13,6 +13,7 @@ import (
 	"kvtier/attention"
 	kvtierv1 "kvtier/proto/kvtier/v1"
 	"kvtier/tiers"
+	"kvtier/tiers/gpu"
 	"kvtier/tiers/gpu/cuda/cudatest"
 	"kvtier/tiers/seal"
 )
@@ -219,7 +220,7 @@ func TestDeviceAuditsKernel(t *testing.T) {
 			if !strings.Contains(got.GivenUp, "a kernel computes wrongly") || !strings.Contains(log.String(), "query_heads=[4]") {
 				t.Errorf("%v\n%s", got, log)
 			}
-			if a := st.Attend(t.Context(), nil, nil, 0); a != nil {
+			if a := st.Attend(t.Context(), nil, nil, 0, gpu.Choice{}); a != nil {
 				t.Error("it answers")
 			}
 		})

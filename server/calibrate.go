@@ -40,7 +40,11 @@ var (
 	targetEdges = []float32{.02, .05, .1, 1}
 )
 
-const numKinds = 9
+// The kinds of calls of which a GPU chose what it read come behind the others, by the share.
+const (
+	deviceKinds = 9
+	numKinds    = deviceKinds + 5
+)
 
 // kindOf returns the kind of a call whose positions may read that share each.
 func kindOf(b budget, share float32) kind {
@@ -50,6 +54,9 @@ func kindOf(b budget, share float32) kind {
 	return kind(edge(shareEdges, share))
 }
 
+// onDevice is the kind of a call of that kind of share, of which a GPU chose what it read: it estimates errors in another way.
+func (k kind) onDevice() kind { return k + deviceKinds }
+
 func edge(edges []float32, x float32) int {
 	i, _ := slices.BinarySearch(edges, x)
 	return min(i, len(edges)-1)
@@ -57,7 +64,9 @@ func edge(edges []float32, x float32) int {
 
 func (k kind) String() string {
 	name, edges, i := "share", shareEdges, int(k)
-	if i >= len(shareEdges) {
+	if i >= deviceKinds {
+		name, i = "share on a GPU", i-deviceKinds
+	} else if i >= len(shareEdges) {
 		name, edges, i = "target", targetEdges, i-len(shareEdges)
 	}
 	lo := float32(0)
@@ -256,7 +265,7 @@ type weighted struct{ ratio, weight float64 }
 
 // fit computes the factors of a layer from its own ratios, those of all layers, and the prior.
 func fit(own []audited, pool []float32, k kind) factors {
-	all := make([]weighted, 0, len(own)+len(pool)+len(prior[k]))
+	all := make([]weighted, 0, len(own)+len(pool)+len(priorOf(k)))
 	for _, a := range own {
 		all = append(all, weighted{float64(a.ratio), 1})
 	}
@@ -266,8 +275,8 @@ func fit(own []audited, pool []float32, k kind) factors {
 		for _, r := range pool {
 			all = append(all, weighted{float64(r), pooled / float64(len(pool))})
 		}
-		for _, r := range prior[k] {
-			all = append(all, weighted{r, (foreign - pooled) / float64(len(prior[k]))})
+		for _, r := range priorOf(k) {
+			all = append(all, weighted{r, (foreign - pooled) / float64(len(priorOf(k)))})
 		}
 	}
 	slices.SortFunc(all, func(a, b weighted) int { return cmp.Compare(a.ratio, b.ratio) })

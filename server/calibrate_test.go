@@ -126,10 +126,15 @@ func TestCalibrationBounded(t *testing.T) {
 }
 
 func TestKinds(t *testing.T) {
-	for k, p := range prior {
-		if len(p) == 0 {
-			t.Errorf("kind %v has no prior", kind(k))
+	names := map[string]bool{}
+	for k := range kind(numKinds) {
+		if len(priorOf(k)) == 0 {
+			t.Errorf("kind %v has no prior", k)
 		}
+		names[k.String()] = true
+	}
+	if got := kindOf(budget{}, .1).onDevice().String(); len(names) != numKinds || got != "share on a GPU 0.075-0.15" {
+		t.Errorf("%d names of %d kinds, %s", len(names), numKinds, got)
 	}
 	for _, x := range []struct {
 		b     budget

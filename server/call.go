@@ -53,7 +53,8 @@ type headResult struct {
 	exact     int64
 	zoneBytes int64
 	nsZone    int64
-	onDevice  bool // segments in the GPU's memory are left to it
+	onDevice  bool    // segments in the GPU's memory are left to it
+	unread    float32 // the raw error by pages of those that it did not read
 }
 
 // hurry has the call wait for reads of keys and values for so long, and no longer: do nothing else, that is, in any of its heads.
@@ -127,6 +128,12 @@ func (c *call) sum() {
 		c.acc.Add(c.heads[h].acc)
 	}
 	c.acc.Add(c.device.account())
+	if c.device.chose() {
+		c.acc.Error = 0
+		for h := range c.heads {
+			c.acc.Error += c.heads[h].rawError() / float32(len(c.heads))
+		}
+	}
 	c.codec = c.storedErrors(func(head int) float64 { return c.heads[head].sealedMass() })
 	c.stated = statement{}
 	if c.acc.Estimated > 0 {
@@ -134,7 +141,17 @@ func (c *call) sum() {
 	}
 }
 
-func (c *call) kind() kind { return kindOf(c.budget, c.share()) }
+// rawError is the estimated error, as if what the host and the GPU did not read erred independently.
+func (res *headResult) rawError() float32 {
+	return float32(math.Hypot(float64(res.acc.Error), float64(res.unread)))
+}
+
+func (c *call) kind() kind {
+	if c.device.chose() {
+		return kindOf(c.budget, c.asked()).onDevice()
+	}
+	return kindOf(c.budget, c.share())
+}
 
 // ask answers the chosen KV heads, each with its share.
 func (c *call) ask(ctx context.Context, chosen func(head int) bool) error {
@@ -253,9 +270,17 @@ func (c *call) together(ctx context.Context, head int, q []float32, res *headRes
 // share is the share of the sealed bytes that one position may read, before
 // budgets are moved among heads; in mode target the most it may read.
 func (c *call) share() float32 {
+	if c.whole {
+		return 1
+	}
+	return c.asked()
+}
+
+// asked is that share, wherever the bytes lie.
+func (c *call) asked() float32 {
 	switch {
 	case c.budget.mode == kvtierv1.AttendMode_ATTEND_MODE_EXACT,
-		c.start+uint64(c.n) <= uint64(c.seq.srv.opt.ReadAllTokens), c.whole,
+		c.start+uint64(c.n) <= uint64(c.seq.srv.opt.ReadAllTokens),
 		c.budget.mode == kvtierv1.AttendMode_ATTEND_MODE_TARGET && c.budget.share == 0:
 		return 1
 	case c.budget.tokens > 0:

@@ -2,18 +2,21 @@ package server
 
 import (
 	"context"
+	"math"
 	"sync"
 	"sync/atomic"
 	"time"
 
 	"kvtier/attention"
+	kvtierv1 "kvtier/proto/kvtier/v1"
 	"kvtier/server/sparse"
 	"kvtier/tiers/gpu"
 	"kvtier/tiers/seal"
 	"kvtier/tiers/store"
 )
 
-// deviceAnswer is what the GPU answers of a call: all that is stored of the segments that lie in its memory.
+// deviceAnswer is what the GPU answers of a call, of the segments that lie in its memory: all that is stored, or of much, and in mode budget, of the pages
+// that matter most.
 type deviceAnswer struct {
 	segs  []sparse.Segment // of the sealed part
 	under *gpu.Answer
@@ -31,17 +34,32 @@ func (c *call) startDevice(ctx context.Context) *deviceAnswer {
 		return nil
 	}
 	x := &deviceAnswer{segs: c.seq.srv.segmentsOf(c.st, c.layer, c.st.sealed())}
-	whole := make([]store.Segment, 0, len(x.segs))
 	for _, s := range x.segs {
 		if s.Cut() {
 			return nil // in a fork that ends inside a segment until it is sealed anew
 		}
-		whole = append(whole, store.Segment{Header: s.Header, Low: s.Low})
 	}
-	if x.under = c.seq.srv.store.Attend(ctx, whole, c.byHead, sp.softcap); x.under == nil {
+	if x.under = c.seq.srv.store.Attend(ctx, stored(x.segs), c.byHead, sp.softcap, c.choice()); x.under == nil {
 		return nil
 	}
 	return x
+}
+
+// stored are segments as the store knows them.
+func stored(segs []sparse.Segment) []store.Segment {
+	out := make([]store.Segment, len(segs))
+	for i, s := range segs {
+		out[i] = store.Segment{Header: s.Header, Low: s.Low}
+	}
+	return out
+}
+
+// choice says how much of what the GPU holds it reads.
+func (c *call) choice() gpu.Choice {
+	if c.budget.mode != kvtierv1.AttendMode_ATTEND_MODE_BUDGET {
+		return gpu.Choice{}
+	}
+	return gpu.Choice{Share: c.asked(), Group: c.seq.spec.group(), Above: int64(c.seq.srv.opt.GPUReadAll)}
 }
 
 // withDevice answers a KV head's sealed part together with the GPU. What the host chooses to read depends on what the GPU's part weighs, so it waits for that first; where it
@@ -56,15 +74,45 @@ func (c *call) withDevice(ctx context.Context, head int, q []float32, res *headR
 	if early {
 		x.mergeInto(res.ps, head)
 	}
-	if err := c.sealed(ctx, head, q, res); err != nil || early {
+	if err := c.sealed(ctx, head, q, res); err != nil {
 		return err
 	}
-	if x.wait(st); x.partials == nil {
-		return c.rows(ctx, head, x.held(true), q, res, 0, len(res.ps), float32(c.n))
+	if !early {
+		if x.wait(st); x.partials == nil {
+			return c.rows(ctx, head, x.held(true), q, res, 0, len(res.ps), float32(c.n))
+		}
+		x.mergeInto(res.ps, head)
 	}
-	x.mergeInto(res.ps, head)
+	res.unread = x.errorOf(res.ps, head)
 	return nil
 }
+
+// chose says whether the GPU left pages unread.
+func (x *deviceAnswer) chose() bool { return x != nil && x.partials != nil && x.under.Errors != nil }
+
+// errorOf estimates the relative error of a KV head's output by what the GPU did not read, mean over rows: ps hold all there is.
+func (x *deviceAnswer) errorOf(ps []attention.Partial, head int) (mean float32) {
+	if !x.chose() {
+		return 0
+	}
+	for i := range ps {
+		at, norm2 := head*len(ps)+i, 0.
+		for _, y := range ps[i].Out {
+			norm2 += float64(y) * float64(y)
+		}
+		share := math.Exp(float64(x.partials[at].LSE()) - float64(ps[i].LSE()))
+		e := deviceErrorScale * share * x.under.Errors[at] * ps[i].Sum / math.Sqrt(norm2)
+		if !(e < 1) { // or no number
+			e = 1
+		}
+		mean += float32(e) / float32(len(ps))
+	}
+	return mean
+}
+
+// deviceErrorScale is what errors are raised by that pages are not read for: keys err, too, and pages do not err independently. Audits say how well
+// that holds.
+const deviceErrorScale = 2.5
 
 // wait waits for the device once; every deviceAnswer is waited for.
 func (x *deviceAnswer) wait(st *store.Store) {
@@ -105,7 +153,7 @@ func (x *deviceAnswer) account() (a sparse.Account) {
 		return a
 	}
 	a.Moved.GPU = x.under.Bytes
-	a.Scanned, a.Read = x.under.Tokens, x.under.Tokens
+	a.Scanned, a.Read, a.Estimated = x.under.Scanned, x.under.Read, x.under.Estimated
 	a.NsScan = x.ns
 	for i, s := range x.segs {
 		if x.under.Held[i] {

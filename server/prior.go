@@ -4,7 +4,7 @@ package server
 // quantiles of those measured on the tuning texts, over all layers of
 // SmolLM2-135M and Gemma-3-270M (kvbench calibrate --priors prints them). They
 // stand in until a model's own audits do better.
-var prior = [numKinds][]float64{
+var prior = [deviceKinds][]float64{
 	{0.31, 0.38, 0.40, 0.43, 0.45, 0.47, 0.49, 0.51, 0.53, 0.55, 0.58, 0.61, 0.65, 0.68, 0.73, 0.77, 0.82, 0.89, 1.06, 1.43},
 	{0.31, 0.38, 0.40, 0.43, 0.45, 0.47, 0.49, 0.51, 0.53, 0.55, 0.58, 0.61, 0.65, 0.68, 0.73, 0.77, 0.82, 0.89, 1.06, 1.43},
 	{0.47, 0.57, 0.63, 0.68, 0.71, 0.75, 0.78, 0.81, 0.83, 0.86, 0.88, 0.91, 0.93, 0.96, 1.00, 1.04, 1.09, 1.17, 1.31, 1.59},
@@ -14,4 +14,12 @@ var prior = [numKinds][]float64{
 	{0.47, 0.58, 0.65, 0.72, 0.76, 0.80, 0.83, 0.86, 0.88, 0.91, 0.93, 0.95, 0.99, 1.01, 1.05, 1.09, 1.16, 1.26, 1.45, 2.04},
 	{0.47, 0.58, 0.65, 0.72, 0.76, 0.80, 0.83, 0.86, 0.88, 0.91, 0.93, 0.95, 0.99, 1.01, 1.05, 1.09, 1.16, 1.26, 1.45, 2.04},
 	{0.47, 0.58, 0.65, 0.72, 0.76, 0.80, 0.83, 0.86, 0.88, 0.91, 0.93, 0.95, 0.99, 1.01, 1.05, 1.09, 1.16, 1.26, 1.45, 2.04},
+}
+
+// priorOf returns the ratios of a kind. Of choices on a GPU none were measured on models: those of the host's stand in.
+func priorOf(k kind) []float64 {
+	if k >= deviceKinds {
+		k -= deviceKinds
+	}
+	return prior[k]
 }

@@ -30,6 +30,7 @@ type Options struct {
 	GPUBytes      int64         // GPU tier's limit; none. gpu.Auto: what a GPU has free, if there is one
 	GPUDevice     int           // number of the GPU
 	GPUPatience   time.Duration // how long an answer of it is waited for, which takes milliseconds; 10 s
+	GPUReadAll    int           // contexts of which the GPU holds up to so many tokens are read there whole, whatever the budget; 262,144. Negative: none
 	SealOnHost    bool          // segments are made on the host also where there is a GPU
 	TailBytes     int64         // unquantised rows in RAM; 2 GiB
 	ReadAllTokens int           // contexts up to this length are read whole; 8,192. Negative: none
@@ -61,6 +62,10 @@ func (o *Options) defaults() error {
 		o.ReadAllTokens = 8192
 	}
 	o.ReadAllTokens = max(0, o.ReadAllTokens)
+	if o.GPUReadAll == 0 {
+		o.GPUReadAll = 262144
+	}
+	o.GPUReadAll = max(0, o.GPUReadAll)
 	if o.DefaultShare == 0 {
 		o.DefaultShare = .2
 	}

@@ -45,6 +45,7 @@ func open(ctx context.Context, c *daemon.Config, log *slog.Logger, cores int) (d
 		DataDir:       c.Data,
 		GPUBytes:      int64(c.GPU),
 		GPUDevice:     c.GPUDevice,
+		GPUReadAll:    orNone(c.GPUReadAll),
 		SealOnHost:    !c.GPUSeal,
 		RAMBytes:      int64(c.RAM),
 		DiskBytes:     int64(c.Disk),

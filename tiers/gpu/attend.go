@@ -51,14 +51,41 @@ type kept struct {
 }
 
 // mostPlanBytes limits what plans take of device memory, beside the tier's limit: a plan has about
-// 0.6 bytes a token and layer of 8 heads.
+// .9 bytes a token and layer of 8 heads.
 const mostPlanBytes = 256 << 20
 
 // rowsAtOnce is how many query rows of a head are answered together; more take turns, so that partials of splits have bounded room.
-const rowsAtOnce = 32
+const rowsAtOnce = kernels.MostRows
 
 // ErrStuck says that the device has not answered in time. Nothing more is asked of it until it has.
 var ErrStuck = errors.New("the device does not answer")
+
+// Choice says how much of what the tier holds is read. The zero Choice is everything.
+type Choice struct {
+	// Share of the pages that each position of a query may read, in (0, 1]; rows that are answered together read what their positions may read
+	// together, and everything where that is not worth a choice. 0: everything.
+	Share float32
+	// Group is how many rows a position has.
+	Group int
+	// Above is how many tokens the tier has to hold of the layer's for a choice to be made: more than that.
+	Above int64
+}
+
+const (
+	// leastShare of the pages is read whatever may be: to scan costs as much as to read a tenth.
+	leastShare = .05
+	// mostShare is where a choice would save less than it takes.
+	mostShare = .5
+)
+
+// of returns the share, in 2^-16, of so many rows that are answered together.
+func (c Choice) of(rows int) uint32 {
+	positions := (rows + max(1, c.Group) - 1) / max(1, c.Group)
+	if share := c.Share * float32(positions); share > 0 && share < mostShare {
+		return uint32(max(share, leastShare) * kernels.Everything)
+	}
+	return kernels.Everything
+}
 
 // Answer is the attention over the segments that the tier held.
 type Answer struct {
@@ -66,9 +93,13 @@ type Answer struct {
 	Held []bool
 	// Bytes is what kernels read of them.
 	Bytes int64
-	// Tokens counts the tokens attended, over KV heads.
-	Tokens int64
+	// Scanned, Read and Estimated count tokens, over KV heads, and where pages are chosen over the blocks of rows that do so together.
+	Scanned, Read, Estimated int64
+	// Errors [heads][rows] is, once Wait has returned, how far each output may lie from that of everything, as a distance, by what is known of the pages
+	// that were not read; nil if all were.
+	Errors []float64
 
+	choice  Choice
 	a       *attender
 	plan    *kept
 	leases  []lease
@@ -85,9 +116,9 @@ func (t *Tier) Attends(h *tiers.Header) bool {
 }
 
 // Attend begins to attend to those of the segments, all of one layer, that the tier holds whole: every stored token of them is
-// read. q is [heads][rows][d], scaled. It returns nil if the tier holds none. What it
+// read, or as much as choice says. q is [heads][rows][d], scaled. It returns nil if the tier holds none. What it
 // returns must be waited for. Errors are of the device; the segments can be answered from below.
-func (t *Tier) Attend(ctx context.Context, segments []Segment, q []float32, softcap float32) (*Answer, error) {
+func (t *Tier) Attend(ctx context.Context, segments []Segment, q []float32, softcap float32, choice Choice) (*Answer, error) {
 	if t.attender == nil || len(segments) == 0 {
 		return nil, nil
 	}
@@ -98,7 +129,7 @@ func (t *Tier) Attend(ctx context.Context, segments []Segment, q []float32, soft
 		return nil, fmt.Errorf("gpu: attend: %w", ErrStuck)
 	}
 	all := t.leaseAll(segments)
-	n := &Answer{Held: make([]bool, len(segments)), a: t.attender, q: q, softcap: softcap}
+	n := &Answer{Held: make([]bool, len(segments)), a: t.attender, q: q, softcap: softcap, choice: choice}
 	of := make([]Segment, 0, len(segments))
 	for i, l := range all {
 		if l.segment != nil {
@@ -128,9 +159,25 @@ func (n *Answer) start(ctx context.Context, of []Segment) (err error) {
 	if n.plan, err = n.a.plan(ctx, of, n.leases); err != nil {
 		return err
 	}
-	n.Bytes, n.Tokens = n.plan.tables.Plan().BytesFor(n.rows), n.plan.tables.Plan().Tokens
-	n.first, err = n.a.kernels.Start(ctx, n.plan.tables, n.block(0), n.softcap)
+	plan := n.plan.tables.Plan()
+	if plan.Tokens <= n.choice.Above*int64(n.heads) {
+		n.choice = Choice{}
+	}
+	for lo := 0; lo < n.rows; lo += rowsAtOnce {
+		rows := min(rowsAtOnce, n.rows-lo)
+		scanned, read, estimated, bytes := plan.Cost(rows, n.choice.of(rows))
+		n.Bytes += bytes
+		if lo == 0 || plan.Chooses(n.choice.of(rows)) {
+			n.Scanned, n.Read, n.Estimated = n.Scanned+scanned, n.Read+read, n.Estimated+estimated
+		}
+	}
+	n.first, err = n.begin(ctx, 0)
 	return err
+}
+
+// begin starts rows from lo on.
+func (n *Answer) begin(ctx context.Context, lo int) (*kernels.Answer, error) {
+	return n.a.kernels.StartChoosing(ctx, n.plan.tables, n.block(lo), n.softcap, n.choice.of(min(rowsAtOnce, n.rows-lo)))
 }
 
 // block returns the query's rows from lo on, rowsAtOnce or what is left, of all heads.
@@ -156,7 +203,7 @@ func (n *Answer) Wait() ([]attention.Partial, error) {
 		x := n.first
 		if lo > 0 {
 			var err error
-			if x, err = n.a.kernels.Start(background, n.plan.tables, n.block(lo), n.softcap); err != nil {
+			if x, err = n.begin(background, lo); err != nil {
 				n.end()
 				return nil, asTier(err)
 			}
@@ -175,9 +222,23 @@ func (n *Answer) Wait() ([]attention.Partial, error) {
 		for h := range n.heads {
 			copy(out[h*n.rows+lo:], ps[h*rows:(h+1)*rows])
 		}
+		n.addErrors(lo, rows, ps, x.Unread())
 	}
 	n.end()
 	return out, nil
+}
+
+// addErrors takes over what of rows from lo on, [heads][rows], was not read.
+func (n *Answer) addErrors(lo, rows int, ps []attention.Partial, unread []kernels.Unread) {
+	if unread == nil {
+		return
+	}
+	if n.Errors == nil {
+		n.Errors = make([]float64, n.heads*n.rows)
+	}
+	for i, u := range unread {
+		n.Errors[i/rows*n.rows+lo+i%rows] = u.Error(&ps[i])
+	}
 }
 
 // outlast ends an answer that was given up, once the device has done with it.

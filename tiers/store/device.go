@@ -16,8 +16,8 @@ import (
 	"kvtier/tiers/seal"
 )
 
-// The GPU tier holds whole segments: those that were sealed last, and those that queries asked for. What it holds is read there,
-// all of it; the rest is the business of RAM and NVMe.
+// The GPU tier holds whole segments: those that were sealed last, and those that queries asked for. What it holds is read there:
+// all of it, or of much the pages that matter most; the rest is the business of RAM and NVMe.
 const (
 	riseQueue = 1024 // segments waiting to be brought to the GPU; more are forgotten
 	// riseAgain is how long a segment that was brought up, or found no room, is not tried again; each time twice as long, up to
@@ -76,12 +76,12 @@ type Segment = gpu.Segment
 
 // Attend begins to attend to those of a layer's segments that lie whole in the memory of a GPU, and asks for the others to be brought there. It returns nil if there are none. Errors
 // are of the device, and were logged: the segments lie below, too.
-func (s *Store) Attend(ctx context.Context, segments []Segment, q []float32, softcap float32) *gpu.Answer {
+func (s *Store) Attend(ctx context.Context, segments []Segment, q []float32, softcap float32, choice gpu.Choice) *gpu.Answer {
 	d := s.device
 	if d == nil || !d.begin() {
 		return nil
 	}
-	a, err := d.tier.Attend(ctx, segments, q, softcap)
+	a, err := d.tier.Attend(ctx, segments, q, softcap, choice)
 	if a == nil {
 		d.answers.Done()
 	}

@@ -191,24 +191,25 @@ func (n *Answer) launchChosen(c *cuda.Context, m *module, softcap float32) error
 	return n.merge(c, m, of(x.ranges), in(at.errors), x.attended)
 }
 
-// Unread says what the error of an answer's row comes from that were not read: see Estimate.
-type Unread struct {
-	// Values is the sum of squares of tokens' weights times the spread of values around their page's mean, raised by what is not known of the weights;
-	// Weights is that of squares of weights, as far as they are not known. The unit of weights is that of the row's Partial.
-	Values, Weights float32
-}
+// Unread is what the error of an answer's row comes from where pages were not read: sums over them of the squares of their tokens' weights, times the spread
+// of values around their page's mean, and as far as the weights are not known. The unit of weights is that of the row's Partial.
+type Unread struct{ Values, Weights float32 }
 
-// Error is the estimated error of the row's output o, without its relation to anything: the root of the square of a distance.
+// Error estimates how far the output of p, the row's, lies from that of everything, as a distance; +Inf if nobody knows.
 func (u Unread) Error(p *attention.Partial) float64 {
 	norm2 := 0.
 	for _, x := range p.Out {
 		norm2 += float64(x) * float64(x)
 	}
-	// Mean values lie from the output about as far as both are long.
-	return math.Sqrt(float64(u.Values)+2*float64(u.Weights)*norm2/(p.Sum*p.Sum)) / p.Sum
+	// A mean value lies as far from the output as both are long, about; that of the mean is in the spread.
+	e := math.Sqrt(float64(u.Values)+2*float64(u.Weights)*norm2/(p.Sum*p.Sum)) / p.Sum
+	if math.IsNaN(e) {
+		return math.Inf(1)
+	}
+	return e
 }
 
-// Unread returns, after Wait, what of rows [heads][rows] was not read; nil if all was.
+// Unread returns, after Wait, what of each row [heads][rows] was not read; nil if all was.
 func (n *Answer) Unread() []Unread { return n.unread }
 
 // unreadOf takes over what the device wrote.
