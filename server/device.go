@@ -112,7 +112,7 @@ func (x *deviceAnswer) errorOf(ps []attention.Partial, head int) (mean float32) 
 
 // deviceErrorScale is what errors are raised by that pages are not read for: keys err, too, and pages do not err independently. Audits say how well
 // that holds.
-const deviceErrorScale = 2.5
+const deviceErrorScale = 3
 
 // wait waits for the device once; every deviceAnswer is waited for.
 func (x *deviceAnswer) wait(st *store.Store) {

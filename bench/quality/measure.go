@@ -133,7 +133,7 @@ func (m method) shares(given []float64) []float64 {
 
 func chooseMethods(names []string) (out []method, err error) {
 	for _, m := range methods() {
-		if len(names) == 0 || slices.Contains(names, m.name) {
+		if len(names) == 0 && !m.named || slices.Contains(names, m.name) {
 			out = append(out, m)
 		}
 	}

@@ -25,6 +25,7 @@ type method struct {
 	name   string
 	answer func(ctx context.Context, h *headContext, x *question, share float64) (*answer, error)
 	fixed  bool // it has no budget: asked once
+	named  bool // it runs only if it is asked for
 }
 
 // methods are kvtier's own path and what it is compared with. The comparators
@@ -33,6 +34,7 @@ type method struct {
 func methods() []method {
 	return []method{
 		{name: "kvtier", answer: kvtier},
+		{name: "gpu", answer: gpu, named: true},
 		{name: "oracle", answer: selecting(oracle)},
 		{name: "quest16", answer: selecting(quest)},
 		{name: "mean16", answer: selecting(blockMeans)},
