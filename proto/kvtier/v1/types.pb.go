@@ -698,7 +698,7 @@ type Account struct {
 	// stored was read and the codec errs more, the budget's share did not allow more, or the call's
 	// deadline did not.
 	TargetMissed bool `protobuf:"varint,19,opt,name=target_missed,json=targetMissed,proto3" json:"target_missed,omitempty"`
-	// Sealed bytes that a GPU read of its own memory: it reads all that it holds.
+	// Sealed bytes that a GPU read of its own memory.
 	BytesGpu uint64 `protobuf:"varint,20,opt,name=bytes_gpu,json=bytesGpu,proto3" json:"bytes_gpu,omitempty"`
 	// Tokens that are known less well than was asked for, because a read was late (Budget.read_wait_us):
 	// by fewer bits of their keys, by a mean value, or by means alone. The errors count them as such.
