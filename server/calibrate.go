@@ -265,7 +265,7 @@ type weighted struct{ ratio, weight float64 }
 
 // fit computes the factors of a layer from its own ratios, those of all layers, and the prior.
 func fit(own []audited, pool []float32, k kind) factors {
-	all := make([]weighted, 0, len(own)+len(pool)+len(priorOf(k)))
+	all := make([]weighted, 0, len(own)+len(pool)+len(prior[k]))
 	for _, a := range own {
 		all = append(all, weighted{float64(a.ratio), 1})
 	}
@@ -275,8 +275,8 @@ func fit(own []audited, pool []float32, k kind) factors {
 		for _, r := range pool {
 			all = append(all, weighted{float64(r), pooled / float64(len(pool))})
 		}
-		for _, r := range priorOf(k) {
-			all = append(all, weighted{r, (foreign - pooled) / float64(len(priorOf(k)))})
+		for _, r := range prior[k] {
+			all = append(all, weighted{r, (foreign - pooled) / float64(len(prior[k]))})
 		}
 	}
 	slices.SortFunc(all, func(a, b weighted) int { return cmp.Compare(a.ratio, b.ratio) })

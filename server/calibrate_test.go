@@ -128,7 +128,7 @@ func TestCalibrationBounded(t *testing.T) {
 func TestKinds(t *testing.T) {
 	names := map[string]bool{}
 	for k := range kind(numKinds) {
-		if len(priorOf(k)) == 0 {
+		if len(prior[k]) == 0 {
 			t.Errorf("kind %v has no prior", k)
 		}
 		names[k.String()] = true
