@@ -37,8 +37,8 @@ type choice struct {
 	numCandidates                                     int
 }
 
-// newChoice divides the work among twice as many warps, for scanning, as attend has. It returns nil if there is nothing to choose from, or if
-// all bits are known of some segments only. first is the number of the first split behind the drains', whose ranges are those of the plan.
+// newChoice divides the work: that of scanning among twice as many warps as attend has. It returns nil if there is nothing to choose from, or if
+// all bits are known of some segments only. Drains' splits are those of the plan, whose ranges by head are given.
 func newChoice(p *Plan, segments []Segment, warps Warps, ranges []byte) *choice {
 	c := &choice{first: p.ends[drains], kind: most}
 	of := warps.Most
@@ -47,8 +47,8 @@ func newChoice(p *Plan, segments []Segment, warps Warps, ranges []byte) *choice 
 	}
 	var candidates, always, scans, rests []byte
 	c.attended = c.first
-	var splits [][2]int // of what is listed, by head
 	var choices []uint32
+	var parts [][4]int // by head, of splits: what is listed, [first, end), and estimates, from the first of these on
 	for head := range p.Heads {
 		firstCandidate, firstAlways, firstScan, pages := len(candidates)/unitBytes, len(always)/unitBytes, len(scans)/splitBytes, 0
 		for i, s := range segments {
@@ -75,11 +75,13 @@ func newChoice(p *Plan, segments []Segment, warps Warps, ranges []byte) *choice 
 		}
 		n := len(candidates)/unitBytes - firstCandidate
 		scans = appendSplits(scans, head, firstCandidate, n, 2*of/p.Heads)
+		part := [4]int{c.attended, 0, len(rests) / splitBytes, 0}
 		rests = appendSplits(rests, head, firstCandidate, n, min(2*of/p.Heads, mostRests))
-		fixed, begin := len(always)/unitBytes-firstAlways, c.attended
+		fixed := len(always)/unitBytes - firstAlways
 		c.attended += max(1, min(of/p.Heads, fixed+2*n)/blockSplits) * blockSplits
-		splits = append(splits, [2]int{begin, c.attended})
-		for _, x := range []int{firstCandidate, firstCandidate + n, pages, firstAlways, firstAlways + fixed, firstScan, len(scans) / splitBytes, c.units, begin, c.attended} {
+		part[1], part[3] = c.attended, len(rests)/splitBytes
+		parts = append(parts, part)
+		for _, x := range []int{firstCandidate, firstCandidate + n, pages, firstAlways, firstAlways + fixed, firstScan, len(scans) / splitBytes, c.units, part[0], part[1]} {
 			choices = append(choices, uint32(x))
 		}
 		c.units += fixed + 2*n // runs of a candidate's pages: two at most
@@ -89,33 +91,23 @@ func newChoice(p *Plan, segments []Segment, warps Warps, ranges []byte) *choice 
 		return nil
 	}
 	c.scanSplits, c.end = len(scans)/splitBytes, c.attended+len(rests)/splitBytes
-	begin := func() int {
-		for len(c.tables)%8 != 0 {
-			c.tables = append(c.tables, 0)
+	words := func(all ...uint32) (b []byte) {
+		for _, x := range all {
+			b = binary.LittleEndian.AppendUint32(b, x)
 		}
-		return len(c.tables)
+		return b
 	}
-	c.choices = begin()
-	for _, x := range choices {
-		c.tables = binary.LittleEndian.AppendUint32(c.tables, x)
+	var merged []byte // ranges, as merge has them
+	for head, x := range parts {
+		merged = append(merged, ranges[head*rangeBytes:][:8]...)
+		merged = append(merged, words(uint32(x[0]), uint32(x[1]), uint32(c.attended+x[2]), uint32(c.attended+x[3]))...)
 	}
 	for _, t := range []struct {
 		at *int
 		b  []byte
-	}{{&c.candidates, candidates}, {&c.always, always}, {&c.scans, scans}, {&c.rests, rests}, {&c.ranges, nil}} {
-		*t.at = begin()
+	}{{&c.choices, words(choices...)}, {&c.candidates, candidates}, {&c.always, always}, {&c.scans, scans}, {&c.rests, rests}, {&c.ranges, merged}} {
+		*t.at = len(c.tables)
 		c.tables = append(c.tables, t.b...)
-	}
-	rest := c.attended
-	for head := range p.Heads {
-		c.tables = append(c.tables, ranges[head*rangeBytes:][:8]...)
-		next := rest
-		for ; next-c.attended < len(rests)/splitBytes && int(binary.LittleEndian.Uint32(rests[(next-c.attended)*splitBytes:])) == head; next++ {
-		}
-		for _, x := range []int{splits[head][0], splits[head][1], rest, next} {
-			c.tables = binary.LittleEndian.AppendUint32(c.tables, uint32(x))
-		}
-		rest = next
 	}
 	return c
 }
@@ -161,13 +153,13 @@ func (n *Answer) launchChosen(c *cuda.Context, m *module, softcap float32) error
 	choices := tables + uint64(p.choiceAt())
 	of := func(table int) uint64 { return choices + uint64(table) }
 	in := func(part int) uint64 { return room + uint64(part) }
-	rows, cap := uint64(n.rows), uint64(math.Float32bits(softcap))
+	rows, capped := uint64(n.rows), uint64(math.Float32bits(softcap))
 	eight := (n.rows + warpRows - 1) / warpRows // blocks of rows
 	launch := func(f cuda.Function, blocks, rows, threads int, args ...uint64) error {
 		return c.Launch(f, [3]int{blocks, rows, 1}, [3]int{threads, 1, 1}, 0, s, args...)
 	}
 	if err := launch(m.scan, x.scanSplits/blockSplits, eight, attendThreads,
-		tables, of(x.candidates), of(x.scans), in(l.q), in(at.masses), in(at.rules), in(at.totals), rows, cap); err != nil {
+		tables, of(x.candidates), of(x.scans), in(l.q), in(at.masses), in(at.rules), in(at.totals), rows, capped); err != nil {
 		return err
 	}
 	if err := launch(m.choose, p.Heads, 1, chooseThreads, of(x.choices), of(x.candidates), of(x.always), in(at.masses), in(at.totals),
