@@ -421,6 +421,9 @@ func TestChoose(t *testing.T) {
 			if testing.Short() {
 				return
 			}
+			if d == 64 { // more candidates than choose has threads, many of which weigh the same
+				ask(shape{tokens: []int{2048, 2048}, copies: 35}, 2, .3)
+			}
 			for i := range 6 {
 				ask(shape{tokens: []int{1 + rng.IntN(900), 64 + rng.IntN(900)}, dealt: i%2 == 1}, 1+rng.IntN(17), rng.Float64())
 			}

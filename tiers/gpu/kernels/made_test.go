@@ -6,6 +6,7 @@ import (
 	"errors"
 	"math"
 	"math/rand/v2"
+	"slices"
 	"testing"
 
 	"kvtier/attention"
@@ -59,6 +60,7 @@ type shape struct {
 	values   float64
 	constant bool // all values are the same
 	flat     bool // some values' steps are 0
+	copies   int  // of each segment, beside it
 	dealt    bool // lines of keys are of other groups than a sealer would have
 }
 
@@ -127,7 +129,7 @@ func (m shape) make(rng *rand.Rand) (out []*sealed) {
 		}
 		out = append(out, s)
 	}
-	return out
+	return slices.Repeat(out, 1+m.copies)
 }
 
 // flatten makes some values' steps 0: all codes mean 0 then. Nobody seals such values, but a disk may hold them.
