@@ -56,10 +56,11 @@ func stored(segs []sparse.Segment) []store.Segment {
 
 // choice says how much of what the GPU holds it reads.
 func (c *call) choice() gpu.Choice {
-	if c.budget.mode != kvtierv1.AttendMode_ATTEND_MODE_BUDGET {
+	above := c.seq.srv.opt.GPUChooseAbove
+	if c.budget.mode != kvtierv1.AttendMode_ATTEND_MODE_BUDGET || above == 0 {
 		return gpu.Choice{}
 	}
-	return gpu.Choice{Share: c.asked(), Group: c.seq.spec.group(), Above: int64(c.seq.srv.opt.GPUReadAll)}
+	return gpu.Choice{Share: c.asked(), Group: c.seq.spec.group(), Above: int64(above)}
 }
 
 // withDevice answers a KV head's sealed part together with the GPU. What the host chooses to read depends on what the GPU's part weighs, so it waits for that first; where it

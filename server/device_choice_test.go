@@ -20,7 +20,7 @@ func choosing(t *testing.T, m *model, dir, id string, o Options) (*Server, *sequ
 	t.Helper()
 	log := &logged{}
 	o.Logger = slog.New(slog.NewTextHandler(log, nil))
-	o.GPUReadAll, o.ReadAllTokens, o.SealOnHost = -1, -1, true
+	o.GPUChooseAbove, o.ReadAllTokens, o.SealOnHost = 1, -1, true
 	srv := openServer(t, dir, o)
 	s := find(t, srv, id)
 	for l := range int(m.spec.Layers) {
@@ -121,14 +121,14 @@ func TestDeviceChoiceParts(t *testing.T) {
 		t.Errorf("of %d layers, %d are answered by the GPU, and none by both", m.spec.Layers, gpuEstimates)
 	}
 	closeServer(t, srv)
-	for above, chooses := range map[int]bool{2*segment - 100: true, 2*segment + 100: false} {
-		o := Options{GPUBytes: 64 << 20, GPUReadAll: above, ReadAllTokens: -1, SealOnHost: true}
+	for above, chooses := range map[int]bool{2*segment - 100: true, 2*segment + 100: false, 0: false} {
+		o := Options{GPUBytes: 64 << 20, GPUChooseAbove: above, ReadAllTokens: -1, SealOnHost: true}
 		srv := openServer(t, dir, o)
 		s := find(t, srv, id)
 		m.ask(t, s, 0, m.n-1, exactBudget)
 		settle(t, srv)
 		if a := m.ask(t, s, 0, m.n-1, shareBudget(.2)).account; (a.TokensEstimated > 0) != chooses || a.BytesGpu == 0 {
-			t.Errorf("of %d tokens, with %d read whole: %v", 2*segment, above, a)
+			t.Errorf("of %d tokens, choosing above %d: %v", 2*segment, above, a)
 		} else if chooses {
 			chunks(t, m, s, a)
 		}

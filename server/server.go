@@ -24,29 +24,30 @@ import (
 
 // Options of a server. The zero value of a field is its default.
 type Options struct {
-	DataDir       string        // made if missing, mode 0700
-	RAMBytes      int64         // RAM tier's limit; 1 GiB
-	DiskBytes     int64         // NVMe tier's limit; 20 GiB
-	GPUBytes      int64         // GPU tier's limit; none. gpu.Auto: what a GPU has free, if there is one
-	GPUDevice     int           // number of the GPU
-	GPUPatience   time.Duration // how long an answer of it is waited for, which takes milliseconds; 10 s
-	GPUReadAll    int           // contexts of which the GPU holds up to so many tokens are read there whole, whatever the budget; 262,144. Negative: none
-	SealOnHost    bool          // segments are made on the host also where there is a GPU
-	TailBytes     int64         // unquantised rows in RAM; 2 GiB
-	ReadAllTokens int           // contexts up to this length are read whole; 8,192. Negative: none
-	DefaultShare  float32       // budget of a call that names none; 0.2
-	ReadAllInRAM  float32       // least share of a budget that is answered from everything where all of it lies in RAM; 0: none
-	PromoteBytes  int64         // bytes a second that are brought from NVMe into RAM at most; no limit
-	ReadWait      time.Duration // longest wait for reads of keys and values of a call that names none; none: as long as it takes
-	AuditShare    float32       // share of sparse calls that are audited; 0.01. Negative: none
-	GPUAuditShare float32       // share of the calls that a GPU took part in that are audited; 0.01. Negative: none
-	Steer         bool          // divide a share among layers and KV heads by what their queries showed
-	SyncInterval  time.Duration // how often logs are made power-safe; 20 ms
-	Cores         int           // for work in the background, and items of a call that are answered at the same time; GOMAXPROCS
-	RecoverAtOnce int           // logs of open tails that are read at the same time at the start; 8
-	FS            files.FS      // where the data folder is; the operating system's
-	Logger        *slog.Logger
-	Version       string
+	DataDir     string        // made if missing, mode 0700
+	RAMBytes    int64         // RAM tier's limit; 1 GiB
+	DiskBytes   int64         // NVMe tier's limit; 20 GiB
+	GPUBytes    int64         // GPU tier's limit; none. gpu.Auto: what a GPU has free, if there is one
+	GPUDevice   int           // number of the GPU
+	GPUPatience time.Duration // how long an answer of it is waited for, which takes milliseconds; 10 s
+	// GPUChooseAbove: in mode budget a GPU that holds more than so many tokens of a layer reads a part of them; 0: it reads all.
+	GPUChooseAbove int
+	SealOnHost     bool          // segments are made on the host also where there is a GPU
+	TailBytes      int64         // unquantised rows in RAM; 2 GiB
+	ReadAllTokens  int           // contexts up to this length are read whole; 8,192. Negative: none
+	DefaultShare   float32       // budget of a call that names none; 0.2
+	ReadAllInRAM   float32       // least share of a budget that is answered from everything where all of it lies in RAM; 0: none
+	PromoteBytes   int64         // bytes a second that are brought from NVMe into RAM at most; no limit
+	ReadWait       time.Duration // longest wait for reads of keys and values of a call that names none; none: as long as it takes
+	AuditShare     float32       // share of sparse calls that are audited; 0.01. Negative: none
+	GPUAuditShare  float32       // share of the calls that a GPU took part in that are audited; 0.01. Negative: none
+	Steer          bool          // divide a share among layers and KV heads by what their queries showed
+	SyncInterval   time.Duration // how often logs are made power-safe; 20 ms
+	Cores          int           // for work in the background, and items of a call that are answered at the same time; GOMAXPROCS
+	RecoverAtOnce  int           // logs of open tails that are read at the same time at the start; 8
+	FS             files.FS      // where the data folder is; the operating system's
+	Logger         *slog.Logger
+	Version        string
 }
 
 func (o *Options) defaults() error {
@@ -62,10 +63,6 @@ func (o *Options) defaults() error {
 		o.ReadAllTokens = 8192
 	}
 	o.ReadAllTokens = max(0, o.ReadAllTokens)
-	if o.GPUReadAll == 0 {
-		o.GPUReadAll = 262144
-	}
-	o.GPUReadAll = max(0, o.GPUReadAll)
 	if o.DefaultShare == 0 {
 		o.DefaultShare = .2
 	}

@@ -28,7 +28,7 @@ type Options struct {
 	RAM      string // limits of the daemon, as its flags take them
 	Disk     string
 	GPU      string        // as kvtierd has it
-	GPUWhole int           // as kvtierd has --gpu-read-all
+	GPUAbove int           // as kvtierd has --gpu-choose-above
 	InRAM    float32       // as kvtierd has --read-all-in-ram
 	ReadWait time.Duration // that a step's calls wait for reads of keys and values; 0: as long as it takes
 	Dir      string        // parent of the run's folder; "": the system's
@@ -135,7 +135,7 @@ func Run(ctx context.Context, o Options) (*Report, error) {
 // start runs the daemon. Contexts of every length are answered in part, and nothing is audited in the background.
 func (r *run) start(ctx context.Context) (err error) {
 	r.d, err = daemon.Start(ctx, r.bin, r.dir, "--ram", r.o.RAM, "--disk", r.o.Disk, "--gpu", cmp.Or(r.o.GPU, "off"), "--audit", "0", "--gpu-audit", "0", "--read-all", "0",
-		"--read-all-in-ram", fmt.Sprint(r.o.InRAM), "--gpu-read-all", fmt.Sprint(r.o.GPUWhole))
+		"--read-all-in-ram", fmt.Sprint(r.o.InRAM), "--gpu-choose-above", fmt.Sprint(r.o.GPUAbove))
 	return err
 }
 

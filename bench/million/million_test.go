@@ -59,21 +59,21 @@ func build(t *testing.T, flags ...string) string {
 func TestRunOnGPU(t *testing.T) {
 	cudatest.Open(t)
 	bin := build(t, "-tags", "cuda")
-	for whole, name := range map[int]string{1 << 20: "everything", 0: "pages"} {
+	for above, name := range map[int]string{0: "everything", 1: "pages"} {
 		t.Run(name, func(t *testing.T) {
 			o := Options{Geometry: synth.Geometry{Tokens: 2*synth.BlockTokens + 300, Layers: 2, KVHeads: 1, Group: 4, HeadDim: 64}, Seed: 1, Budgets: []int{1024},
-				Warm: 10, Steps: 4, Audits: 4, Dense: 1, RAM: "4MiB", Disk: "64MiB", GPU: "64MiB", GPUWhole: whole, Kvtierd: bin, Say: t.Logf}
+				Warm: 10, Steps: 4, Audits: 4, Dense: 1, RAM: "4MiB", Disk: "64MiB", GPU: "64MiB", GPUAbove: above, Kvtierd: bin, Say: t.Logf}
 			o.Dir = t.TempDir()
 			rep, err := Run(context.Background(), o)
 			if err != nil {
 				t.Fatal(err)
 			}
 			x := rep.Decode[0]
-			if x.GPUBytes == 0 || x.RAMBytes+x.NVMeBytes > 0 || (x.EstimatedError > 0) != (whole == 0) {
+			if x.GPUBytes == 0 || x.RAMBytes+x.NVMeBytes > 0 || (x.EstimatedError > 0) != (above > 0) {
 				t.Errorf("decode: %+v", x)
 			}
 			most := 2 * x.CodecError
-			if whole == 0 {
+			if above > 0 {
 				most = .3
 			}
 			if !(x.Audit.Mean > 0 && x.Audit.Mean < most) {

@@ -57,7 +57,7 @@ func newMillion() *cobra.Command {
 	f.IntVar(&o.Dense, "dense", 2, "layers that are also answered from everything stored, once")
 	f.StringVar(&o.RAM, "ram", "2GiB", "limit of the daemon's RAM tier")
 	f.StringVar(&o.GPU, "gpu", "off", "limit of the daemon's GPU tier: off, auto or a size")
-	f.IntVar(&o.GPUWhole, "gpu-read-all", 262144, "contexts of which the GPU holds up to so many tokens are read there whole, whatever the budget")
+	f.IntVar(&o.GPUAbove, "gpu-choose-above", 0, "as kvtierd has it")
 	f.Float32Var(&o.InRAM, "read-all-in-ram", 0, "least share of a budget that is answered from everything where all of it lies in RAM; 0: none")
 	f.DurationVar(&o.ReadWait, "read-wait", 0, "longest wait of a step's calls for reads of keys and values from NVMe; 0: as long as it takes")
 	f.StringVar(&o.Disk, "disk", "8GiB", "limit of the daemon's NVMe tier")

@@ -31,7 +31,7 @@ type Config struct {
 	GPU             GPU
 	GPUDevice       int
 	GPUAudit        float32
-	GPUReadAll      int
+	GPUChooseAbove  int
 	GPUSeal         bool
 	ReadAll         int
 	ReadAllInRAM    float32
@@ -74,7 +74,7 @@ func (c *Config) defineFlags() *actions {
 	f.Var(&c.GPU, "gpu", "limit of what lies in the memory of a GPU; auto: what it has free, if there is one; off: none")
 	f.IntVar(&c.GPUDevice, "gpu-device", 0, "number of the GPU")
 	f.Float32Var(&c.GPUAudit, "gpu-audit", 0.01, "share of the GPU's answers that the host compares with its own, in the background: at most a twentieth of one core's time; and of the segments that the GPU seals")
-	f.IntVar(&c.GPUReadAll, "gpu-read-all", 262144, "contexts of which the GPU holds up to this many tokens are read there whole, whatever the budget; of longer ones it reads the pages that matter most, as many as the budget says")
+	f.IntVar(&c.GPUChooseAbove, "gpu-choose-above", 0, "where the GPU holds more than this many tokens of a layer, calls in mode budget have it read the pages that matter most, as many as the budget says, and estimate the others; 0: it reads all that it holds")
 	f.BoolVar(&c.GPUSeal, "gpu-seal", true, "seal on the GPU, where there is one: the same bytes as on the host")
 	f.Var(&c.RAM, "ram", "limit of what lies in RAM of sealed segments")
 	f.Var(&c.Disk, "disk", "limit of the NVMe tier")
@@ -175,7 +175,7 @@ func (c *Config) checkValues() error {
 	}
 	require(c.RAM > 0, "--ram %v: a limit must be above 0", c.RAM)
 	require(c.GPUDevice >= 0, "--gpu-device %d: it must not be negative", c.GPUDevice)
-	require(c.GPUReadAll >= 0, "--gpu-read-all %d: it must not be negative", c.GPUReadAll)
+	require(c.GPUChooseAbove >= 0, "--gpu-choose-above %d: it must not be negative", c.GPUChooseAbove)
 	require(c.GPUAudit >= 0 && c.GPUAudit <= 1, "--gpu-audit %v: it must be from 0 to 1", c.GPUAudit)
 	require(c.Disk > 0, "--disk %v: a limit must be above 0", c.Disk)
 	require(c.Tail > 0, "--tail %v: a limit must be above 0", c.Tail)
