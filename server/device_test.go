@@ -164,11 +164,13 @@ func TestDeviceStuck(t *testing.T) {
 	const patience = 200 * time.Millisecond
 	srv := openServer(t, dir, Options{ReadAllTokens: -1, GPUBytes: 64 << 20, GPUPatience: patience})
 	s := find(t, srv, id)
-	ask := func() (*answer, time.Duration) {
+	askOf := func(layer int) (*answer, time.Duration) {
 		begin := time.Now()
-		return m.ask(t, s, 0, 2*segment+399, exactBudget), time.Since(begin)
+		return m.ask(t, s, layer, 2*segment+399, exactBudget), time.Since(begin)
 	}
+	ask := func() (*answer, time.Duration) { return askOf(0) }
 	ask()
+	askOf(1)
 	settle(t, srv)
 	want, _ := ask()
 	if want.account.BytesGpu == 0 {
@@ -198,7 +200,9 @@ func TestDeviceStuck(t *testing.T) {
 		}
 	}
 	cudatest.Stall(t, true)
-	ask()
+	if got, took := askOf(1); got.account.BytesGpu > 0 || took > 30*time.Second { // where its segments lie the device was never told
+		t.Errorf("%v after %v", got.account, took)
+	}
 	if err := srv.Close(t.Context()); !errors.Is(err, gpu.ErrStuck) { // it ends all the same
 		t.Errorf("close: %v", err)
 	}

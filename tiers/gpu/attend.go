@@ -7,8 +7,6 @@ import (
 	"maps"
 	"slices"
 	"sync"
-	"sync/atomic"
-	"time"
 
 	"kvtier/attention"
 	"kvtier/tiers"
@@ -23,10 +21,10 @@ type Segment struct {
 
 // attender attends to what the tier holds.
 type attender struct {
-	kernels  *kernels.Attention
-	patience time.Duration // that an answer is waited for
-	late     atomic.Int32  // answers that nobody waits for any more, and that go on
-	mu       struct {
+	tier    *Tier
+	kernels *kernels.Attention
+	frees   sync.WaitGroup // of plans, under way
+	mu      struct {
 		sync.Mutex
 		plans map[planKey]*kept
 		clock int64 // of uses
@@ -56,9 +54,6 @@ const mostPlanBytes = 256 << 20
 
 // rowsAtOnce is how many query rows of a head are answered together; more take turns, so that partials of splits have bounded room.
 const rowsAtOnce = kernels.MostRows
-
-// ErrStuck says that the device has not answered in time. Nothing more is asked of it until it has.
-var ErrStuck = errors.New("the device does not answer")
 
 // Choice says how much of what the tier holds is read. The zero Choice is everything.
 type Choice struct {
@@ -107,7 +102,7 @@ type Answer struct {
 	softcap float32
 	heads   int
 	rows    int
-	first   *kernels.Answer // rows [0, rowsAtOnce), under way
+	under   *kernels.Answer // under way: rowsAtOnce of the rows, or what is left
 }
 
 // Attends says whether a segment would be attended on the device if it were there.
@@ -125,9 +120,6 @@ func (t *Tier) Attend(ctx context.Context, segments []Segment, q []float32, soft
 	if err := t.usable(ctx); err != nil {
 		return nil, fmt.Errorf("gpu: attend: %w", err)
 	}
-	if t.attender.late.Load() > 0 {
-		return nil, fmt.Errorf("gpu: attend: %w", ErrStuck)
-	}
 	all := t.leaseAll(segments)
 	n := &Answer{Held: make([]bool, len(segments)), a: t.attender, q: q, softcap: softcap, choice: choice}
 	of := make([]Segment, 0, len(segments))
@@ -140,12 +132,27 @@ func (t *Tier) Attend(ctx context.Context, segments []Segment, q []float32, soft
 	if n.leases = all[:len(of)]; len(of) == 0 {
 		return nil, nil
 	}
-	err := n.start(ctx, of)
-	if err != nil {
-		n.end()
+	if err := n.patiently(func() error { return n.start(ctx, of) }); err != nil {
 		return nil, fmt.Errorf("gpu: attend: %w", asTier(err))
 	}
 	return n, nil
+}
+
+// patiently starts something of the answer. If it fails, or is left, that is the answer's end.
+func (n *Answer) patiently(start func() error) error {
+	t := n.a.tier
+	return t.patiently(background, t.patience, func() error {
+		err := start()
+		if err != nil {
+			n.end()
+		}
+		return err
+	}, func(err error) {
+		if err == nil {
+			_, _ = n.under.Wait(background)
+			n.end()
+		}
+	})
 }
 
 func (n *Answer) start(ctx context.Context, of []Segment) (err error) {
@@ -171,7 +178,7 @@ func (n *Answer) start(ctx context.Context, of []Segment) (err error) {
 			n.Scanned, n.Read, n.Estimated = n.Scanned+scanned, n.Read+read, n.Estimated+estimated
 		}
 	}
-	n.first, err = n.begin(ctx, 0)
+	n.under, err = n.begin(ctx, 0)
 	return err
 }
 
@@ -196,23 +203,22 @@ func (n *Answer) block(lo int) []float32 {
 // Wait returns the partials, [heads][rows]. If the device does not answer, the error is ErrStuck after Options.Patience: what it
 // was asked goes on without anybody, and keeps its segments where they are.
 func (n *Answer) Wait() ([]attention.Partial, error) {
-	ctx, cancel := context.WithTimeout(background, n.a.patience)
+	t := n.a.tier
+	ctx, cancel := context.WithTimeout(background, t.patience)
 	defer cancel()
 	out := make([]attention.Partial, n.heads*n.rows)
 	for lo := 0; lo < n.rows; lo += rowsAtOnce {
-		x := n.first
 		if lo > 0 {
-			var err error
-			if x, err = n.begin(background, lo); err != nil {
-				n.end()
-				return nil, asTier(err)
+			err := n.patiently(func() (err error) { n.under, err = n.begin(background, lo); return err })
+			if err != nil {
+				return nil, fmt.Errorf("gpu: attend: %w", asTier(err))
 			}
 		}
-		ps, err := x.Wait(ctx)
+		ps, err := n.under.Wait(ctx)
 		if err != nil && ctx.Err() != nil {
-			n.a.late.Add(1)
-			go n.outlast(x)
-			return nil, fmt.Errorf("gpu: attend: %w: nothing came in %v", ErrStuck, n.a.patience)
+			t.late.Add(1)
+			go n.outlast()
+			return nil, fmt.Errorf("gpu: attend: %w: nothing came in %v", ErrStuck, t.patience)
 		}
 		if err != nil {
 			n.end()
@@ -222,7 +228,7 @@ func (n *Answer) Wait() ([]attention.Partial, error) {
 		for h := range n.heads {
 			copy(out[h*n.rows+lo:], ps[h*rows:(h+1)*rows])
 		}
-		n.addErrors(lo, rows, ps, x.Unread())
+		n.addErrors(lo, rows, ps, n.under.Unread())
 	}
 	n.end()
 	return out, nil
@@ -242,10 +248,10 @@ func (n *Answer) addErrors(lo, rows int, ps []attention.Partial, unread []kernel
 }
 
 // outlast ends an answer that was given up, once the device has done with it.
-func (n *Answer) outlast(x *kernels.Answer) {
-	<-x.Done()
+func (n *Answer) outlast() {
+	<-n.under.Done()
 	n.end()
-	n.a.late.Add(-1)
+	n.a.tier.late.Add(-1)
 }
 
 func (n *Answer) end() {
@@ -340,7 +346,7 @@ func (a *attender) done(p *kept) {
 	last := p.uses == 0 && p.dropped
 	a.mu.Unlock()
 	if last {
-		_ = a.free([]*kept{p}) // an error is the device's, and the next call's
+		a.frees.Go(func() { _ = a.free([]*kept{p}) }) // it waits for others' answers; an error is the device's, and the next call's
 	}
 }
 
@@ -352,19 +358,9 @@ func (a *attender) free(plans []*kept) error {
 	return errors.Join(errs...)
 }
 
-// answers says whether nothing is asked that the device does not answer, within its patience.
-func (t *Tier) answers() bool {
-	a := t.attender
-	for begin := time.Now(); a.late.Load() > 0 || t.sealing != nil && t.sealing.Late(); time.Sleep(time.Millisecond) {
-		if time.Since(begin) > a.patience {
-			return false
-		}
-	}
-	return true
-}
-
 // close frees the plans. No answer is under way.
 func (a *attender) close() error {
+	a.frees.Wait()
 	a.mu.Lock()
 	all := slices.Collect(maps.Values(a.mu.plans))
 	clear(a.mu.plans)
@@ -373,12 +369,12 @@ func (a *attender) close() error {
 }
 
 // newAttender makes a device ready to attend.
-func newAttender(t *Tier, patience time.Duration) (*attender, error) {
+func newAttender(t *Tier) (*attender, error) {
 	k, err := kernels.New(background, t.dev)
 	if err != nil {
 		return nil, err
 	}
-	a := &attender{kernels: k, patience: patience}
+	a := &attender{tier: t, kernels: k}
 	a.mu.plans = map[planKey]*kept{}
 	return a, nil
 }

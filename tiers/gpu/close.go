@@ -10,31 +10,25 @@ import (
 
 // GiveUp ends a tier whose device is not trusted any more, and why is the reason: it holds nothing, its device memory is given
 // back, and whatever is asked of it is tiers.ErrLost. Only memory of other processes (see Shared) is still copied, until Close: it
-// is theirs. Leases must have been released.
+// is theirs. Leases must have been released. If the device does not answer, the error is ErrStuck, and its memory is given back when it does.
 func (t *Tier) GiveUp(why error) error {
-	t.writes.Lock()
-	defer t.writes.Unlock()
 	if !t.end(fmt.Errorf("%w: %w", tiers.ErrLost, why)) {
 		return nil
 	}
-	if err := t.empty(); err != nil {
+	if err, _ := within(background, t.patience, t.empty); err != nil {
 		return fmt.Errorf("gpu: give up: %w", err)
 	}
 	return nil
 }
 
 // Close gives all device memory back and closes the device. Leases must have
-// been released; it waits for those that were abandoned.
+// been released; it waits for those that were abandoned. If the device does not answer, the error is ErrStuck, and its memory goes with
+// the process, or when it answers.
 func (t *Tier) Close() error {
-	t.writes.Lock()
-	defer t.writes.Unlock()
 	if !t.end(tiers.ErrClosed) {
 		return nil
 	}
-	err := t.empty()
-	if !errors.Is(err, ErrStuck) {
-		err = errors.Join(err, t.bank.close())
-	}
+	err, _ := within(background, t.patience, func() error { return errors.Join(t.empty(), t.bank.close()) })
 	if err != nil {
 		return fmt.Errorf("gpu: close: %w", err)
 	}
@@ -54,9 +48,9 @@ func (t *Tier) end(why error) bool {
 
 // empty gives back what pieces and kernels take. Nothing new begins; it waits for what is under way.
 func (t *Tier) empty() error {
-	if t.attender != nil && !t.answers() { // whatever frees memory would wait for it
-		return fmt.Errorf("%w: its memory goes with the process", ErrStuck)
-	}
+	t.settled() // first: a Put that was left may wait for writes
+	t.writes.Lock()
+	defer t.writes.Unlock()
 	t.reads.Lock() // no Pin is under way, and none will be
 	defer t.reads.Unlock()
 	t.abandoned.Wait()

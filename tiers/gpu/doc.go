@@ -28,5 +28,6 @@
 // were checked when they left the disk.
 //
 // Failure. If the device is lost, every call is tiers.ErrLost: what it held
-// lies below. A copy that fails otherwise fails its call alone.
+// lies below. A copy that fails otherwise fails its call alone. A device that does not answer is left
+// alone until it does: see patience.go.
 package gpu

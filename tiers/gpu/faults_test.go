@@ -398,3 +398,27 @@ func TestLeasesConcurrent(t *testing.T) {
 	}
 	empty(t, tier)
 }
+
+// TestDropWhileComing drops planes of a segment while a Put copies: what it brought of them is not there afterwards.
+func TestDropWhileComing(t *testing.T) {
+	tier, b := openFake(t, 1<<20, 1<<20)
+	h, pieces := tiertest.Segment(23, 3, 9000)
+	low, main := tiertest.InPart(pieces, tiers.PartLow), tiertest.InPart(pieces, tiers.PartMain)
+	for _, planes := range []tiers.PlaneSet{tiers.LowPlanes, tiers.AllPlanes} {
+		b.writing = func() {
+			if err := tier.Drop(h.ID, planes); err != nil {
+				t.Error(err)
+			}
+		}
+		put(t, tier, h, pieces)
+		holds(t, tier, h, low, false)
+		holds(t, tier, h, main, planes == tiers.LowPlanes)
+	}
+	b.writing = nil
+	put(t, tier, h, pieces)
+	holds(t, tier, h, pieces, true)
+	if err := tier.Drop(h.ID, tiers.AllPlanes); err != nil {
+		t.Fatal(err)
+	}
+	empty(t, tier)
+}

@@ -22,9 +22,11 @@ type Options struct {
 	// Bytes is the hard limit of device memory allocated for slabs: at least
 	// 256, or Auto. Kernels and the driver need some besides: where less is free, less is the limit.
 	Bytes int64
-	// Patience is how long an answer is waited for, which takes milliseconds; 0: 10 seconds.
+	// Patience is how long an answer or a copy is waited for, which takes milliseconds, and how long Close waits; 0: 10 seconds.
 	Patience time.Duration
 }
+
+const defaultPatience = 10 * time.Second
 
 // Auto as a limit is what the device has free at Open, less a tenth and autoSpare for kernels and others.
 const (
@@ -48,11 +50,14 @@ type Tier struct {
 	dev   *cuda.Device // nil in tests that put another bank in its place
 	bank  bank
 	began time.Time
+	// patience is how long the device is waited for; late counts what goes on that was left (patience.go).
+	patience time.Duration
+	late     atomic.Int32
 	// attender and sealing are nil where there is no device.
 	attender *attender
 	sealing  *kernels.Sealing
 
-	// writes serialises Put, Drop and Close. It is held while the device
+	// writes serialises Put and Close. It is held while the device
 	// copies, and taken before mu.
 	writes sync.Mutex
 	// reads is held, for reading, by Pin: Close waits for it.
@@ -66,7 +71,11 @@ type Tier struct {
 		ranking  ranking // all of segments
 		arena    arena
 		pieces   int64
-		gone     error // why nothing can be asked for any more: tiers.ErrClosed, or given up
+		coming   struct { // what Put brings
+			id      tiers.ID
+			dropped tiers.PlaneSet // meanwhile
+		}
+		gone error // why nothing can be asked for any more: tiers.ErrClosed, or given up
 	}
 
 	hits, misses, read, written, evictions atomic.Int64
@@ -150,8 +159,8 @@ func Open(o Options) (*Tier, error) {
 		return nil, errors.Join(fmt.Errorf("gpu: %w", err), b.close())
 	}
 	t := newTier(b, limit)
-	t.dev = dev
-	if t.attender, err = newAttender(t, cmp.Or(o.Patience, 10*time.Second)); err == nil {
+	t.dev, t.patience = dev, cmp.Or(o.Patience, defaultPatience)
+	if t.attender, err = newAttender(t); err == nil {
 		t.sealing, err = kernels.NewSealing(background, dev)
 	}
 	if err != nil {
@@ -161,13 +170,13 @@ func Open(o Options) (*Tier, error) {
 }
 
 func newTier(b bank, limit int64) *Tier {
-	t := &Tier{bank: b, began: time.Now()}
+	t := &Tier{bank: b, began: time.Now(), patience: defaultPatience}
 	t.mu.segments = map[tiers.ID]*segment{}
 	t.mu.arena.limit = limit
 	return t
 }
 
-// usable says why a call must fail: tiers.ErrClosed or tiers.ErrLost.
+// usable says why a call must fail: tiers.ErrClosed, tiers.ErrLost or ErrStuck.
 func (t *Tier) usable(ctx context.Context) error {
 	if err := ctx.Err(); err != nil {
 		return err
@@ -178,7 +187,10 @@ func (t *Tier) usable(ctx context.Context) error {
 	if gone != nil {
 		return gone
 	}
-	return asTier(t.bank.err())
+	if err := asTier(t.bank.err()); err != nil {
+		return err
+	}
+	return t.stuck()
 }
 
 // asTier marks an error of the device with what the tiers call it.
@@ -197,15 +209,16 @@ func (t *Tier) Resident(id tiers.ID, head int, p tiers.Plane) bool {
 	return s != nil && s.table.at(head, p).slab != nil
 }
 
-// Drop forgets planes of a segment.
+// Drop forgets planes of a segment, those too that a Put is bringing. It waits for nothing.
 func (t *Tier) Drop(id tiers.ID, planes tiers.PlaneSet) error {
-	t.writes.Lock()
-	defer t.writes.Unlock()
-	if err := t.usable(background); err != nil {
+	if err := t.usable(background); err != nil && !errors.Is(err, ErrStuck) {
 		return fmt.Errorf("gpu: drop %v: %w", id, err)
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	if c := &t.mu.coming; c.id == id {
+		c.dropped |= planes
+	}
 	if s := t.mu.segments[id]; s != nil {
 		t.forgetLocked(id, s, planes)
 	}

@@ -14,9 +14,10 @@ const closeGap = 16 << 10
 
 // Pin copies ranges of the pieces that are held into host memory. It is the
 // slow way to read: see lease. Transferred counts the bytes copied, with the
-// short gaps between ranges.
+// short gaps between ranges. If the device does not answer, the error is ErrStuck.
 func (t *Tier) Pin(ctx context.Context, reqs []tiers.Request) ([]tiers.Pin, error) {
-	pins, err := t.pin(ctx, reqs)
+	var pins []tiers.Pin
+	err := t.patiently(background, t.patience, func() (err error) { pins, err = t.pin(ctx, reqs); return err }, nil)
 	if err != nil {
 		return nil, fmt.Errorf("gpu: pin: %w", asTier(err))
 	}

@@ -12,17 +12,32 @@ import (
 )
 
 // Put stores copies of pieces, all or none, and returns when they have arrived.
-// Colder segments go where room is short; tiers.ErrFull says that this does not suffice.
+// Colder segments go where room is short; tiers.ErrFull says that this does not suffice. If the device does not answer, the error is
+// ErrStuck, and the pieces are read, and may arrive, later: they must not change then. See PutFrom.
 func (t *Tier) Put(ctx context.Context, h *tiers.Header, pieces []tiers.Piece) error {
-	t.writes.Lock()
-	defer t.writes.Unlock()
-	if err := t.put(ctx, h, pieces); err != nil {
+	return t.PutFrom(ctx, h, pieces, func() {})
+}
+
+// PutFrom is Put for pieces that are somebody's: release is called, once, when they are not read any more.
+func (t *Tier) PutFrom(ctx context.Context, h *tiers.Header, pieces []tiers.Piece, release func()) error {
+	err := t.usable(ctx)
+	if err != nil {
+		release()
+	} else {
+		err = t.patiently(background, t.patience, func() error { // ctx ends it early, but not under a copy
+			defer release()
+			return t.put(ctx, h, pieces)
+		}, nil)
+	}
+	if err != nil {
 		return fmt.Errorf("gpu: put %v: %w", h.ID, asTier(err))
 	}
 	return nil
 }
 
 func (t *Tier) put(ctx context.Context, h *tiers.Header, pieces []tiers.Piece) error {
+	t.writes.Lock()
+	defer t.writes.Unlock()
 	if err := t.usable(ctx); err != nil {
 		return err
 	}
@@ -43,19 +58,25 @@ func (t *Tier) put(ctx context.Context, h *tiers.Header, pieces []tiers.Piece) e
 	err = t.bank.write(ctx, copies)
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	dropped := t.mu.coming.dropped
+	t.mu.coming.id = tiers.ID{}
 	if err != nil {
 		t.mu.arena.release(rooms)
 		return err
 	}
 	t.listLocked(h, missing, rooms)
 	t.written.Add(int64(bytes))
+	if s := t.mu.segments[h.ID]; dropped != 0 {
+		t.forgetLocked(h.ID, s, dropped)
+	}
 	return nil
 }
 
-// missing returns the pieces that are not held, each once. The error is ErrCorrupt.
+// missing returns the pieces that are not held, each once, which are coming now. The error is ErrCorrupt.
 func (t *Tier) missing(h *tiers.Header, pieces []tiers.Piece) (out []tiers.Piece, err error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	t.mu.coming.id, t.mu.coming.dropped = h.ID, 0
 	s := t.mu.segments[h.ID]
 	type place struct {
 		head  int

@@ -26,17 +26,14 @@ func (t *Tier) Seal(ctx context.Context, rows []*seal.Rows, options []seal.Optio
 	if err := t.usable(ctx); err != nil {
 		return nil, fmt.Errorf("gpu: seal: %w", err)
 	}
-	if t.sealing.Late() {
-		return nil, fmt.Errorf("gpu: seal: %w", ErrStuck)
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel() // what is left begins no more batches
+	var made []Sealed
+	err := t.patiently(ctx, sealPatience*t.patience, func() (err error) { made, err = t.sealing.Seal(ctx, rows, options); return err }, nil)
+	if err != nil {
+		return nil, fmt.Errorf("gpu: seal: %w", asTier(err))
 	}
-	in := sealPatience * t.attender.patience
-	patient, cancel := context.WithTimeout(ctx, in)
-	defer cancel()
-	out, err := t.sealing.Seal(patient, rows, options)
-	if err != nil && ctx.Err() == nil && patient.Err() != nil {
-		err = fmt.Errorf("gpu: seal: %w: nothing came in %v", ErrStuck, in)
-	}
-	return out, asTier(err)
+	return made, nil
 }
 
 // sealPatience is how many times as long as an answer segments are waited for: all layers of a span come together.

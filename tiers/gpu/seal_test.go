@@ -51,7 +51,7 @@ func TestSealStuck(t *testing.T) {
 		t.Fatalf("close: %v", err)
 	}
 	cudatest.Stall(t, false)
-	for begin := time.Now(); tier.sealing.Late(); time.Sleep(time.Millisecond) {
+	for begin := time.Now(); tier.late.Load() > 0; time.Sleep(time.Millisecond) {
 		if time.Since(begin) > 30*time.Second {
 			t.Fatal("it is never done")
 		}

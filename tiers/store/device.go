@@ -195,12 +195,11 @@ func (s *Store) riseOne(ctx context.Context, h *tiers.Header) error {
 	if err != nil {
 		return nil // it was removed, or queries say so, too
 	}
-	defer releaseAll(pins)
 	pieces := make([]tiers.Piece, len(pins))
 	for i, r := range reqs {
 		pieces[i] = tiers.Piece{Head: r.Head, Plane: r.Plane, Bytes: pins[i].Ranges[0]}
 	}
-	if err := s.device.tier.Put(ctx, h, pieces); err != nil && !errors.Is(err, tiers.ErrFull) {
+	if err := s.device.tier.PutFrom(ctx, h, pieces, func() { releaseAll(pins) }); err != nil && !errors.Is(err, tiers.ErrFull) {
 		return fmt.Errorf("bring a segment to the GPU: %w", err)
 	}
 	if _, err := s.Header(h.ID); err != nil { // it was removed meanwhile

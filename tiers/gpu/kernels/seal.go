@@ -9,7 +9,6 @@ import (
 	"runtime"
 	"slices"
 	"sync"
-	"sync/atomic"
 	"time"
 	"unsafe"
 
@@ -30,7 +29,6 @@ type Sealing struct {
 	text   func(headDim int) ([]byte, error) // the kernels' PTX
 	most   int                               // bytes of device memory that a batch may take, if it is more than one layer
 	rooms  chan *sealRoom
-	late   atomic.Int32 // batches that nobody waits for any more, and that go on
 
 	mu struct {
 		sync.Mutex
@@ -124,7 +122,7 @@ type SealedSegment struct {
 type SealTimes struct{ Kernels time.Duration }
 
 // Seal makes the segments of layers of one span, which are alike: of so many heads, tokens and sinks, of one type, profile, and number of queries. An error is
-// the device's, and of all of them. If ctx ends before the device is done, it goes on by itself (Late).
+// the device's, and of all of them. When ctx ends, nothing more is begun.
 func (s *Sealing) Seal(ctx context.Context, rows []*seal.Rows, options []seal.Options) ([]SealedSegment, error) {
 	out, _, err := s.seal(ctx, rows, options, false)
 	return out, err
@@ -383,9 +381,6 @@ func (s *Sealing) batch(ctx context.Context, out []SealedSegment, rows []*seal.R
 	}
 	settled := true // nothing is under way
 	defer func() {
-		if x == nil {
-			return // whoever outlasts it gives it back
-		}
 		if !settled {
 			x = &sealRoom{} // nobody knows what is under way: the room stays taken
 		}
@@ -414,14 +409,7 @@ func (s *Sealing) batch(ctx context.Context, out []SealedSegment, rows []*seal.R
 	if err != nil {
 		return 0, err
 	}
-	err = s.device.Wait(ctx, x.event)
-	if err != nil && ctx.Err() != nil {
-		s.late.Add(1)
-		go s.outlast(x)
-		x = nil
-		return 0, err
-	}
-	if err != nil {
+	if err = s.device.Wait(background, x.event); err != nil {
 		e := s.device.Do(background, func(*cuda.Context) error { return s.stream.Synchronize() })
 		settled = e == nil
 		return 0, err
@@ -446,18 +434,6 @@ func (s *Sealing) batch(ctx context.Context, out []SealedSegment, rows []*seal.R
 	}
 	return took, g.Wait()
 }
-
-// outlast gives a room back that a batch has left, once the device has done with it.
-func (s *Sealing) outlast(x *sealRoom) {
-	if err := s.device.Wait(background, x.event); err != nil {
-		x = &sealRoom{} // as batch does
-	}
-	s.rooms <- x
-	s.late.Add(-1)
-}
-
-// Late says whether something that nobody waits for is still under way. Close waits for it.
-func (s *Sealing) Late() bool { return s.late.Load() > 0 }
 
 // background is for what has to come to its end.
 var background = context.Background()

@@ -167,6 +167,7 @@ int mock_set(const char* what, int on) {
         : w == "shuffle_orders" ? &s.settings.shuffleOrders : w == "strict_free" ? &s.strictFree
         : w == "stalled" ? &s.stalled : nullptr;
     if (where) *where = on;
+    s.changed.notify_all();
     return where != nullptr;
 }
 // As if memory had failed: flips a bit of n bytes, counted from the lowest of the first, wherever they lie in device memory. Returns in

@@ -113,7 +113,7 @@ CUresult cuMemAlloc_v2(CUdeviceptr* out, size_t n) {
 CUresult cuMemFree_v2(CUdeviceptr a) {
     ENTER_TO_END(cuMemFree_v2);
     if (!a) return CUDA_SUCCESS;
-    if (!state().strictFree) drainAll(entry.lock);
+    beforeFree(entry.lock);
     return freeDevice(a) ? state().sticky : CUDA_ERROR_INVALID_VALUE;
 }
 CUresult cuMemGetAddressRange_v2(CUdeviceptr* base, size_t* n, CUdeviceptr a) {
@@ -140,7 +140,7 @@ CUresult cuMemHostAlloc(void** out, size_t n, unsigned) {
 CUresult cuMemFreeHost(void* p) {
     ENTER_TO_END(cuMemFreeHost);
     if (!state().pinned.count(reinterpret_cast<uint64_t>(p))) return CUDA_ERROR_INVALID_VALUE;
-    if (!state().strictFree) drainAll(entry.lock);
+    beforeFree(entry.lock);
     freeHost(p);
     return state().sticky;
 }
@@ -158,7 +158,7 @@ CUresult cuMemHostUnregister(void* p) {
     if (s.pinned.count(reinterpret_cast<uint64_t>(p))) return CUDA_ERROR_HOST_MEMORY_NOT_REGISTERED;
     auto* al = s.memory->starting(reinterpret_cast<uint64_t>(p));
     if (!al || al->defined) return CUDA_ERROR_HOST_MEMORY_NOT_REGISTERED;
-    if (!s.strictFree) drainAll(entry.lock);
+    beforeFree(entry.lock);
     s.memory->dropHost(p);
     return s.sticky;
 }

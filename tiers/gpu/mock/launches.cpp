@@ -113,6 +113,7 @@ CUresult cuStreamQuery(void* stream) {
     ENTER(cuStreamQuery);
     Stream* st = known(stream);
     if (!st) return CUDA_ERROR_INVALID_HANDLE;
+    if (state().stalled) return st->work.empty() ? CUDA_SUCCESS : CUDA_ERROR_NOT_READY;
     bool worked = step(entry.lock, st);
     return state().sticky ? state().sticky : worked ? CUDA_ERROR_NOT_READY : CUDA_SUCCESS;
 }

@@ -67,7 +67,7 @@ struct State {
     CUresult sticky = CUDA_SUCCESS;    // the device is dead; every call says so
     std::string lastError;
     ptx::LaunchConfig settings;        // seed, checks
-    bool stalled = false;              // nothing that is queued is done, as far as events tell
+    bool stalled = false;              // nothing that is queued is done, and whoever waits for it does not return
     bool strictFree = false;           // freeing does not wait for queued work
 
     std::shared_ptr<Stream> null = std::make_shared<Stream>();
@@ -113,6 +113,7 @@ void await(Stream*, std::shared_ptr<Record>);      // queued: the stream waits f
 void runUntil(std::unique_lock<std::mutex>&, std::shared_ptr<Stream>, const std::shared_ptr<Record>&);
 void drain(std::unique_lock<std::mutex>&, Stream*);
 void drainAll(std::unique_lock<std::mutex>&);
+void beforeFree(std::unique_lock<std::mutex>&);    // waits for what is queued, unless strictFree
 void joinDefault(std::unique_lock<std::mutex>&);   // what a synchronous call of the default stream waits for
 bool step(std::unique_lock<std::mutex>&, Stream*); // runs one piece; false if there was none
 void callHost(void (*)(void*), void*);             // from within a piece of work

@@ -70,7 +70,7 @@ void await(Stream* st, std::shared_ptr<Record> r) {
 }
 
 static bool stepShared(std::unique_lock<std::mutex>& lock, std::shared_ptr<Stream> st) {
-    while (st->busy) state().changed.wait(lock);
+    while (st->busy || (state().stalled && !st->work.empty())) state().changed.wait(lock);
     if (st->work.empty()) return false;
     auto f = std::move(st->work.front());
     st->work.pop_front();
@@ -91,6 +91,7 @@ void runUntil(std::unique_lock<std::mutex>& lock, std::shared_ptr<Stream> st, co
 }
 
 void drain(std::unique_lock<std::mutex>& lock, Stream* st) {
+    if (st->work.empty() && !st->busy) return;
     // Only what is queued now: others may go on adding.
     auto r = markAlone(st);
     runUntil(lock, r->on, r);
@@ -104,6 +105,18 @@ void drainAll(std::unique_lock<std::mutex>& lock) {
     for (auto& [st, keep] : s.streams) all.push_back(keep);
     for (auto& st : all)
         while (stepShared(lock, st)) {}
+}
+
+// A device that is stuck keeps who frees memory, if anything is queued.
+void beforeFree(std::unique_lock<std::mutex>& lock) {
+    State& s = state();
+    if (!s.strictFree) return drainAll(lock);
+    auto working = [&s] {
+        for (auto& [st, keep] : s.streams)
+            if (!st->work.empty()) return true;
+        return !s.null->work.empty() || !s.orphans.empty();
+    };
+    while (s.stalled && working()) s.changed.wait(lock);
 }
 
 void joinDefault(std::unique_lock<std::mutex>& lock) {

@@ -311,6 +311,47 @@ MOCK(aLostDeviceStaysLost) {
     OK(cu.cuCtxSynchronize());
 }
 
+MOCK(aStuckDeviceKeepsWhoWaits) {
+    void *c, *s, *idle, *e;
+    OK(cu.cuDevicePrimaryCtxRetain(&c, 0));
+    OK(cu.cuStreamCreate(&s, 1));
+    OK(cu.cuStreamCreate(&idle, 1));
+    OK(cu.cuEventCreate(&e, 0));
+    cu.mock_set("stalled", 1);
+    OK(cu.cuStreamSynchronize(idle));
+    for (int how = 0; how < 3; how++) {
+        Buffer a(256);
+        CUdeviceptr spare;
+        OK(cu.cuMemAlloc_v2(&spare, 64));
+        uint32_t x[64], word = 0;
+        for (auto& y : x) y = 7;
+        OK(cu.cuMemcpyHtoDAsync_v2(a.at, x, sizeof x, s));
+        OK(cu.cuMemcpyDtoHAsync_v2(&word, a.at, 4, s));
+        OK(cu.cuEventRecord(e, s));
+        EQUAL(cu.cuEventQuery(e), 600);
+        EQUAL(cu.cuStreamQuery(s), 600);
+        std::atomic<bool> returned{false};
+        std::thread waits([&] {
+            cu.cuCtxSetCurrent(c);
+            if (how == 0) cu.cuStreamSynchronize(s);
+            if (how == 1) cu.cuEventSynchronize(e);
+            if (how == 2) cu.cuMemFree_v2(spare);
+            returned = true;
+        });
+        std::this_thread::sleep_for(std::chrono::milliseconds(20));
+        CHECK(!returned && !word);
+        cu.mock_set("stalled", 0);
+        waits.join();
+        OK(cu.cuStreamSynchronize(s));
+        EQUAL(word, 7u);
+        if (how < 2) OK(cu.cuMemFree_v2(spare));
+        cu.mock_set("stalled", how < 2);
+    }
+    OK(cu.cuEventDestroy_v2(e));
+    OK(cu.cuStreamDestroy_v2(s));
+    OK(cu.cuStreamDestroy_v2(idle));
+}
+
 MOCK(manyThreads) {
     Doubler k;
     void* c;
