@@ -15,7 +15,7 @@ func (t *Tier) GiveUp(why error) error {
 	if !t.end(fmt.Errorf("%w: %w", tiers.ErrLost, why)) {
 		return nil
 	}
-	if err, _ := within(background, t.patience, t.empty); err != nil {
+	if _, err := within(background, t.patience, t.empty); err != nil {
 		return fmt.Errorf("gpu: give up: %w", err)
 	}
 	return nil
@@ -28,7 +28,7 @@ func (t *Tier) Close() error {
 	if !t.end(tiers.ErrClosed) {
 		return nil
 	}
-	err, _ := within(background, t.patience, func() error { return errors.Join(t.empty(), t.bank.close()) })
+	_, err := within(background, t.patience, func() error { return errors.Join(t.empty(), t.bank.close()) })
 	if err != nil {
 		return fmt.Errorf("gpu: close: %w", err)
 	}

@@ -23,7 +23,7 @@ func (t *Tier) stuck() error {
 
 // patiently runs f, and leaves it if it is not done when d is over (ErrStuck) or ctx ends. What it left is followed by after, if that is not nil.
 func (t *Tier) patiently(ctx context.Context, d time.Duration, f func() error, after func(error)) error {
-	err, left := within(ctx, d, f)
+	left, err := within(ctx, d, f)
 	if left == nil {
 		return err
 	}
@@ -39,18 +39,18 @@ func (t *Tier) patiently(ctx context.Context, d time.Duration, f func() error, a
 }
 
 // within runs f. If it is not done when d is over or ctx ends, left receives what f returns.
-func within(ctx context.Context, d time.Duration, f func() error) (err error, left <-chan error) {
+func within(ctx context.Context, d time.Duration, f func() error) (left <-chan error, err error) {
 	done := make(chan error, 1)
 	go func() { done <- f() }()
 	timer := time.NewTimer(d)
 	defer timer.Stop()
 	select {
 	case err := <-done:
-		return err, nil
+		return nil, err
 	case <-timer.C:
-		return fmt.Errorf("%w: nothing came in %v", ErrStuck, d), done
+		return done, fmt.Errorf("%w: nothing came in %v", ErrStuck, d)
 	case <-ctx.Done():
-		return ctx.Err(), done
+		return done, ctx.Err()
 	}
 }
 
