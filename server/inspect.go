@@ -42,7 +42,9 @@ func (x *inspectionService) GetStatus(context.Context, *kvtierv1.GetStatusReques
 	out.Attends, out.Appends = srv.metrics.answered.Load(), srv.metrics.appended.Load()
 	audits := srv.auditor.stats()
 	out.Audits, out.AuditErrorMean, out.AuditErrorP95, out.AuditCoverage = audits.n, audits.mean, audits.p95, audits.coverage
-	out.GpuAudits = srv.auditor.deviceStats()
+	if out.GpuAudits = srv.auditor.deviceStats(); out.GpuAudits != nil {
+		out.Gpu = &kvtierv1.GPUStatus{SegmentsSealed: uint64(srv.sealer.madeOnDevice.Load())}
+	}
 	return out, nil
 }
 

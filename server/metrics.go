@@ -30,7 +30,6 @@ type metrics struct {
 	// of a GPU; nil where there is none
 	deviceErrors prometheus.Histogram
 	deviceFailed prometheus.Counter
-	deviceSeals  prometheus.Counter
 	appended     atomic.Uint64
 	answered     atomic.Uint64
 }
@@ -79,7 +78,8 @@ func newMetrics(srv *Server) *metrics {
 			Help: "Largest relative difference between outputs of the GPU and of the host, by audited call.", Buckets: prometheus.ExponentialBuckets(1e-5, 2, 12)})
 		m.registry.MustRegister(m.deviceErrors)
 		m.deviceFailed = counter("gpu_given_up_total", "Audits that found the GPU to answer or to seal wrongly: it is given up then.")
-		m.deviceSeals = counter("gpu_sealed_segments_total", "Segments, of one layer each, that the GPU made.")
+		m.registry.MustRegister(prometheus.NewCounterFunc(prometheus.CounterOpts{Namespace: "kvtier", Name: "gpu_sealed_segments_total",
+			Help: "Segments, of one layer each, that the GPU made."}, func() float64 { return float64(srv.sealer.madeOnDevice.Load()) }))
 	}
 	return m
 }

@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"math/rand/v2"
 	"sync"
+	"sync/atomic"
 
 	"golang.org/x/sync/errgroup"
 
@@ -24,7 +25,10 @@ type sealer struct {
 	srv  *Server
 	done sync.WaitGroup
 	one  sync.Mutex // one segment is made at a time: it takes a core and memory
-	mu   struct {
+
+	madeOnDevice atomic.Int64 // segments that a GPU made
+
+	mu struct {
 		sync.Mutex
 		wake    *sync.Cond
 		queue   []*sequence

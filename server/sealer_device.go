@@ -78,6 +78,6 @@ func (z *sealer) makeOnDevice(ctx context.Context, layers []*toSeal) error {
 	for i, x := range layers {
 		x.made = made[i]
 	}
-	z.srv.metrics.deviceSeals.Add(float64(len(layers)))
+	z.madeOnDevice.Add(int64(len(layers)))
 	return nil
 }

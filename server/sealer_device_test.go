@@ -12,7 +12,7 @@ import (
 )
 
 // sealedIDs feeds a context to a daemon and returns the ids of the segments that it makes, and how many of them a GPU made.
-func sealedIDs(t *testing.T, m *model, o Options) (ids []string, onDevice float64) {
+func sealedIDs(t *testing.T, m *model, o Options) (ids []string, onDevice uint64) {
 	t.Helper()
 	o.ReadAllTokens = -1
 	srv := openServer(t, t.TempDir(), o)
@@ -30,16 +30,14 @@ func sealedIDs(t *testing.T, m *model, o Options) (ids []string, onDevice float6
 	for _, ref := range s.snapshot().spans {
 		ids = append(ids, ref.Segments...)
 	}
-	families, err := srv.metrics.registry.Gather()
+	status, err := (&inspectionService{srv: srv}).GetStatus(t.Context(), nil)
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, f := range families {
-		if f.GetName() == "kvtier_gpu_sealed_segments_total" {
-			onDevice = f.GetMetric()[0].GetCounter().GetValue()
-		}
+	if (status.Gpu != nil) != (o.GPUBytes != 0) {
+		t.Errorf("status of the GPU: %v", status.Gpu)
 	}
-	return ids, onDevice
+	return ids, status.Gpu.GetSegmentsSealed()
 }
 
 // TestDeviceSeals: a daemon with a GPU makes the segments that one without makes, on the GPU; or on the host, where the GPU fails.

@@ -45,6 +45,9 @@ func statusTable(w io.Writer, s *kvtierv1.GetStatusResponse) {
 		{"calls", fmt.Sprintf("%s attends, %s appends", count(s.GetAttends()), count(s.GetAppends()))},
 		{"audits", audit},
 	}
+	if g := s.GetGpu(); g != nil {
+		rows = append(rows, []string{"gpu", count(g.GetSegmentsSealed()) + " segments sealed"})
+	}
 	if g := s.GetGpuAudits(); g != nil {
 		rows = append(rows, []string{"gpu audits", gpuAuditsText(g)})
 	}

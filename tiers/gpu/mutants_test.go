@@ -30,7 +30,7 @@ func TestMutants(t *testing.T) {
 	if os.Getenv("CUDA_MUTANTS") == "" {
 		t.Skip("`make mutants-cuda` runs it")
 	}
-	for _, file := range []string{"cudabank.go", "close.go", "kernels/attend.go", "cuda/timed.go"} {
+	for _, file := range []string{"cudabank.go", "close.go", "kernels/attend.go", "kernels/seal.go", "cuda/timed.go"} {
 		text, err := os.ReadFile(file)
 		if err != nil {
 			t.Fatal(err)

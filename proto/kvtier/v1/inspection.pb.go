@@ -218,6 +218,52 @@ func (x *GPUAudits) GetGivenUp() string {
 	return ""
 }
 
+// GPUStatus is what a GPU did since the daemon started, in segments, of one layer each.
+type GPUStatus struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Made there, whether they stood the checks before they were stored or not.
+	SegmentsSealed uint64 `protobuf:"varint,1,opt,name=segments_sealed,json=segmentsSealed,proto3" json:"segments_sealed,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
+func (x *GPUStatus) Reset() {
+	*x = GPUStatus{}
+	mi := &file_kvtier_v1_inspection_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GPUStatus) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GPUStatus) ProtoMessage() {}
+
+func (x *GPUStatus) ProtoReflect() protoreflect.Message {
+	mi := &file_kvtier_v1_inspection_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GPUStatus.ProtoReflect.Descriptor instead.
+func (*GPUStatus) Descriptor() ([]byte, []int) {
+	return file_kvtier_v1_inspection_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *GPUStatus) GetSegmentsSealed() uint64 {
+	if x != nil {
+		return x.SegmentsSealed
+	}
+	return 0
+}
+
 type GetStatusRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -226,7 +272,7 @@ type GetStatusRequest struct {
 
 func (x *GetStatusRequest) Reset() {
 	*x = GetStatusRequest{}
-	mi := &file_kvtier_v1_inspection_proto_msgTypes[2]
+	mi := &file_kvtier_v1_inspection_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -238,7 +284,7 @@ func (x *GetStatusRequest) String() string {
 func (*GetStatusRequest) ProtoMessage() {}
 
 func (x *GetStatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_kvtier_v1_inspection_proto_msgTypes[2]
+	mi := &file_kvtier_v1_inspection_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -251,7 +297,7 @@ func (x *GetStatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetStatusRequest.ProtoReflect.Descriptor instead.
 func (*GetStatusRequest) Descriptor() ([]byte, []int) {
-	return file_kvtier_v1_inspection_proto_rawDescGZIP(), []int{2}
+	return file_kvtier_v1_inspection_proto_rawDescGZIP(), []int{3}
 }
 
 type GetStatusResponse struct {
@@ -280,13 +326,14 @@ type GetStatusResponse struct {
 	AuditCoverage float64 `protobuf:"fixed64,17,opt,name=audit_coverage,json=auditCoverage,proto3" json:"audit_coverage,omitempty"`
 	// Set where there is a GPU tier.
 	GpuAudits     *GPUAudits `protobuf:"bytes,18,opt,name=gpu_audits,json=gpuAudits,proto3" json:"gpu_audits,omitempty"`
+	Gpu           *GPUStatus `protobuf:"bytes,19,opt,name=gpu,proto3" json:"gpu,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *GetStatusResponse) Reset() {
 	*x = GetStatusResponse{}
-	mi := &file_kvtier_v1_inspection_proto_msgTypes[3]
+	mi := &file_kvtier_v1_inspection_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -298,7 +345,7 @@ func (x *GetStatusResponse) String() string {
 func (*GetStatusResponse) ProtoMessage() {}
 
 func (x *GetStatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_kvtier_v1_inspection_proto_msgTypes[3]
+	mi := &file_kvtier_v1_inspection_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -311,7 +358,7 @@ func (x *GetStatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetStatusResponse.ProtoReflect.Descriptor instead.
 func (*GetStatusResponse) Descriptor() ([]byte, []int) {
-	return file_kvtier_v1_inspection_proto_rawDescGZIP(), []int{3}
+	return file_kvtier_v1_inspection_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *GetStatusResponse) GetVersion() string {
@@ -440,6 +487,13 @@ func (x *GetStatusResponse) GetGpuAudits() *GPUAudits {
 	return nil
 }
 
+func (x *GetStatusResponse) GetGpu() *GPUStatus {
+	if x != nil {
+		return x.Gpu
+	}
+	return nil
+}
+
 type SequenceInfo struct {
 	state      protoimpl.MessageState `protogen:"open.v1"`
 	SequenceId string                 `protobuf:"bytes,1,opt,name=sequence_id,json=sequenceId,proto3" json:"sequence_id,omitempty"`
@@ -460,7 +514,7 @@ type SequenceInfo struct {
 
 func (x *SequenceInfo) Reset() {
 	*x = SequenceInfo{}
-	mi := &file_kvtier_v1_inspection_proto_msgTypes[4]
+	mi := &file_kvtier_v1_inspection_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -472,7 +526,7 @@ func (x *SequenceInfo) String() string {
 func (*SequenceInfo) ProtoMessage() {}
 
 func (x *SequenceInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_kvtier_v1_inspection_proto_msgTypes[4]
+	mi := &file_kvtier_v1_inspection_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -485,7 +539,7 @@ func (x *SequenceInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SequenceInfo.ProtoReflect.Descriptor instead.
 func (*SequenceInfo) Descriptor() ([]byte, []int) {
-	return file_kvtier_v1_inspection_proto_rawDescGZIP(), []int{4}
+	return file_kvtier_v1_inspection_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *SequenceInfo) GetSequenceId() string {
@@ -566,7 +620,7 @@ type ListSequencesRequest struct {
 
 func (x *ListSequencesRequest) Reset() {
 	*x = ListSequencesRequest{}
-	mi := &file_kvtier_v1_inspection_proto_msgTypes[5]
+	mi := &file_kvtier_v1_inspection_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -578,7 +632,7 @@ func (x *ListSequencesRequest) String() string {
 func (*ListSequencesRequest) ProtoMessage() {}
 
 func (x *ListSequencesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_kvtier_v1_inspection_proto_msgTypes[5]
+	mi := &file_kvtier_v1_inspection_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -591,7 +645,7 @@ func (x *ListSequencesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSequencesRequest.ProtoReflect.Descriptor instead.
 func (*ListSequencesRequest) Descriptor() ([]byte, []int) {
-	return file_kvtier_v1_inspection_proto_rawDescGZIP(), []int{5}
+	return file_kvtier_v1_inspection_proto_rawDescGZIP(), []int{6}
 }
 
 type ListSequencesResponse struct {
@@ -603,7 +657,7 @@ type ListSequencesResponse struct {
 
 func (x *ListSequencesResponse) Reset() {
 	*x = ListSequencesResponse{}
-	mi := &file_kvtier_v1_inspection_proto_msgTypes[6]
+	mi := &file_kvtier_v1_inspection_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -615,7 +669,7 @@ func (x *ListSequencesResponse) String() string {
 func (*ListSequencesResponse) ProtoMessage() {}
 
 func (x *ListSequencesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_kvtier_v1_inspection_proto_msgTypes[6]
+	mi := &file_kvtier_v1_inspection_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -628,7 +682,7 @@ func (x *ListSequencesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSequencesResponse.ProtoReflect.Descriptor instead.
 func (*ListSequencesResponse) Descriptor() ([]byte, []int) {
-	return file_kvtier_v1_inspection_proto_rawDescGZIP(), []int{6}
+	return file_kvtier_v1_inspection_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *ListSequencesResponse) GetSequences() []*SequenceInfo {
@@ -659,7 +713,7 @@ type SealedSpan struct {
 
 func (x *SealedSpan) Reset() {
 	*x = SealedSpan{}
-	mi := &file_kvtier_v1_inspection_proto_msgTypes[7]
+	mi := &file_kvtier_v1_inspection_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -671,7 +725,7 @@ func (x *SealedSpan) String() string {
 func (*SealedSpan) ProtoMessage() {}
 
 func (x *SealedSpan) ProtoReflect() protoreflect.Message {
-	mi := &file_kvtier_v1_inspection_proto_msgTypes[7]
+	mi := &file_kvtier_v1_inspection_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -684,7 +738,7 @@ func (x *SealedSpan) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SealedSpan.ProtoReflect.Descriptor instead.
 func (*SealedSpan) Descriptor() ([]byte, []int) {
-	return file_kvtier_v1_inspection_proto_rawDescGZIP(), []int{7}
+	return file_kvtier_v1_inspection_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *SealedSpan) GetStart() uint64 {
@@ -754,7 +808,7 @@ type DescribeSequenceRequest struct {
 
 func (x *DescribeSequenceRequest) Reset() {
 	*x = DescribeSequenceRequest{}
-	mi := &file_kvtier_v1_inspection_proto_msgTypes[8]
+	mi := &file_kvtier_v1_inspection_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -766,7 +820,7 @@ func (x *DescribeSequenceRequest) String() string {
 func (*DescribeSequenceRequest) ProtoMessage() {}
 
 func (x *DescribeSequenceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_kvtier_v1_inspection_proto_msgTypes[8]
+	mi := &file_kvtier_v1_inspection_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -779,7 +833,7 @@ func (x *DescribeSequenceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DescribeSequenceRequest.ProtoReflect.Descriptor instead.
 func (*DescribeSequenceRequest) Descriptor() ([]byte, []int) {
-	return file_kvtier_v1_inspection_proto_rawDescGZIP(), []int{8}
+	return file_kvtier_v1_inspection_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *DescribeSequenceRequest) GetSequenceId() string {
@@ -810,7 +864,7 @@ type DescribeSequenceResponse struct {
 
 func (x *DescribeSequenceResponse) Reset() {
 	*x = DescribeSequenceResponse{}
-	mi := &file_kvtier_v1_inspection_proto_msgTypes[9]
+	mi := &file_kvtier_v1_inspection_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -822,7 +876,7 @@ func (x *DescribeSequenceResponse) String() string {
 func (*DescribeSequenceResponse) ProtoMessage() {}
 
 func (x *DescribeSequenceResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_kvtier_v1_inspection_proto_msgTypes[9]
+	mi := &file_kvtier_v1_inspection_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -835,7 +889,7 @@ func (x *DescribeSequenceResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DescribeSequenceResponse.ProtoReflect.Descriptor instead.
 func (*DescribeSequenceResponse) Descriptor() ([]byte, []int) {
-	return file_kvtier_v1_inspection_proto_rawDescGZIP(), []int{9}
+	return file_kvtier_v1_inspection_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *DescribeSequenceResponse) GetInfo() *SequenceInfo {
@@ -894,7 +948,7 @@ type ExplainRequest struct {
 
 func (x *ExplainRequest) Reset() {
 	*x = ExplainRequest{}
-	mi := &file_kvtier_v1_inspection_proto_msgTypes[10]
+	mi := &file_kvtier_v1_inspection_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -906,7 +960,7 @@ func (x *ExplainRequest) String() string {
 func (*ExplainRequest) ProtoMessage() {}
 
 func (x *ExplainRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_kvtier_v1_inspection_proto_msgTypes[10]
+	mi := &file_kvtier_v1_inspection_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -919,7 +973,7 @@ func (x *ExplainRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainRequest.ProtoReflect.Descriptor instead.
 func (*ExplainRequest) Descriptor() ([]byte, []int) {
-	return file_kvtier_v1_inspection_proto_rawDescGZIP(), []int{10}
+	return file_kvtier_v1_inspection_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *ExplainRequest) GetSequenceId() string {
@@ -966,7 +1020,7 @@ type ExplainToken struct {
 
 func (x *ExplainToken) Reset() {
 	*x = ExplainToken{}
-	mi := &file_kvtier_v1_inspection_proto_msgTypes[11]
+	mi := &file_kvtier_v1_inspection_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -978,7 +1032,7 @@ func (x *ExplainToken) String() string {
 func (*ExplainToken) ProtoMessage() {}
 
 func (x *ExplainToken) ProtoReflect() protoreflect.Message {
-	mi := &file_kvtier_v1_inspection_proto_msgTypes[11]
+	mi := &file_kvtier_v1_inspection_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -991,7 +1045,7 @@ func (x *ExplainToken) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainToken.ProtoReflect.Descriptor instead.
 func (*ExplainToken) Descriptor() ([]byte, []int) {
-	return file_kvtier_v1_inspection_proto_rawDescGZIP(), []int{11}
+	return file_kvtier_v1_inspection_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *ExplainToken) GetPosition() uint64 {
@@ -1053,7 +1107,7 @@ type ExplainHead struct {
 
 func (x *ExplainHead) Reset() {
 	*x = ExplainHead{}
-	mi := &file_kvtier_v1_inspection_proto_msgTypes[12]
+	mi := &file_kvtier_v1_inspection_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1065,7 +1119,7 @@ func (x *ExplainHead) String() string {
 func (*ExplainHead) ProtoMessage() {}
 
 func (x *ExplainHead) ProtoReflect() protoreflect.Message {
-	mi := &file_kvtier_v1_inspection_proto_msgTypes[12]
+	mi := &file_kvtier_v1_inspection_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1078,7 +1132,7 @@ func (x *ExplainHead) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainHead.ProtoReflect.Descriptor instead.
 func (*ExplainHead) Descriptor() ([]byte, []int) {
-	return file_kvtier_v1_inspection_proto_rawDescGZIP(), []int{12}
+	return file_kvtier_v1_inspection_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *ExplainHead) GetQueryHead() uint32 {
@@ -1150,7 +1204,7 @@ type ExplainSpan struct {
 
 func (x *ExplainSpan) Reset() {
 	*x = ExplainSpan{}
-	mi := &file_kvtier_v1_inspection_proto_msgTypes[13]
+	mi := &file_kvtier_v1_inspection_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1162,7 +1216,7 @@ func (x *ExplainSpan) String() string {
 func (*ExplainSpan) ProtoMessage() {}
 
 func (x *ExplainSpan) ProtoReflect() protoreflect.Message {
-	mi := &file_kvtier_v1_inspection_proto_msgTypes[13]
+	mi := &file_kvtier_v1_inspection_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1175,7 +1229,7 @@ func (x *ExplainSpan) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainSpan.ProtoReflect.Descriptor instead.
 func (*ExplainSpan) Descriptor() ([]byte, []int) {
-	return file_kvtier_v1_inspection_proto_rawDescGZIP(), []int{13}
+	return file_kvtier_v1_inspection_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *ExplainSpan) GetSpan() *Span {
@@ -1250,7 +1304,7 @@ type ExplainResponse struct {
 
 func (x *ExplainResponse) Reset() {
 	*x = ExplainResponse{}
-	mi := &file_kvtier_v1_inspection_proto_msgTypes[14]
+	mi := &file_kvtier_v1_inspection_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1262,7 +1316,7 @@ func (x *ExplainResponse) String() string {
 func (*ExplainResponse) ProtoMessage() {}
 
 func (x *ExplainResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_kvtier_v1_inspection_proto_msgTypes[14]
+	mi := &file_kvtier_v1_inspection_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1275,7 +1329,7 @@ func (x *ExplainResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainResponse.ProtoReflect.Descriptor instead.
 func (*ExplainResponse) Descriptor() ([]byte, []int) {
-	return file_kvtier_v1_inspection_proto_rawDescGZIP(), []int{14}
+	return file_kvtier_v1_inspection_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *ExplainResponse) GetPosition() uint64 {
@@ -1382,7 +1436,7 @@ type Audit struct {
 
 func (x *Audit) Reset() {
 	*x = Audit{}
-	mi := &file_kvtier_v1_inspection_proto_msgTypes[15]
+	mi := &file_kvtier_v1_inspection_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1394,7 +1448,7 @@ func (x *Audit) String() string {
 func (*Audit) ProtoMessage() {}
 
 func (x *Audit) ProtoReflect() protoreflect.Message {
-	mi := &file_kvtier_v1_inspection_proto_msgTypes[15]
+	mi := &file_kvtier_v1_inspection_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1407,7 +1461,7 @@ func (x *Audit) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Audit.ProtoReflect.Descriptor instead.
 func (*Audit) Descriptor() ([]byte, []int) {
-	return file_kvtier_v1_inspection_proto_rawDescGZIP(), []int{15}
+	return file_kvtier_v1_inspection_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *Audit) GetNumber() uint64 {
@@ -1508,7 +1562,7 @@ type ListAuditsRequest struct {
 
 func (x *ListAuditsRequest) Reset() {
 	*x = ListAuditsRequest{}
-	mi := &file_kvtier_v1_inspection_proto_msgTypes[16]
+	mi := &file_kvtier_v1_inspection_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1520,7 +1574,7 @@ func (x *ListAuditsRequest) String() string {
 func (*ListAuditsRequest) ProtoMessage() {}
 
 func (x *ListAuditsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_kvtier_v1_inspection_proto_msgTypes[16]
+	mi := &file_kvtier_v1_inspection_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1533,7 +1587,7 @@ func (x *ListAuditsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListAuditsRequest.ProtoReflect.Descriptor instead.
 func (*ListAuditsRequest) Descriptor() ([]byte, []int) {
-	return file_kvtier_v1_inspection_proto_rawDescGZIP(), []int{16}
+	return file_kvtier_v1_inspection_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *ListAuditsRequest) GetSequenceId() string {
@@ -1580,7 +1634,7 @@ type LayerCalibration struct {
 
 func (x *LayerCalibration) Reset() {
 	*x = LayerCalibration{}
-	mi := &file_kvtier_v1_inspection_proto_msgTypes[17]
+	mi := &file_kvtier_v1_inspection_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1592,7 +1646,7 @@ func (x *LayerCalibration) String() string {
 func (*LayerCalibration) ProtoMessage() {}
 
 func (x *LayerCalibration) ProtoReflect() protoreflect.Message {
-	mi := &file_kvtier_v1_inspection_proto_msgTypes[17]
+	mi := &file_kvtier_v1_inspection_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1605,7 +1659,7 @@ func (x *LayerCalibration) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LayerCalibration.ProtoReflect.Descriptor instead.
 func (*LayerCalibration) Descriptor() ([]byte, []int) {
-	return file_kvtier_v1_inspection_proto_rawDescGZIP(), []int{17}
+	return file_kvtier_v1_inspection_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *LayerCalibration) GetFingerprint() []byte {
@@ -1684,7 +1738,7 @@ type ListAuditsResponse struct {
 
 func (x *ListAuditsResponse) Reset() {
 	*x = ListAuditsResponse{}
-	mi := &file_kvtier_v1_inspection_proto_msgTypes[18]
+	mi := &file_kvtier_v1_inspection_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1696,7 +1750,7 @@ func (x *ListAuditsResponse) String() string {
 func (*ListAuditsResponse) ProtoMessage() {}
 
 func (x *ListAuditsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_kvtier_v1_inspection_proto_msgTypes[18]
+	mi := &file_kvtier_v1_inspection_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1709,7 +1763,7 @@ func (x *ListAuditsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListAuditsResponse.ProtoReflect.Descriptor instead.
 func (*ListAuditsResponse) Descriptor() ([]byte, []int) {
-	return file_kvtier_v1_inspection_proto_rawDescGZIP(), []int{18}
+	return file_kvtier_v1_inspection_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *ListAuditsResponse) GetAudits() []*Audit {
@@ -1742,7 +1796,7 @@ type ResidencyRequest struct {
 
 func (x *ResidencyRequest) Reset() {
 	*x = ResidencyRequest{}
-	mi := &file_kvtier_v1_inspection_proto_msgTypes[19]
+	mi := &file_kvtier_v1_inspection_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1754,7 +1808,7 @@ func (x *ResidencyRequest) String() string {
 func (*ResidencyRequest) ProtoMessage() {}
 
 func (x *ResidencyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_kvtier_v1_inspection_proto_msgTypes[19]
+	mi := &file_kvtier_v1_inspection_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1767,7 +1821,7 @@ func (x *ResidencyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResidencyRequest.ProtoReflect.Descriptor instead.
 func (*ResidencyRequest) Descriptor() ([]byte, []int) {
-	return file_kvtier_v1_inspection_proto_rawDescGZIP(), []int{19}
+	return file_kvtier_v1_inspection_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *ResidencyRequest) GetSequenceId() string {
@@ -1789,7 +1843,7 @@ type PlaneResidency struct {
 
 func (x *PlaneResidency) Reset() {
 	*x = PlaneResidency{}
-	mi := &file_kvtier_v1_inspection_proto_msgTypes[20]
+	mi := &file_kvtier_v1_inspection_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1801,7 +1855,7 @@ func (x *PlaneResidency) String() string {
 func (*PlaneResidency) ProtoMessage() {}
 
 func (x *PlaneResidency) ProtoReflect() protoreflect.Message {
-	mi := &file_kvtier_v1_inspection_proto_msgTypes[20]
+	mi := &file_kvtier_v1_inspection_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1814,7 +1868,7 @@ func (x *PlaneResidency) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PlaneResidency.ProtoReflect.Descriptor instead.
 func (*PlaneResidency) Descriptor() ([]byte, []int) {
-	return file_kvtier_v1_inspection_proto_rawDescGZIP(), []int{20}
+	return file_kvtier_v1_inspection_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *PlaneResidency) GetPlane() string {
@@ -1856,7 +1910,7 @@ type LayerResidency struct {
 
 func (x *LayerResidency) Reset() {
 	*x = LayerResidency{}
-	mi := &file_kvtier_v1_inspection_proto_msgTypes[21]
+	mi := &file_kvtier_v1_inspection_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1868,7 +1922,7 @@ func (x *LayerResidency) String() string {
 func (*LayerResidency) ProtoMessage() {}
 
 func (x *LayerResidency) ProtoReflect() protoreflect.Message {
-	mi := &file_kvtier_v1_inspection_proto_msgTypes[21]
+	mi := &file_kvtier_v1_inspection_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1881,7 +1935,7 @@ func (x *LayerResidency) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LayerResidency.ProtoReflect.Descriptor instead.
 func (*LayerResidency) Descriptor() ([]byte, []int) {
-	return file_kvtier_v1_inspection_proto_rawDescGZIP(), []int{21}
+	return file_kvtier_v1_inspection_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *LayerResidency) GetLayer() uint32 {
@@ -1908,7 +1962,7 @@ type ResidencyResponse struct {
 
 func (x *ResidencyResponse) Reset() {
 	*x = ResidencyResponse{}
-	mi := &file_kvtier_v1_inspection_proto_msgTypes[22]
+	mi := &file_kvtier_v1_inspection_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1920,7 +1974,7 @@ func (x *ResidencyResponse) String() string {
 func (*ResidencyResponse) ProtoMessage() {}
 
 func (x *ResidencyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_kvtier_v1_inspection_proto_msgTypes[22]
+	mi := &file_kvtier_v1_inspection_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1933,7 +1987,7 @@ func (x *ResidencyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResidencyResponse.ProtoReflect.Descriptor instead.
 func (*ResidencyResponse) Descriptor() ([]byte, []int) {
-	return file_kvtier_v1_inspection_proto_rawDescGZIP(), []int{22}
+	return file_kvtier_v1_inspection_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *ResidencyResponse) GetPlanes() []*PlaneResidency {
@@ -1960,7 +2014,7 @@ type VerifyRequest struct {
 
 func (x *VerifyRequest) Reset() {
 	*x = VerifyRequest{}
-	mi := &file_kvtier_v1_inspection_proto_msgTypes[23]
+	mi := &file_kvtier_v1_inspection_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1972,7 +2026,7 @@ func (x *VerifyRequest) String() string {
 func (*VerifyRequest) ProtoMessage() {}
 
 func (x *VerifyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_kvtier_v1_inspection_proto_msgTypes[23]
+	mi := &file_kvtier_v1_inspection_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1985,7 +2039,7 @@ func (x *VerifyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VerifyRequest.ProtoReflect.Descriptor instead.
 func (*VerifyRequest) Descriptor() ([]byte, []int) {
-	return file_kvtier_v1_inspection_proto_rawDescGZIP(), []int{23}
+	return file_kvtier_v1_inspection_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *VerifyRequest) GetSequenceId() string {
@@ -2009,7 +2063,7 @@ type VerifyResponse struct {
 
 func (x *VerifyResponse) Reset() {
 	*x = VerifyResponse{}
-	mi := &file_kvtier_v1_inspection_proto_msgTypes[24]
+	mi := &file_kvtier_v1_inspection_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2021,7 +2075,7 @@ func (x *VerifyResponse) String() string {
 func (*VerifyResponse) ProtoMessage() {}
 
 func (x *VerifyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_kvtier_v1_inspection_proto_msgTypes[24]
+	mi := &file_kvtier_v1_inspection_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2034,7 +2088,7 @@ func (x *VerifyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VerifyResponse.ProtoReflect.Descriptor instead.
 func (*VerifyResponse) Descriptor() ([]byte, []int) {
-	return file_kvtier_v1_inspection_proto_rawDescGZIP(), []int{24}
+	return file_kvtier_v1_inspection_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *VerifyResponse) GetBytesDone() uint64 {
@@ -2099,8 +2153,10 @@ const file_kvtier_v1_inspection_proto_rawDesc = "" +
 	"\bcompared\x18\x01 \x01(\x04R\bcompared\x12#\n" +
 	"\rlargest_error\x18\x02 \x01(\x01R\flargestError\x12*\n" +
 	"\x11largest_lse_error\x18\x03 \x01(\x01R\x0flargestLseError\x12\x19\n" +
-	"\bgiven_up\x18\x04 \x01(\tR\agivenUp\"\x12\n" +
-	"\x10GetStatusRequest\"\xfe\x04\n" +
+	"\bgiven_up\x18\x04 \x01(\tR\agivenUp\"4\n" +
+	"\tGPUStatus\x12'\n" +
+	"\x0fsegments_sealed\x18\x01 \x01(\x04R\x0esegmentsSealed\"\x12\n" +
+	"\x10GetStatusRequest\"\xa6\x05\n" +
 	"\x11GetStatusResponse\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\tR\aversion\x12\x19\n" +
 	"\bdata_dir\x18\x02 \x01(\tR\adataDir\x12%\n" +
@@ -2122,7 +2178,8 @@ const file_kvtier_v1_inspection_proto_rawDesc = "" +
 	"\rseals_pending\x18\x10 \x01(\x04R\fsealsPending\x12%\n" +
 	"\x0eaudit_coverage\x18\x11 \x01(\x01R\rauditCoverage\x123\n" +
 	"\n" +
-	"gpu_audits\x18\x12 \x01(\v2\x14.kvtier.v1.GPUAuditsR\tgpuAudits\"\xbf\x02\n" +
+	"gpu_audits\x18\x12 \x01(\v2\x14.kvtier.v1.GPUAuditsR\tgpuAudits\x12&\n" +
+	"\x03gpu\x18\x13 \x01(\v2\x14.kvtier.v1.GPUStatusR\x03gpu\"\xbf\x02\n" +
 	"\fSequenceInfo\x12\x1f\n" +
 	"\vsequence_id\x18\x01 \x01(\tR\n" +
 	"sequenceId\x12\x12\n" +
@@ -2299,81 +2356,83 @@ func file_kvtier_v1_inspection_proto_rawDescGZIP() []byte {
 	return file_kvtier_v1_inspection_proto_rawDescData
 }
 
-var file_kvtier_v1_inspection_proto_msgTypes = make([]protoimpl.MessageInfo, 25)
+var file_kvtier_v1_inspection_proto_msgTypes = make([]protoimpl.MessageInfo, 26)
 var file_kvtier_v1_inspection_proto_goTypes = []any{
 	(*TierStatus)(nil),               // 0: kvtier.v1.TierStatus
 	(*GPUAudits)(nil),                // 1: kvtier.v1.GPUAudits
-	(*GetStatusRequest)(nil),         // 2: kvtier.v1.GetStatusRequest
-	(*GetStatusResponse)(nil),        // 3: kvtier.v1.GetStatusResponse
-	(*SequenceInfo)(nil),             // 4: kvtier.v1.SequenceInfo
-	(*ListSequencesRequest)(nil),     // 5: kvtier.v1.ListSequencesRequest
-	(*ListSequencesResponse)(nil),    // 6: kvtier.v1.ListSequencesResponse
-	(*SealedSpan)(nil),               // 7: kvtier.v1.SealedSpan
-	(*DescribeSequenceRequest)(nil),  // 8: kvtier.v1.DescribeSequenceRequest
-	(*DescribeSequenceResponse)(nil), // 9: kvtier.v1.DescribeSequenceResponse
-	(*ExplainRequest)(nil),           // 10: kvtier.v1.ExplainRequest
-	(*ExplainToken)(nil),             // 11: kvtier.v1.ExplainToken
-	(*ExplainHead)(nil),              // 12: kvtier.v1.ExplainHead
-	(*ExplainSpan)(nil),              // 13: kvtier.v1.ExplainSpan
-	(*ExplainResponse)(nil),          // 14: kvtier.v1.ExplainResponse
-	(*Audit)(nil),                    // 15: kvtier.v1.Audit
-	(*ListAuditsRequest)(nil),        // 16: kvtier.v1.ListAuditsRequest
-	(*LayerCalibration)(nil),         // 17: kvtier.v1.LayerCalibration
-	(*ListAuditsResponse)(nil),       // 18: kvtier.v1.ListAuditsResponse
-	(*ResidencyRequest)(nil),         // 19: kvtier.v1.ResidencyRequest
-	(*PlaneResidency)(nil),           // 20: kvtier.v1.PlaneResidency
-	(*LayerResidency)(nil),           // 21: kvtier.v1.LayerResidency
-	(*ResidencyResponse)(nil),        // 22: kvtier.v1.ResidencyResponse
-	(*VerifyRequest)(nil),            // 23: kvtier.v1.VerifyRequest
-	(*VerifyResponse)(nil),           // 24: kvtier.v1.VerifyResponse
-	(Profile)(0),                     // 25: kvtier.v1.Profile
-	(*Ack)(nil),                      // 26: kvtier.v1.Ack
-	(*ModelSpec)(nil),                // 27: kvtier.v1.ModelSpec
-	(*Span)(nil),                     // 28: kvtier.v1.Span
-	(*Account)(nil),                  // 29: kvtier.v1.Account
-	(*Budget)(nil),                   // 30: kvtier.v1.Budget
+	(*GPUStatus)(nil),                // 2: kvtier.v1.GPUStatus
+	(*GetStatusRequest)(nil),         // 3: kvtier.v1.GetStatusRequest
+	(*GetStatusResponse)(nil),        // 4: kvtier.v1.GetStatusResponse
+	(*SequenceInfo)(nil),             // 5: kvtier.v1.SequenceInfo
+	(*ListSequencesRequest)(nil),     // 6: kvtier.v1.ListSequencesRequest
+	(*ListSequencesResponse)(nil),    // 7: kvtier.v1.ListSequencesResponse
+	(*SealedSpan)(nil),               // 8: kvtier.v1.SealedSpan
+	(*DescribeSequenceRequest)(nil),  // 9: kvtier.v1.DescribeSequenceRequest
+	(*DescribeSequenceResponse)(nil), // 10: kvtier.v1.DescribeSequenceResponse
+	(*ExplainRequest)(nil),           // 11: kvtier.v1.ExplainRequest
+	(*ExplainToken)(nil),             // 12: kvtier.v1.ExplainToken
+	(*ExplainHead)(nil),              // 13: kvtier.v1.ExplainHead
+	(*ExplainSpan)(nil),              // 14: kvtier.v1.ExplainSpan
+	(*ExplainResponse)(nil),          // 15: kvtier.v1.ExplainResponse
+	(*Audit)(nil),                    // 16: kvtier.v1.Audit
+	(*ListAuditsRequest)(nil),        // 17: kvtier.v1.ListAuditsRequest
+	(*LayerCalibration)(nil),         // 18: kvtier.v1.LayerCalibration
+	(*ListAuditsResponse)(nil),       // 19: kvtier.v1.ListAuditsResponse
+	(*ResidencyRequest)(nil),         // 20: kvtier.v1.ResidencyRequest
+	(*PlaneResidency)(nil),           // 21: kvtier.v1.PlaneResidency
+	(*LayerResidency)(nil),           // 22: kvtier.v1.LayerResidency
+	(*ResidencyResponse)(nil),        // 23: kvtier.v1.ResidencyResponse
+	(*VerifyRequest)(nil),            // 24: kvtier.v1.VerifyRequest
+	(*VerifyResponse)(nil),           // 25: kvtier.v1.VerifyResponse
+	(Profile)(0),                     // 26: kvtier.v1.Profile
+	(*Ack)(nil),                      // 27: kvtier.v1.Ack
+	(*ModelSpec)(nil),                // 28: kvtier.v1.ModelSpec
+	(*Span)(nil),                     // 29: kvtier.v1.Span
+	(*Account)(nil),                  // 30: kvtier.v1.Account
+	(*Budget)(nil),                   // 31: kvtier.v1.Budget
 }
 var file_kvtier_v1_inspection_proto_depIdxs = []int32{
 	0,  // 0: kvtier.v1.GetStatusResponse.tiers:type_name -> kvtier.v1.TierStatus
 	1,  // 1: kvtier.v1.GetStatusResponse.gpu_audits:type_name -> kvtier.v1.GPUAudits
-	25, // 2: kvtier.v1.SequenceInfo.profile:type_name -> kvtier.v1.Profile
-	26, // 3: kvtier.v1.SequenceInfo.ack:type_name -> kvtier.v1.Ack
-	4,  // 4: kvtier.v1.ListSequencesResponse.sequences:type_name -> kvtier.v1.SequenceInfo
-	4,  // 5: kvtier.v1.DescribeSequenceResponse.info:type_name -> kvtier.v1.SequenceInfo
-	27, // 6: kvtier.v1.DescribeSequenceResponse.spec:type_name -> kvtier.v1.ModelSpec
-	7,  // 7: kvtier.v1.DescribeSequenceResponse.sealed:type_name -> kvtier.v1.SealedSpan
-	28, // 8: kvtier.v1.DescribeSequenceResponse.spans:type_name -> kvtier.v1.Span
-	11, // 9: kvtier.v1.ExplainHead.tokens:type_name -> kvtier.v1.ExplainToken
-	28, // 10: kvtier.v1.ExplainSpan.span:type_name -> kvtier.v1.Span
-	29, // 11: kvtier.v1.ExplainResponse.account:type_name -> kvtier.v1.Account
-	12, // 12: kvtier.v1.ExplainResponse.heads:type_name -> kvtier.v1.ExplainHead
-	13, // 13: kvtier.v1.ExplainResponse.spans:type_name -> kvtier.v1.ExplainSpan
-	30, // 14: kvtier.v1.Audit.budget:type_name -> kvtier.v1.Budget
-	25, // 15: kvtier.v1.LayerCalibration.profile:type_name -> kvtier.v1.Profile
-	15, // 16: kvtier.v1.ListAuditsResponse.audits:type_name -> kvtier.v1.Audit
-	17, // 17: kvtier.v1.ListAuditsResponse.layers:type_name -> kvtier.v1.LayerCalibration
-	1,  // 18: kvtier.v1.ListAuditsResponse.gpu:type_name -> kvtier.v1.GPUAudits
-	20, // 19: kvtier.v1.ResidencyResponse.planes:type_name -> kvtier.v1.PlaneResidency
-	21, // 20: kvtier.v1.ResidencyResponse.layers:type_name -> kvtier.v1.LayerResidency
-	2,  // 21: kvtier.v1.InspectionService.GetStatus:input_type -> kvtier.v1.GetStatusRequest
-	5,  // 22: kvtier.v1.InspectionService.ListSequences:input_type -> kvtier.v1.ListSequencesRequest
-	8,  // 23: kvtier.v1.InspectionService.DescribeSequence:input_type -> kvtier.v1.DescribeSequenceRequest
-	10, // 24: kvtier.v1.InspectionService.Explain:input_type -> kvtier.v1.ExplainRequest
-	16, // 25: kvtier.v1.InspectionService.ListAudits:input_type -> kvtier.v1.ListAuditsRequest
-	19, // 26: kvtier.v1.InspectionService.Residency:input_type -> kvtier.v1.ResidencyRequest
-	23, // 27: kvtier.v1.InspectionService.Verify:input_type -> kvtier.v1.VerifyRequest
-	3,  // 28: kvtier.v1.InspectionService.GetStatus:output_type -> kvtier.v1.GetStatusResponse
-	6,  // 29: kvtier.v1.InspectionService.ListSequences:output_type -> kvtier.v1.ListSequencesResponse
-	9,  // 30: kvtier.v1.InspectionService.DescribeSequence:output_type -> kvtier.v1.DescribeSequenceResponse
-	14, // 31: kvtier.v1.InspectionService.Explain:output_type -> kvtier.v1.ExplainResponse
-	18, // 32: kvtier.v1.InspectionService.ListAudits:output_type -> kvtier.v1.ListAuditsResponse
-	22, // 33: kvtier.v1.InspectionService.Residency:output_type -> kvtier.v1.ResidencyResponse
-	24, // 34: kvtier.v1.InspectionService.Verify:output_type -> kvtier.v1.VerifyResponse
-	28, // [28:35] is the sub-list for method output_type
-	21, // [21:28] is the sub-list for method input_type
-	21, // [21:21] is the sub-list for extension type_name
-	21, // [21:21] is the sub-list for extension extendee
-	0,  // [0:21] is the sub-list for field type_name
+	2,  // 2: kvtier.v1.GetStatusResponse.gpu:type_name -> kvtier.v1.GPUStatus
+	26, // 3: kvtier.v1.SequenceInfo.profile:type_name -> kvtier.v1.Profile
+	27, // 4: kvtier.v1.SequenceInfo.ack:type_name -> kvtier.v1.Ack
+	5,  // 5: kvtier.v1.ListSequencesResponse.sequences:type_name -> kvtier.v1.SequenceInfo
+	5,  // 6: kvtier.v1.DescribeSequenceResponse.info:type_name -> kvtier.v1.SequenceInfo
+	28, // 7: kvtier.v1.DescribeSequenceResponse.spec:type_name -> kvtier.v1.ModelSpec
+	8,  // 8: kvtier.v1.DescribeSequenceResponse.sealed:type_name -> kvtier.v1.SealedSpan
+	29, // 9: kvtier.v1.DescribeSequenceResponse.spans:type_name -> kvtier.v1.Span
+	12, // 10: kvtier.v1.ExplainHead.tokens:type_name -> kvtier.v1.ExplainToken
+	29, // 11: kvtier.v1.ExplainSpan.span:type_name -> kvtier.v1.Span
+	30, // 12: kvtier.v1.ExplainResponse.account:type_name -> kvtier.v1.Account
+	13, // 13: kvtier.v1.ExplainResponse.heads:type_name -> kvtier.v1.ExplainHead
+	14, // 14: kvtier.v1.ExplainResponse.spans:type_name -> kvtier.v1.ExplainSpan
+	31, // 15: kvtier.v1.Audit.budget:type_name -> kvtier.v1.Budget
+	26, // 16: kvtier.v1.LayerCalibration.profile:type_name -> kvtier.v1.Profile
+	16, // 17: kvtier.v1.ListAuditsResponse.audits:type_name -> kvtier.v1.Audit
+	18, // 18: kvtier.v1.ListAuditsResponse.layers:type_name -> kvtier.v1.LayerCalibration
+	1,  // 19: kvtier.v1.ListAuditsResponse.gpu:type_name -> kvtier.v1.GPUAudits
+	21, // 20: kvtier.v1.ResidencyResponse.planes:type_name -> kvtier.v1.PlaneResidency
+	22, // 21: kvtier.v1.ResidencyResponse.layers:type_name -> kvtier.v1.LayerResidency
+	3,  // 22: kvtier.v1.InspectionService.GetStatus:input_type -> kvtier.v1.GetStatusRequest
+	6,  // 23: kvtier.v1.InspectionService.ListSequences:input_type -> kvtier.v1.ListSequencesRequest
+	9,  // 24: kvtier.v1.InspectionService.DescribeSequence:input_type -> kvtier.v1.DescribeSequenceRequest
+	11, // 25: kvtier.v1.InspectionService.Explain:input_type -> kvtier.v1.ExplainRequest
+	17, // 26: kvtier.v1.InspectionService.ListAudits:input_type -> kvtier.v1.ListAuditsRequest
+	20, // 27: kvtier.v1.InspectionService.Residency:input_type -> kvtier.v1.ResidencyRequest
+	24, // 28: kvtier.v1.InspectionService.Verify:input_type -> kvtier.v1.VerifyRequest
+	4,  // 29: kvtier.v1.InspectionService.GetStatus:output_type -> kvtier.v1.GetStatusResponse
+	7,  // 30: kvtier.v1.InspectionService.ListSequences:output_type -> kvtier.v1.ListSequencesResponse
+	10, // 31: kvtier.v1.InspectionService.DescribeSequence:output_type -> kvtier.v1.DescribeSequenceResponse
+	15, // 32: kvtier.v1.InspectionService.Explain:output_type -> kvtier.v1.ExplainResponse
+	19, // 33: kvtier.v1.InspectionService.ListAudits:output_type -> kvtier.v1.ListAuditsResponse
+	23, // 34: kvtier.v1.InspectionService.Residency:output_type -> kvtier.v1.ResidencyResponse
+	25, // 35: kvtier.v1.InspectionService.Verify:output_type -> kvtier.v1.VerifyResponse
+	29, // [29:36] is the sub-list for method output_type
+	22, // [22:29] is the sub-list for method input_type
+	22, // [22:22] is the sub-list for extension type_name
+	22, // [22:22] is the sub-list for extension extendee
+	0,  // [0:22] is the sub-list for field type_name
 }
 
 func init() { file_kvtier_v1_inspection_proto_init() }
@@ -2388,7 +2447,7 @@ func file_kvtier_v1_inspection_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_kvtier_v1_inspection_proto_rawDesc), len(file_kvtier_v1_inspection_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   25,
+			NumMessages:   26,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -45,12 +45,18 @@ class GPUAudits(_message.Message):
     given_up: str
     def __init__(self, compared: _Optional[int] = ..., largest_error: _Optional[float] = ..., largest_lse_error: _Optional[float] = ..., given_up: _Optional[str] = ...) -> None: ...
 
+class GPUStatus(_message.Message):
+    __slots__ = ("segments_sealed",)
+    SEGMENTS_SEALED_FIELD_NUMBER: _ClassVar[int]
+    segments_sealed: int
+    def __init__(self, segments_sealed: _Optional[int] = ...) -> None: ...
+
 class GetStatusRequest(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
 
 class GetStatusResponse(_message.Message):
-    __slots__ = ("version", "data_dir", "uptime_seconds", "tiers", "sequences", "sequences_open", "leases", "tail_bytes", "tail_bytes_limit", "attends", "appends", "audits", "audit_error_mean", "audit_error_p95", "rss_bytes", "seals_pending", "audit_coverage", "gpu_audits")
+    __slots__ = ("version", "data_dir", "uptime_seconds", "tiers", "sequences", "sequences_open", "leases", "tail_bytes", "tail_bytes_limit", "attends", "appends", "audits", "audit_error_mean", "audit_error_p95", "rss_bytes", "seals_pending", "audit_coverage", "gpu_audits", "gpu")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     DATA_DIR_FIELD_NUMBER: _ClassVar[int]
     UPTIME_SECONDS_FIELD_NUMBER: _ClassVar[int]
@@ -69,6 +75,7 @@ class GetStatusResponse(_message.Message):
     SEALS_PENDING_FIELD_NUMBER: _ClassVar[int]
     AUDIT_COVERAGE_FIELD_NUMBER: _ClassVar[int]
     GPU_AUDITS_FIELD_NUMBER: _ClassVar[int]
+    GPU_FIELD_NUMBER: _ClassVar[int]
     version: str
     data_dir: str
     uptime_seconds: int
@@ -87,7 +94,8 @@ class GetStatusResponse(_message.Message):
     seals_pending: int
     audit_coverage: float
     gpu_audits: GPUAudits
-    def __init__(self, version: _Optional[str] = ..., data_dir: _Optional[str] = ..., uptime_seconds: _Optional[int] = ..., tiers: _Optional[_Iterable[_Union[TierStatus, _Mapping]]] = ..., sequences: _Optional[int] = ..., sequences_open: _Optional[int] = ..., leases: _Optional[int] = ..., tail_bytes: _Optional[int] = ..., tail_bytes_limit: _Optional[int] = ..., attends: _Optional[int] = ..., appends: _Optional[int] = ..., audits: _Optional[int] = ..., audit_error_mean: _Optional[float] = ..., audit_error_p95: _Optional[float] = ..., rss_bytes: _Optional[int] = ..., seals_pending: _Optional[int] = ..., audit_coverage: _Optional[float] = ..., gpu_audits: _Optional[_Union[GPUAudits, _Mapping]] = ...) -> None: ...
+    gpu: GPUStatus
+    def __init__(self, version: _Optional[str] = ..., data_dir: _Optional[str] = ..., uptime_seconds: _Optional[int] = ..., tiers: _Optional[_Iterable[_Union[TierStatus, _Mapping]]] = ..., sequences: _Optional[int] = ..., sequences_open: _Optional[int] = ..., leases: _Optional[int] = ..., tail_bytes: _Optional[int] = ..., tail_bytes_limit: _Optional[int] = ..., attends: _Optional[int] = ..., appends: _Optional[int] = ..., audits: _Optional[int] = ..., audit_error_mean: _Optional[float] = ..., audit_error_p95: _Optional[float] = ..., rss_bytes: _Optional[int] = ..., seals_pending: _Optional[int] = ..., audit_coverage: _Optional[float] = ..., gpu_audits: _Optional[_Union[GPUAudits, _Mapping]] = ..., gpu: _Optional[_Union[GPUStatus, _Mapping]] = ...) -> None: ...
 
 class SequenceInfo(_message.Message):
     __slots__ = ("sequence_id", "name", "profile", "ack", "open", "sealed_bytes", "created_unix", "used_unix", "parent_id", "damage")
