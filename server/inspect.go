@@ -43,7 +43,7 @@ func (x *inspectionService) GetStatus(context.Context, *kvtierv1.GetStatusReques
 	audits := srv.auditor.stats()
 	out.Audits, out.AuditErrorMean, out.AuditErrorP95, out.AuditCoverage = audits.n, audits.mean, audits.p95, audits.coverage
 	if out.GpuAudits = srv.auditor.deviceStats(); out.GpuAudits != nil {
-		out.Gpu = &kvtierv1.GPUStatus{SegmentsSealed: uint64(srv.sealer.madeOnDevice.Load())}
+		out.Gpu = &kvtierv1.GPUStatus{SegmentsSealed: uint64(srv.sealer.madeOnDevice.Load()), SegmentsKept: uint64(srv.store.Kept())}
 	}
 	return out, nil
 }

@@ -80,6 +80,8 @@ func newMetrics(srv *Server) *metrics {
 		m.deviceFailed = counter("gpu_given_up_total", "Audits that found the GPU to answer or to seal wrongly: it is given up then.")
 		m.registry.MustRegister(prometheus.NewCounterFunc(prometheus.CounterOpts{Namespace: "kvtier", Name: "gpu_sealed_segments_total",
 			Help: "Segments, of one layer each, that the GPU made."}, func() float64 { return float64(srv.sealer.madeOnDevice.Load()) }))
+		m.registry.MustRegister(prometheus.NewCounterFunc(prometheus.CounterOpts{Namespace: "kvtier", Name: "gpu_kept_segments_total",
+			Help: "Segments that the GPU made and that stayed there."}, func() float64 { return float64(srv.store.Kept()) }))
 	}
 	return m
 }

@@ -219,7 +219,7 @@ func (z *sealer) spanFor(ctx context.Context, s *sequence, st *state, end uint64
 	}
 	sp.Texts = packTexts(texts)
 	sp.segments = make([]*tiers.Header, s.spec.layers)
-	layers := z.onDevice(ctx, s, st, start, end)
+	layers := z.onDevice(ctx, s, st, start, end, b)
 	var put sync.Mutex // a batch is not for concurrent use
 	g, gctx := errgroup.WithContext(ctx)
 	g.SetLimit(z.workers(st))

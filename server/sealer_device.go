@@ -8,11 +8,12 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"kvtier/tiers/seal"
+	"kvtier/tiers/store"
 )
 
-// onDevice has a GPU make the segments of a span's full layers, all of them together. It returns a place for each layer, nil without a GPU that is to seal; what the GPU
+// onDevice has a GPU make the segments of a span's full layers, all of them together, which b is to commit. It returns a place for each layer, nil without a GPU that is to seal; what the GPU
 // did not make is left for the host.
-func (z *sealer) onDevice(ctx context.Context, s *sequence, st *state, start, end uint64) []toSeal {
+func (z *sealer) onDevice(ctx context.Context, s *sequence, st *state, start, end uint64, b *store.Batch) []toSeal {
 	if z.srv.opt.SealOnHost || !z.srv.store.HasDevice() {
 		return nil
 	}
@@ -34,7 +35,7 @@ func (z *sealer) onDevice(ctx context.Context, s *sequence, st *state, start, en
 		}
 	}
 	for _, some := range alike {
-		if err := z.makeOnDevice(ctx, some); err != nil {
+		if err := z.makeOnDevice(ctx, b, some); err != nil {
 			for l := range layers {
 				layers[l].made.Header = nil
 			}
@@ -47,14 +48,14 @@ func (z *sealer) onDevice(ctx context.Context, s *sequence, st *state, start, en
 
 // makeOnDevice makes segments on a GPU, if it can. Of each it checks one leaf a head against the rows, and a share of them is also made by the
 // host: that they differ is an error.
-func (z *sealer) makeOnDevice(ctx context.Context, layers []*toSeal) error {
+func (z *sealer) makeOnDevice(ctx context.Context, b *store.Batch, layers []*toSeal) error {
 	rows, options := make([]*seal.Rows, len(layers)), make([]seal.Options, len(layers))
 	for i, x := range layers {
 		rows[i], options[i] = x.rows, x.options
 	}
-	made := z.srv.store.Seal(ctx, rows, options)
-	if made == nil {
-		return nil
+	made, err := b.Seal(ctx, rows, options)
+	if err != nil || made == nil {
+		return err
 	}
 	var g errgroup.Group
 	g.SetLimit(max(1, z.srv.opt.Cores/2))

@@ -11,8 +11,8 @@ import (
 	"kvtier/tiers/gpu/cuda/cudatest"
 )
 
-// sealedIDs feeds a context to a daemon and returns the ids of the segments that it makes, and how many of them a GPU made.
-func sealedIDs(t *testing.T, m *model, o Options) (ids []string, onDevice uint64) {
+// sealedIDs feeds a context to a daemon and returns the ids of the segments that it makes, and what a GPU did.
+func sealedIDs(t *testing.T, m *model, o Options) (ids []string, gpu *kvtierv1.GPUStatus) {
 	t.Helper()
 	o.ReadAllTokens = -1
 	srv := openServer(t, t.TempDir(), o)
@@ -37,7 +37,13 @@ func sealedIDs(t *testing.T, m *model, o Options) (ids []string, onDevice uint64
 	if (status.Gpu != nil) != (o.GPUBytes != 0) {
 		t.Errorf("status of the GPU: %v", status.Gpu)
 	}
-	return ids, status.Gpu.GetSegmentsSealed()
+	if status.Gpu.GetSegmentsKept() > 0 { // they are there, and were never brought up
+		a := m.ask(t, s, 0, m.n-1, exactBudget)
+		if u, _ := srv.store.GPUUsage(); a.account.BytesGpu == 0 || u.BytesWritten != 0 {
+			t.Errorf("%v, %+v", a.account, u)
+		}
+	}
+	return ids, status.Gpu
 }
 
 // TestDeviceSeals: a daemon with a GPU makes the segments that one without makes, on the GPU; or on the host, where the GPU fails.
@@ -49,8 +55,8 @@ func TestDeviceSeals(t *testing.T) {
 	m := newModel(9, spec, segment+400)
 	want, _ := sealedIDs(t, m, Options{})
 	got, made := sealedIDs(t, m, Options{GPUBytes: 64 << 20, GPUAuditShare: 1})
-	if failed := os.Getenv(fail) != ""; failed != (made == 0) {
-		t.Errorf("the GPU made %v segments", made)
+	if failed := os.Getenv(fail) != ""; failed != (made.SegmentsSealed == 0) || made.SegmentsKept != made.SegmentsSealed {
+		t.Errorf("the GPU made %v", made)
 	}
 	if strings.Join(got, " ") != strings.Join(want, " ") {
 		t.Errorf("segments %v, without a GPU %v", got, want)

@@ -46,7 +46,7 @@ func statusTable(w io.Writer, s *kvtierv1.GetStatusResponse) {
 		{"audits", audit},
 	}
 	if g := s.GetGpu(); g != nil {
-		rows = append(rows, []string{"gpu", count(g.GetSegmentsSealed()) + " segments sealed"})
+		rows = append(rows, []string{"gpu", fmt.Sprintf("%s segments sealed, %s of them stayed", count(g.GetSegmentsSealed()), count(g.GetSegmentsKept()))})
 	}
 	if g := s.GetGpuAudits(); g != nil {
 		rows = append(rows, []string{"gpu audits", gpuAuditsText(g)})

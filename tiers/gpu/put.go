@@ -45,7 +45,11 @@ func (t *Tier) put(ctx context.Context, h *tiers.Header, pieces []tiers.Piece) e
 	if err != nil || len(missing) == 0 {
 		return err
 	}
-	rooms, err := t.reserve(h.ID, missing)
+	sizes := make([]int, len(missing))
+	for i, p := range missing {
+		sizes[i] = len(p.Bytes)
+	}
+	rooms, err := t.reserve(h.ID, sizes)
 	if err != nil {
 		return err
 	}
@@ -98,13 +102,13 @@ func (t *Tier) missing(h *tiers.Header, pieces []tiers.Piece) (out []tiers.Piece
 	return out, nil
 }
 
-// reserve finds room for pieces of a segment, for all or for none: in the slabs
-// there are, in new ones up to the limit, or in that of colder segments.
-func (t *Tier) reserve(id tiers.ID, pieces []tiers.Piece) ([]room, error) {
+// reserve finds room for pieces of a segment, of so many bytes each, for all or for none: in the slabs
+// there are, in new ones up to the limit, or in that of colder segments. The caller holds writes.
+func (t *Tier) reserve(id tiers.ID, pieces []int) ([]room, error) {
 	sizes := make([]int, len(pieces))
 	total := 0
-	for i, p := range pieces {
-		sizes[i] = roundUp(len(p.Bytes))
+	for i, n := range pieces {
+		sizes[i] = roundUp(n)
 		total += sizes[i]
 	}
 	full := fmt.Errorf("%d pieces, %d bytes: %w", len(pieces), total, tiers.ErrFull)

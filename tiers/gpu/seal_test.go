@@ -2,6 +2,7 @@ package gpu
 
 import (
 	"errors"
+	"slices"
 	"testing"
 	"time"
 
@@ -9,8 +10,109 @@ import (
 	"kvtier/compress"
 	"kvtier/tiers"
 	"kvtier/tiers/gpu/cuda/cudatest"
+	"kvtier/tiers/gpu/kernels"
 	"kvtier/tiers/seal"
 )
+
+// smallSeal is two layers of which a device makes segments in no time.
+func smallSeal() (rows []*seal.Rows, options []seal.Options) {
+	const d, n = 64, 20
+	for l := range 2 {
+		b := make([]byte, 2*n*d*2)
+		for i := range b {
+			b[i] = byte((i+9*l)*7%61 + i%2*20) // bfloat16 of modest size
+		}
+		rows = append(rows, &seal.Rows{Layer: l, Heads: 2, HeadDim: d, Type: compress.BF16, K: b, V: b})
+		m := attention.NewQuerySum(d).Metric()
+		options = append(options, seal.Options{Profile: tiers.ProfileBalanced, Low: true, Metrics: []*attention.Metric{m, m}})
+	}
+	return rows, options
+}
+
+// TestSealKeeps: what attention reads of a segment stays where it was made, the same bytes as on the host, for when it is stored; or its room is free again.
+func TestSealKeeps(t *testing.T) {
+	tier := openCUDA(t, 1<<20)
+	rows, options := smallSeal()
+	make1 := func() []Sealed {
+		t.Helper()
+		made, err := tier.Seal(ctx, rows, options)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return made
+	}
+	made := make1()
+	for _, m := range made {
+		pieces := slices.DeleteFunc(m.Header.Pieces(m.Parts), func(p tiers.Piece) bool { return !(kernels.Planes(false) | kernels.Planes(true)).Has(p.Plane) })
+		holds(t, tier, m.Header, pieces, false)
+		if !m.Kept.Adopt() {
+			t.Fatal("it does not stay")
+		}
+		holds(t, tier, m.Header, pieces, true)
+		if l, ok := tier.lease(m.Header, kernels.Planes(true)); !ok {
+			t.Error("it is not whole")
+		} else {
+			l.release(0)
+		}
+		m.Kept.Discard()
+		if m.Kept.Adopt() {
+			t.Error("twice")
+		}
+		holds(t, tier, m.Header, pieces, true)
+		for _, again := range make1() {
+			if again.Header.ID == m.Header.ID && again.Kept != nil {
+				t.Error("room for what is there")
+			}
+			again.Kept.Discard()
+		}
+		if err := tier.Drop(m.Header.ID, tiers.AllPlanes); err != nil {
+			t.Fatal(err)
+		}
+	}
+	made = make1()
+	if err := made[0].check(ctx); err != nil {
+		t.Error(err)
+	}
+	for _, p := range made[0].Header.Pieces(made[0].Parts) {
+		p.Bytes[0] ^= 1
+	}
+	is(t, made[0].check(ctx), tiers.ErrCorrupt)
+	discard(made)
+	discard(made)
+	empty(t, tier)
+	if made[1].Kept.Adopt() {
+		t.Error("of what was discarded")
+	}
+
+	small := openCUDA(t, 2048) // no room
+	made, err := small.Seal(ctx, rows, options)
+	if err != nil || made[0].Kept != nil || made[0].Kept.Adopt() {
+		t.Error(err, "of no room")
+	}
+	made[0].Kept.Discard()
+}
+
+// TestSealKeptGone: what stays of a segment outlives neither a tier that was given up nor one that was closed, and does no harm there.
+func TestSealKeptGone(t *testing.T) {
+	rows, options := smallSeal()
+	for name, end := range map[string]func(*Tier) error{
+		"given up": func(tier *Tier) error { return tier.GiveUp(errors.New("it answers wrongly")) },
+		"closed":   (*Tier).Close,
+	} {
+		tier := openCUDA(t, 1<<20)
+		made, err := tier.Seal(ctx, rows, options)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := end(tier); err != nil {
+			t.Fatal(err)
+		}
+		if made[0].Kept.Adopt() || tier.Usage().Pieces != 0 {
+			t.Error(name)
+		}
+		made[1].Kept.Discard()
+	}
+}
 
 // TestSealStuck: a device that does not answer costs one call its patience. It seals again when it has done what it was asked; layers that there are no
 // kernels for are the host's.

@@ -16,6 +16,7 @@ import (
 
 	"kvtier/tiers"
 	"kvtier/tiers/files"
+	"kvtier/tiers/gpu"
 	"kvtier/tiers/nvme"
 	"kvtier/tiers/seal"
 )
@@ -215,7 +216,8 @@ type Batch struct {
 	b       *pebble.Batch
 	put     []put
 	dropped []dropped
-	grows   bool // it sets a record
+	kept    map[tiers.ID]*gpu.Kept // what a GPU keeps of segments that it made
+	grows   bool                   // it sets a record
 	done    bool
 }
 
@@ -230,7 +232,9 @@ type dropped struct {
 }
 
 // NewBatch begins a change. Close it in any case.
-func (s *Store) NewBatch() *Batch { return &Batch{s: s, b: s.db.NewBatch()} }
+func (s *Store) NewBatch() *Batch {
+	return &Batch{s: s, b: s.db.NewBatch(), kept: map[tiers.ID]*gpu.Kept{}}
+}
 
 // PutSegment writes a segment to the NVMe tier; it exists once the batch is
 // committed. ErrFull says that the tier's limit, or the disk, leaves no room.
@@ -372,8 +376,8 @@ const everyQuery = tiers.PlaneSet(1<<tiers.PlanePages | 1<<tiers.PlaneMap | 1<<t
 // its room less, all else as far as there is free room. They are in memory now, and are often asked next.
 func (b *Batch) warm(ctx context.Context) {
 	for _, p := range b.put {
-		if b.s.device != nil {
-			b.s.device.want(p.h)
+		if d := b.s.device; d != nil && !d.adopt(p.h.ID, b.kept[p.h.ID]) {
+			d.want(p.h)
 		}
 		full := false
 		for _, piece := range p.h.Pieces(p.parts) {
@@ -390,6 +394,9 @@ func (b *Batch) warm(ctx context.Context) {
 // Close abandons what was not committed.
 func (b *Batch) Close() error {
 	errs := []error{b.b.Close()}
+	for _, k := range b.kept {
+		k.Discard() // it was not committed
+	}
 	if !b.done {
 		for _, p := range b.put {
 			errs = append(errs, b.s.nvme.Drop(p.h.ID, tiers.AllPlanes))

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"kvtier/attention"
@@ -33,6 +34,7 @@ type device struct {
 	tier    *gpu.Tier
 	queue   chan *tiers.Header
 	answers sync.WaitGroup // under way
+	kept    atomic.Int64   // segments that stayed where they were made
 	mu      struct {
 		sync.Mutex
 		tried   map[tiers.ID]try
@@ -112,23 +114,47 @@ func (s *Store) Wait(a *gpu.Answer) []attention.Partial {
 }
 
 // Seal makes the segments of a span's layers, which are alike, on a GPU: the same bytes as seal.Segment. It returns none if the host has to: there
-// is no GPU, or it failed, which was logged.
-func (s *Store) Seal(ctx context.Context, rows []*seal.Rows, options []seal.Options) []gpu.Sealed {
-	d := s.device
+// is no GPU, or it failed, which was logged. What the GPU keeps of them is there for queries once the batch has committed them. The error is tiers.ErrCorrupt
+// if that is not what it made.
+func (b *Batch) Seal(ctx context.Context, rows []*seal.Rows, options []seal.Options) ([]gpu.Sealed, error) {
+	d := b.s.device
 	if d == nil || !d.begin() {
-		return nil
+		return nil, nil
 	}
 	defer d.answers.Done()
 	out, err := d.tier.Seal(ctx, rows, options)
+	if errors.Is(err, tiers.ErrCorrupt) {
+		return nil, err
+	}
 	if err != nil {
-		s.deviceFailed(err)
-		return nil
+		b.s.deviceFailed(err)
+		return nil, nil
+	}
+	for _, x := range out {
+		if x.Kept != nil {
+			b.kept[x.Header.ID] = x.Kept
+		}
 	}
 	if d.stopped() {
-		return nil
+		return nil, nil
 	}
-	return out
+	return out, nil
 }
+
+// adopt has the GPU keep a segment that it made and that is stored now; false if it did not.
+func (d *device) adopt(id tiers.ID, k *gpu.Kept) bool {
+	if d.stopped() || !k.Adopt() {
+		return false
+	}
+	d.kept.Add(1)
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.mu.tried[id] = try{time.Now(), riseAgain}
+	return true
+}
+
+// Kept is how many segments stayed on the GPU that made them.
+func (s *Store) Kept() int64 { return s.device.kept.Load() }
 
 // HasDevice says whether there is a GPU tier, trusted or not.
 func (s *Store) HasDevice() bool { return s.device != nil }

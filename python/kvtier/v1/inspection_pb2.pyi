@@ -46,10 +46,12 @@ class GPUAudits(_message.Message):
     def __init__(self, compared: _Optional[int] = ..., largest_error: _Optional[float] = ..., largest_lse_error: _Optional[float] = ..., given_up: _Optional[str] = ...) -> None: ...
 
 class GPUStatus(_message.Message):
-    __slots__ = ("segments_sealed",)
+    __slots__ = ("segments_sealed", "segments_kept")
     SEGMENTS_SEALED_FIELD_NUMBER: _ClassVar[int]
+    SEGMENTS_KEPT_FIELD_NUMBER: _ClassVar[int]
     segments_sealed: int
-    def __init__(self, segments_sealed: _Optional[int] = ...) -> None: ...
+    segments_kept: int
+    def __init__(self, segments_sealed: _Optional[int] = ..., segments_kept: _Optional[int] = ...) -> None: ...
 
 class GetStatusRequest(_message.Message):
     __slots__ = ()

@@ -115,7 +115,7 @@ func TestSealMutants(t *testing.T) {
 	s.text, d = lacking(t, embeddedSealing)
 	m := toSeal{d: d, layers: 1, heads: 1, tokens: 272, typ: compress.BF16, profile: tiers.ProfileNeutral, queries: 1}
 	rows, options := m.rows(rand.New(rand.NewPCG(1, 8)))
-	got, err := s.Seal(ctx, rows, options)
+	got, err := s.Seal(ctx, rows, options, nil)
 	if h, _ := seal.Segment(rows[0], options[0]); err == nil && got[0].Header.ID != h.ID {
 		err = errors.New("another segment")
 	}

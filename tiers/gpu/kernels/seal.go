@@ -121,19 +121,23 @@ type SealedSegment struct {
 // SealTimes is how long the device took, of all batches.
 type SealTimes struct{ Kernels time.Duration }
 
+// Keep says where planes of a segment are to stay on the device, [heads], each the address of as many bytes as the header says, or 0; nil: nowhere.
+// Only those that the device made stay. It is asked once a segment, by several goroutines.
+type Keep func(h *tiers.Header) [][tiers.NumPlanes]cuda.Ptr
+
 // Seal makes the segments of layers of one span, which are alike: of so many heads, tokens and sinks, of one type, profile, and number of queries. An error is
-// the device's, and of all of them. When ctx ends, nothing more is begun.
-func (s *Sealing) Seal(ctx context.Context, rows []*seal.Rows, options []seal.Options) ([]SealedSegment, error) {
-	out, _, err := s.seal(ctx, rows, options, false)
+// the device's, and of all of them. When ctx ends, nothing more is begun. Without keep nothing stays on the device.
+func (s *Sealing) Seal(ctx context.Context, rows []*seal.Rows, options []seal.Options, keep Keep) ([]SealedSegment, error) {
+	out, _, err := s.seal(ctx, rows, options, keep, false)
 	return out, err
 }
 
 // SealTimed is Seal that also says what the kernels took, by the device's clock.
 func (s *Sealing) SealTimed(ctx context.Context, rows []*seal.Rows, options []seal.Options) ([]SealedSegment, SealTimes, error) {
-	return s.seal(ctx, rows, options, true)
+	return s.seal(ctx, rows, options, nil, true)
 }
 
-func (s *Sealing) seal(ctx context.Context, rows []*seal.Rows, options []seal.Options, timed bool) ([]SealedSegment, SealTimes, error) {
+func (s *Sealing) seal(ctx context.Context, rows []*seal.Rows, options []seal.Options, keep Keep, timed bool) ([]SealedSegment, SealTimes, error) {
 	var times SealTimes
 	if len(rows) == 0 {
 		return nil, times, nil
@@ -158,7 +162,7 @@ func (s *Sealing) seal(ctx context.Context, rows []*seal.Rows, options []seal.Op
 			if err := gctx.Err(); err != nil {
 				return err
 			}
-			took, err := s.batch(gctx, out[lo:hi], rows[lo:hi], options[lo:hi], timed)
+			took, err := s.batch(gctx, out[lo:hi], rows[lo:hi], options[lo:hi], keep, timed)
 			mu.Lock()
 			times.Kernels += took
 			mu.Unlock()
@@ -371,7 +375,7 @@ func encode(to []byte, x any) {
 }
 
 // batch makes the segments of some layers.
-func (s *Sealing) batch(ctx context.Context, out []SealedSegment, rows []*seal.Rows, options []seal.Options, timed bool) (took time.Duration, err error) {
+func (s *Sealing) batch(ctx context.Context, out []SealedSegment, rows []*seal.Rows, options []seal.Options, keep Keep, timed bool) (took time.Duration, err error) {
 	p := newSealPlan(rows, options)
 	var x *sealRoom
 	select {
@@ -380,6 +384,33 @@ func (s *Sealing) batch(ctx context.Context, out []SealedSegment, rows []*seal.R
 		return 0, ctx.Err()
 	}
 	settled := true // nothing is under way
+	run := func(issue func(c *cuda.Context) error) error {
+		settled = false
+		idle := func(*cuda.Context) error {
+			e := s.stream.Synchronize()
+			settled = e == nil
+			return e
+		}
+		err := s.device.Do(background, func(c *cuda.Context) error {
+			err := issue(c)
+			if err == nil {
+				err = x.event.Record(s.stream)
+			}
+			if err != nil {
+				return errors.Join(err, idle(c))
+			}
+			return nil
+		})
+		if err != nil {
+			return err
+		}
+		if err = s.device.Wait(background, x.event); err != nil {
+			_ = s.device.Do(background, idle) // err says more
+			return err
+		}
+		settled = true
+		return nil
+	}
 	defer func() {
 		if !settled {
 			x = &sealRoom{} // nobody knows what is under way: the room stays taken
@@ -397,24 +428,9 @@ func (s *Sealing) batch(ctx context.Context, out []SealedSegment, rows []*seal.R
 		return 0, err
 	}
 	p.fill(x.in, x.device, rows, options)
-	err = s.device.Do(background, func(c *cuda.Context) error {
-		settled = false
-		if err := s.issue(c, m, p, x); err != nil {
-			e := s.stream.Synchronize()
-			settled = e == nil
-			return errors.Join(err, e)
-		}
-		return nil
-	})
-	if err != nil {
+	if err := run(func(c *cuda.Context) error { return s.issue(c, m, p, x) }); err != nil {
 		return 0, err
 	}
-	if err = s.device.Wait(background, x.event); err != nil {
-		e := s.device.Do(background, func(*cuda.Context) error { return s.stream.Synchronize() })
-		settled = e == nil
-		return 0, err
-	}
-	settled = true
 	if timed {
 		err = s.device.Do(background, func(*cuda.Context) (err error) { took, err = cuda.Elapsed(x.begin, x.finish); return err })
 		if err != nil {
@@ -422,6 +438,7 @@ func (s *Sealing) batch(ctx context.Context, out []SealedSegment, rows []*seal.R
 		}
 	}
 	var g errgroup.Group
+	stays := make([][][tiers.NumPlanes]cuda.Ptr, len(rows))
 	for l, r := range rows {
 		g.Go(func() error {
 			made := make([]seal.Made, r.Heads)
@@ -429,10 +446,35 @@ func (s *Sealing) batch(ctx context.Context, out []SealedSegment, rows []*seal.R
 				made[h] = p.made(x.out[(l*r.Heads+h)*int(p.b.OutBytes):][:p.b.OutBytes])
 			}
 			out[l].Header, out[l].Parts = seal.Assemble(r, options[l], made)
+			if keep != nil {
+				stays[l] = keep(out[l].Header)
+			}
 			return nil
 		})
 	}
-	return took, g.Wait()
+	_ = g.Wait() // none fails
+	if keep == nil {
+		return took, nil
+	}
+	return took, run(func(c *cuda.Context) error { return s.copyOut(c, p, x, stays) })
+}
+
+// copyOut copies what stays of a batch's segments to where it is to lie.
+func (s *Sealing) copyOut(c *cuda.Context, p *sealPlan, x *sealRoom, stays [][][tiers.NumPlanes]cuda.Ptr) error {
+	heads, planes := p.jobs/p.layers, p.planes()
+	for l := range stays {
+		for h := range stays[l] {
+			job := x.device + cuda.Ptr(p.b.Out) + cuda.Ptr((l*heads+h)*int(p.b.OutBytes))
+			for _, made := range planes {
+				if to := stays[l][h][made.plane]; to != 0 {
+					if err := c.CopyOnDevice(to, job+cuda.Ptr(made.at), made.bytes, s.stream); err != nil {
+						return err
+					}
+				}
+			}
+		}
+	}
+	return nil
 }
 
 // background is for what has to come to its end.
@@ -506,10 +548,7 @@ func (s *Sealing) issue(c *cuda.Context, m *sealModule, p *sealPlan, x *sealRoom
 	if err := x.finish.Record(s.stream); err != nil {
 		return err
 	}
-	if err := c.CopyToHost(x.out[:p.out], x.device+cuda.Ptr(p.b.Out), s.stream); err != nil {
-		return err
-	}
-	return x.event.Record(s.stream)
+	return c.CopyToHost(x.out[:p.out], x.device+cuda.Ptr(p.b.Out), s.stream)
 }
 
 // launch starts the kernels; at is where the batch lies on the device.
@@ -561,11 +600,15 @@ func (s *Sealing) launch(c *cuda.Context, m *sealModule, p *sealPlan, at uint64)
 	return err
 }
 
-// made reads a job's output, which stays where it is.
-func (p *sealPlan) made(b []byte) (m seal.Made) {
-	m.Body = p.view.Info.Body
-	m.KeyExp = int(int32(binary.LittleEndian.Uint32(b[p.b.Exponent:])))
-	set := func(plane tiers.Plane, at uint64, n int) { m.Planes[plane] = b[at:][:n:n] }
+// madePlane is a plane in a job's output.
+type madePlane struct {
+	plane     tiers.Plane
+	at, bytes int
+}
+
+// planes lists those that the device makes.
+func (p *sealPlan) planes() (out []madePlane) {
+	set := func(plane tiers.Plane, at uint64, n int) { out = append(out, madePlane{plane, int(at), n}) }
 	n, row, sizes := p.tokens, compress.ValueRowBytes(p.d), compress.KeyPlaneBytes(p.d)
 	set(tiers.PlaneOrder, p.b.Order, 2*n)
 	set(tiers.PlaneSteps, p.b.Steps, compress.KeyOrderBytes(p.d)+p.view.StepGroups()*compress.KeyStepsBytes(p.d))
@@ -582,6 +625,16 @@ func (p *sealPlan) made(b []byte) (m seal.Made) {
 		set(tiers.PlaneDrains, p.b.Drains, p.view.DrainKeys().Len+p.drains*row)
 	}
 	set(tiers.PlanePages, p.b.Pages, 2*attention.MeansBytes(p.view.Pages(), p.d))
+	return out
+}
+
+// made reads a job's output, which stays where it is.
+func (p *sealPlan) made(b []byte) (m seal.Made) {
+	m.Body = p.view.Info.Body
+	m.KeyExp = int(int32(binary.LittleEndian.Uint32(b[p.b.Exponent:])))
+	for _, x := range p.planes() {
+		m.Planes[x.plane] = b[x.at:][:x.bytes:x.bytes]
+	}
 	doubles := func(at uint64, n int) []float64 {
 		return slices.Clone(unsafe.Slice((*float64)(unsafe.Pointer(&b[at])), n))
 	}

@@ -109,7 +109,7 @@ func (m toSeal) rows(rng *rand.Rand) (rows []*seal.Rows, options []seal.Options)
 func (m toSeal) same(t *testing.T, s *Sealing, seed uint64) {
 	t.Helper()
 	rows, options := m.rows(rand.New(rand.NewPCG(seed, 8)))
-	got, err := s.Seal(ctx, rows, options)
+	got, err := s.Seal(ctx, rows, options, nil)
 	if err != nil {
 		t.Fatalf("%+v: %v", m, err)
 	}
@@ -208,7 +208,7 @@ func TestSealRefuses(t *testing.T) {
 	} {
 		rows, options := m.rows(rand.New(rand.NewPCG(1, 8)))
 		spoil(rows[1], &options[1])
-		if _, err := s.Seal(ctx, rows, options); err == nil {
+		if _, err := s.Seal(ctx, rows, options, nil); err == nil {
 			t.Errorf("case %d: no error", i)
 		}
 	}
@@ -217,7 +217,7 @@ func TestSealRefuses(t *testing.T) {
 		rows[i].HeadDim, rows[i].Heads = 32, 2
 		options[i].Metrics = append(options[i].Metrics, options[i].Metrics[0])
 	}
-	if _, err := s.Seal(ctx, rows, options); err == nil {
+	if _, err := s.Seal(ctx, rows, options, nil); err == nil {
 		t.Error("kernels for head dimension 32")
 	}
 	m.same(t, s, 1)
@@ -243,7 +243,7 @@ func TestSealBatches(t *testing.T) {
 		t.Fatalf("%d bytes free before, %d after", before, after)
 	}
 	rows, options := toSeal{d: 64, layers: 1, heads: 1, tokens: 20, typ: compress.BF16}.rows(rand.New(rand.NewPCG(1, 8)))
-	if _, err := s.Seal(ctx, rows, options); !errors.Is(err, cuda.ErrClosed) {
+	if _, err := s.Seal(ctx, rows, options, nil); !errors.Is(err, cuda.ErrClosed) {
 		t.Fatalf("after Close: %v", err)
 	}
 }
@@ -258,7 +258,7 @@ func TestSealFaults(t *testing.T) {
 	if testing.Short() {
 		t.Skip("a process for each call")
 	}
-	for _, call := range []string{"cuMemAlloc", "cuMemHostAlloc", "cuMemcpyHtoDAsync", "cuMemcpyDtoHAsync", "cuMemsetD8Async", "cuLaunchKernel", "cuEventCreate",
+	for _, call := range []string{"cuMemAlloc", "cuMemHostAlloc", "cuMemcpyHtoDAsync", "cuMemcpyDtoHAsync", "cuMemcpyDtoDAsync", "cuMemsetD8Async", "cuLaunchKernel", "cuEventCreate",
 		"cuEventRecord", "cuEventQuery", "cuModuleLoadDataEx", "cuModuleGetFunction", "cuStreamCreate"} {
 		for _, code := range []int{1, 719} {
 			seen := 0
@@ -289,13 +289,28 @@ func sealFaulty(t *testing.T) {
 	m := toSeal{d: 64, layers: 1, heads: 1, tokens: 20, typ: compress.BF16, profile: tiers.ProfileBalanced, queries: 1}
 	rows, options := m.rows(rand.New(rand.NewPCG(1, 8)))
 	want, _ := seal.Segment(rows[0], options[0])
+	var stays cuda.Ptr
+	const room = 64 << 10
+	take := func(c *cuda.Context) (err error) { stays, err = c.Alloc(room); return err }
+	if err := d.Do(ctx, take); err != nil {
+		t.Log(felt, err)
+		if err := d.Do(ctx, take); err != nil {
+			gone(t, d, err)
+			return
+		}
+	}
+	keep := func(h *tiers.Header) [][tiers.NumPlanes]cuda.Ptr {
+		return [][tiers.NumPlanes]cuda.Ptr{{tiers.PlaneV4: stays, tiers.PlaneK1: stays + room/2}}
+	}
 	failed := 0
 	for range 4 { // each room twice
-		got, err := s.Seal(ctx, rows, options)
+		got, err := s.Seal(ctx, rows, options, keep)
 		if err == nil {
 			if got[0].Header.ID != want.ID {
 				t.Fatal("another segment")
 			}
+			kept(t, d, got[0], tiers.PlaneV4, stays)
+			kept(t, d, got[0], tiers.PlaneK1, stays+room/2)
 			continue
 		}
 		t.Log(felt, err)
@@ -310,11 +325,34 @@ func sealFaulty(t *testing.T) {
 			t.Fatalf("one fault, and another error: %v", err)
 		}
 	}
-	if err := s.Close(ctx); err != nil {
+	if err := errors.Join(s.Close(ctx), d.Do(ctx, func(c *cuda.Context) error { return c.Free(stays) })); err != nil {
 		t.Log(felt, err)
 		return
 	}
 	if after := free(t, d); after != before {
 		t.Fatalf("%d bytes free before, %d after", before, after)
+	}
+}
+
+// kept compares a plane that stays on the device with what was made of it.
+func kept(t *testing.T, d *cuda.Device, s SealedSegment, p tiers.Plane, at cuda.Ptr) {
+	t.Helper()
+	for _, x := range s.Header.Pieces(s.Parts) {
+		if x.Plane != p {
+			continue
+		}
+		got := make([]byte, len(x.Bytes))
+		err := d.Do(ctx, func(c *cuda.Context) error {
+			stream, err := c.NewStream()
+			if err != nil {
+				return err
+			}
+			return errors.Join(c.CopyToHost(got, at, stream), stream.Synchronize(), stream.Destroy())
+		})
+		if err != nil {
+			t.Log(felt, err)
+		} else if !bytes.Equal(got, x.Bytes) {
+			t.Fatalf("plane %v on the device is another one", p)
+		}
 	}
 }
