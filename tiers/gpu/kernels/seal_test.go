@@ -236,6 +236,10 @@ func TestSealBatches(t *testing.T) {
 		})
 	}
 	wg.Wait()
+	timed, with := toSeal{d: 64, layers: 1, heads: 1, tokens: 20, typ: compress.BF16, profile: tiers.ProfileBalanced}.rows(rand.New(rand.NewPCG(1, 8)))
+	if _, took, err := s.SealTimed(ctx, timed, with); err != nil || took.Kernels <= 0 {
+		t.Errorf("%v, %v", took, err)
+	}
 	if err := errors.Join(s.Close(ctx), s.Close(ctx)); err != nil {
 		t.Fatal(err)
 	}
@@ -272,7 +276,15 @@ func TestSealFaults(t *testing.T) {
 			}
 		}
 	}
+	for call, n := range map[string]int{"cuLaunchKernel": 9, "cuEventRecord": 3, "cuEventQuery": 1} { // in the midst of work
+		if !strings.Contains(child(t, faultChild+"="+atOnce, fmt.Sprintf("MOCKCUDA_FAIL=%s:%d:1", call, n)), felt) {
+			t.Errorf("%s: nobody felt that it failed", call)
+		}
+	}
 }
+
+// atOnce says that everything is given back when the first call fails.
+const atOnce = "at once"
 
 // sealFaulty seals while a call fails.
 func sealFaulty(t *testing.T) {
@@ -323,6 +335,9 @@ func sealFaulty(t *testing.T) {
 		}
 		if failed++; failed > 1 {
 			t.Fatalf("one fault, and another error: %v", err)
+		}
+		if os.Getenv(faultChild) == atOnce {
+			break
 		}
 	}
 	if err := errors.Join(s.Close(ctx), d.Do(ctx, func(c *cuda.Context) error { return c.Free(stays) })); err != nil {
