@@ -61,7 +61,10 @@ func deviceTrace(t *testing.T, m *model, dir, id string, o Options) (answers []*
 	f := openSequence(t, srv, &kvtierv1.OpenSequenceRequest{ForkOf: s.id, ForkAt: segment + 500})
 	m.feed(t, f, segment+500, segment+520)
 	ask(f, segment+519)
-	u, _ = srv.store.GPUUsage()
+	u, ok := srv.store.GPUUsage()
+	if ok && u.Pieces > 0 && srv.store.DeviceWork().Pinned == 0 { // the means and first bits of all segments are in RAM
+		t.Error("the GPU copies nothing from RAM by itself")
+	}
 	return answers, u
 }
 

@@ -43,7 +43,8 @@ func (x *inspectionService) GetStatus(context.Context, *kvtierv1.GetStatusReques
 	audits := srv.auditor.stats()
 	out.Audits, out.AuditErrorMean, out.AuditErrorP95, out.AuditCoverage = audits.n, audits.mean, audits.p95, audits.coverage
 	if out.GpuAudits = srv.auditor.deviceStats(); out.GpuAudits != nil {
-		out.Gpu = &kvtierv1.GPUStatus{SegmentsSealed: uint64(srv.sealer.madeOnDevice.Load()), SegmentsKept: uint64(srv.store.Kept())}
+		w := srv.store.DeviceWork()
+		out.Gpu = &kvtierv1.GPUStatus{SegmentsSealed: uint64(srv.sealer.madeOnDevice.Load()), SegmentsKept: uint64(w.Kept), PinnedBytes: uint64(w.Pinned)}
 	}
 	return out, nil
 }

@@ -77,11 +77,12 @@ func newMetrics(srv *Server) *metrics {
 		m.deviceErrors = prometheus.NewHistogram(prometheus.HistogramOpts{Namespace: "kvtier", Name: "gpu_audited_error",
 			Help: "Largest relative difference between outputs of the GPU and of the host, by audited call.", Buckets: prometheus.ExponentialBuckets(1e-5, 2, 12)})
 		m.registry.MustRegister(m.deviceErrors)
+		m.gauge("gpu_pinned_bytes", "Bytes of RAM that the GPU copies from by itself.", func() float64 { return float64(srv.store.DeviceWork().Pinned) })
 		m.deviceFailed = counter("gpu_given_up_total", "Audits that found the GPU to answer or to seal wrongly: it is given up then.")
 		m.registry.MustRegister(prometheus.NewCounterFunc(prometheus.CounterOpts{Namespace: "kvtier", Name: "gpu_sealed_segments_total",
 			Help: "Segments, of one layer each, that the GPU made."}, func() float64 { return float64(srv.sealer.madeOnDevice.Load()) }))
 		m.registry.MustRegister(prometheus.NewCounterFunc(prometheus.CounterOpts{Namespace: "kvtier", Name: "gpu_kept_segments_total",
-			Help: "Segments that the GPU made and that stayed there."}, func() float64 { return float64(srv.store.Kept()) }))
+			Help: "Segments that the GPU made and that stayed there."}, func() float64 { return float64(srv.store.DeviceWork().Kept) }))
 	}
 	return m
 }

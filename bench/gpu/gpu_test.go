@@ -31,6 +31,21 @@ func TestRefuses(t *testing.T) {
 	}
 }
 
+// TestBringUp measures on whatever device there is: pinned slabs are copied from by the device.
+func TestBringUp(t *testing.T) {
+	cudatest.Open(t)
+	o := Options{Repeats: 1, Short: true, Say: t.Logf}
+	rows, err := bringUp(context.Background(), &o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, r := range rows {
+		if !(r.GBs.Median > 0) || r.Bytes == 0 {
+			t.Errorf("%+v", r)
+		}
+	}
+}
+
 // TestSealing measures a small shape on whatever device there is: its bytes are compared on the way.
 func TestSealing(t *testing.T) {
 	o := Options{Repeats: 1, Short: true, Say: t.Logf}

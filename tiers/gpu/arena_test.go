@@ -128,7 +128,7 @@ func TestSplitAndPack(t *testing.T) {
 				b[j] = byte(i + j/3)
 				want[at+cuda.Ptr(j)] = b[j]
 			}
-			ts = append(ts, transfer{at, b})
+			ts = append(ts, transfer{at: at, bytes: b})
 			at += cuda.Ptr(roundUp(n))
 			if rapid.Bool().Draw(t, "gap") {
 				at += grain

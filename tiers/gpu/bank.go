@@ -16,6 +16,9 @@ type bank interface {
 	// under way any more, whether they succeed or not; ctx ends them early.
 	write(ctx context.Context, ts []transfer) error
 	read(ctx context.Context, ts []transfer) error
+	// pin has the device copy from host memory by itself, until unpin: whole pages, mapped until then.
+	pin(b []byte) error
+	unpin(b []byte) error
 	// wait waits until e has happened, and destroys it.
 	wait(e cuda.Event) error
 	// err says why the device is of no use any more, nil while it is.
@@ -26,8 +29,9 @@ type bank interface {
 
 // transfer is a copy between device memory and bytes on the host.
 type transfer struct {
-	at    cuda.Ptr
-	bytes []byte
+	at     cuda.Ptr
+	bytes  []byte
+	pinned bool // the bytes lie in memory that the device copies from by itself
 }
 
 // split cuts transfers into batches that fit a buffer of size bytes, with every
@@ -42,8 +46,8 @@ func split(ts []transfer, size int) (batches [][]transfer) {
 				batches, batch, used = append(batches, batch), nil, 0
 			}
 			n := min(len(t.bytes), size-used)
-			batch = append(batch, transfer{t.at, t.bytes[:n]})
-			t = transfer{t.at + cuda.Ptr(n), t.bytes[n:]}
+			batch = append(batch, transfer{at: t.at, bytes: t.bytes[:n]})
+			t = transfer{at: t.at + cuda.Ptr(n), bytes: t.bytes[n:]}
 			used += roundUp(n)
 		}
 	}

@@ -60,7 +60,7 @@ func (t *Tier) empty() error {
 	t.mu.ranking = nil
 	t.mu.arena.slabs, t.mu.arena.mapped, t.mu.pieces = nil, 0, 0
 	t.mu.Unlock()
-	var errs []error
+	errs := []error{t.pinned.end(t.bank)}
 	if t.attender != nil {
 		if err := t.attender.close(); err != nil && !errors.Is(err, cuda.ErrLost) {
 			errs = append(errs, err)

@@ -3,6 +3,7 @@ package gpu
 import (
 	"context"
 	"errors"
+	"slices"
 
 	"kvtier/tiers/gpu/cuda"
 )
@@ -101,7 +102,30 @@ func (b *cudaBank) free(p cuda.Ptr) error {
 	return b.dev.Do(background, func(c *cuda.Context) error { return c.Free(p) })
 }
 
-// write fills one buffer while the device copies from another.
+func (b *cudaBank) pin(mem []byte) error {
+	return b.dev.Aside(func(c *cuda.Context) error { return c.HostRegister(mem) })
+}
+
+func (b *cudaBank) unpin(mem []byte) error {
+	return b.dev.Aside(func(c *cuda.Context) error { return c.HostUnregister(mem) })
+}
+
+// atOnce is how many copies are issued in one turn: others wait for theirs meanwhile, a microsecond a copy or two.
+const atOnce = 16
+
+// partition tells transfers of pinned memory from the others.
+func partition(ts []transfer) (pinned, other []transfer) {
+	for _, t := range ts {
+		if t.pinned {
+			pinned = append(pinned, t)
+		} else {
+			other = append(other, t)
+		}
+	}
+	return pinned, other
+}
+
+// write has the device copy what lies in pinned memory. Of the rest it fills one buffer while the device copies from another.
 func (b *cudaBank) write(ctx context.Context, ts []transfer) (err error) {
 	l, err := acquire(ctx, b.up)
 	if err != nil {
@@ -111,6 +135,20 @@ func (b *cudaBank) write(ctx context.Context, ts []transfer) (err error) {
 		err = errors.Join(err, b.settle(l))
 		b.up <- l
 	}()
+	direct, ts := partition(ts)
+	for some := range slices.Chunk(direct, atOnce) {
+		err := b.dev.Do(ctx, func(c *cuda.Context) error {
+			for _, t := range some {
+				if err := c.CopyToDevice(t.at, t.bytes, l.stream); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+		if err != nil {
+			return err
+		}
+	}
 	for i, batch := range split(ts, bufferBytes) {
 		buffer := l.buffers[i%laneBuffers]
 		if err := b.dev.Wait(ctx, buffer.done); err != nil {

@@ -15,8 +15,8 @@
 // segments suffices for: a newcomer is colder than what is in use, so it is
 // newcomers that make room for newcomers.
 //
-// Up. Put copies through pinned buffers, in a stream of its own: the device
-// computes meanwhile. A piece is visible when all of it has arrived, so kernels
+// Up. The device copies what lies in slabs of the RAM tier, which are pinned for that (pinned.go); the rest Put copies through pinned buffers. Both
+// are in a stream of their own: the device computes meanwhile. A piece is visible when all of it has arrived, so kernels
 // wait for nothing.
 //
 // Kernels read what a lease names. What is dropped under a lease

@@ -15,6 +15,7 @@ type fakeBank struct {
 	mu     sync.Mutex
 	has    int64 // bytes that are not allocated
 	slabs  map[cuda.Ptr][]byte
+	pinned map[*byte]int
 	next   cuda.Ptr
 	lost   error
 	closed bool
@@ -26,7 +27,7 @@ type fakeBank struct {
 }
 
 func newFakeBank(has int64) *fakeBank {
-	return &fakeBank{has: has, slabs: map[cuda.Ptr][]byte{}, next: 1 << 32, events: make(chan bool)}
+	return &fakeBank{has: has, slabs: map[cuda.Ptr][]byte{}, pinned: map[*byte]int{}, next: 1 << 32, events: make(chan bool)}
 }
 
 // check is for the end: everything was given back.
@@ -34,8 +35,8 @@ func (b *fakeBank) check(t *testing.T) {
 	t.Helper()
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if !b.closed || len(b.slabs) > 0 && b.lost == nil {
-		t.Errorf("closed %v, %d slabs left", b.closed, len(b.slabs))
+	if !b.closed || (len(b.slabs) > 0 || len(b.pinned) > 0) && b.lost == nil {
+		t.Errorf("closed %v, %d slabs left, %d pinned", b.closed, len(b.slabs), len(b.pinned))
 	}
 }
 
@@ -121,6 +122,32 @@ func (b *fakeBank) copy(ctx context.Context, op string, ts []transfer, f func(de
 			return err
 		}
 	}
+	return nil
+}
+
+func (b *fakeBank) pin(mem []byte) error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if err := b.may("pin"); err != nil {
+		return err
+	}
+	if b.pinned[&mem[0]] > 0 {
+		return errors.New("fake: pinned twice")
+	}
+	b.pinned[&mem[0]] = len(mem)
+	return nil
+}
+
+func (b *fakeBank) unpin(mem []byte) error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if err := b.may("unpin"); err != nil {
+		return err
+	}
+	if b.pinned[&mem[0]] != len(mem) {
+		return errors.New("fake: unpin of what is not pinned")
+	}
+	delete(b.pinned, &mem[0])
 	return nil
 }
 

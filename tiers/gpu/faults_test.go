@@ -173,7 +173,7 @@ func device(t *testing.T, b *fakeBank, l *lease, p tiers.Piece) []byte {
 	if at == 0 || at%grain != 0 {
 		t.Fatalf("head %d, %v is at %#x", p.Head, p.Plane, at)
 	}
-	got, err := b.at(transfer{at, p.Bytes})
+	got, err := b.at(transfer{at: at, bytes: p.Bytes})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -24,6 +24,10 @@ type Options struct {
 	Bytes int64
 	// Patience is how long an answer or a copy is waited for, which takes milliseconds, and how long Close waits; 0: 10 seconds.
 	Patience time.Duration
+	// Slab returns the mapping that bytes of a piece lie in, whole pages that stay mapped until Unmapping; nil if they lie elsewhere. The device
+	// copies from slabs by itself; the first piece of one has it pinned. PinBytes is the hard limit of what is pinned. Without Slab nothing is.
+	Slab     func(b []byte) []byte
+	PinBytes int64
 }
 
 const defaultPatience = 10 * time.Second
@@ -56,6 +60,7 @@ type Tier struct {
 	// attender and sealing are nil where there is no device.
 	attender *attender
 	sealing  *kernels.Sealing
+	pinned   pinned
 
 	// writes serialises Put and Close. It is held while the device
 	// copies, and taken before mu.
@@ -160,6 +165,7 @@ func Open(o Options) (*Tier, error) {
 	}
 	t := newTier(b, limit)
 	t.dev, t.patience = dev, cmp.Or(o.Patience, defaultPatience)
+	t.pinned.slab, t.pinned.most = o.Slab, o.PinBytes
 	if t.attender, err = newAttender(t); err == nil {
 		t.sealing, err = kernels.NewSealing(background, dev)
 	}

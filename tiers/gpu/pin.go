@@ -109,7 +109,7 @@ func plan(r *tiers.Request, at room) (views [][]byte, runs []transfer) {
 			views[i] = run[from : from+ranges[i].Len : from+ranges[i].Len]
 		}
 		if len(run) > 0 {
-			runs = append(runs, transfer{at.ptr() + cuda.Ptr(lo), run})
+			runs = append(runs, transfer{at: at.ptr() + cuda.Ptr(lo), bytes: run})
 		}
 	}
 	return views, runs

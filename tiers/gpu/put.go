@@ -18,7 +18,8 @@ func (t *Tier) Put(ctx context.Context, h *tiers.Header, pieces []tiers.Piece) e
 	return t.PutFrom(ctx, h, pieces, func() {})
 }
 
-// PutFrom is Put for pieces that are somebody's: release is called, once, when they are not read any more.
+// PutFrom is Put for pieces that are somebody's: release is called, once, when they are not read any more. The device copies by itself from those
+// that lie in slabs (Options.Slab).
 func (t *Tier) PutFrom(ctx context.Context, h *tiers.Header, pieces []tiers.Piece, release func()) error {
 	err := t.usable(ctx)
 	if err != nil {
@@ -56,7 +57,7 @@ func (t *Tier) put(ctx context.Context, h *tiers.Header, pieces []tiers.Piece) e
 	copies := make([]transfer, len(missing))
 	bytes := 0
 	for i, p := range missing {
-		copies[i] = transfer{rooms[i].ptr(), p.Bytes}
+		copies[i] = transfer{at: rooms[i].ptr(), bytes: p.Bytes, pinned: t.pinned.holds(t.bank, p.Bytes)}
 		bytes += len(p.Bytes)
 	}
 	err = t.bank.write(ctx, copies)

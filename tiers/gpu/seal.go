@@ -146,7 +146,7 @@ func (s *Sealed) check(ctx context.Context) error {
 	var copies []transfer
 	for i, p := range s.Kept.pieces {
 		if p.Head == head {
-			planes, copies = append(planes, p.Plane), append(copies, transfer{s.Kept.rooms[i].ptr(), make([]byte, len(want[p.Plane]))})
+			planes, copies = append(planes, p.Plane), append(copies, transfer{at: s.Kept.rooms[i].ptr(), bytes: make([]byte, len(want[p.Plane]))})
 		}
 	}
 	if err := s.Kept.tier.bank.read(ctx, copies); err != nil {

@@ -45,12 +45,12 @@ func (s *Shared) Bytes() int64 { return s.n }
 
 // Read copies bytes from off on to dst; the caller has checked that they lie inside.
 func (s *Shared) Read(ctx context.Context, dst []byte, off int64) error {
-	return s.copied(s.tier.bank.read(ctx, []transfer{{s.at + cuda.Ptr(off), dst}}))
+	return s.copied(s.tier.bank.read(ctx, []transfer{{at: s.at + cuda.Ptr(off), bytes: dst}}))
 }
 
 // Write copies src to where the bytes from off on lie. They are there when it returns.
 func (s *Shared) Write(ctx context.Context, off int64, src []byte) error {
-	return s.copied(s.tier.bank.write(ctx, []transfer{{s.at + cuda.Ptr(off), src}}))
+	return s.copied(s.tier.bank.write(ctx, []transfer{{at: s.at + cuda.Ptr(off), bytes: src}}))
 }
 
 func (s *Shared) copied(err error) error {

@@ -18,6 +18,8 @@
 // reference, plus one for each pin), forgotten (evicted or dropped: its pins
 // still read it), freed with the last reference.
 //
+// A GPU that copies from slabs by itself has them pinned: Slab says where bytes lie, and Options.Unmapping is asked before that goes.
+//
 // What the policy learns. Each release credits its piece with 1/8 plus 7/8 of
 // the square root of the attention received; a whole credit touches ristretto
 // once. The root is there because shares are small in a long context (1/500

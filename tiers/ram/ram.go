@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"sync"
 	"sync/atomic"
+	"unsafe"
 
 	"kvtier/tiers"
 	"kvtier/tiers/memory"
@@ -14,14 +15,18 @@ import (
 type Options struct {
 	// Bytes is the hard limit of memory mapped for slabs. It must be at least 4,096.
 	Bytes int64
+	// Unmapping is told of memory that Slab may have returned before it is given back to the system. An error says that it must not be: then it
+	// stays, and counts. Nil: nobody wants to know.
+	Unmapping func(slab []byte) error
 }
 
 // Tier holds pieces in RAM. It implements tiers.Tier and tiers.Holder.
 type Tier struct {
 	// writes serialises what changes the set of pieces (Put, Drop, Hold,
 	// Close), because a Put is a dialogue with the policy. It is taken before mu.
-	writes sync.Mutex
-	policy *policy
+	writes    sync.Mutex
+	policy    *policy
+	unmapping func(slab []byte) error
 
 	mu struct {
 		sync.RWMutex // write: below changes; read: references are taken
@@ -58,7 +63,10 @@ func New(o Options) (*Tier, error) {
 	if err != nil {
 		return nil, fmt.Errorf("ram: policy: %w", err)
 	}
-	t := &Tier{policy: p}
+	t := &Tier{policy: p, unmapping: o.Unmapping}
+	if t.unmapping == nil {
+		t.unmapping = func([]byte) error { return nil }
+	}
 	t.mu.segments = map[tiers.ID]*segment{}
 	t.mu.arena.limit = o.Bytes
 	return t, nil
@@ -84,6 +92,19 @@ func (t *Tier) Holds(h *tiers.Header, planes tiers.PlaneSet) bool {
 		}
 	}
 	return true
+}
+
+// Slab returns the mapping that bytes of a pin lie in, which stays until the pin is released; nil if they are none of this tier's.
+func (t *Tier) Slab(b []byte) []byte {
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	at := uintptr(unsafe.Pointer(unsafe.SliceData(b)))
+	for _, s := range t.mu.arena.slabs {
+		if from := uintptr(unsafe.Pointer(unsafe.SliceData(s.mem))); at >= from && at-from < uintptr(len(s.mem)) {
+			return s.mem
+		}
+	}
+	return nil
 }
 
 // Usage says what the tier holds now and did so far. BytesUsed counts whole
@@ -159,7 +180,11 @@ func (t *Tier) unmap(slabs []*slab) error {
 	var errs []error
 	for _, s := range slabs {
 		size := int64(len(s.mem))
-		if err := memory.Unmap(s.mem); err != nil {
+		err := t.unmapping(s.mem)
+		if err == nil {
+			err = memory.Unmap(s.mem)
+		}
+		if err != nil {
 			errs = append(errs, fmt.Errorf("ram: unmap: %w", err))
 			continue
 		}

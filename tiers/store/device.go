@@ -55,7 +55,7 @@ func (s *Store) openDevice(o Options) error {
 	if o.GPUBytes == 0 {
 		return nil
 	}
-	t, err := gpu.Open(gpu.Options{Device: o.GPUDevice, Bytes: o.GPUBytes, Patience: o.GPUPatience})
+	t, err := gpu.Open(gpu.Options{Device: o.GPUDevice, Bytes: o.GPUBytes, Patience: o.GPUPatience, Slab: s.ram.Slab, PinBytes: o.RAMBytes})
 	if err != nil && o.GPUBytes == gpu.Auto {
 		level := slog.LevelWarn
 		if errors.Is(err, cuda.ErrNoDriver) || errors.Is(err, cuda.ErrNoDevice) {
@@ -71,6 +71,14 @@ func (s *Store) openDevice(o Options) error {
 	s.device.mu.tried = map[tiers.ID]try{}
 	s.log.Info("GPU tier", "device", t.Info().Name, "limit", t.Usage().BytesLimit)
 	return nil
+}
+
+// unmapping has the GPU let go of a slab of RAM.
+func (s *Store) unmapping(slab []byte) error {
+	if s.device == nil {
+		return nil
+	}
+	return s.device.tier.Unmapping(slab)
 }
 
 // Segment is one that a query reads.
@@ -153,8 +161,16 @@ func (d *device) adopt(id tiers.ID, k *gpu.Kept) bool {
 	return true
 }
 
-// Kept is how many segments stayed on the GPU that made them.
-func (s *Store) Kept() int64 { return s.device.kept.Load() }
+// DeviceWork is what a GPU does beside answers.
+type DeviceWork struct {
+	Kept   int64 // segments that stayed on the GPU that made them
+	Pinned int64 // bytes of RAM that it copies from by itself
+}
+
+// DeviceWork returns it; there has to be a GPU tier.
+func (s *Store) DeviceWork() DeviceWork {
+	return DeviceWork{Kept: s.device.kept.Load(), Pinned: s.device.tier.PinnedBytes()}
+}
 
 // HasDevice says whether there is a GPU tier, trusted or not.
 func (s *Store) HasDevice() bool { return s.device != nil }

@@ -87,7 +87,7 @@ func Open(ctx context.Context, dir string, o Options) (s *Store, err error) {
 	}
 	s.syncAbove(dir)
 	blocks := blockBytes(o.RAMBytes)
-	if s.ram, err = ram.New(ram.Options{Bytes: o.RAMBytes - blocks}); err != nil {
+	if s.ram, err = ram.New(ram.Options{Bytes: o.RAMBytes - blocks, Unmapping: s.unmapping}); err != nil {
 		return nil, err
 	}
 	if s.nvme, err = nvme.Open(filepath.Join(dir, segmentsDir), nvme.Options{Bytes: o.DiskBytes, CacheBytes: blocks, FS: o.FS}); err != nil {

@@ -224,7 +224,9 @@ type GPUStatus struct {
 	// Made there, whether they stood the checks before they were stored or not.
 	SegmentsSealed uint64 `protobuf:"varint,1,opt,name=segments_sealed,json=segmentsSealed,proto3" json:"segments_sealed,omitempty"`
 	// Of these, those that were stored and stayed there, so that they needed not be brought up.
-	SegmentsKept  uint64 `protobuf:"varint,2,opt,name=segments_kept,json=segmentsKept,proto3" json:"segments_kept,omitempty"`
+	SegmentsKept uint64 `protobuf:"varint,2,opt,name=segments_kept,json=segmentsKept,proto3" json:"segments_kept,omitempty"`
+	// Bytes of RAM that the GPU copies from by itself.
+	PinnedBytes   uint64 `protobuf:"varint,3,opt,name=pinned_bytes,json=pinnedBytes,proto3" json:"pinned_bytes,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -269,6 +271,13 @@ func (x *GPUStatus) GetSegmentsSealed() uint64 {
 func (x *GPUStatus) GetSegmentsKept() uint64 {
 	if x != nil {
 		return x.SegmentsKept
+	}
+	return 0
+}
+
+func (x *GPUStatus) GetPinnedBytes() uint64 {
+	if x != nil {
+		return x.PinnedBytes
 	}
 	return 0
 }
@@ -2162,10 +2171,11 @@ const file_kvtier_v1_inspection_proto_rawDesc = "" +
 	"\bcompared\x18\x01 \x01(\x04R\bcompared\x12#\n" +
 	"\rlargest_error\x18\x02 \x01(\x01R\flargestError\x12*\n" +
 	"\x11largest_lse_error\x18\x03 \x01(\x01R\x0flargestLseError\x12\x19\n" +
-	"\bgiven_up\x18\x04 \x01(\tR\agivenUp\"Y\n" +
+	"\bgiven_up\x18\x04 \x01(\tR\agivenUp\"|\n" +
 	"\tGPUStatus\x12'\n" +
 	"\x0fsegments_sealed\x18\x01 \x01(\x04R\x0esegmentsSealed\x12#\n" +
-	"\rsegments_kept\x18\x02 \x01(\x04R\fsegmentsKept\"\x12\n" +
+	"\rsegments_kept\x18\x02 \x01(\x04R\fsegmentsKept\x12!\n" +
+	"\fpinned_bytes\x18\x03 \x01(\x04R\vpinnedBytes\"\x12\n" +
 	"\x10GetStatusRequest\"\xa6\x05\n" +
 	"\x11GetStatusResponse\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\tR\aversion\x12\x19\n" +

@@ -46,12 +46,14 @@ class GPUAudits(_message.Message):
     def __init__(self, compared: _Optional[int] = ..., largest_error: _Optional[float] = ..., largest_lse_error: _Optional[float] = ..., given_up: _Optional[str] = ...) -> None: ...
 
 class GPUStatus(_message.Message):
-    __slots__ = ("segments_sealed", "segments_kept")
+    __slots__ = ("segments_sealed", "segments_kept", "pinned_bytes")
     SEGMENTS_SEALED_FIELD_NUMBER: _ClassVar[int]
     SEGMENTS_KEPT_FIELD_NUMBER: _ClassVar[int]
+    PINNED_BYTES_FIELD_NUMBER: _ClassVar[int]
     segments_sealed: int
     segments_kept: int
-    def __init__(self, segments_sealed: _Optional[int] = ..., segments_kept: _Optional[int] = ...) -> None: ...
+    pinned_bytes: int
+    def __init__(self, segments_sealed: _Optional[int] = ..., segments_kept: _Optional[int] = ..., pinned_bytes: _Optional[int] = ...) -> None: ...
 
 class GetStatusRequest(_message.Message):
     __slots__ = ()

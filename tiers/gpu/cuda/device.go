@@ -130,6 +130,19 @@ func (d *Device) Do(ctx context.Context, f func(*Context) error) error {
 	return d.note(f(d.cuda))
 }
 
+// Aside runs f as Do does, but at once, whoever else runs: for calls that take long in the driver, which is safe for concurrent use, and that have no place in an order.
+func (d *Device) Aside(f func(*Context) error) error {
+	if err := d.Err(); err != nil {
+		return err
+	}
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	if err := d.cuda.current(); err != nil {
+		return d.note(err)
+	}
+	return d.note(f(d.cuda))
+}
+
 // How Wait asks: at first without a pause, because most answers take less than the shortest sleep, which is about a millisecond
 // where nothing else is to do.
 const (

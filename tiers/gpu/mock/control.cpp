@@ -187,6 +187,11 @@ size_t mock_last_error(char* out, size_t n) {
     }
     return e.size();
 }
+// Bytes of asynchronous copies whose host memory is not pinned: a driver copies these once more.
+uint64_t mock_pageable_bytes(void) {
+    std::lock_guard<std::mutex> l(state().lock);
+    return state().pageableBytes;
+}
 // How often the entry point was called.
 uint64_t mock_calls(const char* name) {
     std::lock_guard<std::mutex> l(state().lock);

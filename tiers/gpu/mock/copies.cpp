@@ -10,6 +10,25 @@ using namespace mock;
 
 static ptx::Allocation* hold(CUdeviceptr a, size_t n) { return state().memory->find(a, n); }
 
+// The host's end of a copy. Registered memory is copied as it is, other memory by way of the driver's own, which is slow: so it is counted.
+enum class HostEnd { pinned, pageable, wrong };
+static HostEnd hostEnd(const void* p, size_t n) {
+    uint64_t a = reinterpret_cast<uint64_t>(p);
+    if (auto* al = hold(a, n)) return al->defined ? HostEnd::wrong : HostEnd::pinned;
+    if (state().memory->overlaps(a, n)) return HostEnd::wrong;  // beyond the end of what is registered
+    state().pageableBytes += n;
+    return HostEnd::pageable;
+}
+static void stillPinned(HostEnd was, const void* p, size_t n) {
+    if (was == HostEnd::pinned && !hold(reinterpret_cast<uint64_t>(p), n))
+        throw ptx::Fault(ptx::launchFailed, "pinned host memory was freed or unregistered while a copy of it was queued");
+}
+static bool mapped(const void* p, size_t n) {
+    auto a = reinterpret_cast<uintptr_t>(p), page = a & ~uintptr_t(4095);
+    std::vector<unsigned char> in((a + n - page + 4095) / 4096);
+    return !mincore(reinterpret_cast<void*>(page), a + n - page, in.data());
+}
+
 // At run time a range may have been freed since the call.
 static ptx::Allocation& range(CUdeviceptr a, size_t n, const char* what) {
     auto* al = hold(a, n);
@@ -148,7 +167,8 @@ CUresult cuMemHostRegister_v2(void* p, size_t n, unsigned) {
     ENTER(cuMemHostRegister_v2);
     if (!p || !n) return CUDA_ERROR_INVALID_VALUE;
     uint64_t a = reinterpret_cast<uint64_t>(p);
-    if (hold(a, 1) || hold(a + n - 1, 1)) return CUDA_ERROR_HOST_MEMORY_ALREADY_REGISTERED;
+    if (a + n < a || !mapped(p, n)) return CUDA_ERROR_INVALID_VALUE;
+    if (state().memory->overlaps(a, n)) return CUDA_ERROR_HOST_MEMORY_ALREADY_REGISTERED;
     state().memory->adoptHost(p, n);
     return CUDA_SUCCESS;
 }
@@ -159,6 +179,7 @@ CUresult cuMemHostUnregister(void* p) {
     auto* al = s.memory->starting(reinterpret_cast<uint64_t>(p));
     if (!al || al->defined) return CUDA_ERROR_HOST_MEMORY_NOT_REGISTERED;
     beforeFree(entry.lock);
+    if (!mapped(p, al->size)) fail(ptx::launchFailed, "registered host memory was unmapped before it was unregistered");
     s.memory->dropHost(p);
     return s.sticky;
 }
@@ -182,12 +203,16 @@ CUresult cuMemHostGetFlags(unsigned* flags, void* p) {
 CUresult cuMemcpyHtoDAsync_v2(CUdeviceptr to, const void* from, size_t n, void* stream) {
     ENTER(cuMemcpyHtoDAsync_v2);
     DEMAND(to, n);
-    return queue(stream, [=] { toDevice(to, from, n); });
+    HostEnd end = hostEnd(from, n);
+    if (end == HostEnd::wrong) return CUDA_ERROR_INVALID_VALUE;
+    return queue(stream, [=] { stillPinned(end, from, n); toDevice(to, from, n); });
 }
 CUresult cuMemcpyDtoHAsync_v2(void* to, CUdeviceptr from, size_t n, void* stream) {
     ENTER(cuMemcpyDtoHAsync_v2);
     DEMAND(from, n);
-    return queue(stream, [=] { toHost(to, from, n); });
+    HostEnd end = hostEnd(to, n);
+    if (end == HostEnd::wrong) return CUDA_ERROR_INVALID_VALUE;
+    return queue(stream, [=] { stillPinned(end, to, n); toHost(to, from, n); });
 }
 CUresult cuMemcpyDtoDAsync_v2(CUdeviceptr to, CUdeviceptr from, size_t n, void* stream) {
     ENTER(cuMemcpyDtoDAsync_v2);

@@ -43,6 +43,7 @@ public:
     ~DeviceMemory();
     uint64_t allocate(uint64_t size);      // 0 if it is full. Addresses are never used again
     bool release(uint64_t base);
+    bool overlaps(uint64_t address, uint64_t n) const;   // any live allocation
     void adoptHost(void* p, uint64_t size);
     bool dropHost(void* p);
     Allocation* find(uint64_t a, uint64_t n);  // nullptr unless [a, a+n) lies in one live allocation

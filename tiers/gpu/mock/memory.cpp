@@ -91,6 +91,12 @@ Allocation* DeviceMemory::find(uint64_t a, uint64_t n) {
     return i->second->holds(a, n) ? i->second.get() : nullptr;
 }
 
+bool DeviceMemory::overlaps(uint64_t a, uint64_t n) const {
+    auto i = live.lower_bound(a);
+    if (i != live.end() && i->first - a < n) return true;
+    return i != live.begin() && a - std::prev(i)->first < std::prev(i)->second->size;
+}
+
 Allocation* DeviceMemory::starting(uint64_t base) {
     auto i = live.find(base);
     return i == live.end() ? nullptr : i->second.get();

@@ -88,6 +88,7 @@ struct State {
     int dropSync = 0;
     std::map<std::string, uint64_t> calls;
     std::map<std::string, ptx::Counters> counters; // by kernel
+    uint64_t pageableBytes = 0;                    // copied asynchronously from and to host memory that is not pinned
     FILE* log = nullptr;                           // takes a line for each launch
 };
 State& state();

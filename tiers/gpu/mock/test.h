@@ -78,6 +78,7 @@ struct Api {
     int (*mock_set)(const char*, int);
     size_t (*mock_last_error)(char*, size_t);
     uint64_t (*mock_calls)(const char*);
+    uint64_t (*mock_pageable_bytes)();
     uint64_t (*mock_counter)(const char*, const char*);
     void (*mock_clear_counters)();
     size_t (*mock_report)(char*, size_t);

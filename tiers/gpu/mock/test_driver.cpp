@@ -177,6 +177,41 @@ TEST(pinnedMemoryIsReadByKernels) {
     munmap(p, page);
 }
 
+MOCK(pinnedMemoryIsWatched) {
+    size_t page = 4096;
+    auto map = [&](size_t pages) { return static_cast<uint8_t*>(mmap(nullptr, pages * page, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)); };
+    uint8_t *p = map(4), *other = map(1);
+    Buffer a(8192);
+    void* s;
+    OK(cu.cuStreamCreate(&s, 1));
+    OK(cu.cuMemHostRegister_v2(p + page, page, 2));
+    for (auto [from, pages] : {std::pair<int, int>{0, 3}, {0, 2}, {1, 2}, {1, 1}}) EQUAL(cu.cuMemHostRegister_v2(p + from * page, pages * page, 2), 712);
+    OK(cu.cuMemHostRegister_v2(p, page, 2));
+    uint64_t before = cu.mock_pageable_bytes();
+    OK(cu.cuMemcpyHtoDAsync_v2(a.at, p + page, page, s));
+    EQUAL(cu.cuMemcpyHtoDAsync_v2(a.at, p + page + 1, page, s), 1);  // beyond its end
+    EQUAL(cu.cuMemcpyDtoHAsync_v2(p + page + 1, a.at, page, s), 1);
+    EQUAL(cu.mock_pageable_bytes(), before);
+    OK(cu.cuMemcpyHtoDAsync_v2(a.at, p + 3 * page, page, s));
+    EQUAL(cu.mock_pageable_bytes(), before + page);
+    OK(cu.cuStreamSynchronize(s));
+    EQUAL(cu.cuMemHostUnregister(p + 2 * page), 713);
+    OK(cu.cuMemHostUnregister(p));
+    munmap(other, page);
+    EQUAL(cu.cuMemHostRegister_v2(other, page, 2), 1);  // not mapped
+    OK(cu.cuMemcpyHtoDAsync_v2(a.at, p + page, page, s));
+    cu.mock_set("strict_free", 1);
+    OK(cu.cuMemHostUnregister(p + page));
+    EQUAL(cu.cuStreamSynchronize(s), 719);  // the copy was still queued
+    cu.mock_reset();
+    cu.mock_set("strict_free", std::getenv("MOCKCUDA_STRICT_FREE") != nullptr);
+    OK(cu.cuMemHostRegister_v2(p, page, 2));
+    munmap(p, 4 * page);
+    EQUAL(cu.cuMemHostUnregister(p), 719);
+    cu.mock_reset();
+    OK(cu.cuStreamDestroy_v2(s));
+}
+
 TEST(wrongCallsAreRefused) {
     Doubler k;
     Buffer a(256);

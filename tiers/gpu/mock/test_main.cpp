@@ -85,7 +85,7 @@ int main(int argc, char** argv) {
     R(cuGetErrorString); R(cuGetErrorName); R(cuGraphCreate); R(cuIpcGetMemHandle); R(cuIpcOpenMemHandle_v2);
     R(cuIpcCloseMemHandle);
     R(mock_fail); R(mock_device_lost); R(mock_reset); R(mock_set_memory); R(mock_flip); R(mock_seed); R(mock_drop_wait); R(mock_drop_sync); R(mock_set); R(mock_set_max_instructions);
-    R(mock_last_error); R(mock_calls); R(mock_counter); R(mock_clear_counters); R(mock_report);
+    R(mock_last_error); R(mock_calls); R(mock_pageable_bytes); R(mock_counter); R(mock_clear_counters); R(mock_report);
 #undef R
     bool isMock = cu.mock_reset != nullptr;
     void* context;

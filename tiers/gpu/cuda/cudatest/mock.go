@@ -15,10 +15,15 @@ static void *find(const char *name) {
 	return f;
 }
 
-// flip calls mock_flip, and set mock_set; -1 if the driver is another one.
+// flip calls mock_flip, set mock_set, and pageable mock_pageable_bytes; -1 if the driver is another one.
 static int flip(const void *bytes, size_t n, size_t bit) {
 	int (*f)(const void *, size_t, size_t) = (int (*)(const void *, size_t, size_t))find("mock_flip");
 	return f ? f(bytes, n, bit) : -1;
+}
+
+static long long pageable(void) {
+	unsigned long long (*f)(void) = (unsigned long long (*)(void))find("mock_pageable_bytes");
+	return f ? (long long)f() : -1;
 }
 
 static int set(const char *what, int on) {
@@ -58,3 +63,13 @@ func Stall(t testing.TB, on bool) {
 }
 
 var stalled = [...]C.char{'s', 't', 'a', 'l', 'l', 'e', 'd', 0}
+
+// Pageable returns how many bytes were copied from and to host memory that is not pinned. A real device does not say: the test is skipped.
+func Pageable(t testing.TB) int64 {
+	t.Helper()
+	n := int64(C.pageable())
+	if n < 0 {
+		t.Skip("a real device does not tell what it copies from")
+	}
+	return n
+}

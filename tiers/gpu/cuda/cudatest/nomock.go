@@ -9,3 +9,10 @@ func Flip(t testing.TB, _ []byte, _ int) { t.Skip("this build has no GPU support
 
 // Stall skips the test: there is no device.
 func Stall(t testing.TB, _ bool) { t.Skip("this build has no GPU support") }
+
+// Pageable skips the test: there is no device.
+func Pageable(t testing.TB) int64 {
+	t.Helper()
+	t.Skip("this build has no GPU support")
+	return 0
+}
