@@ -3,6 +3,7 @@ package server
 import (
 	"context"
 	"math"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -39,7 +40,12 @@ func (c *call) startDevice(ctx context.Context) *deviceAnswer {
 			return nil // in a fork that ends inside a segment until it is sealed anew
 		}
 	}
-	if x.under = c.seq.srv.store.Attend(ctx, stored(x.segs), c.byHead, sp.softcap, c.choice()); x.under == nil {
+	these := stored(x.segs)
+	x.under = c.seq.srv.store.Attend(ctx, these, c.byHead, sp.softcap, c.choice())
+	if x.under == nil || slices.Contains(x.under.Held, false) {
+		c.askAhead(these)
+	}
+	if x.under == nil {
 		return nil
 	}
 	return x
@@ -61,6 +67,18 @@ func (c *call) choice() gpu.Choice {
 		return gpu.Choice{}
 	}
 	return gpu.Choice{Share: c.asked(), Group: c.seq.spec.group(), Above: int64(above)}
+}
+
+// askAhead tells the store that the next full layer's segments probably come next, after those of this one, which were not all on the GPU.
+func (c *call) askAhead(these []store.Segment) {
+	sp := c.seq.spec
+	for l := (c.layer + 1) % sp.layers; l != c.layer; l = (l + 1) % sp.layers {
+		if sp.window[l] > 0 {
+			continue
+		}
+		c.seq.srv.store.Ahead(these, stored(c.seq.srv.segmentsOf(c.st, l, c.st.sealed())))
+		return
+	}
 }
 
 // withDevice answers a KV head's sealed part together with the GPU. What the host chooses to read depends on what the GPU's part weighs, so it waits for that first; where it

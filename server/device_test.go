@@ -211,6 +211,25 @@ func TestDeviceStuck(t *testing.T) {
 	}
 }
 
+// TestDeviceAhead: segments of a layer are on the GPU when it is asked for the first time, because the layer before was; or not, where that is off.
+func TestDeviceAhead(t *testing.T) {
+	cudatest.Open(t)
+	m := newModel(9, deviceSpec(), 2*segment+400)
+	dir, id := sealedFolder(t, m, kvtierv1.Profile_PROFILE_BALANCED)
+	for _, off := range []bool{false, true} {
+		srv := openServer(t, dir, Options{ReadAllTokens: -1, GPUBytes: 64 << 20, SealOnHost: true, NoPrefetch: off})
+		s := find(t, srv, id)
+		m.ask(t, s, 0, 2*segment+399, exactBudget)
+		settle(t, srv)
+		got := m.ask(t, s, 1, 2*segment+399, exactBudget)
+		w := srv.store.DeviceWork()
+		if fromGPU := got.account.BytesGpu > 0; fromGPU == off || (w.AheadUsed == 2) == off || (w.Ahead < 2) != off {
+			t.Errorf("off: %v; %v, %+v", off, got.account, w)
+		}
+		closeServer(t, srv)
+	}
+}
+
 // TestDeviceWorker: a worker in another process hands rows and queries over in its own device memory, and gets its answers there: the same as inline. So
 // it does after the GPU was given up, by answers of the host.
 func TestDeviceWorker(t *testing.T) {

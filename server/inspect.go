@@ -44,7 +44,8 @@ func (x *inspectionService) GetStatus(context.Context, *kvtierv1.GetStatusReques
 	out.Audits, out.AuditErrorMean, out.AuditErrorP95, out.AuditCoverage = audits.n, audits.mean, audits.p95, audits.coverage
 	if out.GpuAudits = srv.auditor.deviceStats(); out.GpuAudits != nil {
 		w := srv.store.DeviceWork()
-		out.Gpu = &kvtierv1.GPUStatus{SegmentsSealed: uint64(srv.sealer.madeOnDevice.Load()), SegmentsKept: uint64(w.Kept), PinnedBytes: uint64(w.Pinned)}
+		out.Gpu = &kvtierv1.GPUStatus{SegmentsSealed: uint64(srv.sealer.madeOnDevice.Load()), SegmentsKept: uint64(w.Kept), PinnedBytes: uint64(w.Pinned),
+			SegmentsAhead: uint64(w.Ahead), SegmentsAheadUsed: uint64(w.AheadUsed)}
 	}
 	return out, nil
 }

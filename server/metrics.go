@@ -9,6 +9,7 @@ import (
 
 	kvtierv1 "kvtier/proto/kvtier/v1"
 	"kvtier/tiers"
+	"kvtier/tiers/store"
 )
 
 // metrics is what /metrics shows. Its registry is its own, so that several
@@ -81,8 +82,17 @@ func newMetrics(srv *Server) *metrics {
 		m.deviceFailed = counter("gpu_given_up_total", "Audits that found the GPU to answer or to seal wrongly: it is given up then.")
 		m.registry.MustRegister(prometheus.NewCounterFunc(prometheus.CounterOpts{Namespace: "kvtier", Name: "gpu_sealed_segments_total",
 			Help: "Segments, of one layer each, that the GPU made."}, func() float64 { return float64(srv.sealer.madeOnDevice.Load()) }))
-		m.registry.MustRegister(prometheus.NewCounterFunc(prometheus.CounterOpts{Namespace: "kvtier", Name: "gpu_kept_segments_total",
-			Help: "Segments that the GPU made and that stayed there."}, func() float64 { return float64(srv.store.DeviceWork().Kept) }))
+		for _, c := range []struct {
+			name, help string
+			f          func(store.DeviceWork) int64
+		}{
+			{"gpu_kept_segments_total", "Segments that the GPU made and that stayed there.", func(w store.DeviceWork) int64 { return w.Kept }},
+			{"gpu_ahead_segments_total", "Segments that came to the GPU before they were asked for.", func(w store.DeviceWork) int64 { return w.Ahead }},
+			{"gpu_ahead_used_segments_total", "Of these, those that were attended before they had to go.", func(w store.DeviceWork) int64 { return w.AheadUsed }},
+		} {
+			m.registry.MustRegister(prometheus.NewCounterFunc(prometheus.CounterOpts{Namespace: "kvtier", Name: c.name, Help: c.help},
+				func() float64 { return float64(c.f(srv.store.DeviceWork())) }))
+		}
 	}
 	return m
 }

@@ -32,6 +32,7 @@ type Options struct {
 	GPUPatience time.Duration // how long an answer of it is waited for, which takes milliseconds; 10 s
 	// GPUChooseAbove: in mode budget a GPU that holds more than so many tokens of a layer reads a part of them; 0: it reads all.
 	GPUChooseAbove int
+	NoPrefetch     bool          // segments come up to a GPU when they were asked for, not before
 	SealOnHost     bool          // segments are made on the host also where there is a GPU
 	TailBytes      int64         // unquantised rows in RAM; 2 GiB
 	ReadAllTokens  int           // contexts up to this length are read whole; 8,192. Negative: none
@@ -157,7 +158,7 @@ func Open(ctx context.Context, o Options) (srv *Server, err error) {
 	srv.mu.conns = map[*fastConn]bool{}
 	srv.pins.pins, srv.pins.segments = map[uint64]*pin{}, map[tiers.ID]int{}
 	if srv.store, err = store.Open(ctx, o.DataDir, store.Options{RAMBytes: o.RAMBytes, DiskBytes: o.DiskBytes, PromoteBytes: o.PromoteBytes,
-		GPUBytes: o.GPUBytes, GPUDevice: o.GPUDevice, GPUPatience: o.GPUPatience, FS: o.FS, Logger: o.Logger}); err != nil {
+		GPUBytes: o.GPUBytes, GPUDevice: o.GPUDevice, GPUPatience: o.GPUPatience, NoPrefetch: o.NoPrefetch, FS: o.FS, Logger: o.Logger}); err != nil {
 		return nil, err
 	}
 	defer func(st *store.Store) { // srv is nil then

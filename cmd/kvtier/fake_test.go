@@ -98,7 +98,7 @@ func fixedStatus() *kvtierv1.GetStatusResponse {
 		Attends: 1234567, Appends: 40960, Audits: 12345, AuditErrorMean: 0.0123, AuditErrorP95: 0.0312, AuditCoverage: 0.953,
 		RssBytes: 1543503872, SealsPending: 32,
 		GpuAudits: &kvtierv1.GPUAudits{Compared: 2048, LargestError: 2.6e-4, LargestLseError: 1.9e-5},
-		Gpu:       &kvtierv1.GPUStatus{SegmentsSealed: 4320, SegmentsKept: 4288, PinnedBytes: 896 << 20},
+		Gpu:       &kvtierv1.GPUStatus{SegmentsSealed: 4320, SegmentsKept: 4288, PinnedBytes: 896 << 20, SegmentsAhead: 960, SegmentsAheadUsed: 911},
 	}
 }
 

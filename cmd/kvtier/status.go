@@ -46,8 +46,8 @@ func statusTable(w io.Writer, s *kvtierv1.GetStatusResponse) {
 		{"audits", audit},
 	}
 	if g := s.GetGpu(); g != nil {
-		rows = append(rows, []string{"gpu", fmt.Sprintf("%s segments sealed, %s of them stayed; %s of RAM pinned",
-			count(g.GetSegmentsSealed()), count(g.GetSegmentsKept()), size.Format(g.GetPinnedBytes()))})
+		rows = append(rows, []string{"gpu", fmt.Sprintf("%s segments sealed, %s of them stayed; %s came before they were asked for, %s of them were used; %s of RAM pinned",
+			count(g.GetSegmentsSealed()), count(g.GetSegmentsKept()), count(g.GetSegmentsAhead()), count(g.GetSegmentsAheadUsed()), size.Format(g.GetPinnedBytes()))})
 	}
 	if g := s.GetGpuAudits(); g != nil {
 		rows = append(rows, []string{"gpu audits", gpuAuditsText(g)})

@@ -46,6 +46,7 @@ func open(ctx context.Context, c *daemon.Config, log *slog.Logger, cores int) (d
 		GPUBytes:       int64(c.GPU),
 		GPUDevice:      c.GPUDevice,
 		GPUChooseAbove: c.GPUChooseAbove,
+		NoPrefetch:     !c.GPUPrefetch,
 		SealOnHost:     !c.GPUSeal,
 		RAMBytes:       int64(c.RAM),
 		DiskBytes:      int64(c.Disk),

@@ -160,3 +160,13 @@ func (a *arena) release(rooms []room) {
 func (s *slab) find(off int) (int, bool) {
 	return slices.BinarySearchFunc(s.free, off, func(f span, off int) int { return f.off - off })
 }
+
+// free is how many bytes of the slabs are nobody's.
+func (a *arena) free() (n int64) {
+	for _, s := range a.slabs {
+		for _, f := range s.free {
+			n += int64(f.n)
+		}
+	}
+	return n
+}

@@ -73,6 +73,7 @@ func (t *Tier) evictLocked(id tiers.ID, sizes []int) (rooms []room, ok bool) {
 			continue
 		}
 		delete(t.mu.segments, s.id)
+		t.rememberLocked(s.id, s.heat)
 		t.mu.pieces -= int64(s.table.pieces)
 		t.evictions.Add(int64(s.table.pieces))
 	}

@@ -73,7 +73,8 @@ type Tier struct {
 	mu struct {
 		sync.Mutex
 		segments map[tiers.ID]*segment
-		ranking  ranking // all of segments
+		ranking  ranking           // all of segments
+		absent   map[tiers.ID]heat // of segments that were used, or wanted, and are not held
 		arena    arena
 		pieces   int64
 		coming   struct { // what Put brings
@@ -84,6 +85,7 @@ type Tier struct {
 	}
 
 	hits, misses, read, written, evictions atomic.Int64
+	ahead, aheadUsed                       atomic.Int64
 }
 
 // segment is what the tier holds of one segment. Tier.mu guards it.
@@ -94,6 +96,7 @@ type segment struct {
 	leases  int
 	limbo   []room // dropped under a lease: free when the last one ends
 	heat    heat
+	ahead   bool // it was brought up before it was asked for, and was not yet
 	rank    heat // and place: see ranking
 	place   int
 }
@@ -177,7 +180,7 @@ func Open(o Options) (*Tier, error) {
 
 func newTier(b bank, limit int64) *Tier {
 	t := &Tier{bank: b, began: time.Now(), patience: defaultPatience}
-	t.mu.segments = map[tiers.ID]*segment{}
+	t.mu.segments, t.mu.absent = map[tiers.ID]*segment{}, map[tiers.ID]heat{}
 	t.mu.arena.limit = limit
 	return t
 }
@@ -222,6 +225,7 @@ func (t *Tier) Drop(id tiers.ID, planes tiers.PlaneSet) error {
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	delete(t.mu.absent, id)
 	if c := &t.mu.coming; c.id == id {
 		c.dropped |= planes
 	}

@@ -33,11 +33,15 @@ func (t *Tier) lease(h *tiers.Header, planes tiers.PlaneSet) (l *lease, ok bool)
 func (t *Tier) leaseAll(segments []Segment) []lease {
 	all := make([]lease, len(segments))
 	lost := t.bank.err() != nil
+	use := useOf(0, time.Since(t.began))
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	for i, s := range segments {
 		if x := t.mu.segments[s.Header.ID]; !lost && (x == nil || x.attends) {
 			t.leaseLocked(&all[i], s.Header, kernels.Planes(s.Low))
+		}
+		if id := s.Header.ID; t.mu.segments[id] == nil {
+			t.rememberLocked(id, t.absentLocked(id).with(use))
 		}
 	}
 	return all
@@ -51,7 +55,10 @@ func (t *Tier) leaseLocked(l *lease, h *tiers.Header, planes tiers.PlaneSet) boo
 		return false
 	}
 	t.hits.Add(wanted)
-	s.leases++
+	if s.leases++; s.ahead {
+		s.ahead = false
+		t.aheadUsed.Add(1)
+	}
 	*l = lease{t, s, s.table}
 	return true
 }

@@ -10,16 +10,26 @@ import (
 	"kvtier/tiers/tiertest"
 )
 
-// openImpatient makes a tier on device 0 that waits for it no longer than patience.
-func openImpatient(t *testing.T, limit int64, patience time.Duration) *Tier {
+// openImpatient makes a tier on device 0, and what has the device stuck, or lets it go on: while it is stuck, the tier waits no longer than patience.
+func openImpatient(t *testing.T, o Options, patience time.Duration) (*Tier, func(stuck bool)) {
 	t.Helper()
-	tier, err := Open(Options{Bytes: limit, Patience: patience})
+	tier, err := Open(o)
 	cudatest.Missing(t, err)
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { cudatest.Stall(t, false); tier.patience = 30 * time.Second; tier.closeIn(t) })
-	return tier
+	stall := func(stuck bool) {
+		tier.patience = 30 * time.Second
+		if stuck {
+			tier.patience = patience
+		}
+		cudatest.Stall(t, stuck)
+	}
+	t.Cleanup(func() {
+		stall(false)
+		tier.closeIn(t)
+	})
+	return tier, stall
 }
 
 // soon waits until something is so.
@@ -36,7 +46,7 @@ func soon(t *testing.T, what string, is func() bool) {
 // dropped, also one that is coming. What was begun goes on, with its room and its source, and ends well when the device does it.
 func TestCopiesStuck(t *testing.T) {
 	const patience = 50 * time.Millisecond
-	tier := openImpatient(t, 1<<20, patience)
+	tier, stall := openImpatient(t, Options{Bytes: 1 << 20}, patience)
 	there, thesePieces := tiertest.Segment(1, 2, 9000)
 	h, pieces := tiertest.Segment(2, 2, 9000)
 	other, others := tiertest.Segment(3, 2, 9000)
@@ -53,7 +63,7 @@ func TestCopiesStuck(t *testing.T) {
 		{"put", func() error { return tier.PutFrom(ctx, h, pieces, func() { released <- true }) }},
 		{"pin", pin},
 	} {
-		cudatest.Stall(t, true)
+		stall(true)
 		begin := time.Now()
 		is(t, c.do(), ErrStuck)
 		if took := time.Since(begin); took < patience || took > 5*time.Second {
@@ -76,7 +86,7 @@ func TestCopiesStuck(t *testing.T) {
 				t.Error(err)
 			}
 		}
-		cudatest.Stall(t, false)
+		stall(false)
 		soon(t, c.name+" never ends", func() bool { return tier.late.Load() == 0 })
 		if c.name == "put" {
 			<-released
@@ -86,12 +96,12 @@ func TestCopiesStuck(t *testing.T) {
 		}
 	}
 	holds(t, tier, there, thesePieces, true)
-	cudatest.Stall(t, true)
+	stall(true)
 	is(t, tier.Put(ctx, other, others), ErrStuck)
 	if err := tier.Drop(other.ID, tiers.AllPlanes); err != nil {
 		t.Fatal(err)
 	}
-	cudatest.Stall(t, false)
+	stall(false)
 	soon(t, "it never ends", func() bool { return tier.late.Load() == 0 })
 	holds(t, tier, other, others, false)
 	for _, h := range []*tiers.Header{there, h} {
@@ -109,10 +119,10 @@ func TestCloseStuck(t *testing.T) {
 	h, pieces := tiertest.Segment(1, 2, 9000)
 	for _, what := range []string{"put", "pin", "give up"} {
 		t.Run(what, func(t *testing.T) {
-			tier := openImpatient(t, 1<<20, patience)
+			tier, stall := openImpatient(t, Options{Bytes: 1 << 20}, patience)
 			put(t, tier, h, pieces)
 			end := tier.Close
-			cudatest.Stall(t, true)
+			stall(true)
 			begin := time.Now()
 			go func() {
 				switch what {
@@ -131,7 +141,7 @@ func TestCloseStuck(t *testing.T) {
 			if took := time.Since(begin); took > 5*time.Second {
 				t.Errorf("it took %v", took)
 			}
-			cudatest.Stall(t, false)
+			stall(false)
 			soon(t, "its memory is never given back", func() bool { return tier.Usage().BytesUsed == 0 })
 		})
 	}

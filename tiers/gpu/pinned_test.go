@@ -126,23 +126,16 @@ func TestPinned(t *testing.T) {
 	}
 }
 
-// openPinning makes a tier on device 0 that copies from slabs by itself.
-func openPinning(t *testing.T, slab func([]byte) []byte, patience time.Duration) *Tier {
-	t.Helper()
-	tier, err := Open(Options{Bytes: 1 << 20, Slab: slab, PinBytes: 1 << 30, Patience: patience})
-	cudatest.Missing(t, err)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { tier.closeIn(t) })
-	return tier
+// pinning are options of a tier that copies from slabs by itself.
+func pinning(slab func([]byte) []byte) Options {
+	return Options{Bytes: 1 << 20, Slab: slab, PinBytes: 1 << 30}
 }
 
 // TestPinnedCUDA: a device copies from pinned slabs by itself, and nothing from memory that is not pinned; they can go as soon as a Put is done.
 func TestPinnedCUDA(t *testing.T) {
 	h, pieces := tiertest.Segment(1, 2, 9000)
 	mapped, slabs, slab := slabsOf(t, pieces, 2)
-	tier := openPinning(t, slab, 0)
+	tier, _ := openImpatient(t, pinning(slab), 0)
 	pageable := cudatest.Pageable(t)
 	put(t, tier, h, mapped)
 	for _, mem := range slabs {
@@ -165,9 +158,8 @@ func TestPinnedCUDA(t *testing.T) {
 func TestPinnedStuck(t *testing.T) {
 	h, pieces := tiertest.Segment(1, 2, 9000)
 	mapped, slabs, slab := slabsOf(t, pieces, 1)
-	tier := openPinning(t, slab, 50*time.Millisecond)
-	t.Cleanup(func() { cudatest.Stall(t, false); tier.patience = 30 * time.Second })
-	cudatest.Stall(t, true)
+	tier, stall := openImpatient(t, pinning(slab), 50*time.Millisecond)
+	stall(true)
 	released := make(chan bool, 1)
 	is(t, tier.PutFrom(ctx, h, mapped, func() { clear(slabs[0]); released <- true }), ErrStuck)
 	if len(released) > 0 {
@@ -175,13 +167,13 @@ func TestPinnedStuck(t *testing.T) {
 	}
 	goesOn := func() {
 		t.Helper()
-		cudatest.Stall(t, false)
+		stall(false)
 		soon(t, "it never ends", func() bool { return tier.late.Load() == 0 })
 	}
 	goesOn()
 	<-released
 	holds(t, tier, h, pieces, true)
-	cudatest.Stall(t, true)
+	stall(true)
 	_, err := tier.Pin(ctx, []tiers.Request{{Header: h}})
 	is(t, err, ErrStuck)
 	is(t, tier.Unmapping(slabs[0]), ErrStuck)
@@ -193,14 +185,14 @@ func TestPinnedStuck(t *testing.T) {
 func TestPinnedFaults(t *testing.T) {
 	const fail = "MOCKCUDA_FAIL"
 	if os.Getenv(fail) == "" {
-		openPinning(t, nil, 0) // or skip it
+		openImpatient(t, pinning(nil), 0) // or skip it
 		cudatest.Pageable(t)
 		again(t, fail+"=cuMemHostRegister:1:2,cuMemHostUnregister:1:719")
 		return
 	}
 	h, pieces := tiertest.Segment(1, 2, 9000)
 	mapped, slabs, slab := slabsOf(t, pieces, 2)
-	tier := openPinning(t, slab, 0)
+	tier, _ := openImpatient(t, pinning(slab), 0)
 	put(t, tier, h, mapped)
 	holds(t, tier, h, pieces, true)
 	if n := tier.PinnedBytes(); n != int64(len(slabs[1])) {

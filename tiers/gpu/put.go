@@ -167,12 +167,26 @@ func (t *Tier) grow(largest int) (bool, error) {
 	return false, nil
 }
 
+// MarkAhead notes that a segment, if it is held, came up before it was asked for: see Ahead.
+func (t *Tier) MarkAhead(id tiers.ID) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if s := t.mu.segments[id]; s != nil && !s.ahead {
+		s.ahead = true
+		t.ahead.Add(1)
+	}
+}
+
+// Ahead returns how many segments came up before they were asked for, and how many of them were then attended while they were there.
+func (t *Tier) Ahead() (came, used int64) { return t.ahead.Load(), t.aheadUsed.Load() }
+
 // listLocked makes pieces visible.
 func (t *Tier) listLocked(h *tiers.Header, pieces []tiers.Piece, rooms []room) {
 	s := t.mu.segments[h.ID]
 	if s == nil {
-		s = &segment{id: h.ID, attends: t.Attends(h), table: &table{heads: make([][tiers.NumPlanes]room, len(h.Heads))}, heat: cold}
+		s = &segment{id: h.ID, attends: t.Attends(h), table: &table{heads: make([][tiers.NumPlanes]room, len(h.Heads))}, heat: t.absentLocked(h.ID)}
 		t.mu.segments[h.ID] = s
+		delete(t.mu.absent, h.ID)
 		defer heap.Push(&t.mu.ranking, s) // with its heat
 	}
 	n := &table{heads: slices.Clone(s.table.heads), pieces: s.table.pieces + len(pieces), complete: tiers.AllPlanes}

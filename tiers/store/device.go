@@ -25,6 +25,7 @@ const (
 	// riseSeldom. Where contexts are larger than the device's memory, segments must not take each other's place all the time.
 	riseAgain, riseSeldom = 10 * time.Second, 10 * time.Minute
 	mostTried             = 1 << 18 // segments remembered; then all are forgotten
+	aheadQueue            = 4       // layers waiting to be brought up ahead; of more the oldest is forgotten
 	// sayAgain is how often failures of the device are logged.
 	sayAgain = time.Minute
 )
@@ -33,6 +34,7 @@ const (
 type device struct {
 	tier    *gpu.Tier
 	queue   chan *tiers.Header
+	ahead   chan []next    // layers that may be asked next; nil: nothing comes up ahead
 	answers sync.WaitGroup // under way
 	kept    atomic.Int64   // segments that stayed where they were made
 	mu      struct {
@@ -68,6 +70,9 @@ func (s *Store) openDevice(o Options) error {
 		return fmt.Errorf("%w: mend that, or start with --gpu off", err)
 	}
 	s.device = &device{tier: t, queue: make(chan *tiers.Header, riseQueue)}
+	if !o.NoPrefetch {
+		s.device.ahead = make(chan []next, aheadQueue)
+	}
 	s.device.mu.tried = map[tiers.ID]try{}
 	s.log.Info("GPU tier", "device", t.Info().Name, "limit", t.Usage().BytesLimit)
 	return nil
@@ -165,11 +170,15 @@ func (d *device) adopt(id tiers.ID, k *gpu.Kept) bool {
 type DeviceWork struct {
 	Kept   int64 // segments that stayed on the GPU that made them
 	Pinned int64 // bytes of RAM that it copies from by itself
+	// Ahead is how many segments came up before they were asked for, and AheadUsed how many of them were attended then.
+	Ahead, AheadUsed int64
 }
 
 // DeviceWork returns it; there has to be a GPU tier.
 func (s *Store) DeviceWork() DeviceWork {
-	return DeviceWork{Kept: s.device.kept.Load(), Pinned: s.device.tier.PinnedBytes()}
+	w := DeviceWork{Kept: s.device.kept.Load(), Pinned: s.device.tier.PinnedBytes()}
+	w.Ahead, w.AheadUsed = s.device.tier.Ahead()
+	return w
 }
 
 // HasDevice says whether there is a GPU tier, trusted or not.
@@ -199,35 +208,118 @@ func (d *device) want(h *tiers.Header) {
 	if !d.tier.Attends(h) {
 		return
 	}
-	now := time.Now()
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	t, ok := d.mu.tried[h.ID]
-	if d.mu.stopped || ok && now.Sub(t.at) < t.wait {
+	d.tryLocked(h.ID, func() bool {
+		select {
+		case d.queue <- h:
+			return true
+		default:
+			return false // it will be wanted again
+		}
+	})
+}
+
+// next is a segment that may be asked for next, and the one of the layer before that was.
+type next struct {
+	h    *tiers.Header
+	like tiers.ID
+}
+
+// Ahead tells that segments after were asked for, not all of which were on the GPU, and that those of the next layer, of the same tokens, probably come next: these come up as far as
+// they deserve it (gpu.Tier.Deserves).
+func (s *Store) Ahead(after, segments []Segment) {
+	d := s.device
+	if d == nil || d.ahead == nil || d.stopped() {
 		return
 	}
-	select {
-	case d.queue <- h:
-		d.mu.tried[h.ID] = try{now, min(max(2*t.wait, riseAgain), riseSeldom)}
-	default: // it will be wanted again
+	all := make([]next, len(segments))
+	for i, x := range segments {
+		all[i] = next{x.Header, after[i].Header.ID}
 	}
-	if len(d.mu.tried) > mostTried {
-		clear(d.mu.tried) // queries come by here: no time to look for the oldest
+	for {
+		select {
+		case d.ahead <- all:
+			return
+		default:
+		}
+		select {
+		case <-d.ahead: // the oldest: it has been asked for by now
+		default:
+		}
 	}
 }
 
-// rise brings wanted segments to the GPU until ctx ends.
+// rise brings segments to the GPU until ctx ends: those that may be asked for next before those that were asked for.
 func (s *Store) rise(ctx context.Context) {
-	for {
+	for ctx.Err() == nil {
+		select {
+		case all := <-s.device.ahead:
+			s.riseAhead(ctx, all)
+			continue
+		default:
+		}
 		select {
 		case <-ctx.Done():
-			return
+		case all := <-s.device.ahead:
+			s.riseAhead(ctx, all)
 		case h := <-s.device.queue:
 			if err := s.riseOne(ctx, h); err != nil && ctx.Err() == nil {
 				s.deviceFailed(err)
 			}
 		}
 	}
+}
+
+// riseAhead brings segments of a layer up that deserve it, until those of another layer may come next. What does not lie in RAM takes of the budget for what is read to be brought up.
+func (s *Store) riseAhead(ctx context.Context, all []next) {
+	d := s.device
+	planes := kernels.Planes(false)
+	for _, x := range all {
+		if ctx.Err() != nil || len(d.ahead) > 0 {
+			return
+		}
+		bytes := int64(0)
+		reqs := s.forDevice(x.h)
+		for _, r := range reqs {
+			_, n, _ := x.h.Piece(r.Head, r.Plane)
+			bytes += int64(n)
+		}
+		if !d.tier.Attends(x.h) || !d.tier.Deserves(x.h.ID, x.like, bytes) || !d.try(x.h.ID) {
+			continue
+		}
+		if !s.ram.Holds(x.h, planes) && !s.up.pay(int(bytes)) {
+			return
+		}
+		if err := s.riseOne(ctx, x.h); err != nil {
+			if ctx.Err() == nil {
+				s.deviceFailed(err)
+			}
+			return
+		}
+		d.tier.MarkAhead(x.h.ID)
+	}
+}
+
+// try says whether a segment may be tried now, and notes that it is.
+func (d *device) try(id tiers.ID) bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.tryLocked(id, func() bool { return true })
+}
+
+// tryLocked does what tries a segment if it may be tried now.
+func (d *device) tryLocked(id tiers.ID, begin func() bool) bool {
+	now := time.Now()
+	t, ok := d.mu.tried[id]
+	if d.mu.stopped || ok && now.Sub(t.at) < t.wait || !begin() {
+		return false
+	}
+	d.mu.tried[id] = try{now, min(max(2*t.wait, riseAgain), riseSeldom)}
+	if len(d.mu.tried) > mostTried {
+		clear(d.mu.tried) // queries come by here: no time to look for the oldest
+	}
+	return true
 }
 
 // riseOne brings a segment to the GPU from wherever it lies.

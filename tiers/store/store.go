@@ -27,6 +27,8 @@ type Options struct {
 	GPUDevice int // its number
 	// GPUPatience is how long an answer of the GPU is waited for; 0: 10 seconds.
 	GPUPatience time.Duration
+	// NoPrefetch leaves segments where they are until they are asked for.
+	NoPrefetch bool
 	// PromoteBytes is how many bytes a second are read from NVMe to be brought into RAM because
 	// queries read them there; 0: as many as the disk gives. What every query reads comes up without a limit after a start.
 	PromoteBytes int64

@@ -226,9 +226,12 @@ type GPUStatus struct {
 	// Of these, those that were stored and stayed there, so that they needed not be brought up.
 	SegmentsKept uint64 `protobuf:"varint,2,opt,name=segments_kept,json=segmentsKept,proto3" json:"segments_kept,omitempty"`
 	// Bytes of RAM that the GPU copies from by itself.
-	PinnedBytes   uint64 `protobuf:"varint,3,opt,name=pinned_bytes,json=pinnedBytes,proto3" json:"pinned_bytes,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	PinnedBytes uint64 `protobuf:"varint,3,opt,name=pinned_bytes,json=pinnedBytes,proto3" json:"pinned_bytes,omitempty"`
+	// Brought there before they were asked for, and of these those that were attended before they had to go.
+	SegmentsAhead     uint64 `protobuf:"varint,4,opt,name=segments_ahead,json=segmentsAhead,proto3" json:"segments_ahead,omitempty"`
+	SegmentsAheadUsed uint64 `protobuf:"varint,5,opt,name=segments_ahead_used,json=segmentsAheadUsed,proto3" json:"segments_ahead_used,omitempty"`
+	unknownFields     protoimpl.UnknownFields
+	sizeCache         protoimpl.SizeCache
 }
 
 func (x *GPUStatus) Reset() {
@@ -278,6 +281,20 @@ func (x *GPUStatus) GetSegmentsKept() uint64 {
 func (x *GPUStatus) GetPinnedBytes() uint64 {
 	if x != nil {
 		return x.PinnedBytes
+	}
+	return 0
+}
+
+func (x *GPUStatus) GetSegmentsAhead() uint64 {
+	if x != nil {
+		return x.SegmentsAhead
+	}
+	return 0
+}
+
+func (x *GPUStatus) GetSegmentsAheadUsed() uint64 {
+	if x != nil {
+		return x.SegmentsAheadUsed
 	}
 	return 0
 }
@@ -2171,11 +2188,13 @@ const file_kvtier_v1_inspection_proto_rawDesc = "" +
 	"\bcompared\x18\x01 \x01(\x04R\bcompared\x12#\n" +
 	"\rlargest_error\x18\x02 \x01(\x01R\flargestError\x12*\n" +
 	"\x11largest_lse_error\x18\x03 \x01(\x01R\x0flargestLseError\x12\x19\n" +
-	"\bgiven_up\x18\x04 \x01(\tR\agivenUp\"|\n" +
+	"\bgiven_up\x18\x04 \x01(\tR\agivenUp\"\xd3\x01\n" +
 	"\tGPUStatus\x12'\n" +
 	"\x0fsegments_sealed\x18\x01 \x01(\x04R\x0esegmentsSealed\x12#\n" +
 	"\rsegments_kept\x18\x02 \x01(\x04R\fsegmentsKept\x12!\n" +
-	"\fpinned_bytes\x18\x03 \x01(\x04R\vpinnedBytes\"\x12\n" +
+	"\fpinned_bytes\x18\x03 \x01(\x04R\vpinnedBytes\x12%\n" +
+	"\x0esegments_ahead\x18\x04 \x01(\x04R\rsegmentsAhead\x12.\n" +
+	"\x13segments_ahead_used\x18\x05 \x01(\x04R\x11segmentsAheadUsed\"\x12\n" +
 	"\x10GetStatusRequest\"\xa6\x05\n" +
 	"\x11GetStatusResponse\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\tR\aversion\x12\x19\n" +

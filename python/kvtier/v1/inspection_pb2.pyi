@@ -46,14 +46,18 @@ class GPUAudits(_message.Message):
     def __init__(self, compared: _Optional[int] = ..., largest_error: _Optional[float] = ..., largest_lse_error: _Optional[float] = ..., given_up: _Optional[str] = ...) -> None: ...
 
 class GPUStatus(_message.Message):
-    __slots__ = ("segments_sealed", "segments_kept", "pinned_bytes")
+    __slots__ = ("segments_sealed", "segments_kept", "pinned_bytes", "segments_ahead", "segments_ahead_used")
     SEGMENTS_SEALED_FIELD_NUMBER: _ClassVar[int]
     SEGMENTS_KEPT_FIELD_NUMBER: _ClassVar[int]
     PINNED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    SEGMENTS_AHEAD_FIELD_NUMBER: _ClassVar[int]
+    SEGMENTS_AHEAD_USED_FIELD_NUMBER: _ClassVar[int]
     segments_sealed: int
     segments_kept: int
     pinned_bytes: int
-    def __init__(self, segments_sealed: _Optional[int] = ..., segments_kept: _Optional[int] = ..., pinned_bytes: _Optional[int] = ...) -> None: ...
+    segments_ahead: int
+    segments_ahead_used: int
+    def __init__(self, segments_sealed: _Optional[int] = ..., segments_kept: _Optional[int] = ..., pinned_bytes: _Optional[int] = ..., segments_ahead: _Optional[int] = ..., segments_ahead_used: _Optional[int] = ...) -> None: ...
 
 class GetStatusRequest(_message.Message):
     __slots__ = ()
