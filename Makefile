@@ -24,7 +24,7 @@ FAULTS      ?= 300
 SEED        ?= 1
 FLIPS       ?= 2000
 RACEFLAGS   ?= -short
-PYTESTFLAGS ?= -q -m "not oracle and not slow"
+PYTESTFLAGS ?= -q -m "not oracle and not slow and not gpu"
 
 # What `make generate` writes.
 GENERATED := proto python/kvtier/v1 attention/kernels tiers/gpu/kernels
@@ -72,6 +72,11 @@ $(MOCK)/libcuda.so.1:
 test-cuda: $(CUDA_BUILD)/libcuda.a $(if $(filter $(MOCK),$(LIBCUDA)),$(MOCK)/libcuda.so.1) ## run the tests of GPU support, on an emulated GPU (LIBCUDA= on a real one)
 	$(GO_CUDA) test -tags cuda -timeout 10m $(CUDA_PKGS)
 	$(GO_CUDA) test -tags cuda -timeout 10m -run 'Device|GPU' ./server ./bench/million
+
+.PHONY: demo-cuda
+demo-cuda: $(CUDA_BUILD)/libcuda.a venv $(if $(filter $(MOCK),$(LIBCUDA)),$(MOCK)/libcuda.so.1) ## a real model reads and answers through a daemon with an emulated GPU (LIBCUDA= a real one)
+	$(CUDA_ENV) $(GO) build -tags cuda -trimpath -o $(CUDA_BUILD)/kvtierd ./cmd/kvtierd
+	REQUIRE_CUDA=1 MOCKCUDA_STRICT_FREE=1 LD_LIBRARY_PATH="$(LIBCUDA):$$LD_LIBRARY_PATH" KVTIERD=$(CURDIR)/$(CUDA_BUILD)/kvtierd $(VENV)/bin/python -m pytest -q -s -m gpu python/tests
 
 .PHONY: race-cuda
 race-cuda: $(CUDA_BUILD)/libcuda.a $(MOCK)/libcuda.so.1 ## run them under the race detector, on an emulated GPU (RACEFLAGS= for the long ones)
