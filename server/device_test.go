@@ -164,7 +164,7 @@ func TestDeviceStuck(t *testing.T) {
 	cudatest.Open(t)
 	m := newModel(9, deviceSpec(), 2*segment+400)
 	dir, id := sealedFolder(t, m, kvtierv1.Profile_PROFILE_BALANCED)
-	const patience = 200 * time.Millisecond
+	const patience = time.Second
 	srv := openServer(t, dir, Options{ReadAllTokens: -1, GPUBytes: 64 << 20, GPUPatience: patience})
 	s := find(t, srv, id)
 	askOf := func(layer int) (*answer, time.Duration) {
