@@ -48,18 +48,18 @@ func (t *Tier) end(why error) bool {
 
 // empty gives back what pieces and kernels take. Nothing new begins; it waits for what is under way.
 func (t *Tier) empty() error {
-	t.settled() // first: a Put that was left may wait for writes
-	t.writes.Lock()
-	defer t.writes.Unlock()
-	t.reads.Lock() // no Pin is under way, and none will be
-	defer t.reads.Unlock()
-	t.abandoned.Wait()
+	t.settled()     // first: a Put that was left may wait for writes
+	t.writes.Lock() // no Put is under way, and none will be
 	t.mu.Lock()
 	slabs := t.mu.arena.slabs
 	clear(t.mu.segments)
 	t.mu.ranking = nil
 	t.mu.arena.slabs, t.mu.arena.mapped, t.mu.pieces = nil, 0, 0
 	t.mu.Unlock()
+	t.writes.Unlock() // before a Seal is waited for, which asks for room
+	t.reads.Lock()    // no Pin is under way, and none will be
+	defer t.reads.Unlock()
+	t.abandoned.Wait()
 	errs := []error{t.pinned.end(t.bank)}
 	if t.attender != nil {
 		if err := t.attender.close(); err != nil && !errors.Is(err, cuda.ErrLost) {

@@ -114,6 +114,27 @@ func TestSealKeptGone(t *testing.T) {
 	}
 }
 
+// TestSealClose: a tier that is closed while it seals waits for that, and the other way round.
+func TestSealClose(t *testing.T) {
+	rows, options := smallSeal()
+	for i := range 10 {
+		tier := openCUDA(t, 1<<20)
+		done := make(chan bool)
+		go func() {
+			defer close(done)
+			made, err := tier.Seal(ctx, rows, options)
+			if err == nil {
+				discard(made)
+			}
+		}()
+		time.Sleep(time.Duration(i) * time.Millisecond)
+		if err := tier.Close(); err != nil {
+			t.Fatal(err)
+		}
+		<-done
+	}
+}
+
 // TestSealStuck: a device that does not answer costs one call its patience. It seals again when it has done what it was asked; layers that there are no
 // kernels for are the host's.
 func TestSealStuck(t *testing.T) {
