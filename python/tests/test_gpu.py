@@ -92,7 +92,7 @@ def test_model_on_the_gpu(daemon_on: Callable[[str], Daemon], load_model: Callab
         with again.fork() as fork:  # segments come up, a layer ahead
             fork.score(question, Budget.exact())
             for _ in range(200):
-                if next(tier for tier in session.client.status().tiers if tier.name == "gpu").pieces >= layers * 3 * 7:
+                if next(tier for tier in session.client.status().tiers if tier.name == "gpu").pieces >= layers * 3 * 8:
                     break
                 time.sleep(0.05)
         with again.fork() as fork:
