@@ -53,16 +53,30 @@ func Main(args []string, stdout, stderr io.Writer, w Wiring) int {
 	for _, warning := range c.Warnings {
 		log.Warn(warning)
 	}
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	ctx, stop := untilSignal()
 	defer stop()
-	// After the first signal the default holds again, so that the next one kills.
-	context.AfterFunc(ctx, stop)
 	log.Info("starting", "version", buildinfo.Version(), "data", c.Data, "config", c.File, "kernels", loops, "pid", os.Getpid())
 	if err := run(ctx, c, log, w); err != nil {
 		log.Error("kvtierd failed", "error", err)
 		return exitFailure
 	}
 	return exitOK
+}
+
+// untilSignal returns a context that ends with the first SIGINT or SIGTERM. Before that is seen the default holds again, so that the next one kills.
+func untilSignal() (ctx context.Context, stop func()) {
+	ctx, cancel := context.WithCancel(context.Background())
+	signals := make(chan os.Signal, 1)
+	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
+	go func() {
+		select {
+		case <-signals:
+		case <-ctx.Done():
+		}
+		signal.Stop(signals)
+		cancel()
+	}()
+	return ctx, cancel
 }
 
 func newLogger(w io.Writer, c *Config) *slog.Logger {
