@@ -13,6 +13,9 @@ const meanMeta = 4
 // MeansBytes is the size of the mean rows of some units of dimension d.
 func MeansBytes(units, d int) int { return units * (meanMeta + d) }
 
+// MeansMetaBytes is the size of what comes before the rows: scales and spreads.
+func MeansMetaBytes(units int) int { return units * meanMeta }
+
 // Means is what is known of the rows of some units, pages or leaves, without
 // reading them: for each unit the scale of its mean row and the spread of its
 // rows, as bfloat16; then all means int8 [units][d].
@@ -82,16 +85,29 @@ func ParseMeans(b []byte, d, units int) (m Means, ok bool) {
 	return parseMeans(b, d, units), true
 }
 
+// ParseMeansMeta reads scales and spreads alone; ok is false if b has another size. The mean rows are missing: what this returns is for Add.
+func ParseMeansMeta(b []byte, d, units int) (m Means, ok bool) {
+	return Means{meta: b, d: d}, len(b) == MeansMetaBytes(units)
+}
+
 func parseMeans(b []byte, d, units int) Means {
 	return Means{meta: b[:units*meanMeta], codes: b[units*meanMeta:], d: d}
 }
 
-// Add appends units [lo, hi) of another, of the same dimension: a copy. The zero Means takes any.
+// Add appends units [lo, hi) of another, of the same dimension: a copy. The zero Means takes any. Rows that are missing
+// are 0 until they are put in.
 func (m *Means) Add(o Means, lo, hi int) {
 	m.d = o.d
 	m.meta = append(m.meta, o.meta[lo*meanMeta:hi*meanMeta]...)
+	if o.codes == nil {
+		m.codes = append(m.codes, make([]byte, (hi-lo)*o.d)...)
+		return
+	}
 	m.codes = append(m.codes, o.codes[lo*o.d:hi*o.d]...)
 }
+
+// Put puts in the mean row of unit u, as it is stored, [d].
+func (m *Means) Put(u int, row []byte) { copy(m.codes[u*m.d:(u+1)*m.d], row) }
 
 // Reset takes all units out of what Add made.
 func (m *Means) Reset() { m.meta, m.codes = m.meta[:0], m.codes[:0] }

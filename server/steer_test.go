@@ -16,7 +16,7 @@ import (
 func targetRig(t *testing.T, audits float32) (*Server, *sequence, func(context.Context, *kvtierv1.Budget) *kvtierv1.Account) {
 	t.Helper()
 	srv := openServer(t, t.TempDir(), Options{ReadAllTokens: -1, AuditShare: audits})
-	m := newModel(5, testSpec(), 2*segment+recentTokens)
+	m := newModel(10, testSpec(), 2*segment+recentTokens)
 	s := openSequence(t, srv, &kvtierv1.OpenSequenceRequest{Spec: testSpec()})
 	m.feed(t, s, 0, m.n)
 	waitSealed(t, s, 2*segment)

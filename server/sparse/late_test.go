@@ -132,8 +132,8 @@ func TestLateIsUnread(t *testing.T) {
 	} {
 		for range 5 {
 			q := f.query(rng, 0, 3)
-			got, acc := f.askLate(t, q, Budget{Share: .2}, blocksLate(1, 0, c.planes))
-			u := newRun(t.Context(), f.reader, f.segs, part, Query{Q: q.Q, Partials: attention.ClonePartials(q.Partials)}, .2, &Trace{})
+			got, acc := f.askLate(t, q, Budget{Share: .5}, blocksLate(1, 0, c.planes))
+			u := newRun(t.Context(), f.reader, f.segs, part, Query{Q: q.Q, Partials: attention.ClonePartials(q.Partials)}, .5, &Trace{})
 			for _, stage := range c.stages(u) {
 				if err := stage(); err != nil {
 					t.Fatal(err)
@@ -216,7 +216,7 @@ func TestLateTrace(t *testing.T) {
 		}}
 		h := &hasty{memReader: f.reader, late: late}
 		q.Hasty = h
-		acc, err := Attend(t.Context(), f.reader, f.segs, q, Budget{Share: .25}, tr)
+		acc, err := Attend(t.Context(), f.reader, f.segs, q, Budget{Share: .5}, tr)
 		if err != nil {
 			t.Fatal(err)
 		}

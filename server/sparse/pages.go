@@ -22,7 +22,6 @@ func (u *run) scorePages() error {
 	u.mass, u.ruled, u.noise, u.rank = u.table(), u.table(), u.table(), u.table()
 	u.acc.Pages, u.acc.PagesTotal = int64(u.all), int64(u.all)
 	u.scoreMeans()
-	u.values.Norms2(u.norms)
 	for r := range u.rows {
 		for i := u.pages; i < u.slots; i++ {
 			u.mass[r*u.slots+i] = -inf // no drains yet
@@ -31,6 +30,9 @@ func (u *run) scorePages() error {
 		u.base[r] = u.total[r] + headroom
 	}
 	copy(u.byMeans, u.mass)
+	if err := u.heaviestMeans(); err != nil {
+		return err
+	}
 	u.judge()
 	return nil
 }
@@ -93,19 +95,18 @@ func (u *run) judge() {
 	}
 }
 
-// addMeans adds to outs the pages' mean values by weights, which it changes.
-func (u *run) addMeans(outs []attention.Partial, weights []float32) {
-	u.values.AddTo(attention.AppendSums(nil, outs), weights, u.slots)
-}
-
 // distances returns the squares of the distances of pages' mean values from outputs out [rows][d].
 func (u *run) distances(out []float32) []float32 {
 	table := u.table()
+	u.values.Norms2(u.norms)
 	u.values.Scores(table, u.slots, out)
 	for r := range u.rows {
 		norm2, row := attention.Norm2(out[r*u.d:(r+1)*u.d]), u.ofRow(table, r)[:u.pages]
 		for i, product := range row {
 			row[i] = max(0, u.norms[i]-2*product+norm2)
+			if !u.known[i] {
+				row[i] = unlike * u.values.Spread(i)
+			}
 		}
 	}
 	return table
@@ -114,7 +115,7 @@ func (u *run) distances(out []float32) []float32 {
 // rankPages ranks each page by the best place that it has in the order of
 // presence of any head, or of all of them, so that no head takes the places of
 // another: presence is overestimated most for heads with large queries. Outliers
-// come first, unless there are too many.
+// come first, unless there are too many: drains are among them.
 func (u *run) rankPages() []float32 {
 	n := u.pages
 	rank, all, weights := u.floats(n), u.floats(n), u.floats(n)

@@ -12,12 +12,23 @@ import (
 // (docs/decisions/0004-budget-path.md). What is left goes where it is worth most.
 const (
 	firstPart = .33
-	mostPart  = .7
+	mostPart  = .5
 )
 
 // mapPart is the most of a budget that the map of values may cost; below about
 // 4,000 tokens a small budget does better without it.
 const mapPart = .1
+
+// What a token unlike all others weighs cannot be told from half a bit of its key if nobody asked for the like before.
+// So the first outlierPlanes planes of outliers' keys, 2 bits a channel, are read whatever they promise, if that takes no more than
+// outlierPart of a budget. Below that half a bit has to do at first, as for others (docs/decisions/0030-small-budgets.md).
+const (
+	outlierPlanes = 3
+	outlierPart   = .05
+)
+
+// closely says whether outliers are looked at closely when share may be read.
+func (b *body) closely(share float32) bool { return b.outliers <= outlierPart*float64(share)*b.full }
 
 // MeansShare is what share of the bytes that all tokens have at 4 bits the means of all pages have, which every query reads.
 func MeansShare(d int) float32 {
@@ -40,19 +51,37 @@ func (b *body) withMap(share float32) bool {
 // of the body's 4-bit bytes may be read.
 func (b *body) scannedPages(share float32) (first, most int) {
 	always := b.always
-	if b.pages <= float64(allApart) { // else outliers have to deserve it
+	if b.closely(share) && b.pages <= float64(allApart) { // else outliers have to deserve it
 		always += b.outliers
+	}
+	if b.sparing(share) {
+		always += meansPart * b.means
+	} else {
+		always += b.means
 	}
 	left := max(0, float64(share)*b.full-always)
 	pages := func(part float64) int { return int(min(b.pages, max(1, part*left/b.scanOfPage()))) }
 	return pages(firstPart), pages(mostPart)
 }
 
+// All pages' mean values are read if that takes no more than allMeansPart of a budget, or if not all pages will be told apart,
+// whose rest stands by them; else about meansPart of them.
+const (
+	allMeansPart = .09
+	meansPart    = .4
+)
+
+// sparing says whether only those mean values are read that are worth it.
+func (b *body) sparing(share float32) bool {
+	return b.pages <= float64(allApart) && b.means > allMeansPart*float64(share)*b.full
+}
+
 // body counts what the segments of a query hold.
 type body struct {
 	pages, groups float64
 	always        float64 // bytes that every query reads
-	outliers      float64 // bytes of outliers' first planes, which every query of a context that is not too long reads
+	outliers      float64 // bytes of outliers' first planes
+	means         float64 // bytes of pages' mean values
 	full          float64 // bytes of everything at 4 bits
 	d             int
 }
@@ -62,7 +91,8 @@ func (b *body) add(v seal.View) {
 	b.pages += float64(v.Pages())
 	b.groups += float64(v.StepGroups())
 	b.full += float64(v.BytesAt4Bits())
-	b.always += lines(2*attention.MeansBytes(v.Pages(), v.D)) + lines(compress.KeyOrderBytes(v.D))
+	b.always += lines(v.MeanKeys().Len) + lines(compress.KeyOrderBytes(v.D))
+	b.means += float64(v.Pages() * v.D)
 	keys := compress.KeyPlaneBytes(v.D)
 	for _, n := range keys[:outlierPlanes] {
 		b.outliers += float64((v.Info.Outliers + tiers.LeafTokens - 1) / tiers.LeafTokens * n)

@@ -14,7 +14,14 @@ func (u *run) refine(plane int) error {
 	}
 	clear(u.hist[:])
 	u.offers(list, plane)
+	var means []float32
+	if plane == 1 {
+		means = u.offerMeans()
+	}
 	least := u.hist.threshold(u.left)
+	if err := u.readMeans(atLeast(means, least)); err != nil {
+		return err
+	}
 	chosen := u.list[:0]
 	for _, i := range list {
 		if x := &u.leaves[i]; int(x.planes) == plane && x.planes < x.most && x.keyGain*u.perByte[plane] >= least {

@@ -45,6 +45,8 @@ type run struct {
 	mapped     attention.ValueMap  // how values follow keys
 
 	first, most int     // pages that are scanned at first, and at most
+	closely     bool    // outliers' keys are read at 2 bits, see plan.go
+	sparing     bool    // mean values are read only if they are worth it, see standins.go
 	pageBytes   float32 // what scanning a page costs
 	// What scanned pages taught about their means, [rows]: the log by which they
 	// underestimate masses, and the relative variance of what is left of the error.
@@ -88,8 +90,10 @@ func newRun(ctx context.Context, r Reader, segments []Segment, part []int, q Que
 	}
 	u.follows = b.withMap(share)
 	u.left, u.pageBytes = float64(share)*b.full, float32(b.scanOfPage())
+	u.closely = b.closely(share)
 	u.first, u.most = b.scannedPages(share)
 	u.pages = toldApart(u.all, max(u.first, u.most))
+	u.sparing = b.sparing(share)
 	u.slots = u.pages + len(u.segs)
 	u.planeBytes = compress.KeyPlaneBytes(d)
 	for p, n := range u.planeBytes {

@@ -9,12 +9,8 @@ import (
 	"kvtier/tiers"
 )
 
-// outlierPlanes is how many planes of outliers' keys are always read: nothing
-// else says which of them matter.
-const outlierPlanes = 3
-
 // scan reads the first bits of all keys in the pages that most probably hold a
-// strong token, and in pages of outliers. Where what they show makes it worth
+// strong token. Where what they show makes it worth
 // more than anything else, it goes on with further pages; the others are estimated.
 func (u *run) scan() error {
 	if err := u.look(attention.Top(u.rankPages(), u.first)); err != nil {
@@ -59,7 +55,7 @@ func (u *run) look(chosen []int) error {
 	for ; at < len(u.leaves); at++ {
 		x := &u.leaves[at]
 		u.acc.Scanned += int64(x.n)
-		if s := &u.segs[x.seg]; s.view.Outliers(int(u.pageOf[x.page])) {
+		if s := &u.segs[x.seg]; u.closely && s.view.Outliers(int(u.pageOf[x.page])) {
 			outliers = append(outliers, at)
 		}
 	}
@@ -168,8 +164,11 @@ func (u *run) promising() []int {
 	return attention.Top(gain, min(worth, u.most-u.first))
 }
 
-// pageGains returns the error that scanning each page may take away: that of its mass, as
-// scanned pages taught it, and what its tokens' values scatter. It is 0 of those that are scanned.
+// firstBits is what the first bits of a page's keys take away of its error; further ones and values have to take the rest.
+const firstBits = .5
+
+// pageGains returns the error that scanning each page may take away: of that of its mass, as
+// scanned pages taught it, and of what its tokens' values scatter. It is 0 of those that are scanned.
 func (u *run) pageGains() []float32 {
 	gain := u.floats(u.pages)
 	for r := range u.rows {
@@ -178,7 +177,7 @@ func (u *run) pageGains() []float32 {
 		ruled, noise := u.ofRow(u.ruled, r), u.ofRow(u.noise, r)
 		for p := range gain {
 			at := p*u.rows + r
-			gain[p] += shares[p] * shares[p] * (max(u.massVar[r], noise[p])*u.far[at] + ruled[p]*u.scatter[at])
+			gain[p] += firstBits * shares[p] * shares[p] * (max(u.massVar[r], noise[p])*u.far[at] + ruled[p]*u.scatter[at])
 		}
 	}
 	return gain

@@ -29,8 +29,10 @@ type scratch struct {
 	rank               []float32       // log weight by which pages are ranked
 	tokens             []int32         // [slots], those that are not read
 	scanned            []bool          // [pages]
+	known              []bool          // [pages], whether the mean value is read, see standins.go
 	keys, values       attention.Means // of pages
 	pageOf             []int32         // [pages], which one of its segment it is
+	typical            []float32       // shares of the softmax by which known mean values stand for others
 	norms              []float32       // [pages], squares of mean values
 	spreads            []float32       // [pages], of keys
 	// Relative to the square of the output: the mean square of a page's values' distance
@@ -90,6 +92,7 @@ func (s *scratch) reset(u *run, leaves, groups int) {
 	clear(s.tokens)
 	s.scanned = sized(s.scanned, u.pages)
 	clear(s.scanned)
+	s.known = sized(s.known, u.pages)
 	s.norms, s.spreads, s.pageOf = sized(s.norms, u.pages), sized(s.spreads, u.pages), sized(s.pageOf, u.pages)
 	s.keys.Reset()
 	s.values.Reset()

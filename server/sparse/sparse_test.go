@@ -36,6 +36,13 @@ func sealed(rng *rand.Rand, s *sample, o seal.Options, t compress.ElementType, e
 	return f
 }
 
+// plane returns what is stored of a plane of a segment's first head.
+func (f *fixture) plane(segment int, p tiers.Plane) []byte {
+	h := f.segs[segment].Header
+	off, n, _ := h.Piece(0, p)
+	return f.reader.parts[h.ID][p.Part()][off : off+n]
+}
+
 // query makes rows that ask near some of the keys.
 func (f *fixture) query(rng *rand.Rand, head, rows int) Query {
 	q := make([]float32, 0, rows*f.d)

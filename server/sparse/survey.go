@@ -40,10 +40,14 @@ type rest struct {
 	spread  float32     // mean spread of values
 }
 
-// survey reads all page means.
+// survey reads all pages' mean keys, and their mean values if these are not chosen one by one.
 func (u *run) survey() error {
 	for i := range u.segs {
-		u.want(i, tiers.Range{Len: 2 * attention.MeansBytes(u.segs[i].view.Pages(), u.d)})
+		means := u.segs[i].view.MeanKeys()
+		if !u.sparing {
+			means.Len = 2 * attention.MeansBytes(u.segs[i].view.Pages(), u.d)
+		}
+		u.want(i, means)
 	}
 	if err := u.each(tiers.PlanePages, func(seg int, got got) error {
 		s := &u.segs[seg]
@@ -55,6 +59,9 @@ func (u *run) survey() error {
 	u.rest.mass = u.floats(u.rows)
 	for r := range u.rest.mass {
 		u.rest.mass[r] = -inf
+	}
+	for p := range u.known {
+		u.known[p] = !u.sparing
 	}
 	if u.pages == u.all {
 		u.tellApart(nil, 0)
@@ -165,7 +172,7 @@ func (u *run) shrink(pages int) {
 	u.pages, u.slots = pages, pages+len(u.segs)
 	clear(u.tokens[pages:])
 	u.byMeans, u.tokens = u.byMeans[:u.rows*u.slots], u.tokens[:u.slots]
-	u.scanned, u.norms, u.spreads, u.pageOf = u.scanned[:pages], u.norms[:pages], u.spreads[:pages], u.pageOf[:pages]
+	u.scanned, u.known, u.norms, u.spreads, u.pageOf = u.scanned[:pages], u.known[:pages], u.norms[:pages], u.spreads[:pages], u.pageOf[:pages]
 	u.scatter, u.far = u.scatter[:u.rows*pages], u.far[:u.rows*pages]
 }
 

@@ -77,7 +77,7 @@ func TestRest(t *testing.T) {
 		}
 		errApart, errRest = errApart+meanError(apartOut, want)/12, errRest+meanError(out, want)/12
 	}
-	if off /= 36; off > .1 {
+	if off /= 36; off > .15 {
 		t.Errorf("log-sum-exps are off by %v more than if all pages are told apart", off)
 	}
 	if errRest > 1.3*errApart+.01 {
@@ -111,6 +111,7 @@ func TestRestIsSum(t *testing.T) {
 		row := make([]float32, s.d)
 		for i := range all.segs {
 			a, b := &all.segs[i], &few.segs[i]
+			_, values := a.view.PageMeans(f.plane(i, tiers.PlanePages))
 			for p := range a.view.Pages() {
 				mass := all.mass[r*all.slots+a.firstPage+p]
 				if at := slices.Index(few.pageOf[b.firstPage:b.endPage], int32(p)); at >= 0 {
@@ -119,7 +120,7 @@ func TestRestIsSum(t *testing.T) {
 					}
 					continue
 				}
-				a.values.Row(row, p)
+				values.Row(row, p)
 				out[0].Add(mass, row)
 				found = logAdd(found, mass)
 			}

@@ -63,12 +63,26 @@ func (v View) LeavesOf(p int) (first, end int) {
 	return p * per, min((p+1)*per, v.Leaves())
 }
 
-// PageMeans returns the mean keys and the mean values of all pages, which are PlanePages.
+// PageMeans returns the mean keys and the mean values of all pages, of which b is PlanePages, or MeanKeys of it: then
+// mean values have no rows yet.
 func (v View) PageMeans(b []byte) (keys, values attention.Means) {
 	half := attention.MeansBytes(v.Pages(), v.D)
 	keys, _ = attention.ParseMeans(b[:half], v.D, v.Pages())
-	values, _ = attention.ParseMeans(b[half:], v.D, v.Pages())
+	values, ok := attention.ParseMeans(b[half:], v.D, v.Pages())
+	if !ok {
+		values, _ = attention.ParseMeansMeta(b[half:], v.D, v.Pages())
+	}
 	return keys, values
+}
+
+// MeanKeys returns where in PlanePages all that lies before the mean values' rows does.
+func (v View) MeanKeys() tiers.Range {
+	return tiers.Range{Len: attention.MeansBytes(v.Pages(), v.D) + attention.MeansMetaBytes(v.Pages())}
+}
+
+// MeanValue returns where in PlanePages the row of the mean value of page p lies.
+func (v View) MeanValue(p int) tiers.Range {
+	return tiers.Range{Off: v.MeanKeys().Len + p*v.D, Len: v.D}
 }
 
 // LeafKeys returns where leaf l lies in the i-th of tiers.KeyPlanes.
