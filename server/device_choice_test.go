@@ -22,6 +22,7 @@ func choosing(t *testing.T, m *model, dir, id string, o Options) (*Server, *sequ
 	o.Logger = slog.New(slog.NewTextHandler(log, nil))
 	o.GPUChooseAbove, o.ReadAllTokens, o.SealOnHost = 1, -1, true
 	srv := openServer(t, dir, o)
+	srv.auditor.pace.rest = 0 // before there is anything to audit
 	s := find(t, srv, id)
 	for l := range int(m.spec.Layers) {
 		m.ask(t, s, l, m.n-1, exactBudget)
@@ -60,7 +61,6 @@ func TestDeviceChoice(t *testing.T) {
 			}
 			closeServer(t, host)
 			srv, s, log := choosing(t, m, dir, id, Options{GPUBytes: 64 << 20, GPUAuditShare: 1, AuditShare: 1})
-			srv.auditor.pace.rest = 0
 			for l := range int(m.spec.Layers) {
 				for _, b := range []budget{exactBudget, {mode: kvtierv1.AttendMode_ATTEND_MODE_TARGET, target: .2}, shareBudget(1)} {
 					a := m.ask(t, s, l, newest, b)
