@@ -394,9 +394,7 @@ func (s *sequence) moveTail(ctx context.Context, next *state, b *store.Batch) er
 	if place.Mark == 0 {
 		place.From = next.sealed() - uint64(next.spans[len(next.spans)-1].limit)
 	}
-	for place.Mark = 0; place.Mark == 0; {
-		place.Mark = rand.Uint64()
-	}
+	place.Mark = rand.Uint64() | 1 // 0 is none
 	if s.logMark(place.Mark) != nil {
 		return s.replaceLog(ctx, next, b)
 	}
@@ -432,11 +430,10 @@ func (s *sequence) commitState(ctx context.Context, st *state, place logPlace, b
 // holds write. Whatever else b holds is committed with it.
 func (s *sequence) replaceLog(ctx context.Context, next *state, b *store.Batch) error {
 	place := logPlace{Gen: s.place.Gen + 1}
-	gen := place.Gen
-	log, err := taillog.Create(s.srv.opt.FS, s.logPath(gen), s.logName(gen))
+	log, err := taillog.Create(s.srv.opt.FS, s.logPath(place.Gen), s.logName(place.Gen))
 	if errors.Is(err, fs.ErrExist) { // left by a change that failed
-		if err = s.srv.opt.FS.Remove(s.logPath(gen)); err == nil {
-			log, err = taillog.Create(s.srv.opt.FS, s.logPath(gen), s.logName(gen))
+		if err = s.srv.opt.FS.Remove(s.logPath(place.Gen)); err == nil {
+			log, err = taillog.Create(s.srv.opt.FS, s.logPath(place.Gen), s.logName(place.Gen))
 		}
 	}
 	if err != nil {

@@ -12,8 +12,8 @@ TEXT ·dotsAVX2(SB), NOSPLIT, $0-56
 	MOVQ q+16(FP), DX
 	MOVQ rows+24(FP), BX
 	MOVQ d+48(FP), SI
-	LEAQ (CX)(CX*2), DI
 	LEAQ (SI)(SI*2), DI
+	LEAQ (CX)(CX*2), R8
 
 rows2:
 	CMPQ BX, $0x02
@@ -134,8 +134,8 @@ tokens1x2dims:
 
 tokens1x2end:
 	LEAQ (AX)(CX*4), AX
-	LEAQ (DX)(SI*4), DX
 	LEAQ (AX)(CX*4), AX
+	LEAQ (DX)(SI*4), DX
 	LEAQ (DX)(SI*4), DX
 	SUBQ $0x02, BX
 	JMP  rows2
@@ -448,8 +448,8 @@ TEXT ·dotsBF16AVX2(SB), NOSPLIT, $0-64
 	MOVQ rows+24(FP), BX
 	MOVQ d+48(FP), SI
 	MOVQ pitch+56(FP), DI
-	LEAQ (CX)(CX*2), R8
 	LEAQ (DI)(DI*2), R8
+	LEAQ (CX)(CX*2), R9
 
 rows2:
 	CMPQ BX, $0x02
@@ -575,8 +575,8 @@ tokens1x2dims:
 
 tokens1x2end:
 	LEAQ (AX)(CX*4), AX
-	LEAQ (DX)(SI*4), DX
 	LEAQ (AX)(CX*4), AX
+	LEAQ (DX)(SI*4), DX
 	LEAQ (DX)(SI*4), DX
 	SUBQ $0x02, BX
 	JMP  rows2
@@ -1223,8 +1223,8 @@ TEXT ·dotsWordsAVX2(SB), NOSPLIT, $0-64
 	MOVQ scale+24(FP), BX
 	MOVQ rows+32(FP), SI
 	MOVQ d+56(FP), DI
-	LEAQ (CX)(CX*2), R8
 	LEAQ (DI)(DI*2), R8
+	LEAQ (CX)(CX*2), R9
 
 rows2:
 	CMPQ SI, $0x02
@@ -1279,38 +1279,38 @@ tokens4x2dims:
 	ADDQ         $0x10, R13
 	SUBQ         $0x10, R14
 	JNZ          tokens4x2dims
-	ADDQ         DI, R10
-	ADDQ         R8, R10
-	VBROADCASTSS (BX), X8
-	VUNPCKLPS    Y1, Y0, Y9
+	LEAQ         (R10)(DI*1), R10
+	LEAQ         (R10)(R8*1), R10
+	VUNPCKLPS    Y1, Y0, Y8
 	VUNPCKHPS    Y1, Y0, Y0
-	VPADDD       Y0, Y9, Y9
+	VPADDD       Y0, Y8, Y8
 	VUNPCKLPS    Y3, Y2, Y0
 	VUNPCKHPS    Y3, Y2, Y1
 	VPADDD       Y1, Y0, Y0
-	VSHUFPS      $0x44, Y0, Y9, Y1
-	VSHUFPS      $0xee, Y0, Y9, Y0
+	VSHUFPS      $0x44, Y0, Y8, Y1
+	VSHUFPS      $0xee, Y0, Y8, Y0
 	VPADDD       Y0, Y1, Y1
 	VEXTRACTF128 $0x01, Y1, X0
 	VPADDD       X0, X1, X0
+	VBROADCASTSS (BX), X1
 	VCVTDQ2PS    X0, X0
-	VMULPS       X8, X0, X0
+	VMULPS       X1, X0, X0
 	VMOVUPS      X0, (R9)
-	VBROADCASTSS 4(BX), X0
-	VUNPCKLPS    Y5, Y4, Y1
-	VUNPCKHPS    Y5, Y4, Y2
+	VUNPCKLPS    Y5, Y4, Y0
+	VUNPCKHPS    Y5, Y4, Y1
+	VPADDD       Y1, Y0, Y0
+	VUNPCKLPS    Y7, Y6, Y1
+	VUNPCKHPS    Y7, Y6, Y2
 	VPADDD       Y2, Y1, Y1
-	VUNPCKLPS    Y7, Y6, Y2
-	VUNPCKHPS    Y7, Y6, Y3
-	VPADDD       Y3, Y2, Y2
-	VSHUFPS      $0x44, Y2, Y1, Y3
-	VSHUFPS      $0xee, Y2, Y1, Y1
-	VPADDD       Y1, Y3, Y3
-	VEXTRACTF128 $0x01, Y3, X1
-	VPADDD       X1, X3, X1
-	VCVTDQ2PS    X1, X1
-	VMULPS       X0, X1, X1
-	VMOVUPS      X1, (R9)(CX*4)
+	VSHUFPS      $0x44, Y1, Y0, Y2
+	VSHUFPS      $0xee, Y1, Y0, Y0
+	VPADDD       Y0, Y2, Y2
+	VEXTRACTF128 $0x01, Y2, X0
+	VPADDD       X0, X2, X0
+	VBROADCASTSS 4(BX), X1
+	VCVTDQ2PS    X0, X0
+	VMULPS       X1, X0, X0
+	VMOVUPS      X0, (R9)(CX*4)
 	ADDQ         $0x10, R9
 	SUBQ         $0x04, R11
 	JMP          tokens4x2
@@ -1338,35 +1338,35 @@ tokens1x2dims:
 	ADDQ         $0x10, R13
 	SUBQ         $0x10, R14
 	JNZ          tokens1x2dims
-	ADDQ         DI, R10
+	LEAQ         (R10)(DI*1), R10
+	VEXTRACTF128 $0x01, Y0, X2
+	VPADDD       X2, X0, X0
+	VSHUFPS      $0xee, X0, X0, X2
+	VPADDD       X2, X0, X0
+	VSHUFPS      $0x55, X0, X0, X2
+	VPADDD       X2, X0, X0
 	VBROADCASTSS (BX), X2
-	VEXTRACTF128 $0x01, Y0, X3
-	VPADDD       X3, X0, X0
-	VSHUFPS      $0xee, X0, X0, X3
-	VPADDD       X3, X0, X0
-	VSHUFPS      $0x55, X0, X0, X3
-	VPADDD       X3, X0, X0
 	VCVTDQ2PS    X0, X0
-	VMULSS       X2, X0, X0
+	VMULPS       X2, X0, X0
 	VMOVSS       X0, (R9)
-	VBROADCASTSS 4(BX), X0
-	VEXTRACTF128 $0x01, Y1, X2
-	VPADDD       X2, X1, X1
-	VSHUFPS      $0xee, X1, X1, X2
-	VPADDD       X2, X1, X1
-	VSHUFPS      $0x55, X1, X1, X2
-	VPADDD       X2, X1, X1
-	VCVTDQ2PS    X1, X1
-	VMULSS       X0, X1, X1
-	VMOVSS       X1, (R9)(CX*4)
+	VEXTRACTF128 $0x01, Y1, X0
+	VPADDD       X0, X1, X0
+	VSHUFPS      $0xee, X0, X0, X1
+	VPADDD       X1, X0, X0
+	VSHUFPS      $0x55, X0, X0, X1
+	VPADDD       X1, X0, X0
+	VBROADCASTSS 4(BX), X1
+	VCVTDQ2PS    X0, X0
+	VMULPS       X1, X0, X0
+	VMOVSS       X0, (R9)(CX*4)
 	ADDQ         $0x04, R9
 	SUBQ         $0x01, R11
 	JMP          tokens1x2
 
 tokens1x2end:
 	LEAQ (AX)(CX*4), AX
-	LEAQ (DX)(DI*2), DX
 	LEAQ (AX)(CX*4), AX
+	LEAQ (DX)(DI*2), DX
 	LEAQ (DX)(DI*2), DX
 	ADDQ $0x08, BX
 	SUBQ $0x02, SI
@@ -1412,22 +1412,22 @@ tokens4x1dims:
 	ADDQ         $0x10, R13
 	SUBQ         $0x10, R14
 	JNZ          tokens4x1dims
-	ADDQ         DI, R10
-	ADDQ         R8, R10
-	VBROADCASTSS (BX), X4
-	VUNPCKLPS    Y1, Y0, Y5
+	LEAQ         (R10)(DI*1), R10
+	LEAQ         (R10)(R8*1), R10
+	VUNPCKLPS    Y1, Y0, Y4
 	VUNPCKHPS    Y1, Y0, Y0
-	VPADDD       Y0, Y5, Y5
+	VPADDD       Y0, Y4, Y4
 	VUNPCKLPS    Y3, Y2, Y0
 	VUNPCKHPS    Y3, Y2, Y1
 	VPADDD       Y1, Y0, Y0
-	VSHUFPS      $0x44, Y0, Y5, Y1
-	VSHUFPS      $0xee, Y0, Y5, Y0
+	VSHUFPS      $0x44, Y0, Y4, Y1
+	VSHUFPS      $0xee, Y0, Y4, Y0
 	VPADDD       Y0, Y1, Y1
 	VEXTRACTF128 $0x01, Y1, X0
 	VPADDD       X0, X1, X0
+	VBROADCASTSS (BX), X1
 	VCVTDQ2PS    X0, X0
-	VMULPS       X4, X0, X0
+	VMULPS       X1, X0, X0
 	VMOVUPS      X0, (R9)
 	ADDQ         $0x10, R9
 	SUBQ         $0x04, R11
@@ -1452,16 +1452,16 @@ tokens1x1dims:
 	ADDQ         $0x10, R13
 	SUBQ         $0x10, R14
 	JNZ          tokens1x1dims
-	ADDQ         DI, R10
+	LEAQ         (R10)(DI*1), R10
+	VEXTRACTF128 $0x01, Y0, X1
+	VPADDD       X1, X0, X0
+	VSHUFPS      $0xee, X0, X0, X1
+	VPADDD       X1, X0, X0
+	VSHUFPS      $0x55, X0, X0, X1
+	VPADDD       X1, X0, X0
 	VBROADCASTSS (BX), X1
-	VEXTRACTF128 $0x01, Y0, X2
-	VPADDD       X2, X0, X0
-	VSHUFPS      $0xee, X0, X0, X2
-	VPADDD       X2, X0, X0
-	VSHUFPS      $0x55, X0, X0, X2
-	VPADDD       X2, X0, X0
 	VCVTDQ2PS    X0, X0
-	VMULSS       X1, X0, X0
+	VMULPS       X1, X0, X0
 	VMOVSS       X0, (R9)
 	ADDQ         $0x04, R9
 	SUBQ         $0x01, R11

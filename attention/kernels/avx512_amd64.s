@@ -12,8 +12,8 @@ TEXT ·dotsAVX512(SB), NOSPLIT, $0-56
 	MOVQ q+16(FP), DX
 	MOVQ rows+24(FP), BX
 	MOVQ d+48(FP), SI
-	LEAQ (CX)(CX*2), DI
-	LEAQ (SI)(SI*2), R8
+	LEAQ (SI)(SI*2), DI
+	LEAQ (CX)(CX*2), R8
 
 rows4:
 	CMPQ BX, $0x04
@@ -53,8 +53,8 @@ tokens4x4dims:
 	PREFETCHT1    8192(R13)(SI*4)
 	VMOVUPS       (R13)(SI*8), Z18
 	PREFETCHT1    8192(R13)(SI*8)
-	VMOVUPS       (R13)(R8*4), Z19
-	PREFETCHT1    8192(R13)(R8*4)
+	VMOVUPS       (R13)(DI*4), Z19
+	PREFETCHT1    8192(R13)(DI*4)
 	VMOVUPS       (R12), Z20
 	VFMADD231PS   Z16, Z20, Z0
 	VFMADD231PS   Z17, Z20, Z1
@@ -80,7 +80,7 @@ tokens4x4dims:
 	SUBQ          $0x10, R14
 	JNZ           tokens4x4dims
 	LEAQ          (R10)(SI*4), R10
-	LEAQ          (R10)(R8*4), R10
+	LEAQ          (R10)(DI*4), R10
 	VUNPCKLPS     Z1, Z0, Z16
 	VUNPCKHPS     Z1, Z0, Z0
 	VADDPS        Z0, Z16, Z16
@@ -136,7 +136,7 @@ tokens4x4dims:
 	VADDPS        Y0, Y2, Y0
 	VEXTRACTF32X4 $0x01, Y0, X1
 	VADDPS        X1, X0, X0
-	VMOVUPS       X0, (R9)(DI*4)
+	VMOVUPS       X0, (R9)(R8*4)
 	ADDQ          $0x10, R9
 	SUBQ          $0x04, R11
 	JMP           tokens4x4
@@ -205,19 +205,19 @@ tokens1x4dims:
 	VADDPS        X1, X0, X0
 	VSHUFPS       $0x55, X0, X0, X1
 	VADDPS        X1, X0, X0
-	VMOVSS        X0, (R9)(DI*4)
+	VMOVSS        X0, (R9)(R8*4)
 	ADDQ          $0x04, R9
 	SUBQ          $0x01, R11
 	JMP           tokens1x4
 
 tokens1x4end:
 	LEAQ (AX)(CX*4), AX
-	LEAQ (DX)(SI*4), DX
+	LEAQ (AX)(CX*4), AX
+	LEAQ (AX)(CX*4), AX
 	LEAQ (AX)(CX*4), AX
 	LEAQ (DX)(SI*4), DX
-	LEAQ (AX)(CX*4), AX
 	LEAQ (DX)(SI*4), DX
-	LEAQ (AX)(CX*4), AX
+	LEAQ (DX)(SI*4), DX
 	LEAQ (DX)(SI*4), DX
 	SUBQ $0x04, BX
 	JMP  rows4
@@ -227,7 +227,7 @@ rows3:
 	JL   rows2
 	MOVQ k+32(FP), R9
 	MOVQ n+40(FP), R10
-	MOVQ AX, DI
+	MOVQ AX, R8
 
 tokens4x3:
 	CMPQ   R10, $0x04
@@ -256,8 +256,8 @@ tokens4x3dims:
 	PREFETCHT1    8192(R12)(SI*4)
 	VMOVUPS       (R12)(SI*8), Z14
 	PREFETCHT1    8192(R12)(SI*8)
-	VMOVUPS       (R12)(R8*4), Z15
-	PREFETCHT1    8192(R12)(R8*4)
+	VMOVUPS       (R12)(DI*4), Z15
+	PREFETCHT1    8192(R12)(DI*4)
 	VMOVUPS       (R11), Z16
 	VFMADD231PS   Z12, Z16, Z0
 	VFMADD231PS   Z13, Z16, Z1
@@ -278,7 +278,7 @@ tokens4x3dims:
 	SUBQ          $0x10, R13
 	JNZ           tokens4x3dims
 	LEAQ          (R9)(SI*4), R9
-	LEAQ          (R9)(R8*4), R9
+	LEAQ          (R9)(DI*4), R9
 	VUNPCKLPS     Z1, Z0, Z12
 	VUNPCKHPS     Z1, Z0, Z0
 	VADDPS        Z0, Z12, Z12
@@ -292,7 +292,7 @@ tokens4x3dims:
 	VADDPS        Y0, Y1, Y0
 	VEXTRACTF32X4 $0x01, Y0, X1
 	VADDPS        X1, X0, X0
-	VMOVUPS       X0, (DI)
+	VMOVUPS       X0, (R8)
 	VUNPCKLPS     Z5, Z4, Z0
 	VUNPCKHPS     Z5, Z4, Z1
 	VADDPS        Z1, Z0, Z0
@@ -306,7 +306,7 @@ tokens4x3dims:
 	VADDPS        Y0, Y2, Y0
 	VEXTRACTF32X4 $0x01, Y0, X1
 	VADDPS        X1, X0, X0
-	VMOVUPS       X0, (DI)(CX*4)
+	VMOVUPS       X0, (R8)(CX*4)
 	VUNPCKLPS     Z9, Z8, Z0
 	VUNPCKHPS     Z9, Z8, Z1
 	VADDPS        Z1, Z0, Z0
@@ -320,8 +320,8 @@ tokens4x3dims:
 	VADDPS        Y0, Y2, Y0
 	VEXTRACTF32X4 $0x01, Y0, X1
 	VADDPS        X1, X0, X0
-	VMOVUPS       X0, (DI)(CX*8)
-	ADDQ          $0x10, DI
+	VMOVUPS       X0, (R8)(CX*8)
+	ADDQ          $0x10, R8
 	SUBQ          $0x04, R10
 	JMP           tokens4x3
 
@@ -359,7 +359,7 @@ tokens1x3dims:
 	VADDPS        X3, X0, X0
 	VSHUFPS       $0x55, X0, X0, X3
 	VADDPS        X3, X0, X0
-	VMOVSS        X0, (DI)
+	VMOVSS        X0, (R8)
 	VEXTRACTF64X4 $0x01, Z1, Y0
 	VADDPS        Y0, Y1, Y0
 	VEXTRACTF32X4 $0x01, Y0, X1
@@ -368,7 +368,7 @@ tokens1x3dims:
 	VADDPS        X1, X0, X0
 	VSHUFPS       $0x55, X0, X0, X1
 	VADDPS        X1, X0, X0
-	VMOVSS        X0, (DI)(CX*4)
+	VMOVSS        X0, (R8)(CX*4)
 	VEXTRACTF64X4 $0x01, Z2, Y0
 	VADDPS        Y0, Y2, Y0
 	VEXTRACTF32X4 $0x01, Y0, X1
@@ -377,17 +377,17 @@ tokens1x3dims:
 	VADDPS        X1, X0, X0
 	VSHUFPS       $0x55, X0, X0, X1
 	VADDPS        X1, X0, X0
-	VMOVSS        X0, (DI)(CX*8)
-	ADDQ          $0x04, DI
+	VMOVSS        X0, (R8)(CX*8)
+	ADDQ          $0x04, R8
 	SUBQ          $0x01, R10
 	JMP           tokens1x3
 
 tokens1x3end:
 	LEAQ (AX)(CX*4), AX
-	LEAQ (DX)(SI*4), DX
+	LEAQ (AX)(CX*4), AX
 	LEAQ (AX)(CX*4), AX
 	LEAQ (DX)(SI*4), DX
-	LEAQ (AX)(CX*4), AX
+	LEAQ (DX)(SI*4), DX
 	LEAQ (DX)(SI*4), DX
 	SUBQ $0x03, BX
 	JMP  rows3
@@ -397,7 +397,7 @@ rows2:
 	JL   rows1
 	MOVQ k+32(FP), R9
 	MOVQ n+40(FP), R10
-	MOVQ AX, DI
+	MOVQ AX, R8
 
 tokens4x2:
 	CMPQ   R10, $0x04
@@ -422,8 +422,8 @@ tokens4x2dims:
 	PREFETCHT1    8192(R12)(SI*4)
 	VMOVUPS       (R12)(SI*8), Z10
 	PREFETCHT1    8192(R12)(SI*8)
-	VMOVUPS       (R12)(R8*4), Z11
-	PREFETCHT1    8192(R12)(R8*4)
+	VMOVUPS       (R12)(DI*4), Z11
+	PREFETCHT1    8192(R12)(DI*4)
 	VMOVUPS       (R11), Z12
 	VFMADD231PS   Z8, Z12, Z0
 	VFMADD231PS   Z9, Z12, Z1
@@ -439,7 +439,7 @@ tokens4x2dims:
 	SUBQ          $0x10, R13
 	JNZ           tokens4x2dims
 	LEAQ          (R9)(SI*4), R9
-	LEAQ          (R9)(R8*4), R9
+	LEAQ          (R9)(DI*4), R9
 	VUNPCKLPS     Z1, Z0, Z8
 	VUNPCKHPS     Z1, Z0, Z0
 	VADDPS        Z0, Z8, Z8
@@ -453,7 +453,7 @@ tokens4x2dims:
 	VADDPS        Y0, Y1, Y0
 	VEXTRACTF32X4 $0x01, Y0, X1
 	VADDPS        X1, X0, X0
-	VMOVUPS       X0, (DI)
+	VMOVUPS       X0, (R8)
 	VUNPCKLPS     Z5, Z4, Z0
 	VUNPCKHPS     Z5, Z4, Z1
 	VADDPS        Z1, Z0, Z0
@@ -467,8 +467,8 @@ tokens4x2dims:
 	VADDPS        Y0, Y2, Y0
 	VEXTRACTF32X4 $0x01, Y0, X1
 	VADDPS        X1, X0, X0
-	VMOVUPS       X0, (DI)(CX*4)
-	ADDQ          $0x10, DI
+	VMOVUPS       X0, (R8)(CX*4)
+	ADDQ          $0x10, R8
 	SUBQ          $0x04, R10
 	JMP           tokens4x2
 
@@ -503,7 +503,7 @@ tokens1x2dims:
 	VADDPS        X2, X0, X0
 	VSHUFPS       $0x55, X0, X0, X2
 	VADDPS        X2, X0, X0
-	VMOVSS        X0, (DI)
+	VMOVSS        X0, (R8)
 	VEXTRACTF64X4 $0x01, Z1, Y0
 	VADDPS        Y0, Y1, Y0
 	VEXTRACTF32X4 $0x01, Y0, X1
@@ -512,15 +512,15 @@ tokens1x2dims:
 	VADDPS        X1, X0, X0
 	VSHUFPS       $0x55, X0, X0, X1
 	VADDPS        X1, X0, X0
-	VMOVSS        X0, (DI)(CX*4)
-	ADDQ          $0x04, DI
+	VMOVSS        X0, (R8)(CX*4)
+	ADDQ          $0x04, R8
 	SUBQ          $0x01, R10
 	JMP           tokens1x2
 
 tokens1x2end:
 	LEAQ (AX)(CX*4), AX
-	LEAQ (DX)(SI*4), DX
 	LEAQ (AX)(CX*4), AX
+	LEAQ (DX)(SI*4), DX
 	LEAQ (DX)(SI*4), DX
 	SUBQ $0x02, BX
 	JMP  rows2
@@ -530,7 +530,7 @@ rows1:
 	JL   rows0
 	MOVQ k+32(FP), R9
 	MOVQ n+40(FP), R10
-	MOVQ AX, DI
+	MOVQ AX, R8
 
 tokens4x1:
 	CMPQ   R10, $0x04
@@ -551,8 +551,8 @@ tokens4x1dims:
 	PREFETCHT1    8192(R12)(SI*4)
 	VMOVUPS       (R12)(SI*8), Z6
 	PREFETCHT1    8192(R12)(SI*8)
-	VMOVUPS       (R12)(R8*4), Z7
-	PREFETCHT1    8192(R12)(R8*4)
+	VMOVUPS       (R12)(DI*4), Z7
+	PREFETCHT1    8192(R12)(DI*4)
 	VMOVUPS       (R11), Z8
 	VFMADD231PS   Z4, Z8, Z0
 	VFMADD231PS   Z5, Z8, Z1
@@ -563,7 +563,7 @@ tokens4x1dims:
 	SUBQ          $0x10, R13
 	JNZ           tokens4x1dims
 	LEAQ          (R9)(SI*4), R9
-	LEAQ          (R9)(R8*4), R9
+	LEAQ          (R9)(DI*4), R9
 	VUNPCKLPS     Z1, Z0, Z4
 	VUNPCKHPS     Z1, Z0, Z0
 	VADDPS        Z0, Z4, Z4
@@ -577,8 +577,8 @@ tokens4x1dims:
 	VADDPS        Y0, Y1, Y0
 	VEXTRACTF32X4 $0x01, Y0, X1
 	VADDPS        X1, X0, X0
-	VMOVUPS       X0, (DI)
-	ADDQ          $0x10, DI
+	VMOVUPS       X0, (R8)
+	ADDQ          $0x10, R8
 	SUBQ          $0x04, R10
 	JMP           tokens4x1
 
@@ -610,8 +610,8 @@ tokens1x1dims:
 	VADDPS        X1, X0, X0
 	VSHUFPS       $0x55, X0, X0, X1
 	VADDPS        X1, X0, X0
-	VMOVSS        X0, (DI)
-	ADDQ          $0x04, DI
+	VMOVSS        X0, (R8)
+	ADDQ          $0x04, R8
 	SUBQ          $0x01, R10
 	JMP           tokens1x1
 
@@ -1126,8 +1126,8 @@ TEXT ·dotsBF16AVX512(SB), NOSPLIT, $8-64
 	MOVQ rows+24(FP), BX
 	MOVQ d+48(FP), SI
 	MOVQ pitch+56(FP), DI
-	LEAQ (CX)(CX*2), R8
-	LEAQ (DI)(DI*2), R9
+	LEAQ (DI)(DI*2), R8
+	LEAQ (CX)(CX*2), R9
 
 rows4:
 	CMPQ BX, $0x04
@@ -1170,9 +1170,9 @@ tokens4x4dims:
 	VPMOVZXWD     (R14)(DI*4), Z18
 	VPSLLD        $0x10, Z18, Z18
 	PREFETCHT1    8192(R14)(DI*4)
-	VPMOVZXWD     (R14)(R9*2), Z19
+	VPMOVZXWD     (R14)(R8*2), Z19
 	VPSLLD        $0x10, Z19, Z19
-	PREFETCHT1    8192(R14)(R9*2)
+	PREFETCHT1    8192(R14)(R8*2)
 	VMOVUPS       (R13), Z20
 	VFMADD231PS   Z16, Z20, Z0
 	VFMADD231PS   Z17, Z20, Z1
@@ -1198,7 +1198,7 @@ tokens4x4dims:
 	SUBQ          $0x10, R15
 	JNZ           tokens4x4dims
 	LEAQ          (R11)(DI*2), R11
-	LEAQ          (R11)(R9*2), R11
+	LEAQ          (R11)(R8*2), R11
 	VUNPCKLPS     Z1, Z0, Z16
 	VUNPCKHPS     Z1, Z0, Z0
 	VADDPS        Z0, Z16, Z16
@@ -1254,7 +1254,7 @@ tokens4x4dims:
 	VADDPS        Y0, Y2, Y0
 	VEXTRACTF32X4 $0x01, Y0, X1
 	VADDPS        X1, X0, X0
-	VMOVUPS       X0, (R10)(R8*4)
+	VMOVUPS       X0, (R10)(R9*4)
 	ADDQ          $0x10, R10
 	SUBQ          $0x04, R12
 	JMP           tokens4x4
@@ -1324,19 +1324,19 @@ tokens1x4dims:
 	VADDPS        X1, X0, X0
 	VSHUFPS       $0x55, X0, X0, X1
 	VADDPS        X1, X0, X0
-	VMOVSS        X0, (R10)(R8*4)
+	VMOVSS        X0, (R10)(R9*4)
 	ADDQ          $0x04, R10
 	SUBQ          $0x01, R12
 	JMP           tokens1x4
 
 tokens1x4end:
 	LEAQ (AX)(CX*4), AX
-	LEAQ (DX)(SI*4), DX
+	LEAQ (AX)(CX*4), AX
+	LEAQ (AX)(CX*4), AX
 	LEAQ (AX)(CX*4), AX
 	LEAQ (DX)(SI*4), DX
-	LEAQ (AX)(CX*4), AX
 	LEAQ (DX)(SI*4), DX
-	LEAQ (AX)(CX*4), AX
+	LEAQ (DX)(SI*4), DX
 	LEAQ (DX)(SI*4), DX
 	SUBQ $0x04, BX
 	JMP  rows4
@@ -1346,7 +1346,7 @@ rows3:
 	JL   rows2
 	MOVQ k+32(FP), R10
 	MOVQ n+40(FP), R11
-	MOVQ AX, R8
+	MOVQ AX, R9
 
 tokens4x3:
 	CMPQ   R11, $0x04
@@ -1378,9 +1378,9 @@ tokens4x3dims:
 	VPMOVZXWD     (R13)(DI*4), Z14
 	VPSLLD        $0x10, Z14, Z14
 	PREFETCHT1    8192(R13)(DI*4)
-	VPMOVZXWD     (R13)(R9*2), Z15
+	VPMOVZXWD     (R13)(R8*2), Z15
 	VPSLLD        $0x10, Z15, Z15
-	PREFETCHT1    8192(R13)(R9*2)
+	PREFETCHT1    8192(R13)(R8*2)
 	VMOVUPS       (R12), Z16
 	VFMADD231PS   Z12, Z16, Z0
 	VFMADD231PS   Z13, Z16, Z1
@@ -1401,7 +1401,7 @@ tokens4x3dims:
 	SUBQ          $0x10, R14
 	JNZ           tokens4x3dims
 	LEAQ          (R10)(DI*2), R10
-	LEAQ          (R10)(R9*2), R10
+	LEAQ          (R10)(R8*2), R10
 	VUNPCKLPS     Z1, Z0, Z12
 	VUNPCKHPS     Z1, Z0, Z0
 	VADDPS        Z0, Z12, Z12
@@ -1415,7 +1415,7 @@ tokens4x3dims:
 	VADDPS        Y0, Y1, Y0
 	VEXTRACTF32X4 $0x01, Y0, X1
 	VADDPS        X1, X0, X0
-	VMOVUPS       X0, (R8)
+	VMOVUPS       X0, (R9)
 	VUNPCKLPS     Z5, Z4, Z0
 	VUNPCKHPS     Z5, Z4, Z1
 	VADDPS        Z1, Z0, Z0
@@ -1429,7 +1429,7 @@ tokens4x3dims:
 	VADDPS        Y0, Y2, Y0
 	VEXTRACTF32X4 $0x01, Y0, X1
 	VADDPS        X1, X0, X0
-	VMOVUPS       X0, (R8)(CX*4)
+	VMOVUPS       X0, (R9)(CX*4)
 	VUNPCKLPS     Z9, Z8, Z0
 	VUNPCKHPS     Z9, Z8, Z1
 	VADDPS        Z1, Z0, Z0
@@ -1443,8 +1443,8 @@ tokens4x3dims:
 	VADDPS        Y0, Y2, Y0
 	VEXTRACTF32X4 $0x01, Y0, X1
 	VADDPS        X1, X0, X0
-	VMOVUPS       X0, (R8)(CX*8)
-	ADDQ          $0x10, R8
+	VMOVUPS       X0, (R9)(CX*8)
+	ADDQ          $0x10, R9
 	SUBQ          $0x04, R11
 	JMP           tokens4x3
 
@@ -1483,7 +1483,7 @@ tokens1x3dims:
 	VADDPS        X3, X0, X0
 	VSHUFPS       $0x55, X0, X0, X3
 	VADDPS        X3, X0, X0
-	VMOVSS        X0, (R8)
+	VMOVSS        X0, (R9)
 	VEXTRACTF64X4 $0x01, Z1, Y0
 	VADDPS        Y0, Y1, Y0
 	VEXTRACTF32X4 $0x01, Y0, X1
@@ -1492,7 +1492,7 @@ tokens1x3dims:
 	VADDPS        X1, X0, X0
 	VSHUFPS       $0x55, X0, X0, X1
 	VADDPS        X1, X0, X0
-	VMOVSS        X0, (R8)(CX*4)
+	VMOVSS        X0, (R9)(CX*4)
 	VEXTRACTF64X4 $0x01, Z2, Y0
 	VADDPS        Y0, Y2, Y0
 	VEXTRACTF32X4 $0x01, Y0, X1
@@ -1501,17 +1501,17 @@ tokens1x3dims:
 	VADDPS        X1, X0, X0
 	VSHUFPS       $0x55, X0, X0, X1
 	VADDPS        X1, X0, X0
-	VMOVSS        X0, (R8)(CX*8)
-	ADDQ          $0x04, R8
+	VMOVSS        X0, (R9)(CX*8)
+	ADDQ          $0x04, R9
 	SUBQ          $0x01, R11
 	JMP           tokens1x3
 
 tokens1x3end:
 	LEAQ (AX)(CX*4), AX
-	LEAQ (DX)(SI*4), DX
+	LEAQ (AX)(CX*4), AX
 	LEAQ (AX)(CX*4), AX
 	LEAQ (DX)(SI*4), DX
-	LEAQ (AX)(CX*4), AX
+	LEAQ (DX)(SI*4), DX
 	LEAQ (DX)(SI*4), DX
 	SUBQ $0x03, BX
 	JMP  rows3
@@ -1521,7 +1521,7 @@ rows2:
 	JL   rows1
 	MOVQ k+32(FP), R10
 	MOVQ n+40(FP), R11
-	MOVQ AX, R8
+	MOVQ AX, R9
 
 tokens4x2:
 	CMPQ   R11, $0x04
@@ -1549,9 +1549,9 @@ tokens4x2dims:
 	VPMOVZXWD     (R13)(DI*4), Z10
 	VPSLLD        $0x10, Z10, Z10
 	PREFETCHT1    8192(R13)(DI*4)
-	VPMOVZXWD     (R13)(R9*2), Z11
+	VPMOVZXWD     (R13)(R8*2), Z11
 	VPSLLD        $0x10, Z11, Z11
-	PREFETCHT1    8192(R13)(R9*2)
+	PREFETCHT1    8192(R13)(R8*2)
 	VMOVUPS       (R12), Z12
 	VFMADD231PS   Z8, Z12, Z0
 	VFMADD231PS   Z9, Z12, Z1
@@ -1567,7 +1567,7 @@ tokens4x2dims:
 	SUBQ          $0x10, R14
 	JNZ           tokens4x2dims
 	LEAQ          (R10)(DI*2), R10
-	LEAQ          (R10)(R9*2), R10
+	LEAQ          (R10)(R8*2), R10
 	VUNPCKLPS     Z1, Z0, Z8
 	VUNPCKHPS     Z1, Z0, Z0
 	VADDPS        Z0, Z8, Z8
@@ -1581,7 +1581,7 @@ tokens4x2dims:
 	VADDPS        Y0, Y1, Y0
 	VEXTRACTF32X4 $0x01, Y0, X1
 	VADDPS        X1, X0, X0
-	VMOVUPS       X0, (R8)
+	VMOVUPS       X0, (R9)
 	VUNPCKLPS     Z5, Z4, Z0
 	VUNPCKHPS     Z5, Z4, Z1
 	VADDPS        Z1, Z0, Z0
@@ -1595,8 +1595,8 @@ tokens4x2dims:
 	VADDPS        Y0, Y2, Y0
 	VEXTRACTF32X4 $0x01, Y0, X1
 	VADDPS        X1, X0, X0
-	VMOVUPS       X0, (R8)(CX*4)
-	ADDQ          $0x10, R8
+	VMOVUPS       X0, (R9)(CX*4)
+	ADDQ          $0x10, R9
 	SUBQ          $0x04, R11
 	JMP           tokens4x2
 
@@ -1632,7 +1632,7 @@ tokens1x2dims:
 	VADDPS        X2, X0, X0
 	VSHUFPS       $0x55, X0, X0, X2
 	VADDPS        X2, X0, X0
-	VMOVSS        X0, (R8)
+	VMOVSS        X0, (R9)
 	VEXTRACTF64X4 $0x01, Z1, Y0
 	VADDPS        Y0, Y1, Y0
 	VEXTRACTF32X4 $0x01, Y0, X1
@@ -1641,15 +1641,15 @@ tokens1x2dims:
 	VADDPS        X1, X0, X0
 	VSHUFPS       $0x55, X0, X0, X1
 	VADDPS        X1, X0, X0
-	VMOVSS        X0, (R8)(CX*4)
-	ADDQ          $0x04, R8
+	VMOVSS        X0, (R9)(CX*4)
+	ADDQ          $0x04, R9
 	SUBQ          $0x01, R11
 	JMP           tokens1x2
 
 tokens1x2end:
 	LEAQ (AX)(CX*4), AX
-	LEAQ (DX)(SI*4), DX
 	LEAQ (AX)(CX*4), AX
+	LEAQ (DX)(SI*4), DX
 	LEAQ (DX)(SI*4), DX
 	SUBQ $0x02, BX
 	JMP  rows2
@@ -1659,7 +1659,7 @@ rows1:
 	JL   rows0
 	MOVQ k+32(FP), R10
 	MOVQ n+40(FP), R11
-	MOVQ AX, R8
+	MOVQ AX, R9
 
 tokens4x1:
 	CMPQ   R11, $0x04
@@ -1683,9 +1683,9 @@ tokens4x1dims:
 	VPMOVZXWD     (R13)(DI*4), Z6
 	VPSLLD        $0x10, Z6, Z6
 	PREFETCHT1    8192(R13)(DI*4)
-	VPMOVZXWD     (R13)(R9*2), Z7
+	VPMOVZXWD     (R13)(R8*2), Z7
 	VPSLLD        $0x10, Z7, Z7
-	PREFETCHT1    8192(R13)(R9*2)
+	PREFETCHT1    8192(R13)(R8*2)
 	VMOVUPS       (R12), Z8
 	VFMADD231PS   Z4, Z8, Z0
 	VFMADD231PS   Z5, Z8, Z1
@@ -1696,7 +1696,7 @@ tokens4x1dims:
 	SUBQ          $0x10, R14
 	JNZ           tokens4x1dims
 	LEAQ          (R10)(DI*2), R10
-	LEAQ          (R10)(R9*2), R10
+	LEAQ          (R10)(R8*2), R10
 	VUNPCKLPS     Z1, Z0, Z4
 	VUNPCKHPS     Z1, Z0, Z0
 	VADDPS        Z0, Z4, Z4
@@ -1710,8 +1710,8 @@ tokens4x1dims:
 	VADDPS        Y0, Y1, Y0
 	VEXTRACTF32X4 $0x01, Y0, X1
 	VADDPS        X1, X0, X0
-	VMOVUPS       X0, (R8)
-	ADDQ          $0x10, R8
+	VMOVUPS       X0, (R9)
+	ADDQ          $0x10, R9
 	SUBQ          $0x04, R11
 	JMP           tokens4x1
 
@@ -1744,8 +1744,8 @@ tokens1x1dims:
 	VADDPS        X1, X0, X0
 	VSHUFPS       $0x55, X0, X0, X1
 	VADDPS        X1, X0, X0
-	VMOVSS        X0, (R8)
-	ADDQ          $0x04, R8
+	VMOVSS        X0, (R9)
+	ADDQ          $0x04, R9
 	SUBQ          $0x01, R11
 	JMP           tokens1x1
 
@@ -2898,8 +2898,8 @@ TEXT ·dotsWordsAVX512(SB), NOSPLIT, $0-64
 	MOVQ scale+24(FP), BX
 	MOVQ rows+32(FP), SI
 	MOVQ d+56(FP), DI
-	LEAQ (CX)(CX*2), R8
-	LEAQ (DI)(DI*2), R9
+	LEAQ (DI)(DI*2), R8
+	LEAQ (CX)(CX*2), R9
 
 rows4:
 	CMPQ SI, $0x04
@@ -2940,8 +2940,8 @@ tokens4x4dims:
 	PREFETCHT1 8192(R14)(DI*1)
 	VPMOVSXBW  (R14)(DI*2), Z18
 	PREFETCHT1 8192(R14)(DI*2)
-	VPMOVSXBW  (R14)(R9*1), Z19
-	PREFETCHT1 8192(R14)(R9*1)
+	VPMOVSXBW  (R14)(R8*1), Z19
+	PREFETCHT1 8192(R14)(R8*1)
 	VMOVUPS    (R13), Z20
 	VPDPWSSD   Z16, Z20, Z0
 	VPDPWSSD   Z17, Z20, Z1
@@ -2957,7 +2957,7 @@ tokens4x4dims:
 	VPDPWSSD   Z17, Z20, Z9
 	VPDPWSSD   Z18, Z20, Z10
 	VPDPWSSD   Z19, Z20, Z11
-	VMOVUPS    (R13)(R9*2), Z20
+	VMOVUPS    (R13)(R8*2), Z20
 	VPDPWSSD   Z16, Z20, Z12
 	VPDPWSSD   Z17, Z20, Z13
 	VPDPWSSD   Z18, Z20, Z14
@@ -2976,8 +2976,8 @@ tokens4x4rest:
 	PREFETCHT1 8192(R14)(DI*1)
 	VPMOVSXBW  (R14)(DI*2), Y23
 	PREFETCHT1 8192(R14)(DI*2)
-	VPMOVSXBW  (R14)(R9*1), Y24
-	PREFETCHT1 8192(R14)(R9*1)
+	VPMOVSXBW  (R14)(R8*1), Y24
+	PREFETCHT1 8192(R14)(R8*1)
 	VMOVUPS    (R13), Y25
 	VPDPWSSD   Z21, Z25, Z0
 	VPDPWSSD   Z22, Z25, Z1
@@ -2993,16 +2993,15 @@ tokens4x4rest:
 	VPDPWSSD   Z22, Z25, Z9
 	VPDPWSSD   Z23, Z25, Z10
 	VPDPWSSD   Z24, Z25, Z11
-	VMOVUPS    (R13)(R9*2), Y25
+	VMOVUPS    (R13)(R8*2), Y25
 	VPDPWSSD   Z21, Z25, Z12
 	VPDPWSSD   Z22, Z25, Z13
 	VPDPWSSD   Z23, Z25, Z14
 	VPDPWSSD   Z24, Z25, Z15
 
 tokens4x4done:
-	ADDQ          DI, R11
-	ADDQ          R9, R11
-	VBROADCASTSS  (BX), X17
+	LEAQ          (R11)(DI*1), R11
+	LEAQ          (R11)(R8*1), R11
 	VUNPCKLPS     Z1, Z0, Z16
 	VUNPCKHPS     Z1, Z0, Z0
 	VPADDD        Z0, Z16, Z16
@@ -3016,10 +3015,10 @@ tokens4x4done:
 	VPADDD        Y0, Y1, Y0
 	VEXTRACTF32X4 $0x01, Y0, X1
 	VPADDD        X1, X0, X0
+	VBROADCASTSS  (BX), X1
 	VCVTDQ2PS     X0, X0
-	VMULPS        X17, X0, X0
+	VMULPS        X1, X0, X0
 	VMOVUPS       X0, (R10)
-	VBROADCASTSS  4(BX), X3
 	VUNPCKLPS     Z5, Z4, Z0
 	VUNPCKHPS     Z5, Z4, Z1
 	VPADDD        Z1, Z0, Z0
@@ -3033,10 +3032,10 @@ tokens4x4done:
 	VPADDD        Y0, Y2, Y0
 	VEXTRACTF32X4 $0x01, Y0, X1
 	VPADDD        X1, X0, X0
+	VBROADCASTSS  4(BX), X1
 	VCVTDQ2PS     X0, X0
-	VMULPS        X3, X0, X0
+	VMULPS        X1, X0, X0
 	VMOVUPS       X0, (R10)(CX*4)
-	VBROADCASTSS  8(BX), X3
 	VUNPCKLPS     Z9, Z8, Z0
 	VUNPCKHPS     Z9, Z8, Z1
 	VPADDD        Z1, Z0, Z0
@@ -3050,10 +3049,10 @@ tokens4x4done:
 	VPADDD        Y0, Y2, Y0
 	VEXTRACTF32X4 $0x01, Y0, X1
 	VPADDD        X1, X0, X0
+	VBROADCASTSS  8(BX), X1
 	VCVTDQ2PS     X0, X0
-	VMULPS        X3, X0, X0
+	VMULPS        X1, X0, X0
 	VMOVUPS       X0, (R10)(CX*8)
-	VBROADCASTSS  12(BX), X3
 	VUNPCKLPS     Z13, Z12, Z0
 	VUNPCKHPS     Z13, Z12, Z1
 	VPADDD        Z1, Z0, Z0
@@ -3067,9 +3066,10 @@ tokens4x4done:
 	VPADDD        Y0, Y2, Y0
 	VEXTRACTF32X4 $0x01, Y0, X1
 	VPADDD        X1, X0, X0
+	VBROADCASTSS  12(BX), X1
 	VCVTDQ2PS     X0, X0
-	VMULPS        X3, X0, X0
-	VMOVUPS       X0, (R10)(R8*4)
+	VMULPS        X1, X0, X0
+	VMOVUPS       X0, (R10)(R9*4)
 	ADDQ          $0x10, R10
 	SUBQ          $0x04, R12
 	JMP           tokens4x4
@@ -3097,7 +3097,7 @@ tokens1x4dims:
 	VPDPWSSD   Z4, Z5, Z1
 	VMOVUPS    (R13)(DI*4), Z5
 	VPDPWSSD   Z4, Z5, Z2
-	VMOVUPS    (R13)(R9*2), Z5
+	VMOVUPS    (R13)(R8*2), Z5
 	VPDPWSSD   Z4, Z5, Z3
 	ADDQ       $0x40, R13
 	ADDQ       $0x20, R14
@@ -3115,71 +3115,71 @@ tokens1x4rest:
 	VPDPWSSD   Z21, Z22, Z1
 	VMOVUPS    (R13)(DI*4), Y22
 	VPDPWSSD   Z21, Z22, Z2
-	VMOVUPS    (R13)(R9*2), Y22
+	VMOVUPS    (R13)(R8*2), Y22
 	VPDPWSSD   Z21, Z22, Z3
 
 tokens1x4done:
-	ADDQ          DI, R11
+	LEAQ          (R11)(DI*1), R11
+	VEXTRACTF64X4 $0x01, Z0, Y4
+	VPADDD        Y4, Y0, Y0
+	VEXTRACTF32X4 $0x01, Y0, X4
+	VPADDD        X4, X0, X0
+	VSHUFPS       $0xee, X0, X0, X4
+	VPADDD        X4, X0, X0
+	VSHUFPS       $0x55, X0, X0, X4
+	VPADDD        X4, X0, X0
 	VBROADCASTSS  (BX), X4
-	VEXTRACTF64X4 $0x01, Z0, Y5
-	VPADDD        Y5, Y0, Y0
-	VEXTRACTF32X4 $0x01, Y0, X5
-	VPADDD        X5, X0, X0
-	VSHUFPS       $0xee, X0, X0, X5
-	VPADDD        X5, X0, X0
-	VSHUFPS       $0x55, X0, X0, X5
-	VPADDD        X5, X0, X0
 	VCVTDQ2PS     X0, X0
-	VMULSS        X4, X0, X0
+	VMULPS        X4, X0, X0
 	VMOVSS        X0, (R10)
-	VBROADCASTSS  4(BX), X0
-	VEXTRACTF64X4 $0x01, Z1, Y4
-	VPADDD        Y4, Y1, Y1
-	VEXTRACTF32X4 $0x01, Y1, X4
-	VPADDD        X4, X1, X1
-	VSHUFPS       $0xee, X1, X1, X4
-	VPADDD        X4, X1, X1
-	VSHUFPS       $0x55, X1, X1, X4
-	VPADDD        X4, X1, X1
-	VCVTDQ2PS     X1, X1
-	VMULSS        X0, X1, X1
-	VMOVSS        X1, (R10)(CX*4)
-	VBROADCASTSS  8(BX), X0
-	VEXTRACTF64X4 $0x01, Z2, Y1
-	VPADDD        Y1, Y2, Y1
-	VEXTRACTF32X4 $0x01, Y1, X2
-	VPADDD        X2, X1, X1
-	VSHUFPS       $0xee, X1, X1, X2
-	VPADDD        X2, X1, X1
-	VSHUFPS       $0x55, X1, X1, X2
-	VPADDD        X2, X1, X1
-	VCVTDQ2PS     X1, X1
-	VMULSS        X0, X1, X1
-	VMOVSS        X1, (R10)(CX*8)
-	VBROADCASTSS  12(BX), X0
-	VEXTRACTF64X4 $0x01, Z3, Y1
-	VPADDD        Y1, Y3, Y1
-	VEXTRACTF32X4 $0x01, Y1, X2
-	VPADDD        X2, X1, X1
-	VSHUFPS       $0xee, X1, X1, X2
-	VPADDD        X2, X1, X1
-	VSHUFPS       $0x55, X1, X1, X2
-	VPADDD        X2, X1, X1
-	VCVTDQ2PS     X1, X1
-	VMULSS        X0, X1, X1
-	VMOVSS        X1, (R10)(R8*4)
+	VEXTRACTF64X4 $0x01, Z1, Y0
+	VPADDD        Y0, Y1, Y0
+	VEXTRACTF32X4 $0x01, Y0, X1
+	VPADDD        X1, X0, X0
+	VSHUFPS       $0xee, X0, X0, X1
+	VPADDD        X1, X0, X0
+	VSHUFPS       $0x55, X0, X0, X1
+	VPADDD        X1, X0, X0
+	VBROADCASTSS  4(BX), X1
+	VCVTDQ2PS     X0, X0
+	VMULPS        X1, X0, X0
+	VMOVSS        X0, (R10)(CX*4)
+	VEXTRACTF64X4 $0x01, Z2, Y0
+	VPADDD        Y0, Y2, Y0
+	VEXTRACTF32X4 $0x01, Y0, X1
+	VPADDD        X1, X0, X0
+	VSHUFPS       $0xee, X0, X0, X1
+	VPADDD        X1, X0, X0
+	VSHUFPS       $0x55, X0, X0, X1
+	VPADDD        X1, X0, X0
+	VBROADCASTSS  8(BX), X1
+	VCVTDQ2PS     X0, X0
+	VMULPS        X1, X0, X0
+	VMOVSS        X0, (R10)(CX*8)
+	VEXTRACTF64X4 $0x01, Z3, Y0
+	VPADDD        Y0, Y3, Y0
+	VEXTRACTF32X4 $0x01, Y0, X1
+	VPADDD        X1, X0, X0
+	VSHUFPS       $0xee, X0, X0, X1
+	VPADDD        X1, X0, X0
+	VSHUFPS       $0x55, X0, X0, X1
+	VPADDD        X1, X0, X0
+	VBROADCASTSS  12(BX), X1
+	VCVTDQ2PS     X0, X0
+	VMULPS        X1, X0, X0
+	VMOVSS        X0, (R10)(R9*4)
 	ADDQ          $0x04, R10
 	SUBQ          $0x01, R12
 	JMP           tokens1x4
 
 tokens1x4end:
 	LEAQ (AX)(CX*4), AX
-	LEAQ (DX)(DI*2), DX
+	LEAQ (AX)(CX*4), AX
+	LEAQ (AX)(CX*4), AX
 	LEAQ (AX)(CX*4), AX
 	LEAQ (DX)(DI*2), DX
-	LEAQ (AX)(CX*4), AX
 	LEAQ (DX)(DI*2), DX
-	LEAQ (AX)(CX*4), AX
+	LEAQ (DX)(DI*2), DX
 	LEAQ (DX)(DI*2), DX
 	ADDQ $0x10, BX
 	SUBQ $0x04, SI
@@ -3190,7 +3190,7 @@ rows3:
 	JL   rows2
 	MOVQ k+40(FP), R10
 	MOVQ n+48(FP), R11
-	MOVQ AX, R8
+	MOVQ AX, R9
 
 tokens4x3:
 	CMPQ   R11, $0x04
@@ -3220,8 +3220,8 @@ tokens4x3dims:
 	PREFETCHT1 8192(R13)(DI*1)
 	VPMOVSXBW  (R13)(DI*2), Z14
 	PREFETCHT1 8192(R13)(DI*2)
-	VPMOVSXBW  (R13)(R9*1), Z15
-	PREFETCHT1 8192(R13)(R9*1)
+	VPMOVSXBW  (R13)(R8*1), Z15
+	PREFETCHT1 8192(R13)(R8*1)
 	VMOVUPS    (R12), Z16
 	VPDPWSSD   Z12, Z16, Z0
 	VPDPWSSD   Z13, Z16, Z1
@@ -3251,8 +3251,8 @@ tokens4x3rest:
 	PREFETCHT1 8192(R13)(DI*1)
 	VPMOVSXBW  (R13)(DI*2), Y23
 	PREFETCHT1 8192(R13)(DI*2)
-	VPMOVSXBW  (R13)(R9*1), Y24
-	PREFETCHT1 8192(R13)(R9*1)
+	VPMOVSXBW  (R13)(R8*1), Y24
+	PREFETCHT1 8192(R13)(R8*1)
 	VMOVUPS    (R12), Y25
 	VPDPWSSD   Z21, Z25, Z0
 	VPDPWSSD   Z22, Z25, Z1
@@ -3270,9 +3270,8 @@ tokens4x3rest:
 	VPDPWSSD   Z24, Z25, Z11
 
 tokens4x3done:
-	ADDQ          DI, R10
-	ADDQ          R9, R10
-	VBROADCASTSS  (BX), X13
+	LEAQ          (R10)(DI*1), R10
+	LEAQ          (R10)(R8*1), R10
 	VUNPCKLPS     Z1, Z0, Z12
 	VUNPCKHPS     Z1, Z0, Z0
 	VPADDD        Z0, Z12, Z12
@@ -3286,10 +3285,10 @@ tokens4x3done:
 	VPADDD        Y0, Y1, Y0
 	VEXTRACTF32X4 $0x01, Y0, X1
 	VPADDD        X1, X0, X0
+	VBROADCASTSS  (BX), X1
 	VCVTDQ2PS     X0, X0
-	VMULPS        X13, X0, X0
-	VMOVUPS       X0, (R8)
-	VBROADCASTSS  4(BX), X3
+	VMULPS        X1, X0, X0
+	VMOVUPS       X0, (R9)
 	VUNPCKLPS     Z5, Z4, Z0
 	VUNPCKHPS     Z5, Z4, Z1
 	VPADDD        Z1, Z0, Z0
@@ -3303,10 +3302,10 @@ tokens4x3done:
 	VPADDD        Y0, Y2, Y0
 	VEXTRACTF32X4 $0x01, Y0, X1
 	VPADDD        X1, X0, X0
+	VBROADCASTSS  4(BX), X1
 	VCVTDQ2PS     X0, X0
-	VMULPS        X3, X0, X0
-	VMOVUPS       X0, (R8)(CX*4)
-	VBROADCASTSS  8(BX), X3
+	VMULPS        X1, X0, X0
+	VMOVUPS       X0, (R9)(CX*4)
 	VUNPCKLPS     Z9, Z8, Z0
 	VUNPCKHPS     Z9, Z8, Z1
 	VPADDD        Z1, Z0, Z0
@@ -3320,10 +3319,11 @@ tokens4x3done:
 	VPADDD        Y0, Y2, Y0
 	VEXTRACTF32X4 $0x01, Y0, X1
 	VPADDD        X1, X0, X0
+	VBROADCASTSS  8(BX), X1
 	VCVTDQ2PS     X0, X0
-	VMULPS        X3, X0, X0
-	VMOVUPS       X0, (R8)(CX*8)
-	ADDQ          $0x10, R8
+	VMULPS        X1, X0, X0
+	VMOVUPS       X0, (R9)(CX*8)
+	ADDQ          $0x10, R9
 	SUBQ          $0x04, R11
 	JMP           tokens4x3
 
@@ -3367,53 +3367,53 @@ tokens1x3rest:
 	VPDPWSSD   Z21, Z22, Z2
 
 tokens1x3done:
-	ADDQ          DI, R10
+	LEAQ          (R10)(DI*1), R10
+	VEXTRACTF64X4 $0x01, Z0, Y3
+	VPADDD        Y3, Y0, Y0
+	VEXTRACTF32X4 $0x01, Y0, X3
+	VPADDD        X3, X0, X0
+	VSHUFPS       $0xee, X0, X0, X3
+	VPADDD        X3, X0, X0
+	VSHUFPS       $0x55, X0, X0, X3
+	VPADDD        X3, X0, X0
 	VBROADCASTSS  (BX), X3
-	VEXTRACTF64X4 $0x01, Z0, Y4
-	VPADDD        Y4, Y0, Y0
-	VEXTRACTF32X4 $0x01, Y0, X4
-	VPADDD        X4, X0, X0
-	VSHUFPS       $0xee, X0, X0, X4
-	VPADDD        X4, X0, X0
-	VSHUFPS       $0x55, X0, X0, X4
-	VPADDD        X4, X0, X0
 	VCVTDQ2PS     X0, X0
-	VMULSS        X3, X0, X0
-	VMOVSS        X0, (R8)
-	VBROADCASTSS  4(BX), X0
-	VEXTRACTF64X4 $0x01, Z1, Y3
-	VPADDD        Y3, Y1, Y1
-	VEXTRACTF32X4 $0x01, Y1, X3
-	VPADDD        X3, X1, X1
-	VSHUFPS       $0xee, X1, X1, X3
-	VPADDD        X3, X1, X1
-	VSHUFPS       $0x55, X1, X1, X3
-	VPADDD        X3, X1, X1
-	VCVTDQ2PS     X1, X1
-	VMULSS        X0, X1, X1
-	VMOVSS        X1, (R8)(CX*4)
-	VBROADCASTSS  8(BX), X0
-	VEXTRACTF64X4 $0x01, Z2, Y1
-	VPADDD        Y1, Y2, Y1
-	VEXTRACTF32X4 $0x01, Y1, X2
-	VPADDD        X2, X1, X1
-	VSHUFPS       $0xee, X1, X1, X2
-	VPADDD        X2, X1, X1
-	VSHUFPS       $0x55, X1, X1, X2
-	VPADDD        X2, X1, X1
-	VCVTDQ2PS     X1, X1
-	VMULSS        X0, X1, X1
-	VMOVSS        X1, (R8)(CX*8)
-	ADDQ          $0x04, R8
+	VMULPS        X3, X0, X0
+	VMOVSS        X0, (R9)
+	VEXTRACTF64X4 $0x01, Z1, Y0
+	VPADDD        Y0, Y1, Y0
+	VEXTRACTF32X4 $0x01, Y0, X1
+	VPADDD        X1, X0, X0
+	VSHUFPS       $0xee, X0, X0, X1
+	VPADDD        X1, X0, X0
+	VSHUFPS       $0x55, X0, X0, X1
+	VPADDD        X1, X0, X0
+	VBROADCASTSS  4(BX), X1
+	VCVTDQ2PS     X0, X0
+	VMULPS        X1, X0, X0
+	VMOVSS        X0, (R9)(CX*4)
+	VEXTRACTF64X4 $0x01, Z2, Y0
+	VPADDD        Y0, Y2, Y0
+	VEXTRACTF32X4 $0x01, Y0, X1
+	VPADDD        X1, X0, X0
+	VSHUFPS       $0xee, X0, X0, X1
+	VPADDD        X1, X0, X0
+	VSHUFPS       $0x55, X0, X0, X1
+	VPADDD        X1, X0, X0
+	VBROADCASTSS  8(BX), X1
+	VCVTDQ2PS     X0, X0
+	VMULPS        X1, X0, X0
+	VMOVSS        X0, (R9)(CX*8)
+	ADDQ          $0x04, R9
 	SUBQ          $0x01, R11
 	JMP           tokens1x3
 
 tokens1x3end:
 	LEAQ (AX)(CX*4), AX
-	LEAQ (DX)(DI*2), DX
+	LEAQ (AX)(CX*4), AX
 	LEAQ (AX)(CX*4), AX
 	LEAQ (DX)(DI*2), DX
-	LEAQ (AX)(CX*4), AX
+	LEAQ (DX)(DI*2), DX
 	LEAQ (DX)(DI*2), DX
 	ADDQ $0x0c, BX
 	SUBQ $0x03, SI
@@ -3424,7 +3424,7 @@ rows2:
 	JL   rows1
 	MOVQ k+40(FP), R10
 	MOVQ n+48(FP), R11
-	MOVQ AX, R8
+	MOVQ AX, R9
 
 tokens4x2:
 	CMPQ   R11, $0x04
@@ -3450,8 +3450,8 @@ tokens4x2dims:
 	PREFETCHT1 8192(R13)(DI*1)
 	VPMOVSXBW  (R13)(DI*2), Z10
 	PREFETCHT1 8192(R13)(DI*2)
-	VPMOVSXBW  (R13)(R9*1), Z11
-	PREFETCHT1 8192(R13)(R9*1)
+	VPMOVSXBW  (R13)(R8*1), Z11
+	PREFETCHT1 8192(R13)(R8*1)
 	VMOVUPS    (R12), Z12
 	VPDPWSSD   Z8, Z12, Z0
 	VPDPWSSD   Z9, Z12, Z1
@@ -3476,8 +3476,8 @@ tokens4x2rest:
 	PREFETCHT1 8192(R13)(DI*1)
 	VPMOVSXBW  (R13)(DI*2), Y23
 	PREFETCHT1 8192(R13)(DI*2)
-	VPMOVSXBW  (R13)(R9*1), Y24
-	PREFETCHT1 8192(R13)(R9*1)
+	VPMOVSXBW  (R13)(R8*1), Y24
+	PREFETCHT1 8192(R13)(R8*1)
 	VMOVUPS    (R12), Y25
 	VPDPWSSD   Z21, Z25, Z0
 	VPDPWSSD   Z22, Z25, Z1
@@ -3490,9 +3490,8 @@ tokens4x2rest:
 	VPDPWSSD   Z24, Z25, Z7
 
 tokens4x2done:
-	ADDQ          DI, R10
-	ADDQ          R9, R10
-	VBROADCASTSS  (BX), X9
+	LEAQ          (R10)(DI*1), R10
+	LEAQ          (R10)(R8*1), R10
 	VUNPCKLPS     Z1, Z0, Z8
 	VUNPCKHPS     Z1, Z0, Z0
 	VPADDD        Z0, Z8, Z8
@@ -3506,10 +3505,10 @@ tokens4x2done:
 	VPADDD        Y0, Y1, Y0
 	VEXTRACTF32X4 $0x01, Y0, X1
 	VPADDD        X1, X0, X0
+	VBROADCASTSS  (BX), X1
 	VCVTDQ2PS     X0, X0
-	VMULPS        X9, X0, X0
-	VMOVUPS       X0, (R8)
-	VBROADCASTSS  4(BX), X3
+	VMULPS        X1, X0, X0
+	VMOVUPS       X0, (R9)
 	VUNPCKLPS     Z5, Z4, Z0
 	VUNPCKHPS     Z5, Z4, Z1
 	VPADDD        Z1, Z0, Z0
@@ -3523,10 +3522,11 @@ tokens4x2done:
 	VPADDD        Y0, Y2, Y0
 	VEXTRACTF32X4 $0x01, Y0, X1
 	VPADDD        X1, X0, X0
+	VBROADCASTSS  4(BX), X1
 	VCVTDQ2PS     X0, X0
-	VMULPS        X3, X0, X0
-	VMOVUPS       X0, (R8)(CX*4)
-	ADDQ          $0x10, R8
+	VMULPS        X1, X0, X0
+	VMOVUPS       X0, (R9)(CX*4)
+	ADDQ          $0x10, R9
 	SUBQ          $0x04, R11
 	JMP           tokens4x2
 
@@ -3565,39 +3565,39 @@ tokens1x2rest:
 	VPDPWSSD   Z21, Z22, Z1
 
 tokens1x2done:
-	ADDQ          DI, R10
+	LEAQ          (R10)(DI*1), R10
+	VEXTRACTF64X4 $0x01, Z0, Y2
+	VPADDD        Y2, Y0, Y0
+	VEXTRACTF32X4 $0x01, Y0, X2
+	VPADDD        X2, X0, X0
+	VSHUFPS       $0xee, X0, X0, X2
+	VPADDD        X2, X0, X0
+	VSHUFPS       $0x55, X0, X0, X2
+	VPADDD        X2, X0, X0
 	VBROADCASTSS  (BX), X2
-	VEXTRACTF64X4 $0x01, Z0, Y3
-	VPADDD        Y3, Y0, Y0
-	VEXTRACTF32X4 $0x01, Y0, X3
-	VPADDD        X3, X0, X0
-	VSHUFPS       $0xee, X0, X0, X3
-	VPADDD        X3, X0, X0
-	VSHUFPS       $0x55, X0, X0, X3
-	VPADDD        X3, X0, X0
 	VCVTDQ2PS     X0, X0
-	VMULSS        X2, X0, X0
-	VMOVSS        X0, (R8)
-	VBROADCASTSS  4(BX), X0
-	VEXTRACTF64X4 $0x01, Z1, Y2
-	VPADDD        Y2, Y1, Y1
-	VEXTRACTF32X4 $0x01, Y1, X2
-	VPADDD        X2, X1, X1
-	VSHUFPS       $0xee, X1, X1, X2
-	VPADDD        X2, X1, X1
-	VSHUFPS       $0x55, X1, X1, X2
-	VPADDD        X2, X1, X1
-	VCVTDQ2PS     X1, X1
-	VMULSS        X0, X1, X1
-	VMOVSS        X1, (R8)(CX*4)
-	ADDQ          $0x04, R8
+	VMULPS        X2, X0, X0
+	VMOVSS        X0, (R9)
+	VEXTRACTF64X4 $0x01, Z1, Y0
+	VPADDD        Y0, Y1, Y0
+	VEXTRACTF32X4 $0x01, Y0, X1
+	VPADDD        X1, X0, X0
+	VSHUFPS       $0xee, X0, X0, X1
+	VPADDD        X1, X0, X0
+	VSHUFPS       $0x55, X0, X0, X1
+	VPADDD        X1, X0, X0
+	VBROADCASTSS  4(BX), X1
+	VCVTDQ2PS     X0, X0
+	VMULPS        X1, X0, X0
+	VMOVSS        X0, (R9)(CX*4)
+	ADDQ          $0x04, R9
 	SUBQ          $0x01, R11
 	JMP           tokens1x2
 
 tokens1x2end:
 	LEAQ (AX)(CX*4), AX
-	LEAQ (DX)(DI*2), DX
 	LEAQ (AX)(CX*4), AX
+	LEAQ (DX)(DI*2), DX
 	LEAQ (DX)(DI*2), DX
 	ADDQ $0x08, BX
 	SUBQ $0x02, SI
@@ -3608,7 +3608,7 @@ rows1:
 	JL   rows0
 	MOVQ k+40(FP), R10
 	MOVQ n+48(FP), R11
-	MOVQ AX, R8
+	MOVQ AX, R9
 
 tokens4x1:
 	CMPQ   R11, $0x04
@@ -3630,8 +3630,8 @@ tokens4x1dims:
 	PREFETCHT1 8192(R13)(DI*1)
 	VPMOVSXBW  (R13)(DI*2), Z6
 	PREFETCHT1 8192(R13)(DI*2)
-	VPMOVSXBW  (R13)(R9*1), Z7
-	PREFETCHT1 8192(R13)(R9*1)
+	VPMOVSXBW  (R13)(R8*1), Z7
+	PREFETCHT1 8192(R13)(R8*1)
 	VMOVUPS    (R12), Z8
 	VPDPWSSD   Z4, Z8, Z0
 	VPDPWSSD   Z5, Z8, Z1
@@ -3651,8 +3651,8 @@ tokens4x1rest:
 	PREFETCHT1 8192(R13)(DI*1)
 	VPMOVSXBW  (R13)(DI*2), Y23
 	PREFETCHT1 8192(R13)(DI*2)
-	VPMOVSXBW  (R13)(R9*1), Y24
-	PREFETCHT1 8192(R13)(R9*1)
+	VPMOVSXBW  (R13)(R8*1), Y24
+	PREFETCHT1 8192(R13)(R8*1)
 	VMOVUPS    (R12), Y25
 	VPDPWSSD   Z21, Z25, Z0
 	VPDPWSSD   Z22, Z25, Z1
@@ -3660,9 +3660,8 @@ tokens4x1rest:
 	VPDPWSSD   Z24, Z25, Z3
 
 tokens4x1done:
-	ADDQ          DI, R10
-	ADDQ          R9, R10
-	VBROADCASTSS  (BX), X5
+	LEAQ          (R10)(DI*1), R10
+	LEAQ          (R10)(R8*1), R10
 	VUNPCKLPS     Z1, Z0, Z4
 	VUNPCKHPS     Z1, Z0, Z0
 	VPADDD        Z0, Z4, Z4
@@ -3676,10 +3675,11 @@ tokens4x1done:
 	VPADDD        Y0, Y1, Y0
 	VEXTRACTF32X4 $0x01, Y0, X1
 	VPADDD        X1, X0, X0
+	VBROADCASTSS  (BX), X1
 	VCVTDQ2PS     X0, X0
-	VMULPS        X5, X0, X0
-	VMOVUPS       X0, (R8)
-	ADDQ          $0x10, R8
+	VMULPS        X1, X0, X0
+	VMOVUPS       X0, (R9)
+	ADDQ          $0x10, R9
 	SUBQ          $0x04, R11
 	JMP           tokens4x1
 
@@ -3713,20 +3713,20 @@ tokens1x1rest:
 	VPDPWSSD   Z21, Z22, Z0
 
 tokens1x1done:
-	ADDQ          DI, R10
+	LEAQ          (R10)(DI*1), R10
+	VEXTRACTF64X4 $0x01, Z0, Y1
+	VPADDD        Y1, Y0, Y0
+	VEXTRACTF32X4 $0x01, Y0, X1
+	VPADDD        X1, X0, X0
+	VSHUFPS       $0xee, X0, X0, X1
+	VPADDD        X1, X0, X0
+	VSHUFPS       $0x55, X0, X0, X1
+	VPADDD        X1, X0, X0
 	VBROADCASTSS  (BX), X1
-	VEXTRACTF64X4 $0x01, Z0, Y2
-	VPADDD        Y2, Y0, Y0
-	VEXTRACTF32X4 $0x01, Y0, X2
-	VPADDD        X2, X0, X0
-	VSHUFPS       $0xee, X0, X0, X2
-	VPADDD        X2, X0, X0
-	VSHUFPS       $0x55, X0, X0, X2
-	VPADDD        X2, X0, X0
 	VCVTDQ2PS     X0, X0
-	VMULSS        X1, X0, X0
-	VMOVSS        X0, (R8)
-	ADDQ          $0x04, R8
+	VMULPS        X1, X0, X0
+	VMOVSS        X0, (R9)
+	ADDQ          $0x04, R9
 	SUBQ          $0x01, R11
 	JMP           tokens1x1
 

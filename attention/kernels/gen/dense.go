@@ -56,7 +56,34 @@ func (v isa) dots(e element) {
 	v.function("dots"+e.suffix, "dst *float32, stride int, q *float32, rows int, k *"+e.goType+", n int, d int"+e.pitch())
 	dst, stride, q, rows, d := param("dst"), param("stride"), param("q"), param("rows"), param("d")
 	pitch := e.loadPitch(d)
-	stride3, pitch3 := triple(stride), triple(pitch)
+	pitch3 := triple(pitch)
+	v.tokenTiles(dst, stride, rows, pitch, pitch3, e.size, dotTiles{
+		sums: func(label string, k reg.GPVirtual, r, tokens int) []reg.VecVirtual {
+			return v.dotTile(e, label, q, k, d, pitch, pitch3, r, tokens)
+		},
+		dots: func(_ int, sums []reg.VecVirtual) reg.VecVirtual { return v.across(sums, VADDPS) },
+		next: func(r int) {
+			for range r {
+				LEAQ(Mem{Base: q, Index: d, Scale: 4}, q)
+			}
+		},
+	})
+}
+
+// dotTiles says how tokenTiles multiplies.
+type dotTiles struct {
+	// sums emits the sums of products of r rows and some tokens, [r][tokens] vectors of parts.
+	sums func(label string, k reg.GPVirtual, r, tokens int) []reg.VecVirtual
+	// dots makes of row i's sums the products.
+	dots func(i int, sums []reg.VecVirtual) reg.VecVirtual
+	// next goes on to the next r rows.
+	next func(r int)
+}
+
+// tokenTiles goes through all tokens, which lie pitch elements of some size apart, for v.rows rows at a time; four tokens at
+// once as long as there are as many.
+func (v isa) tokenTiles(dst, stride, rows, pitch, pitch3 reg.GPVirtual, size uint8, t dotTiles) {
+	stride3 := triple(stride)
 	rowBlocks(v.rows, rows, func(r int) {
 		to, k, left := GP64(), param("k"), param("n")
 		MOVQ(dst, to)
@@ -65,18 +92,17 @@ func (v isa) dots(e element) {
 			Label(label)
 			CMPQ(left, Imm(uint64(tokens)))
 			JL(LabelRef(label + "end"))
-			acc := v.dotTile(e, label, q, k, d, pitch, pitch3, r, tokens)
-			LEAQ(Mem{Base: k, Index: pitch, Scale: e.size}, k)
+			acc := t.sums(label, k, r, tokens)
+			LEAQ(Mem{Base: k, Index: pitch, Scale: size}, k)
 			if tokens == 4 {
-				LEAQ(Mem{Base: k, Index: pitch3, Scale: e.size}, k)
+				LEAQ(Mem{Base: k, Index: pitch3, Scale: size}, k)
 			}
 			for i := range r {
-				a := acc[i*tokens : (i+1)*tokens]
-				at := strided(to, stride, stride3, 4, i)
+				x, at := t.dots(i, acc[i*tokens:(i+1)*tokens]), strided(to, stride, stride3, 4, i)
 				if tokens == 4 {
-					VMOVUPS(v.narrow(v.transposed(a, VADDPS), VADDPS), at)
+					VMOVUPS(x, at)
 				} else {
-					VMOVSS(v.scalar(a[0], VADDPS), at)
+					VMOVSS(x, at)
 				}
 			}
 			ADDQ(Imm(uint64(4*tokens)), to)
@@ -86,9 +112,17 @@ func (v isa) dots(e element) {
 		}
 		for range r {
 			LEAQ(Mem{Base: dst, Index: stride, Scale: 4}, dst)
-			LEAQ(Mem{Base: q, Index: d, Scale: 4}, q)
 		}
+		t.next(r)
 	})
+}
+
+// across reduces four vectors to one of 128 bits, one lane each, or a single one to its lowest lane.
+func (v isa) across(x []reg.VecVirtual, add func(...Op)) reg.VecVirtual {
+	if len(x) == 1 {
+		return v.scalar(x[0], add)
+	}
+	return v.narrow(v.transposed(x, add), add)
 }
 
 // dotTile sums products of r rows and some tokens.

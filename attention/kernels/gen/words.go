@@ -1,8 +1,6 @@
 package main
 
 import (
-	"fmt"
-
 	. "github.com/mmcloughlin/avo/build"
 	. "github.com/mmcloughlin/avo/operand"
 	"github.com/mmcloughlin/avo/reg"
@@ -51,46 +49,24 @@ func (v isa) toWords() {
 func (v isa) dotsWords() {
 	v.function("dotsWords", "dst *float32, stride int, words *int16, scale *float32, rows int, k *byte, n int, d int")
 	dst, stride, words, scale, rows, d := param("dst"), param("stride"), param("words"), param("scale"), param("rows"), param("d")
-	stride3, d3 := triple(stride), triple(d)
-	rowBlocks(v.rows, rows, func(r int) {
-		to, k, left := GP64(), param("k"), param("n")
-		MOVQ(dst, to)
-		for _, tokens := range []int{4, 1} {
-			label := fmt.Sprintf("tokens%dx%d", tokens, r)
-			Label(label)
-			CMPQ(left, Imm(uint64(tokens)))
-			JL(LabelRef(label + "end"))
-			acc := v.wordTile(label, words, k, d, d3, r, tokens)
-			ADDQ(d, k)
-			if tokens == 4 {
-				ADDQ(d3, k)
+	d3 := triple(d)
+	v.tokenTiles(dst, stride, rows, d, d3, 1, dotTiles{
+		sums: func(label string, k reg.GPVirtual, r, tokens int) []reg.VecVirtual {
+			return v.wordTile(label, words, k, d, d3, r, tokens)
+		},
+		dots: func(i int, sums []reg.VecVirtual) reg.VecVirtual {
+			x, factor := v.across(sums, VPADDD), XMM()
+			VBROADCASTSS(Mem{Base: scale, Disp: 4 * i}, factor)
+			VCVTDQ2PS(x, x)
+			VMULPS(factor, x, x)
+			return x
+		},
+		next: func(r int) {
+			for range r {
+				LEAQ(Mem{Base: words, Index: d, Scale: 2}, words)
 			}
-			for i := range r {
-				a, factor := acc[i*tokens:(i+1)*tokens], XMM()
-				at := strided(to, stride, stride3, 4, i)
-				VBROADCASTSS(Mem{Base: scale, Disp: 4 * i}, factor)
-				if tokens == 4 {
-					x := v.narrow(v.transposed(a, VPADDD), VPADDD)
-					VCVTDQ2PS(x, x)
-					VMULPS(factor, x, x)
-					VMOVUPS(x, at)
-				} else {
-					x := v.scalar(a[0], VPADDD)
-					VCVTDQ2PS(x, x)
-					VMULSS(factor, x, x)
-					VMOVSS(x, at)
-				}
-			}
-			ADDQ(Imm(uint64(4*tokens)), to)
-			SUBQ(Imm(uint64(tokens)), left)
-			JMP(LabelRef(label))
-			Label(label + "end")
-		}
-		for range r {
-			LEAQ(Mem{Base: dst, Index: stride, Scale: 4}, dst)
-			LEAQ(Mem{Base: words, Index: d, Scale: 2}, words)
-		}
-		ADDQ(Imm(uint64(4*r)), scale)
+			ADDQ(Imm(uint64(4*r)), scale)
+		},
 	})
 }
 

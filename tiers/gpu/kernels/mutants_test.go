@@ -10,6 +10,7 @@ import (
 	"strings"
 	"testing"
 
+	"kvtier/attention"
 	"kvtier/compress"
 	"kvtier/tiers"
 	"kvtier/tiers/gpu/cuda/cudatest"
@@ -92,16 +93,7 @@ func TestChooseMutants(t *testing.T) {
 	q := m.query(rng, 2, 3)
 	outs, lses := dense(t, all, q, 0)
 	got, err := answerAll(a, resident(t, device, all), Warps{1, 1}, q, 0)
-	if err == nil {
-		if output, lse := differs(got, outs, lses); output > mostError || lse > mostError {
-			err = errors.New("another answer")
-		}
-	}
-	if err != nil {
-		t.Log("FOUND", err)
-		return
-	}
-	t.Log(survived)
+	verdict(t, wrong(err, got, outs, lses))
 }
 
 // TestSealMutants does so to the kernels that seal, of one head dimension: they differ in how often loops run.
@@ -119,11 +111,7 @@ func TestSealMutants(t *testing.T) {
 	if h, _ := seal.Segment(rows[0], options[0]); err == nil && got[0].Header.ID != h.ID {
 		err = errors.New("another segment")
 	}
-	if err != nil {
-		t.Log("FOUND", err)
-		return
-	}
-	t.Log(survived)
+	verdict(t, err)
 }
 
 // mutant attends with kernels that lack an instruction.
@@ -141,15 +129,30 @@ func mutant(t *testing.T) {
 		q := m.query(rng, 2, 3)
 		outs, lses := dense(t, all, q, 0)
 		got, err := answer(a, resident(t, device, all), Warps{4, 4}, q, 0)
-		if err == nil {
-			if output, lse := differs(got, outs, lses); output > mostError || lse > mostError {
-				err = errors.New("another answer")
-			}
-		}
-		if err != nil {
-			t.Log("FOUND", err)
+		if err = wrong(err, got, outs, lses); err != nil {
+			verdict(t, err)
 			return
 		}
+	}
+	verdict(t, nil)
+}
+
+// wrong returns err or, if there is none, that an answer is another one.
+func wrong(err error, got []attention.Partial, outs [][]float64, lses []float64) error {
+	if err != nil {
+		return err
+	}
+	if output, lse := differs(got, outs, lses); output > mostError || lse > mostError {
+		return errors.New("another answer")
+	}
+	return nil
+}
+
+// verdict says whether an error gave the mutant away.
+func verdict(t *testing.T, err error) {
+	if err != nil {
+		t.Log("FOUND", err)
+		return
 	}
 	t.Log(survived)
 }
