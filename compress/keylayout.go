@@ -52,6 +52,12 @@ func (l *KeyLayout) Score(dst []float32, stride int, q kernels.KeyQuery, planes 
 	kernels.ScoreKeys(dst, stride, q, &l.lines, planes)
 }
 
+// ScoreLeaves is Score of some leaves, which are read in the order in which they lie: planes holds as many of each, leaf after leaf, and
+// dst is [rows][leaves][16].
+func (l *KeyLayout) ScoreLeaves(dst []float32, stride int, q kernels.KeyQuery, planes [][]byte, leaves int) {
+	kernels.ScoreLeaves(dst, kernels.LineTokens, stride, q, &l.lines, planes, leaves, kernels.Ahead)
+}
+
 // SumCodes adds to each row of out, at least [Known], the codes of a leaf's tokens, weighted by its row of
 // w [rows][16], a row beginning every stride; kernels.AddBins makes sums of keys of them.
 func (l *KeyLayout) SumCodes(out [][]float32, w []float32, stride int, planes [][]byte) {

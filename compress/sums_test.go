@@ -3,7 +3,7 @@ package compress
 import (
 	"fmt"
 	"math"
-	"reflect"
+	"slices"
 	"testing"
 
 	"kvtier/attention/kernels"
@@ -83,7 +83,7 @@ func TestFoldNotFinite(t *testing.T) {
 }
 
 // Filling a batch is appending token by token.
-func TestFill(t *testing.T) {
+func TestAppendRun(t *testing.T) {
 	const n, d = kernels.ValueTokens, 48
 	scales, hi, lo := PackValues(normal(5, n, d), n, d)
 	row := ValueRowBytes(d)
@@ -96,11 +96,20 @@ func TestFill(t *testing.T) {
 			}
 			appended.Append(scales[3*i:][:3], hi[i*row:][:row], l)
 		}
-		filled.Fill(scales, hi, low, n, d)
-		if !reflect.DeepEqual(&appended, &filled) {
+		for at := 0; at < n; at += n / 4 {
+			var l []byte
+			if low != nil {
+				l = low[at*row:]
+			}
+			filled.AppendRun(scales[3*at:], hi[at*row:], l, n/4, d)
+		}
+		one, other, w := [][]float32{make([]float32, d)}, [][]float32{make([]float32, d)}, normal(3, 1, n)
+		appended.AddTo(one, w, n)
+		filled.AddTo(other, w, n)
+		if !slices.Equal(one[0], other[0]) {
 			t.Errorf("low codes %v: batches differ", low != nil)
 		}
-		if filled.Append(scales, hi, low) {
+		if filled.Append(scales, hi, low) || filled.AppendRun(scales, hi, low, 1, d) {
 			t.Error("a full batch took in a token")
 		}
 	}

@@ -1136,9 +1136,9 @@ most:
 	VPMAXUD      X1, X0, X0
 	VSHUFPS      $0x55, X0, X0, X1
 	VPMAXUD      X1, X0, X0
-	VMOVSS       c32767p0AVX2<>+0(SB), X1
+	VMOVSS       c32639p0AVX2<>+0(SB), X1
 	VDIVSS       X0, X1, X1
-	VDIVSS       c32767p0AVX2<>+0(SB), X0, X0
+	VDIVSS       c32639p0AVX2<>+0(SB), X0, X0
 	VMOVSS       X0, (CX)
 	VBROADCASTSS X1, Y1
 	XORQ         DI, DI
@@ -1196,23 +1196,23 @@ DATA c0x7fffffffAVX2<>+56(SB)/4, $0x7fffffff
 DATA c0x7fffffffAVX2<>+60(SB)/4, $0x7fffffff
 GLOBL c0x7fffffffAVX2<>(SB), RODATA|NOPTR, $64
 
-DATA c32767p0AVX2<>+0(SB)/4, $(32767.0)
-DATA c32767p0AVX2<>+4(SB)/4, $(32767.0)
-DATA c32767p0AVX2<>+8(SB)/4, $(32767.0)
-DATA c32767p0AVX2<>+12(SB)/4, $(32767.0)
-DATA c32767p0AVX2<>+16(SB)/4, $(32767.0)
-DATA c32767p0AVX2<>+20(SB)/4, $(32767.0)
-DATA c32767p0AVX2<>+24(SB)/4, $(32767.0)
-DATA c32767p0AVX2<>+28(SB)/4, $(32767.0)
-DATA c32767p0AVX2<>+32(SB)/4, $(32767.0)
-DATA c32767p0AVX2<>+36(SB)/4, $(32767.0)
-DATA c32767p0AVX2<>+40(SB)/4, $(32767.0)
-DATA c32767p0AVX2<>+44(SB)/4, $(32767.0)
-DATA c32767p0AVX2<>+48(SB)/4, $(32767.0)
-DATA c32767p0AVX2<>+52(SB)/4, $(32767.0)
-DATA c32767p0AVX2<>+56(SB)/4, $(32767.0)
-DATA c32767p0AVX2<>+60(SB)/4, $(32767.0)
-GLOBL c32767p0AVX2<>(SB), RODATA|NOPTR, $64
+DATA c32639p0AVX2<>+0(SB)/4, $(32639.0)
+DATA c32639p0AVX2<>+4(SB)/4, $(32639.0)
+DATA c32639p0AVX2<>+8(SB)/4, $(32639.0)
+DATA c32639p0AVX2<>+12(SB)/4, $(32639.0)
+DATA c32639p0AVX2<>+16(SB)/4, $(32639.0)
+DATA c32639p0AVX2<>+20(SB)/4, $(32639.0)
+DATA c32639p0AVX2<>+24(SB)/4, $(32639.0)
+DATA c32639p0AVX2<>+28(SB)/4, $(32639.0)
+DATA c32639p0AVX2<>+32(SB)/4, $(32639.0)
+DATA c32639p0AVX2<>+36(SB)/4, $(32639.0)
+DATA c32639p0AVX2<>+40(SB)/4, $(32639.0)
+DATA c32639p0AVX2<>+44(SB)/4, $(32639.0)
+DATA c32639p0AVX2<>+48(SB)/4, $(32639.0)
+DATA c32639p0AVX2<>+52(SB)/4, $(32639.0)
+DATA c32639p0AVX2<>+56(SB)/4, $(32639.0)
+DATA c32639p0AVX2<>+60(SB)/4, $(32639.0)
+GLOBL c32639p0AVX2<>(SB), RODATA|NOPTR, $64
 
 // func dotsWordsAVX2(dst *float32, stride int, words *int16, scale *float32, rows int, k *byte, n int, d int)
 // Requires: AVX, AVX2, MMX+
@@ -2213,7 +2213,7 @@ most:
 	VMAXPS       Y0, Y1, Y1
 	VEXTRACTF128 $0x01, Y1, X0
 	VMAXPS       X0, X1, X0
-	VMOVUPS      c32767p0AVX2<>+0(SB), X2
+	VMOVUPS      c32639p0AVX2<>+0(SB), X2
 	VDIVPS       X2, X0, X1
 	VDIVPS       X0, X2, X2
 	VXORPS       Y0, Y0, Y0
@@ -2248,7 +2248,7 @@ words:
 	VCVTPS2DQ    Y9, Y9
 	VEXTRACTI128 $0x01, Y9, X10
 	VPACKSSDW    X10, X9, X10
-	VMOVUPS      X10, 128(AX)
+	VMOVUPS      X10, 512(AX)
 	VMOVUPS      (R11)(BX*1), Y9
 	VMULPS       (DI)(BX*1), Y9, Y9
 	VMULPS       Y8, Y9, Y9
@@ -2257,7 +2257,7 @@ words:
 	VCVTPS2DQ    Y9, Y9
 	VEXTRACTI128 $0x01, Y9, X10
 	VPACKSSDW    X10, X9, X10
-	VMOVUPS      X10, 256(AX)
+	VMOVUPS      X10, 1024(AX)
 	VMOVUPS      (DX)(BX*1), Y9
 	VMULPS       (DI)(BX*1), Y9, Y9
 	VMULPS       Y2, Y9, Y9
@@ -2266,7 +2266,7 @@ words:
 	VCVTPS2DQ    Y9, Y9
 	VEXTRACTI128 $0x01, Y9, X10
 	VPACKSSDW    X10, X9, X10
-	VMOVUPS      X10, 384(AX)
+	VMOVUPS      X10, 1536(AX)
 	ADDQ         $0x10, AX
 	ADDQ         $0x20, BX
 	CMPQ         BX, SI
@@ -2325,9 +2325,9 @@ tokens:
 	VZEROUPPER
 	RET
 
-// func addValuesAVX2(out *[]float32, words *int16, place *float32, rows int, high **byte, low **byte, n int, d int)
-// Requires: AVX, AVX2
-TEXT ·addValuesAVX2(SB), NOSPLIT, $0-64
+// func addValuesAVX2(out *[]float32, words *int16, place *float32, rows int, high **byte, low **byte, n int, d int, ahead int)
+// Requires: AVX, AVX2, MMX+
+TEXT ·addValuesAVX2(SB), NOSPLIT, $0-72
 	MOVQ out+0(FP), AX
 	MOVQ words+8(FP), CX
 	MOVQ place+16(FP), DX
@@ -2362,12 +2362,24 @@ cols32x2:
 cols32x2half0bits4:
 	MOVQ         (DI), R10
 	VMOVUPS      (R10)(SI*1), Y8
+	MOVQ         ahead+64(FP), R11
+	ADDQ         R10, R11
+	PREFETCHT0   (R11)(SI*1)
 	MOVQ         8(DI), R10
 	VMOVUPS      (R10)(SI*1), Y9
+	MOVQ         ahead+64(FP), R11
+	ADDQ         R10, R11
+	PREFETCHT0   (R11)(SI*1)
 	MOVQ         16(DI), R10
 	VMOVUPS      (R10)(SI*1), Y10
+	MOVQ         ahead+64(FP), R11
+	ADDQ         R10, R11
+	PREFETCHT0   (R11)(SI*1)
 	MOVQ         24(DI), R10
 	VMOVUPS      (R10)(SI*1), Y11
+	MOVQ         ahead+64(FP), R11
+	ADDQ         R10, R11
+	PREFETCHT0   (R11)(SI*1)
 	VPUNPCKLBW   Y10, Y8, Y8
 	VPUNPCKLBW   Y11, Y9, Y9
 	VPUNPCKLWD   Y9, Y8, Y10
@@ -2376,7 +2388,7 @@ cols32x2half0bits4:
 	VPBROADCASTD (R9), Y9
 	VPMADDWD     Y8, Y9, Y9
 	VPADDD       Y9, Y0, Y0
-	VPBROADCASTD 128(R9), Y9
+	VPBROADCASTD 512(R9), Y9
 	VPMADDWD     Y8, Y9, Y9
 	VPADDD       Y9, Y4, Y4
 	VPSRLW       $0x04, Y10, Y8
@@ -2384,7 +2396,7 @@ cols32x2half0bits4:
 	VPBROADCASTD (R9), Y9
 	VPMADDWD     Y8, Y9, Y9
 	VPADDD       Y9, Y2, Y2
-	VPBROADCASTD 128(R9), Y9
+	VPBROADCASTD 512(R9), Y9
 	VPMADDWD     Y8, Y9, Y9
 	VPADDD       Y9, Y6, Y6
 	VPSRLW       $0x08, Y10, Y8
@@ -2392,21 +2404,21 @@ cols32x2half0bits4:
 	VPBROADCASTD 4(R9), Y9
 	VPMADDWD     Y8, Y9, Y9
 	VPADDD       Y9, Y0, Y0
-	VPBROADCASTD 132(R9), Y9
+	VPBROADCASTD 516(R9), Y9
 	VPMADDWD     Y8, Y9, Y9
 	VPADDD       Y9, Y4, Y4
 	VPSRLW       $0x0c, Y10, Y8
 	VPBROADCASTD 4(R9), Y9
 	VPMADDWD     Y8, Y9, Y9
 	VPADDD       Y9, Y2, Y2
-	VPBROADCASTD 132(R9), Y9
+	VPBROADCASTD 516(R9), Y9
 	VPMADDWD     Y8, Y9, Y9
 	VPADDD       Y9, Y6, Y6
 	VPAND        c0x000f000fAVX2<>+0(SB), Y11, Y8
 	VPBROADCASTD (R9), Y9
 	VPMADDWD     Y8, Y9, Y9
 	VPADDD       Y9, Y1, Y1
-	VPBROADCASTD 128(R9), Y9
+	VPBROADCASTD 512(R9), Y9
 	VPMADDWD     Y8, Y9, Y9
 	VPADDD       Y9, Y5, Y5
 	VPSRLW       $0x04, Y11, Y8
@@ -2414,7 +2426,7 @@ cols32x2half0bits4:
 	VPBROADCASTD (R9), Y9
 	VPMADDWD     Y8, Y9, Y9
 	VPADDD       Y9, Y3, Y3
-	VPBROADCASTD 128(R9), Y9
+	VPBROADCASTD 512(R9), Y9
 	VPMADDWD     Y8, Y9, Y9
 	VPADDD       Y9, Y7, Y7
 	VPSRLW       $0x08, Y11, Y8
@@ -2422,14 +2434,14 @@ cols32x2half0bits4:
 	VPBROADCASTD 4(R9), Y9
 	VPMADDWD     Y8, Y9, Y9
 	VPADDD       Y9, Y1, Y1
-	VPBROADCASTD 132(R9), Y9
+	VPBROADCASTD 516(R9), Y9
 	VPMADDWD     Y8, Y9, Y9
 	VPADDD       Y9, Y5, Y5
 	VPSRLW       $0x0c, Y11, Y8
 	VPBROADCASTD 4(R9), Y9
 	VPMADDWD     Y8, Y9, Y9
 	VPADDD       Y9, Y3, Y3
-	VPBROADCASTD 132(R9), Y9
+	VPBROADCASTD 516(R9), Y9
 	VPMADDWD     Y8, Y9, Y9
 	VPADDD       Y9, Y7, Y7
 	ADDQ         $0x20, DI
@@ -2454,24 +2466,48 @@ cols32x2half0low:
 cols32x2half0bits8:
 	MOVQ         (R8), R11
 	VMOVUPS      (R11)(SI*1), Y8
+	MOVQ         ahead+64(FP), R12
+	ADDQ         R11, R12
+	PREFETCHT0   (R12)(SI*1)
 	MOVQ         8(R8), R11
 	VMOVUPS      (R11)(SI*1), Y9
+	MOVQ         ahead+64(FP), R12
+	ADDQ         R11, R12
+	PREFETCHT0   (R12)(SI*1)
 	MOVQ         16(R8), R11
 	VMOVUPS      (R11)(SI*1), Y10
+	MOVQ         ahead+64(FP), R12
+	ADDQ         R11, R12
+	PREFETCHT0   (R12)(SI*1)
 	MOVQ         24(R8), R11
 	VMOVUPS      (R11)(SI*1), Y11
+	MOVQ         ahead+64(FP), R12
+	ADDQ         R11, R12
+	PREFETCHT0   (R12)(SI*1)
 	VPUNPCKLBW   Y10, Y8, Y8
 	VPUNPCKLBW   Y11, Y9, Y9
 	VPUNPCKLWD   Y9, Y8, Y10
 	VPUNPCKHWD   Y9, Y8, Y11
 	MOVQ         (DI), R11
 	VMOVUPS      (R11)(SI*1), Y8
+	MOVQ         ahead+64(FP), R12
+	ADDQ         R11, R12
+	PREFETCHT0   (R12)(SI*1)
 	MOVQ         8(DI), R11
 	VMOVUPS      (R11)(SI*1), Y9
+	MOVQ         ahead+64(FP), R12
+	ADDQ         R11, R12
+	PREFETCHT0   (R12)(SI*1)
 	MOVQ         16(DI), R11
 	VMOVUPS      (R11)(SI*1), Y12
+	MOVQ         ahead+64(FP), R12
+	ADDQ         R11, R12
+	PREFETCHT0   (R12)(SI*1)
 	MOVQ         24(DI), R11
 	VMOVUPS      (R11)(SI*1), Y13
+	MOVQ         ahead+64(FP), R12
+	ADDQ         R11, R12
+	PREFETCHT0   (R12)(SI*1)
 	VPUNPCKLBW   Y12, Y8, Y8
 	VPUNPCKLBW   Y13, Y9, Y9
 	VPUNPCKLWD   Y9, Y8, Y12
@@ -2484,7 +2520,7 @@ cols32x2half0bits8:
 	VPBROADCASTD (R10), Y9
 	VPMADDWD     Y8, Y9, Y9
 	VPADDD       Y9, Y0, Y0
-	VPBROADCASTD 128(R10), Y9
+	VPBROADCASTD 512(R10), Y9
 	VPMADDWD     Y8, Y9, Y9
 	VPADDD       Y9, Y4, Y4
 	VPAND        c0x00f000f0AVX2<>+0(SB), Y10, Y8
@@ -2494,7 +2530,7 @@ cols32x2half0bits8:
 	VPBROADCASTD (R10), Y9
 	VPMADDWD     Y8, Y9, Y9
 	VPADDD       Y9, Y2, Y2
-	VPBROADCASTD 128(R10), Y9
+	VPBROADCASTD 512(R10), Y9
 	VPMADDWD     Y8, Y9, Y9
 	VPADDD       Y9, Y6, Y6
 	VPSRLW       $0x04, Y10, Y8
@@ -2505,7 +2541,7 @@ cols32x2half0bits8:
 	VPBROADCASTD 4(R10), Y9
 	VPMADDWD     Y8, Y9, Y9
 	VPADDD       Y9, Y0, Y0
-	VPBROADCASTD 132(R10), Y9
+	VPBROADCASTD 516(R10), Y9
 	VPMADDWD     Y8, Y9, Y9
 	VPADDD       Y9, Y4, Y4
 	VPSRLW       $0x08, Y10, Y8
@@ -2516,7 +2552,7 @@ cols32x2half0bits8:
 	VPBROADCASTD 4(R10), Y9
 	VPMADDWD     Y8, Y9, Y9
 	VPADDD       Y9, Y2, Y2
-	VPBROADCASTD 132(R10), Y9
+	VPBROADCASTD 516(R10), Y9
 	VPMADDWD     Y8, Y9, Y9
 	VPADDD       Y9, Y6, Y6
 	VPSLLW       $0x04, Y11, Y8
@@ -2526,7 +2562,7 @@ cols32x2half0bits8:
 	VPBROADCASTD (R10), Y9
 	VPMADDWD     Y8, Y9, Y9
 	VPADDD       Y9, Y1, Y1
-	VPBROADCASTD 128(R10), Y9
+	VPBROADCASTD 512(R10), Y9
 	VPMADDWD     Y8, Y9, Y9
 	VPADDD       Y9, Y5, Y5
 	VPAND        c0x00f000f0AVX2<>+0(SB), Y11, Y8
@@ -2536,7 +2572,7 @@ cols32x2half0bits8:
 	VPBROADCASTD (R10), Y9
 	VPMADDWD     Y8, Y9, Y9
 	VPADDD       Y9, Y3, Y3
-	VPBROADCASTD 128(R10), Y9
+	VPBROADCASTD 512(R10), Y9
 	VPMADDWD     Y8, Y9, Y9
 	VPADDD       Y9, Y7, Y7
 	VPSRLW       $0x04, Y11, Y8
@@ -2547,7 +2583,7 @@ cols32x2half0bits8:
 	VPBROADCASTD 4(R10), Y9
 	VPMADDWD     Y8, Y9, Y9
 	VPADDD       Y9, Y1, Y1
-	VPBROADCASTD 132(R10), Y9
+	VPBROADCASTD 516(R10), Y9
 	VPMADDWD     Y8, Y9, Y9
 	VPADDD       Y9, Y5, Y5
 	VPSRLW       $0x08, Y11, Y8
@@ -2558,7 +2594,7 @@ cols32x2half0bits8:
 	VPBROADCASTD 4(R10), Y9
 	VPMADDWD     Y8, Y9, Y9
 	VPADDD       Y9, Y3, Y3
-	VPBROADCASTD 132(R10), Y9
+	VPBROADCASTD 516(R10), Y9
 	VPMADDWD     Y8, Y9, Y9
 	VPADDD       Y9, Y7, Y7
 	ADDQ         $0x20, R8
@@ -2657,7 +2693,7 @@ cols32x2half1bits4:
 	VPBROADCASTD (R9), Y9
 	VPMADDWD     Y8, Y9, Y9
 	VPADDD       Y9, Y0, Y0
-	VPBROADCASTD 128(R9), Y9
+	VPBROADCASTD 512(R9), Y9
 	VPMADDWD     Y8, Y9, Y9
 	VPADDD       Y9, Y4, Y4
 	VPSRLW       $0x04, Y10, Y8
@@ -2665,7 +2701,7 @@ cols32x2half1bits4:
 	VPBROADCASTD (R9), Y9
 	VPMADDWD     Y8, Y9, Y9
 	VPADDD       Y9, Y2, Y2
-	VPBROADCASTD 128(R9), Y9
+	VPBROADCASTD 512(R9), Y9
 	VPMADDWD     Y8, Y9, Y9
 	VPADDD       Y9, Y6, Y6
 	VPSRLW       $0x08, Y10, Y8
@@ -2673,21 +2709,21 @@ cols32x2half1bits4:
 	VPBROADCASTD 4(R9), Y9
 	VPMADDWD     Y8, Y9, Y9
 	VPADDD       Y9, Y0, Y0
-	VPBROADCASTD 132(R9), Y9
+	VPBROADCASTD 516(R9), Y9
 	VPMADDWD     Y8, Y9, Y9
 	VPADDD       Y9, Y4, Y4
 	VPSRLW       $0x0c, Y10, Y8
 	VPBROADCASTD 4(R9), Y9
 	VPMADDWD     Y8, Y9, Y9
 	VPADDD       Y9, Y2, Y2
-	VPBROADCASTD 132(R9), Y9
+	VPBROADCASTD 516(R9), Y9
 	VPMADDWD     Y8, Y9, Y9
 	VPADDD       Y9, Y6, Y6
 	VPAND        c0x000f000fAVX2<>+0(SB), Y11, Y8
 	VPBROADCASTD (R9), Y9
 	VPMADDWD     Y8, Y9, Y9
 	VPADDD       Y9, Y1, Y1
-	VPBROADCASTD 128(R9), Y9
+	VPBROADCASTD 512(R9), Y9
 	VPMADDWD     Y8, Y9, Y9
 	VPADDD       Y9, Y5, Y5
 	VPSRLW       $0x04, Y11, Y8
@@ -2695,7 +2731,7 @@ cols32x2half1bits4:
 	VPBROADCASTD (R9), Y9
 	VPMADDWD     Y8, Y9, Y9
 	VPADDD       Y9, Y3, Y3
-	VPBROADCASTD 128(R9), Y9
+	VPBROADCASTD 512(R9), Y9
 	VPMADDWD     Y8, Y9, Y9
 	VPADDD       Y9, Y7, Y7
 	VPSRLW       $0x08, Y11, Y8
@@ -2703,14 +2739,14 @@ cols32x2half1bits4:
 	VPBROADCASTD 4(R9), Y9
 	VPMADDWD     Y8, Y9, Y9
 	VPADDD       Y9, Y1, Y1
-	VPBROADCASTD 132(R9), Y9
+	VPBROADCASTD 516(R9), Y9
 	VPMADDWD     Y8, Y9, Y9
 	VPADDD       Y9, Y5, Y5
 	VPSRLW       $0x0c, Y11, Y8
 	VPBROADCASTD 4(R9), Y9
 	VPMADDWD     Y8, Y9, Y9
 	VPADDD       Y9, Y3, Y3
-	VPBROADCASTD 132(R9), Y9
+	VPBROADCASTD 516(R9), Y9
 	VPMADDWD     Y8, Y9, Y9
 	VPADDD       Y9, Y7, Y7
 	ADDQ         $0x20, DI
@@ -2765,7 +2801,7 @@ cols32x2half1bits8:
 	VPBROADCASTD (R10), Y9
 	VPMADDWD     Y8, Y9, Y9
 	VPADDD       Y9, Y0, Y0
-	VPBROADCASTD 128(R10), Y9
+	VPBROADCASTD 512(R10), Y9
 	VPMADDWD     Y8, Y9, Y9
 	VPADDD       Y9, Y4, Y4
 	VPAND        c0x00f000f0AVX2<>+0(SB), Y10, Y8
@@ -2775,7 +2811,7 @@ cols32x2half1bits8:
 	VPBROADCASTD (R10), Y9
 	VPMADDWD     Y8, Y9, Y9
 	VPADDD       Y9, Y2, Y2
-	VPBROADCASTD 128(R10), Y9
+	VPBROADCASTD 512(R10), Y9
 	VPMADDWD     Y8, Y9, Y9
 	VPADDD       Y9, Y6, Y6
 	VPSRLW       $0x04, Y10, Y8
@@ -2786,7 +2822,7 @@ cols32x2half1bits8:
 	VPBROADCASTD 4(R10), Y9
 	VPMADDWD     Y8, Y9, Y9
 	VPADDD       Y9, Y0, Y0
-	VPBROADCASTD 132(R10), Y9
+	VPBROADCASTD 516(R10), Y9
 	VPMADDWD     Y8, Y9, Y9
 	VPADDD       Y9, Y4, Y4
 	VPSRLW       $0x08, Y10, Y8
@@ -2797,7 +2833,7 @@ cols32x2half1bits8:
 	VPBROADCASTD 4(R10), Y9
 	VPMADDWD     Y8, Y9, Y9
 	VPADDD       Y9, Y2, Y2
-	VPBROADCASTD 132(R10), Y9
+	VPBROADCASTD 516(R10), Y9
 	VPMADDWD     Y8, Y9, Y9
 	VPADDD       Y9, Y6, Y6
 	VPSLLW       $0x04, Y11, Y8
@@ -2807,7 +2843,7 @@ cols32x2half1bits8:
 	VPBROADCASTD (R10), Y9
 	VPMADDWD     Y8, Y9, Y9
 	VPADDD       Y9, Y1, Y1
-	VPBROADCASTD 128(R10), Y9
+	VPBROADCASTD 512(R10), Y9
 	VPMADDWD     Y8, Y9, Y9
 	VPADDD       Y9, Y5, Y5
 	VPAND        c0x00f000f0AVX2<>+0(SB), Y11, Y8
@@ -2817,7 +2853,7 @@ cols32x2half1bits8:
 	VPBROADCASTD (R10), Y9
 	VPMADDWD     Y8, Y9, Y9
 	VPADDD       Y9, Y3, Y3
-	VPBROADCASTD 128(R10), Y9
+	VPBROADCASTD 512(R10), Y9
 	VPMADDWD     Y8, Y9, Y9
 	VPADDD       Y9, Y7, Y7
 	VPSRLW       $0x04, Y11, Y8
@@ -2828,7 +2864,7 @@ cols32x2half1bits8:
 	VPBROADCASTD 4(R10), Y9
 	VPMADDWD     Y8, Y9, Y9
 	VPADDD       Y9, Y1, Y1
-	VPBROADCASTD 132(R10), Y9
+	VPBROADCASTD 516(R10), Y9
 	VPMADDWD     Y8, Y9, Y9
 	VPADDD       Y9, Y5, Y5
 	VPSRLW       $0x08, Y11, Y8
@@ -2839,7 +2875,7 @@ cols32x2half1bits8:
 	VPBROADCASTD 4(R10), Y9
 	VPMADDWD     Y8, Y9, Y9
 	VPADDD       Y9, Y3, Y3
-	VPBROADCASTD 132(R10), Y9
+	VPBROADCASTD 516(R10), Y9
 	VPMADDWD     Y8, Y9, Y9
 	VPADDD       Y9, Y7, Y7
 	ADDQ         $0x20, R8
@@ -2934,12 +2970,24 @@ cols8x2:
 cols8x2half0bits4:
 	MOVQ         (DI), R10
 	VMOVQ        (R10)(SI*1), X8
+	MOVQ         ahead+64(FP), R11
+	ADDQ         R10, R11
+	PREFETCHT0   (R11)(SI*1)
 	MOVQ         8(DI), R10
 	VMOVQ        (R10)(SI*1), X9
+	MOVQ         ahead+64(FP), R11
+	ADDQ         R10, R11
+	PREFETCHT0   (R11)(SI*1)
 	MOVQ         16(DI), R10
 	VMOVQ        (R10)(SI*1), X10
+	MOVQ         ahead+64(FP), R11
+	ADDQ         R10, R11
+	PREFETCHT0   (R11)(SI*1)
 	MOVQ         24(DI), R10
 	VMOVQ        (R10)(SI*1), X11
+	MOVQ         ahead+64(FP), R11
+	ADDQ         R10, R11
+	PREFETCHT0   (R11)(SI*1)
 	VPUNPCKLBW   X10, X8, X8
 	VPUNPCKLBW   X11, X9, X9
 	VPUNPCKLWD   X9, X8, X10
@@ -2948,7 +2996,7 @@ cols8x2half0bits4:
 	VPBROADCASTD (R9), X9
 	VPMADDWD     X8, X9, X9
 	VPADDD       X9, X0, X0
-	VPBROADCASTD 128(R9), X9
+	VPBROADCASTD 512(R9), X9
 	VPMADDWD     X8, X9, X9
 	VPADDD       X9, X4, X4
 	VPSRLW       $0x04, X10, X8
@@ -2956,7 +3004,7 @@ cols8x2half0bits4:
 	VPBROADCASTD (R9), X9
 	VPMADDWD     X8, X9, X9
 	VPADDD       X9, X2, X2
-	VPBROADCASTD 128(R9), X9
+	VPBROADCASTD 512(R9), X9
 	VPMADDWD     X8, X9, X9
 	VPADDD       X9, X6, X6
 	VPSRLW       $0x08, X10, X8
@@ -2964,21 +3012,21 @@ cols8x2half0bits4:
 	VPBROADCASTD 4(R9), X9
 	VPMADDWD     X8, X9, X9
 	VPADDD       X9, X0, X0
-	VPBROADCASTD 132(R9), X9
+	VPBROADCASTD 516(R9), X9
 	VPMADDWD     X8, X9, X9
 	VPADDD       X9, X4, X4
 	VPSRLW       $0x0c, X10, X8
 	VPBROADCASTD 4(R9), X9
 	VPMADDWD     X8, X9, X9
 	VPADDD       X9, X2, X2
-	VPBROADCASTD 132(R9), X9
+	VPBROADCASTD 516(R9), X9
 	VPMADDWD     X8, X9, X9
 	VPADDD       X9, X6, X6
 	VPAND        c0x000f000fAVX2<>+0(SB), X11, X8
 	VPBROADCASTD (R9), X9
 	VPMADDWD     X8, X9, X9
 	VPADDD       X9, X1, X1
-	VPBROADCASTD 128(R9), X9
+	VPBROADCASTD 512(R9), X9
 	VPMADDWD     X8, X9, X9
 	VPADDD       X9, X5, X5
 	VPSRLW       $0x04, X11, X8
@@ -2986,7 +3034,7 @@ cols8x2half0bits4:
 	VPBROADCASTD (R9), X9
 	VPMADDWD     X8, X9, X9
 	VPADDD       X9, X3, X3
-	VPBROADCASTD 128(R9), X9
+	VPBROADCASTD 512(R9), X9
 	VPMADDWD     X8, X9, X9
 	VPADDD       X9, X7, X7
 	VPSRLW       $0x08, X11, X8
@@ -2994,14 +3042,14 @@ cols8x2half0bits4:
 	VPBROADCASTD 4(R9), X9
 	VPMADDWD     X8, X9, X9
 	VPADDD       X9, X1, X1
-	VPBROADCASTD 132(R9), X9
+	VPBROADCASTD 516(R9), X9
 	VPMADDWD     X8, X9, X9
 	VPADDD       X9, X5, X5
 	VPSRLW       $0x0c, X11, X8
 	VPBROADCASTD 4(R9), X9
 	VPMADDWD     X8, X9, X9
 	VPADDD       X9, X3, X3
-	VPBROADCASTD 132(R9), X9
+	VPBROADCASTD 516(R9), X9
 	VPMADDWD     X8, X9, X9
 	VPADDD       X9, X7, X7
 	ADDQ         $0x20, DI
@@ -3026,24 +3074,48 @@ cols8x2half0low:
 cols8x2half0bits8:
 	MOVQ         (R8), R11
 	VMOVQ        (R11)(SI*1), X8
+	MOVQ         ahead+64(FP), R12
+	ADDQ         R11, R12
+	PREFETCHT0   (R12)(SI*1)
 	MOVQ         8(R8), R11
 	VMOVQ        (R11)(SI*1), X9
+	MOVQ         ahead+64(FP), R12
+	ADDQ         R11, R12
+	PREFETCHT0   (R12)(SI*1)
 	MOVQ         16(R8), R11
 	VMOVQ        (R11)(SI*1), X10
+	MOVQ         ahead+64(FP), R12
+	ADDQ         R11, R12
+	PREFETCHT0   (R12)(SI*1)
 	MOVQ         24(R8), R11
 	VMOVQ        (R11)(SI*1), X11
+	MOVQ         ahead+64(FP), R12
+	ADDQ         R11, R12
+	PREFETCHT0   (R12)(SI*1)
 	VPUNPCKLBW   X10, X8, X8
 	VPUNPCKLBW   X11, X9, X9
 	VPUNPCKLWD   X9, X8, X10
 	VPUNPCKHWD   X9, X8, X11
 	MOVQ         (DI), R11
 	VMOVQ        (R11)(SI*1), X8
+	MOVQ         ahead+64(FP), R12
+	ADDQ         R11, R12
+	PREFETCHT0   (R12)(SI*1)
 	MOVQ         8(DI), R11
 	VMOVQ        (R11)(SI*1), X9
+	MOVQ         ahead+64(FP), R12
+	ADDQ         R11, R12
+	PREFETCHT0   (R12)(SI*1)
 	MOVQ         16(DI), R11
 	VMOVQ        (R11)(SI*1), X12
+	MOVQ         ahead+64(FP), R12
+	ADDQ         R11, R12
+	PREFETCHT0   (R12)(SI*1)
 	MOVQ         24(DI), R11
 	VMOVQ        (R11)(SI*1), X13
+	MOVQ         ahead+64(FP), R12
+	ADDQ         R11, R12
+	PREFETCHT0   (R12)(SI*1)
 	VPUNPCKLBW   X12, X8, X8
 	VPUNPCKLBW   X13, X9, X9
 	VPUNPCKLWD   X9, X8, X12
@@ -3056,7 +3128,7 @@ cols8x2half0bits8:
 	VPBROADCASTD (R10), X9
 	VPMADDWD     X8, X9, X9
 	VPADDD       X9, X0, X0
-	VPBROADCASTD 128(R10), X9
+	VPBROADCASTD 512(R10), X9
 	VPMADDWD     X8, X9, X9
 	VPADDD       X9, X4, X4
 	VPAND        c0x00f000f0AVX2<>+0(SB), X10, X8
@@ -3066,7 +3138,7 @@ cols8x2half0bits8:
 	VPBROADCASTD (R10), X9
 	VPMADDWD     X8, X9, X9
 	VPADDD       X9, X2, X2
-	VPBROADCASTD 128(R10), X9
+	VPBROADCASTD 512(R10), X9
 	VPMADDWD     X8, X9, X9
 	VPADDD       X9, X6, X6
 	VPSRLW       $0x04, X10, X8
@@ -3077,7 +3149,7 @@ cols8x2half0bits8:
 	VPBROADCASTD 4(R10), X9
 	VPMADDWD     X8, X9, X9
 	VPADDD       X9, X0, X0
-	VPBROADCASTD 132(R10), X9
+	VPBROADCASTD 516(R10), X9
 	VPMADDWD     X8, X9, X9
 	VPADDD       X9, X4, X4
 	VPSRLW       $0x08, X10, X8
@@ -3088,7 +3160,7 @@ cols8x2half0bits8:
 	VPBROADCASTD 4(R10), X9
 	VPMADDWD     X8, X9, X9
 	VPADDD       X9, X2, X2
-	VPBROADCASTD 132(R10), X9
+	VPBROADCASTD 516(R10), X9
 	VPMADDWD     X8, X9, X9
 	VPADDD       X9, X6, X6
 	VPSLLW       $0x04, X11, X8
@@ -3098,7 +3170,7 @@ cols8x2half0bits8:
 	VPBROADCASTD (R10), X9
 	VPMADDWD     X8, X9, X9
 	VPADDD       X9, X1, X1
-	VPBROADCASTD 128(R10), X9
+	VPBROADCASTD 512(R10), X9
 	VPMADDWD     X8, X9, X9
 	VPADDD       X9, X5, X5
 	VPAND        c0x00f000f0AVX2<>+0(SB), X11, X8
@@ -3108,7 +3180,7 @@ cols8x2half0bits8:
 	VPBROADCASTD (R10), X9
 	VPMADDWD     X8, X9, X9
 	VPADDD       X9, X3, X3
-	VPBROADCASTD 128(R10), X9
+	VPBROADCASTD 512(R10), X9
 	VPMADDWD     X8, X9, X9
 	VPADDD       X9, X7, X7
 	VPSRLW       $0x04, X11, X8
@@ -3119,7 +3191,7 @@ cols8x2half0bits8:
 	VPBROADCASTD 4(R10), X9
 	VPMADDWD     X8, X9, X9
 	VPADDD       X9, X1, X1
-	VPBROADCASTD 132(R10), X9
+	VPBROADCASTD 516(R10), X9
 	VPMADDWD     X8, X9, X9
 	VPADDD       X9, X5, X5
 	VPSRLW       $0x08, X11, X8
@@ -3130,7 +3202,7 @@ cols8x2half0bits8:
 	VPBROADCASTD 4(R10), X9
 	VPMADDWD     X8, X9, X9
 	VPADDD       X9, X3, X3
-	VPBROADCASTD 132(R10), X9
+	VPBROADCASTD 516(R10), X9
 	VPMADDWD     X8, X9, X9
 	VPADDD       X9, X7, X7
 	ADDQ         $0x20, R8
@@ -3195,7 +3267,7 @@ cols8x2half0add:
 cols8x2end:
 	ADDQ $0x30, AX
 	ADDQ $0x10, DX
-	ADDQ $0x00000100, CX
+	ADDQ $0x00000400, CX
 	SUBQ $0x02, BX
 	JMP  rows2
 
@@ -3224,12 +3296,24 @@ cols32x1:
 cols32x1half0bits4:
 	MOVQ         (DI), R10
 	VMOVUPS      (R10)(SI*1), Y4
+	MOVQ         ahead+64(FP), R11
+	ADDQ         R10, R11
+	PREFETCHT0   (R11)(SI*1)
 	MOVQ         8(DI), R10
 	VMOVUPS      (R10)(SI*1), Y5
+	MOVQ         ahead+64(FP), R11
+	ADDQ         R10, R11
+	PREFETCHT0   (R11)(SI*1)
 	MOVQ         16(DI), R10
 	VMOVUPS      (R10)(SI*1), Y6
+	MOVQ         ahead+64(FP), R11
+	ADDQ         R10, R11
+	PREFETCHT0   (R11)(SI*1)
 	MOVQ         24(DI), R10
 	VMOVUPS      (R10)(SI*1), Y7
+	MOVQ         ahead+64(FP), R11
+	ADDQ         R10, R11
+	PREFETCHT0   (R11)(SI*1)
 	VPUNPCKLBW   Y6, Y4, Y4
 	VPUNPCKLBW   Y7, Y5, Y5
 	VPUNPCKLWD   Y5, Y4, Y6
@@ -3288,24 +3372,48 @@ cols32x1half0low:
 cols32x1half0bits8:
 	MOVQ         (R8), R11
 	VMOVUPS      (R11)(SI*1), Y4
+	MOVQ         ahead+64(FP), R12
+	ADDQ         R11, R12
+	PREFETCHT0   (R12)(SI*1)
 	MOVQ         8(R8), R11
 	VMOVUPS      (R11)(SI*1), Y5
+	MOVQ         ahead+64(FP), R12
+	ADDQ         R11, R12
+	PREFETCHT0   (R12)(SI*1)
 	MOVQ         16(R8), R11
 	VMOVUPS      (R11)(SI*1), Y6
+	MOVQ         ahead+64(FP), R12
+	ADDQ         R11, R12
+	PREFETCHT0   (R12)(SI*1)
 	MOVQ         24(R8), R11
 	VMOVUPS      (R11)(SI*1), Y7
+	MOVQ         ahead+64(FP), R12
+	ADDQ         R11, R12
+	PREFETCHT0   (R12)(SI*1)
 	VPUNPCKLBW   Y6, Y4, Y4
 	VPUNPCKLBW   Y7, Y5, Y5
 	VPUNPCKLWD   Y5, Y4, Y6
 	VPUNPCKHWD   Y5, Y4, Y7
 	MOVQ         (DI), R11
 	VMOVUPS      (R11)(SI*1), Y4
+	MOVQ         ahead+64(FP), R12
+	ADDQ         R11, R12
+	PREFETCHT0   (R12)(SI*1)
 	MOVQ         8(DI), R11
 	VMOVUPS      (R11)(SI*1), Y5
+	MOVQ         ahead+64(FP), R12
+	ADDQ         R11, R12
+	PREFETCHT0   (R12)(SI*1)
 	MOVQ         16(DI), R11
 	VMOVUPS      (R11)(SI*1), Y8
+	MOVQ         ahead+64(FP), R12
+	ADDQ         R11, R12
+	PREFETCHT0   (R12)(SI*1)
 	MOVQ         24(DI), R11
 	VMOVUPS      (R11)(SI*1), Y9
+	MOVQ         ahead+64(FP), R12
+	ADDQ         R11, R12
+	PREFETCHT0   (R12)(SI*1)
 	VPUNPCKLBW   Y8, Y4, Y4
 	VPUNPCKLBW   Y9, Y5, Y5
 	VPUNPCKLWD   Y5, Y4, Y8
@@ -3626,12 +3734,24 @@ cols8x1:
 cols8x1half0bits4:
 	MOVQ         (DI), R10
 	VMOVQ        (R10)(SI*1), X4
+	MOVQ         ahead+64(FP), R11
+	ADDQ         R10, R11
+	PREFETCHT0   (R11)(SI*1)
 	MOVQ         8(DI), R10
 	VMOVQ        (R10)(SI*1), X5
+	MOVQ         ahead+64(FP), R11
+	ADDQ         R10, R11
+	PREFETCHT0   (R11)(SI*1)
 	MOVQ         16(DI), R10
 	VMOVQ        (R10)(SI*1), X6
+	MOVQ         ahead+64(FP), R11
+	ADDQ         R10, R11
+	PREFETCHT0   (R11)(SI*1)
 	MOVQ         24(DI), R10
 	VMOVQ        (R10)(SI*1), X7
+	MOVQ         ahead+64(FP), R11
+	ADDQ         R10, R11
+	PREFETCHT0   (R11)(SI*1)
 	VPUNPCKLBW   X6, X4, X4
 	VPUNPCKLBW   X7, X5, X5
 	VPUNPCKLWD   X5, X4, X6
@@ -3690,24 +3810,48 @@ cols8x1half0low:
 cols8x1half0bits8:
 	MOVQ         (R8), R11
 	VMOVQ        (R11)(SI*1), X4
+	MOVQ         ahead+64(FP), R12
+	ADDQ         R11, R12
+	PREFETCHT0   (R12)(SI*1)
 	MOVQ         8(R8), R11
 	VMOVQ        (R11)(SI*1), X5
+	MOVQ         ahead+64(FP), R12
+	ADDQ         R11, R12
+	PREFETCHT0   (R12)(SI*1)
 	MOVQ         16(R8), R11
 	VMOVQ        (R11)(SI*1), X6
+	MOVQ         ahead+64(FP), R12
+	ADDQ         R11, R12
+	PREFETCHT0   (R12)(SI*1)
 	MOVQ         24(R8), R11
 	VMOVQ        (R11)(SI*1), X7
+	MOVQ         ahead+64(FP), R12
+	ADDQ         R11, R12
+	PREFETCHT0   (R12)(SI*1)
 	VPUNPCKLBW   X6, X4, X4
 	VPUNPCKLBW   X7, X5, X5
 	VPUNPCKLWD   X5, X4, X6
 	VPUNPCKHWD   X5, X4, X7
 	MOVQ         (DI), R11
 	VMOVQ        (R11)(SI*1), X4
+	MOVQ         ahead+64(FP), R12
+	ADDQ         R11, R12
+	PREFETCHT0   (R12)(SI*1)
 	MOVQ         8(DI), R11
 	VMOVQ        (R11)(SI*1), X5
+	MOVQ         ahead+64(FP), R12
+	ADDQ         R11, R12
+	PREFETCHT0   (R12)(SI*1)
 	MOVQ         16(DI), R11
 	VMOVQ        (R11)(SI*1), X8
+	MOVQ         ahead+64(FP), R12
+	ADDQ         R11, R12
+	PREFETCHT0   (R12)(SI*1)
 	MOVQ         24(DI), R11
 	VMOVQ        (R11)(SI*1), X9
+	MOVQ         ahead+64(FP), R12
+	ADDQ         R11, R12
+	PREFETCHT0   (R12)(SI*1)
 	VPUNPCKLBW   X8, X4, X4
 	VPUNPCKLBW   X9, X5, X5
 	VPUNPCKLWD   X5, X4, X8
@@ -3810,7 +3954,7 @@ cols8x1half0add:
 cols8x1end:
 	ADDQ $0x18, AX
 	ADDQ $0x08, DX
-	ADDQ $0x00000080, CX
+	ADDQ $0x00000200, CX
 	SUBQ $0x01, BX
 	JMP  rows1
 
@@ -3854,9 +3998,9 @@ DATA c0x00f000f0AVX2<>+56(SB)/4, $0x00f000f0
 DATA c0x00f000f0AVX2<>+60(SB)/4, $0x00f000f0
 GLOBL c0x00f000f0AVX2<>(SB), RODATA|NOPTR, $64
 
-// func scoreKeysAVX2(dst *float32, stride int, q *int16, scale *float32, rows int, planes *[]byte, lines *uint16, levels *byte, groups int)
-// Requires: AVX, AVX2
-TEXT ·scoreKeysAVX2(SB), NOSPLIT, $0-72
+// func scoreKeysAVX2(dst *float32, stride int, q *int16, scale *float32, rows int, planes *[]byte, lines *uint16, levels *byte, groups int, ahead int)
+// Requires: AVX, AVX2, MMX+
+TEXT ·scoreKeysAVX2(SB), NOSPLIT, $0-80
 	MOVQ dst+0(FP), AX
 	MOVQ q+16(FP), CX
 	MOVQ scale+24(FP), DX
@@ -3875,76 +4019,81 @@ rows4:
 	MOVQ   lines+48(FP), R8
 	MOVQ   levels+56(FP), R9
 	MOVQ   groups+64(FP), R11
+	MOVQ   ahead+72(FP), R13
 	MOVQ   CX, R12
 
 part0x4:
-	MOVBQZX (R9), R10
-	MOVWQZX (R8), R13
-	MOVWQZX 2(R8), R14
-	LEAQ    (R13)(R13*2), R13
-	ADDQ    (DI)(R13*8), R14
-	VMOVUPS (R14), Y7
-	VPSLLW  $0x06, Y7, Y4
-	VPAND   c0xc0c0c0c0AVX2<>+0(SB), Y4, Y4
-	VPSLLW  $0x04, Y7, Y5
-	VPAND   c0xc0c0c0c0AVX2<>+0(SB), Y5, Y5
-	VPSLLW  $0x02, Y7, Y6
-	VPAND   c0xc0c0c0c0AVX2<>+0(SB), Y6, Y6
-	VPAND   c0xc0c0c0c0AVX2<>+0(SB), Y7, Y7
-	CMPQ    R10, $0x01
-	JE      part0x4known
-	MOVWQZX 4(R8), R13
-	MOVWQZX 6(R8), R14
-	LEAQ    (R13)(R13*2), R13
-	ADDQ    (DI)(R13*8), R14
-	VMOVUPS (R14), Y8
-	VPSLLW  $0x04, Y8, Y9
-	VPAND   c0x30303030AVX2<>+0(SB), Y9, Y9
-	VPOR    Y9, Y4, Y4
-	VPSLLW  $0x02, Y8, Y9
-	VPAND   c0x30303030AVX2<>+0(SB), Y9, Y9
-	VPOR    Y9, Y5, Y5
-	VPAND   c0x30303030AVX2<>+0(SB), Y8, Y9
-	VPOR    Y9, Y6, Y6
-	VPSRLW  $0x02, Y8, Y8
-	VPAND   c0x30303030AVX2<>+0(SB), Y8, Y8
-	VPOR    Y8, Y7, Y7
-	CMPQ    R10, $0x02
-	JE      part0x4known
-	MOVWQZX 8(R8), R13
-	MOVWQZX 10(R8), R14
-	LEAQ    (R13)(R13*2), R13
-	ADDQ    (DI)(R13*8), R14
-	VMOVUPS (R14), Y8
-	VPSLLW  $0x02, Y8, Y9
-	VPAND   c0x0c0c0c0cAVX2<>+0(SB), Y9, Y9
-	VPOR    Y9, Y4, Y4
-	VPAND   c0x0c0c0c0cAVX2<>+0(SB), Y8, Y9
-	VPOR    Y9, Y5, Y5
-	VPSRLW  $0x02, Y8, Y9
-	VPAND   c0x0c0c0c0cAVX2<>+0(SB), Y9, Y9
-	VPOR    Y9, Y6, Y6
-	VPSRLW  $0x04, Y8, Y8
-	VPAND   c0x0c0c0c0cAVX2<>+0(SB), Y8, Y8
-	VPOR    Y8, Y7, Y7
-	CMPQ    R10, $0x03
-	JE      part0x4known
-	MOVWQZX 12(R8), R13
-	MOVWQZX 14(R8), R14
-	LEAQ    (R13)(R13*2), R13
-	ADDQ    (DI)(R13*8), R14
-	VMOVUPS (R14), Y8
-	VPAND   c0x03030303AVX2<>+0(SB), Y8, Y9
-	VPOR    Y9, Y4, Y4
-	VPSRLW  $0x02, Y8, Y9
-	VPAND   c0x03030303AVX2<>+0(SB), Y9, Y9
-	VPOR    Y9, Y5, Y5
-	VPSRLW  $0x04, Y8, Y9
-	VPAND   c0x03030303AVX2<>+0(SB), Y9, Y9
-	VPOR    Y9, Y6, Y6
-	VPSRLW  $0x06, Y8, Y8
-	VPAND   c0x03030303AVX2<>+0(SB), Y8, Y8
-	VPOR    Y8, Y7, Y7
+	MOVBQZX    (R9), R10
+	MOVWQZX    (R8), R14
+	MOVWQZX    2(R8), R15
+	LEAQ       (R14)(R14*2), R14
+	ADDQ       (DI)(R14*8), R15
+	VMOVUPS    (R15), Y7
+	PREFETCHT0 (R15)(R13*1)
+	VPSLLW     $0x06, Y7, Y4
+	VPAND      c0xc0c0c0c0AVX2<>+0(SB), Y4, Y4
+	VPSLLW     $0x04, Y7, Y5
+	VPAND      c0xc0c0c0c0AVX2<>+0(SB), Y5, Y5
+	VPSLLW     $0x02, Y7, Y6
+	VPAND      c0xc0c0c0c0AVX2<>+0(SB), Y6, Y6
+	VPAND      c0xc0c0c0c0AVX2<>+0(SB), Y7, Y7
+	CMPQ       R10, $0x01
+	JE         part0x4known
+	MOVWQZX    4(R8), R14
+	MOVWQZX    6(R8), R15
+	LEAQ       (R14)(R14*2), R14
+	ADDQ       (DI)(R14*8), R15
+	VMOVUPS    (R15), Y8
+	PREFETCHT0 (R15)(R13*1)
+	VPSLLW     $0x04, Y8, Y9
+	VPAND      c0x30303030AVX2<>+0(SB), Y9, Y9
+	VPOR       Y9, Y4, Y4
+	VPSLLW     $0x02, Y8, Y9
+	VPAND      c0x30303030AVX2<>+0(SB), Y9, Y9
+	VPOR       Y9, Y5, Y5
+	VPAND      c0x30303030AVX2<>+0(SB), Y8, Y9
+	VPOR       Y9, Y6, Y6
+	VPSRLW     $0x02, Y8, Y8
+	VPAND      c0x30303030AVX2<>+0(SB), Y8, Y8
+	VPOR       Y8, Y7, Y7
+	CMPQ       R10, $0x02
+	JE         part0x4known
+	MOVWQZX    8(R8), R14
+	MOVWQZX    10(R8), R15
+	LEAQ       (R14)(R14*2), R14
+	ADDQ       (DI)(R14*8), R15
+	VMOVUPS    (R15), Y8
+	PREFETCHT0 (R15)(R13*1)
+	VPSLLW     $0x02, Y8, Y9
+	VPAND      c0x0c0c0c0cAVX2<>+0(SB), Y9, Y9
+	VPOR       Y9, Y4, Y4
+	VPAND      c0x0c0c0c0cAVX2<>+0(SB), Y8, Y9
+	VPOR       Y9, Y5, Y5
+	VPSRLW     $0x02, Y8, Y9
+	VPAND      c0x0c0c0c0cAVX2<>+0(SB), Y9, Y9
+	VPOR       Y9, Y6, Y6
+	VPSRLW     $0x04, Y8, Y8
+	VPAND      c0x0c0c0c0cAVX2<>+0(SB), Y8, Y8
+	VPOR       Y8, Y7, Y7
+	CMPQ       R10, $0x03
+	JE         part0x4known
+	MOVWQZX    12(R8), R14
+	MOVWQZX    14(R8), R15
+	LEAQ       (R14)(R14*2), R14
+	ADDQ       (DI)(R14*8), R15
+	VMOVUPS    (R15), Y8
+	PREFETCHT0 (R15)(R13*1)
+	VPAND      c0x03030303AVX2<>+0(SB), Y8, Y9
+	VPOR       Y9, Y4, Y4
+	VPSRLW     $0x02, Y8, Y9
+	VPAND      c0x03030303AVX2<>+0(SB), Y9, Y9
+	VPOR       Y9, Y5, Y5
+	VPSRLW     $0x04, Y8, Y9
+	VPAND      c0x03030303AVX2<>+0(SB), Y9, Y9
+	VPOR       Y9, Y6, Y6
+	VPSRLW     $0x06, Y8, Y8
+	VPAND      c0x03030303AVX2<>+0(SB), Y8, Y8
+	VPOR       Y8, Y7, Y7
 
 part0x4known:
 	VPSRLW       $0x08, Y4, Y8
@@ -4090,6 +4239,7 @@ part0x4known:
 	MOVQ         lines+48(FP), R8
 	MOVQ         levels+56(FP), R9
 	MOVQ         groups+64(FP), R11
+	MOVQ         ahead+72(FP), R10
 	MOVQ         CX, R12
 
 part1x4:
@@ -4317,76 +4467,81 @@ rows3:
 	MOVQ   lines+48(FP), R8
 	MOVQ   levels+56(FP), R9
 	MOVQ   groups+64(FP), R11
+	MOVQ   ahead+72(FP), R13
 	MOVQ   CX, R12
 
 part0x3:
-	MOVBQZX (R9), R10
-	MOVWQZX (R8), R13
-	MOVWQZX 2(R8), R14
-	LEAQ    (R13)(R13*2), R13
-	ADDQ    (DI)(R13*8), R14
-	VMOVUPS (R14), Y6
-	VPSLLW  $0x06, Y6, Y3
-	VPAND   c0xc0c0c0c0AVX2<>+0(SB), Y3, Y3
-	VPSLLW  $0x04, Y6, Y4
-	VPAND   c0xc0c0c0c0AVX2<>+0(SB), Y4, Y4
-	VPSLLW  $0x02, Y6, Y5
-	VPAND   c0xc0c0c0c0AVX2<>+0(SB), Y5, Y5
-	VPAND   c0xc0c0c0c0AVX2<>+0(SB), Y6, Y6
-	CMPQ    R10, $0x01
-	JE      part0x3known
-	MOVWQZX 4(R8), R13
-	MOVWQZX 6(R8), R14
-	LEAQ    (R13)(R13*2), R13
-	ADDQ    (DI)(R13*8), R14
-	VMOVUPS (R14), Y7
-	VPSLLW  $0x04, Y7, Y8
-	VPAND   c0x30303030AVX2<>+0(SB), Y8, Y8
-	VPOR    Y8, Y3, Y3
-	VPSLLW  $0x02, Y7, Y8
-	VPAND   c0x30303030AVX2<>+0(SB), Y8, Y8
-	VPOR    Y8, Y4, Y4
-	VPAND   c0x30303030AVX2<>+0(SB), Y7, Y8
-	VPOR    Y8, Y5, Y5
-	VPSRLW  $0x02, Y7, Y7
-	VPAND   c0x30303030AVX2<>+0(SB), Y7, Y7
-	VPOR    Y7, Y6, Y6
-	CMPQ    R10, $0x02
-	JE      part0x3known
-	MOVWQZX 8(R8), R13
-	MOVWQZX 10(R8), R14
-	LEAQ    (R13)(R13*2), R13
-	ADDQ    (DI)(R13*8), R14
-	VMOVUPS (R14), Y7
-	VPSLLW  $0x02, Y7, Y8
-	VPAND   c0x0c0c0c0cAVX2<>+0(SB), Y8, Y8
-	VPOR    Y8, Y3, Y3
-	VPAND   c0x0c0c0c0cAVX2<>+0(SB), Y7, Y8
-	VPOR    Y8, Y4, Y4
-	VPSRLW  $0x02, Y7, Y8
-	VPAND   c0x0c0c0c0cAVX2<>+0(SB), Y8, Y8
-	VPOR    Y8, Y5, Y5
-	VPSRLW  $0x04, Y7, Y7
-	VPAND   c0x0c0c0c0cAVX2<>+0(SB), Y7, Y7
-	VPOR    Y7, Y6, Y6
-	CMPQ    R10, $0x03
-	JE      part0x3known
-	MOVWQZX 12(R8), R13
-	MOVWQZX 14(R8), R14
-	LEAQ    (R13)(R13*2), R13
-	ADDQ    (DI)(R13*8), R14
-	VMOVUPS (R14), Y7
-	VPAND   c0x03030303AVX2<>+0(SB), Y7, Y8
-	VPOR    Y8, Y3, Y3
-	VPSRLW  $0x02, Y7, Y8
-	VPAND   c0x03030303AVX2<>+0(SB), Y8, Y8
-	VPOR    Y8, Y4, Y4
-	VPSRLW  $0x04, Y7, Y8
-	VPAND   c0x03030303AVX2<>+0(SB), Y8, Y8
-	VPOR    Y8, Y5, Y5
-	VPSRLW  $0x06, Y7, Y7
-	VPAND   c0x03030303AVX2<>+0(SB), Y7, Y7
-	VPOR    Y7, Y6, Y6
+	MOVBQZX    (R9), R10
+	MOVWQZX    (R8), R14
+	MOVWQZX    2(R8), R15
+	LEAQ       (R14)(R14*2), R14
+	ADDQ       (DI)(R14*8), R15
+	VMOVUPS    (R15), Y6
+	PREFETCHT0 (R15)(R13*1)
+	VPSLLW     $0x06, Y6, Y3
+	VPAND      c0xc0c0c0c0AVX2<>+0(SB), Y3, Y3
+	VPSLLW     $0x04, Y6, Y4
+	VPAND      c0xc0c0c0c0AVX2<>+0(SB), Y4, Y4
+	VPSLLW     $0x02, Y6, Y5
+	VPAND      c0xc0c0c0c0AVX2<>+0(SB), Y5, Y5
+	VPAND      c0xc0c0c0c0AVX2<>+0(SB), Y6, Y6
+	CMPQ       R10, $0x01
+	JE         part0x3known
+	MOVWQZX    4(R8), R14
+	MOVWQZX    6(R8), R15
+	LEAQ       (R14)(R14*2), R14
+	ADDQ       (DI)(R14*8), R15
+	VMOVUPS    (R15), Y7
+	PREFETCHT0 (R15)(R13*1)
+	VPSLLW     $0x04, Y7, Y8
+	VPAND      c0x30303030AVX2<>+0(SB), Y8, Y8
+	VPOR       Y8, Y3, Y3
+	VPSLLW     $0x02, Y7, Y8
+	VPAND      c0x30303030AVX2<>+0(SB), Y8, Y8
+	VPOR       Y8, Y4, Y4
+	VPAND      c0x30303030AVX2<>+0(SB), Y7, Y8
+	VPOR       Y8, Y5, Y5
+	VPSRLW     $0x02, Y7, Y7
+	VPAND      c0x30303030AVX2<>+0(SB), Y7, Y7
+	VPOR       Y7, Y6, Y6
+	CMPQ       R10, $0x02
+	JE         part0x3known
+	MOVWQZX    8(R8), R14
+	MOVWQZX    10(R8), R15
+	LEAQ       (R14)(R14*2), R14
+	ADDQ       (DI)(R14*8), R15
+	VMOVUPS    (R15), Y7
+	PREFETCHT0 (R15)(R13*1)
+	VPSLLW     $0x02, Y7, Y8
+	VPAND      c0x0c0c0c0cAVX2<>+0(SB), Y8, Y8
+	VPOR       Y8, Y3, Y3
+	VPAND      c0x0c0c0c0cAVX2<>+0(SB), Y7, Y8
+	VPOR       Y8, Y4, Y4
+	VPSRLW     $0x02, Y7, Y8
+	VPAND      c0x0c0c0c0cAVX2<>+0(SB), Y8, Y8
+	VPOR       Y8, Y5, Y5
+	VPSRLW     $0x04, Y7, Y7
+	VPAND      c0x0c0c0c0cAVX2<>+0(SB), Y7, Y7
+	VPOR       Y7, Y6, Y6
+	CMPQ       R10, $0x03
+	JE         part0x3known
+	MOVWQZX    12(R8), R14
+	MOVWQZX    14(R8), R15
+	LEAQ       (R14)(R14*2), R14
+	ADDQ       (DI)(R14*8), R15
+	VMOVUPS    (R15), Y7
+	PREFETCHT0 (R15)(R13*1)
+	VPAND      c0x03030303AVX2<>+0(SB), Y7, Y8
+	VPOR       Y8, Y3, Y3
+	VPSRLW     $0x02, Y7, Y8
+	VPAND      c0x03030303AVX2<>+0(SB), Y8, Y8
+	VPOR       Y8, Y4, Y4
+	VPSRLW     $0x04, Y7, Y8
+	VPAND      c0x03030303AVX2<>+0(SB), Y8, Y8
+	VPOR       Y8, Y5, Y5
+	VPSRLW     $0x06, Y7, Y7
+	VPAND      c0x03030303AVX2<>+0(SB), Y7, Y7
+	VPOR       Y7, Y6, Y6
 
 part0x3known:
 	VPSRLW       $0x08, Y3, Y7
@@ -4501,6 +4656,7 @@ part0x3known:
 	MOVQ         lines+48(FP), R8
 	MOVQ         levels+56(FP), R9
 	MOVQ         groups+64(FP), R11
+	MOVQ         ahead+72(FP), R10
 	MOVQ         CX, R12
 
 part1x3:
@@ -4696,76 +4852,81 @@ rows2:
 	MOVQ   lines+48(FP), R8
 	MOVQ   levels+56(FP), R9
 	MOVQ   groups+64(FP), R11
+	MOVQ   ahead+72(FP), R13
 	MOVQ   CX, R12
 
 part0x2:
-	MOVBQZX (R9), R10
-	MOVWQZX (R8), R13
-	MOVWQZX 2(R8), R14
-	LEAQ    (R13)(R13*2), R13
-	ADDQ    (DI)(R13*8), R14
-	VMOVUPS (R14), Y5
-	VPSLLW  $0x06, Y5, Y2
-	VPAND   c0xc0c0c0c0AVX2<>+0(SB), Y2, Y2
-	VPSLLW  $0x04, Y5, Y3
-	VPAND   c0xc0c0c0c0AVX2<>+0(SB), Y3, Y3
-	VPSLLW  $0x02, Y5, Y4
-	VPAND   c0xc0c0c0c0AVX2<>+0(SB), Y4, Y4
-	VPAND   c0xc0c0c0c0AVX2<>+0(SB), Y5, Y5
-	CMPQ    R10, $0x01
-	JE      part0x2known
-	MOVWQZX 4(R8), R13
-	MOVWQZX 6(R8), R14
-	LEAQ    (R13)(R13*2), R13
-	ADDQ    (DI)(R13*8), R14
-	VMOVUPS (R14), Y6
-	VPSLLW  $0x04, Y6, Y7
-	VPAND   c0x30303030AVX2<>+0(SB), Y7, Y7
-	VPOR    Y7, Y2, Y2
-	VPSLLW  $0x02, Y6, Y7
-	VPAND   c0x30303030AVX2<>+0(SB), Y7, Y7
-	VPOR    Y7, Y3, Y3
-	VPAND   c0x30303030AVX2<>+0(SB), Y6, Y7
-	VPOR    Y7, Y4, Y4
-	VPSRLW  $0x02, Y6, Y6
-	VPAND   c0x30303030AVX2<>+0(SB), Y6, Y6
-	VPOR    Y6, Y5, Y5
-	CMPQ    R10, $0x02
-	JE      part0x2known
-	MOVWQZX 8(R8), R13
-	MOVWQZX 10(R8), R14
-	LEAQ    (R13)(R13*2), R13
-	ADDQ    (DI)(R13*8), R14
-	VMOVUPS (R14), Y6
-	VPSLLW  $0x02, Y6, Y7
-	VPAND   c0x0c0c0c0cAVX2<>+0(SB), Y7, Y7
-	VPOR    Y7, Y2, Y2
-	VPAND   c0x0c0c0c0cAVX2<>+0(SB), Y6, Y7
-	VPOR    Y7, Y3, Y3
-	VPSRLW  $0x02, Y6, Y7
-	VPAND   c0x0c0c0c0cAVX2<>+0(SB), Y7, Y7
-	VPOR    Y7, Y4, Y4
-	VPSRLW  $0x04, Y6, Y6
-	VPAND   c0x0c0c0c0cAVX2<>+0(SB), Y6, Y6
-	VPOR    Y6, Y5, Y5
-	CMPQ    R10, $0x03
-	JE      part0x2known
-	MOVWQZX 12(R8), R13
-	MOVWQZX 14(R8), R14
-	LEAQ    (R13)(R13*2), R13
-	ADDQ    (DI)(R13*8), R14
-	VMOVUPS (R14), Y6
-	VPAND   c0x03030303AVX2<>+0(SB), Y6, Y7
-	VPOR    Y7, Y2, Y2
-	VPSRLW  $0x02, Y6, Y7
-	VPAND   c0x03030303AVX2<>+0(SB), Y7, Y7
-	VPOR    Y7, Y3, Y3
-	VPSRLW  $0x04, Y6, Y7
-	VPAND   c0x03030303AVX2<>+0(SB), Y7, Y7
-	VPOR    Y7, Y4, Y4
-	VPSRLW  $0x06, Y6, Y6
-	VPAND   c0x03030303AVX2<>+0(SB), Y6, Y6
-	VPOR    Y6, Y5, Y5
+	MOVBQZX    (R9), R10
+	MOVWQZX    (R8), R14
+	MOVWQZX    2(R8), R15
+	LEAQ       (R14)(R14*2), R14
+	ADDQ       (DI)(R14*8), R15
+	VMOVUPS    (R15), Y5
+	PREFETCHT0 (R15)(R13*1)
+	VPSLLW     $0x06, Y5, Y2
+	VPAND      c0xc0c0c0c0AVX2<>+0(SB), Y2, Y2
+	VPSLLW     $0x04, Y5, Y3
+	VPAND      c0xc0c0c0c0AVX2<>+0(SB), Y3, Y3
+	VPSLLW     $0x02, Y5, Y4
+	VPAND      c0xc0c0c0c0AVX2<>+0(SB), Y4, Y4
+	VPAND      c0xc0c0c0c0AVX2<>+0(SB), Y5, Y5
+	CMPQ       R10, $0x01
+	JE         part0x2known
+	MOVWQZX    4(R8), R14
+	MOVWQZX    6(R8), R15
+	LEAQ       (R14)(R14*2), R14
+	ADDQ       (DI)(R14*8), R15
+	VMOVUPS    (R15), Y6
+	PREFETCHT0 (R15)(R13*1)
+	VPSLLW     $0x04, Y6, Y7
+	VPAND      c0x30303030AVX2<>+0(SB), Y7, Y7
+	VPOR       Y7, Y2, Y2
+	VPSLLW     $0x02, Y6, Y7
+	VPAND      c0x30303030AVX2<>+0(SB), Y7, Y7
+	VPOR       Y7, Y3, Y3
+	VPAND      c0x30303030AVX2<>+0(SB), Y6, Y7
+	VPOR       Y7, Y4, Y4
+	VPSRLW     $0x02, Y6, Y6
+	VPAND      c0x30303030AVX2<>+0(SB), Y6, Y6
+	VPOR       Y6, Y5, Y5
+	CMPQ       R10, $0x02
+	JE         part0x2known
+	MOVWQZX    8(R8), R14
+	MOVWQZX    10(R8), R15
+	LEAQ       (R14)(R14*2), R14
+	ADDQ       (DI)(R14*8), R15
+	VMOVUPS    (R15), Y6
+	PREFETCHT0 (R15)(R13*1)
+	VPSLLW     $0x02, Y6, Y7
+	VPAND      c0x0c0c0c0cAVX2<>+0(SB), Y7, Y7
+	VPOR       Y7, Y2, Y2
+	VPAND      c0x0c0c0c0cAVX2<>+0(SB), Y6, Y7
+	VPOR       Y7, Y3, Y3
+	VPSRLW     $0x02, Y6, Y7
+	VPAND      c0x0c0c0c0cAVX2<>+0(SB), Y7, Y7
+	VPOR       Y7, Y4, Y4
+	VPSRLW     $0x04, Y6, Y6
+	VPAND      c0x0c0c0c0cAVX2<>+0(SB), Y6, Y6
+	VPOR       Y6, Y5, Y5
+	CMPQ       R10, $0x03
+	JE         part0x2known
+	MOVWQZX    12(R8), R14
+	MOVWQZX    14(R8), R15
+	LEAQ       (R14)(R14*2), R14
+	ADDQ       (DI)(R14*8), R15
+	VMOVUPS    (R15), Y6
+	PREFETCHT0 (R15)(R13*1)
+	VPAND      c0x03030303AVX2<>+0(SB), Y6, Y7
+	VPOR       Y7, Y2, Y2
+	VPSRLW     $0x02, Y6, Y7
+	VPAND      c0x03030303AVX2<>+0(SB), Y7, Y7
+	VPOR       Y7, Y3, Y3
+	VPSRLW     $0x04, Y6, Y7
+	VPAND      c0x03030303AVX2<>+0(SB), Y7, Y7
+	VPOR       Y7, Y4, Y4
+	VPSRLW     $0x06, Y6, Y6
+	VPAND      c0x03030303AVX2<>+0(SB), Y6, Y6
+	VPOR       Y6, Y5, Y5
 
 part0x2known:
 	VPSRLW       $0x08, Y2, Y6
@@ -4849,6 +5010,7 @@ part0x2known:
 	MOVQ         lines+48(FP), R8
 	MOVQ         levels+56(FP), R9
 	MOVQ         groups+64(FP), R11
+	MOVQ         ahead+72(FP), R10
 	MOVQ         CX, R12
 
 part1x2:
@@ -5012,76 +5174,81 @@ rows1:
 	MOVQ   lines+48(FP), R8
 	MOVQ   levels+56(FP), R9
 	MOVQ   groups+64(FP), R11
+	MOVQ   ahead+72(FP), R13
 	MOVQ   CX, R12
 
 part0x1:
-	MOVBQZX (R9), R10
-	MOVWQZX (R8), R13
-	MOVWQZX 2(R8), R14
-	LEAQ    (R13)(R13*2), R13
-	ADDQ    (DI)(R13*8), R14
-	VMOVUPS (R14), Y4
-	VPSLLW  $0x06, Y4, Y1
-	VPAND   c0xc0c0c0c0AVX2<>+0(SB), Y1, Y1
-	VPSLLW  $0x04, Y4, Y2
-	VPAND   c0xc0c0c0c0AVX2<>+0(SB), Y2, Y2
-	VPSLLW  $0x02, Y4, Y3
-	VPAND   c0xc0c0c0c0AVX2<>+0(SB), Y3, Y3
-	VPAND   c0xc0c0c0c0AVX2<>+0(SB), Y4, Y4
-	CMPQ    R10, $0x01
-	JE      part0x1known
-	MOVWQZX 4(R8), R13
-	MOVWQZX 6(R8), R14
-	LEAQ    (R13)(R13*2), R13
-	ADDQ    (DI)(R13*8), R14
-	VMOVUPS (R14), Y5
-	VPSLLW  $0x04, Y5, Y6
-	VPAND   c0x30303030AVX2<>+0(SB), Y6, Y6
-	VPOR    Y6, Y1, Y1
-	VPSLLW  $0x02, Y5, Y6
-	VPAND   c0x30303030AVX2<>+0(SB), Y6, Y6
-	VPOR    Y6, Y2, Y2
-	VPAND   c0x30303030AVX2<>+0(SB), Y5, Y6
-	VPOR    Y6, Y3, Y3
-	VPSRLW  $0x02, Y5, Y5
-	VPAND   c0x30303030AVX2<>+0(SB), Y5, Y5
-	VPOR    Y5, Y4, Y4
-	CMPQ    R10, $0x02
-	JE      part0x1known
-	MOVWQZX 8(R8), R13
-	MOVWQZX 10(R8), R14
-	LEAQ    (R13)(R13*2), R13
-	ADDQ    (DI)(R13*8), R14
-	VMOVUPS (R14), Y5
-	VPSLLW  $0x02, Y5, Y6
-	VPAND   c0x0c0c0c0cAVX2<>+0(SB), Y6, Y6
-	VPOR    Y6, Y1, Y1
-	VPAND   c0x0c0c0c0cAVX2<>+0(SB), Y5, Y6
-	VPOR    Y6, Y2, Y2
-	VPSRLW  $0x02, Y5, Y6
-	VPAND   c0x0c0c0c0cAVX2<>+0(SB), Y6, Y6
-	VPOR    Y6, Y3, Y3
-	VPSRLW  $0x04, Y5, Y5
-	VPAND   c0x0c0c0c0cAVX2<>+0(SB), Y5, Y5
-	VPOR    Y5, Y4, Y4
-	CMPQ    R10, $0x03
-	JE      part0x1known
-	MOVWQZX 12(R8), R13
-	MOVWQZX 14(R8), R14
-	LEAQ    (R13)(R13*2), R13
-	ADDQ    (DI)(R13*8), R14
-	VMOVUPS (R14), Y5
-	VPAND   c0x03030303AVX2<>+0(SB), Y5, Y6
-	VPOR    Y6, Y1, Y1
-	VPSRLW  $0x02, Y5, Y6
-	VPAND   c0x03030303AVX2<>+0(SB), Y6, Y6
-	VPOR    Y6, Y2, Y2
-	VPSRLW  $0x04, Y5, Y6
-	VPAND   c0x03030303AVX2<>+0(SB), Y6, Y6
-	VPOR    Y6, Y3, Y3
-	VPSRLW  $0x06, Y5, Y5
-	VPAND   c0x03030303AVX2<>+0(SB), Y5, Y5
-	VPOR    Y5, Y4, Y4
+	MOVBQZX    (R9), R10
+	MOVWQZX    (R8), R14
+	MOVWQZX    2(R8), R15
+	LEAQ       (R14)(R14*2), R14
+	ADDQ       (DI)(R14*8), R15
+	VMOVUPS    (R15), Y4
+	PREFETCHT0 (R15)(R13*1)
+	VPSLLW     $0x06, Y4, Y1
+	VPAND      c0xc0c0c0c0AVX2<>+0(SB), Y1, Y1
+	VPSLLW     $0x04, Y4, Y2
+	VPAND      c0xc0c0c0c0AVX2<>+0(SB), Y2, Y2
+	VPSLLW     $0x02, Y4, Y3
+	VPAND      c0xc0c0c0c0AVX2<>+0(SB), Y3, Y3
+	VPAND      c0xc0c0c0c0AVX2<>+0(SB), Y4, Y4
+	CMPQ       R10, $0x01
+	JE         part0x1known
+	MOVWQZX    4(R8), R14
+	MOVWQZX    6(R8), R15
+	LEAQ       (R14)(R14*2), R14
+	ADDQ       (DI)(R14*8), R15
+	VMOVUPS    (R15), Y5
+	PREFETCHT0 (R15)(R13*1)
+	VPSLLW     $0x04, Y5, Y6
+	VPAND      c0x30303030AVX2<>+0(SB), Y6, Y6
+	VPOR       Y6, Y1, Y1
+	VPSLLW     $0x02, Y5, Y6
+	VPAND      c0x30303030AVX2<>+0(SB), Y6, Y6
+	VPOR       Y6, Y2, Y2
+	VPAND      c0x30303030AVX2<>+0(SB), Y5, Y6
+	VPOR       Y6, Y3, Y3
+	VPSRLW     $0x02, Y5, Y5
+	VPAND      c0x30303030AVX2<>+0(SB), Y5, Y5
+	VPOR       Y5, Y4, Y4
+	CMPQ       R10, $0x02
+	JE         part0x1known
+	MOVWQZX    8(R8), R14
+	MOVWQZX    10(R8), R15
+	LEAQ       (R14)(R14*2), R14
+	ADDQ       (DI)(R14*8), R15
+	VMOVUPS    (R15), Y5
+	PREFETCHT0 (R15)(R13*1)
+	VPSLLW     $0x02, Y5, Y6
+	VPAND      c0x0c0c0c0cAVX2<>+0(SB), Y6, Y6
+	VPOR       Y6, Y1, Y1
+	VPAND      c0x0c0c0c0cAVX2<>+0(SB), Y5, Y6
+	VPOR       Y6, Y2, Y2
+	VPSRLW     $0x02, Y5, Y6
+	VPAND      c0x0c0c0c0cAVX2<>+0(SB), Y6, Y6
+	VPOR       Y6, Y3, Y3
+	VPSRLW     $0x04, Y5, Y5
+	VPAND      c0x0c0c0c0cAVX2<>+0(SB), Y5, Y5
+	VPOR       Y5, Y4, Y4
+	CMPQ       R10, $0x03
+	JE         part0x1known
+	MOVWQZX    12(R8), R14
+	MOVWQZX    14(R8), R15
+	LEAQ       (R14)(R14*2), R14
+	ADDQ       (DI)(R14*8), R15
+	VMOVUPS    (R15), Y5
+	PREFETCHT0 (R15)(R13*1)
+	VPAND      c0x03030303AVX2<>+0(SB), Y5, Y6
+	VPOR       Y6, Y1, Y1
+	VPSRLW     $0x02, Y5, Y6
+	VPAND      c0x03030303AVX2<>+0(SB), Y6, Y6
+	VPOR       Y6, Y2, Y2
+	VPSRLW     $0x04, Y5, Y6
+	VPAND      c0x03030303AVX2<>+0(SB), Y6, Y6
+	VPOR       Y6, Y3, Y3
+	VPSRLW     $0x06, Y5, Y5
+	VPAND      c0x03030303AVX2<>+0(SB), Y5, Y5
+	VPOR       Y5, Y4, Y4
 
 part0x1known:
 	VPSRLW       $0x08, Y1, Y5
@@ -5134,6 +5301,7 @@ part0x1known:
 	MOVQ         lines+48(FP), R8
 	MOVQ         levels+56(FP), R9
 	MOVQ         groups+64(FP), R11
+	MOVQ         ahead+72(FP), R10
 	MOVQ         CX, R12
 
 part1x1:
@@ -5513,24 +5681,6 @@ sum:
 	JNZ          row
 	VZEROUPPER
 	RET
-
-DATA c32639p0AVX2<>+0(SB)/4, $(32639.0)
-DATA c32639p0AVX2<>+4(SB)/4, $(32639.0)
-DATA c32639p0AVX2<>+8(SB)/4, $(32639.0)
-DATA c32639p0AVX2<>+12(SB)/4, $(32639.0)
-DATA c32639p0AVX2<>+16(SB)/4, $(32639.0)
-DATA c32639p0AVX2<>+20(SB)/4, $(32639.0)
-DATA c32639p0AVX2<>+24(SB)/4, $(32639.0)
-DATA c32639p0AVX2<>+28(SB)/4, $(32639.0)
-DATA c32639p0AVX2<>+32(SB)/4, $(32639.0)
-DATA c32639p0AVX2<>+36(SB)/4, $(32639.0)
-DATA c32639p0AVX2<>+40(SB)/4, $(32639.0)
-DATA c32639p0AVX2<>+44(SB)/4, $(32639.0)
-DATA c32639p0AVX2<>+48(SB)/4, $(32639.0)
-DATA c32639p0AVX2<>+52(SB)/4, $(32639.0)
-DATA c32639p0AVX2<>+56(SB)/4, $(32639.0)
-DATA c32639p0AVX2<>+60(SB)/4, $(32639.0)
-GLOBL c32639p0AVX2<>(SB), RODATA|NOPTR, $64
 
 DATA c0p0000000000000000000000000000007888609AVX2<>+0(SB)/4, $(0.0000000000000000000000000000007888609)
 DATA c0p0000000000000000000000000000007888609AVX2<>+4(SB)/4, $(0.0000000000000000000000000000007888609)

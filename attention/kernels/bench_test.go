@@ -24,7 +24,8 @@ func BenchmarkKernels(b *testing.B) {
 		}
 		return NewLayout(slices.Repeat([]uint8{uint8(levels)}, d/LineTokens), lines)
 	}
-	bits2, bits8 := layout(1), layout(4)
+	leaves := slices.Repeat(planes, n/LineTokens)
+	bits2, bits4, bits8 := layout(1), layout(2), layout(4)
 	for _, x := range []struct {
 		name string
 		run  func()
@@ -35,18 +36,18 @@ func BenchmarkKernels(b *testing.B) {
 		{"axpys", func() { Axpys(out, dst, n, k, d, d) }},
 		{"axpys int8", func() { AxpysInt8(out, dst, n, c, d) }},
 		{"values", func() {
-			batch.Fill(scales, c, nil, n, d)
+			batch.Reset()
+			batch.AppendRun(scales, c, nil, n, d)
 			batch.AddTo(out, dst, n)
 		}},
 		{"score 2 bits", func() {
-			for range n / LineTokens {
-				ScoreKeys(dst, n, query, &bits2, planes)
-			}
+			ScoreLeaves(dst, LineTokens, n, query, &bits2, leaves, n/LineTokens, 0)
+		}},
+		{"score 4 bits", func() {
+			ScoreLeaves(dst, LineTokens, n, query, &bits4, leaves, n/LineTokens, 0)
 		}},
 		{"score 8 bits", func() {
-			for range n / LineTokens {
-				ScoreKeys(dst, n, query, &bits8, planes)
-			}
+			ScoreLeaves(dst, LineTokens, n, query, &bits8, leaves, n/LineTokens, 0)
 		}},
 		{"unpack 8 bits", func() {
 			for range n / LineTokens {

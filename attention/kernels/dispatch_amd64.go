@@ -9,6 +9,8 @@ func supported(v Variant) bool {
 		return x.HasAVX512F && x.HasAVX512BW && x.HasAVX512DQ && x.HasAVX512VL && x.HasAVX512VNNI && supported(AVX2)
 	case AVX2:
 		return x.HasAVX2 && x.HasFMA
+	case AMX:
+		return x.HasAMXTile && x.HasAMXInt8 && supported(AVX512) && mayUseTiles()
 	}
 	return v == Go
 }
@@ -18,8 +20,11 @@ func variant(d int) Variant {
 	if !vectorDim(d) {
 		return Go
 	}
-	return Variant(active.Load())
+	return vectors()
 }
+
+// vectors is the one in use where there are no tiles.
+func vectors() Variant { return min(AVX512, Variant(active.Load())) }
 
 func dots(dst []float32, stride int, q, k []float32, rows, n, d int) {
 	switch variant(d) {
@@ -120,7 +125,7 @@ func weights(dst, x []float32, top float32) float32 {
 }
 
 func leafWeights(x, sums []float32, least float32) {
-	switch Variant(active.Load()) {
+	switch vectors() {
 	case AVX512:
 		leafWeightsAVX512(&x[0], &sums[0], len(x)/LineTokens, least)
 	case AVX2:
@@ -142,7 +147,7 @@ func squaresInt8(dst []float32, c []byte, n, d int) {
 }
 
 func fold(dst KeyQuery, q []float32, rows, d int, lo, step []float32, l *Layout) {
-	switch Variant(active.Load()) {
+	switch vectors() {
 	case AVX512:
 		foldAVX512(&dst.Words[0], &dst.Scale[0], &q[0], d, rows, &lo[0], &step[0], &l.levels[0], l.groups)
 	case AVX2:
@@ -163,7 +168,7 @@ func readBins(lo, step []float32, src []byte, unit float32) bool {
 }
 
 func binSquares(dst, q []float32, rows int, step []float32) {
-	switch Variant(active.Load()) {
+	switch vectors() {
 	case AVX512:
 		binSquaresAVX512(&dst[0], &q[0], rows, &step[0], len(step))
 	case AVX2:
@@ -174,7 +179,7 @@ func binSquares(dst, q []float32, rows int, step []float32) {
 }
 
 func gains(gain, w []float32, rows []GainRow) {
-	switch Variant(active.Load()) {
+	switch vectors() {
 	case AVX512:
 		gainsAVX512(&gain[0], &w[0], &rows[0].OfSquare, len(rows))
 	case AVX2:
@@ -187,7 +192,7 @@ func gains(gain, w []float32, rows []GainRow) {
 // weigh and addValues take padded batches.
 func weigh(x *valueWeights, b *ValueBatch, rows int, w []float32, stride int) {
 	words, place, step, offset, n := &x.words[0][0], &x.place[0].scale, &b.step[0], &b.offset[0], b.padded()
-	switch Variant(active.Load()) {
+	switch vectors() {
 	case AVX512:
 		weighAVX512(words, place, &w[0], stride, rows, step, offset, n, b.unit())
 	case AVX2:
@@ -201,11 +206,13 @@ func addValues(out [][]float32, x *valueWeights, b *ValueBatch) {
 	if b.all {
 		low = &b.low[0]
 	}
-	switch Variant(active.Load()) {
-	case AVX512:
-		addValuesAVX512(&out[0], words, place, len(out), high, low, n, d)
-	case AVX2:
-		addValuesAVX2(&out[0], words, place, len(out), high, low, n, d)
+	switch {
+	case Variant(active.Load()) == AMX && n*b.row >= tileBytes:
+		addValueTilesAMX(&out[0], words, place, len(out), high, low, n, d, b.ahead)
+	case vectors() == AVX512:
+		addValuesAVX512(&out[0], words, place, len(out), high, low, n, d, b.ahead)
+	case vectors() == AVX2:
+		addValuesAVX2(&out[0], words, place, len(out), high, low, n, d, b.ahead)
 	}
 }
 
@@ -213,7 +220,7 @@ func addValues(out [][]float32, x *valueWeights, b *ValueBatch) {
 func readValueScales(step, offset []float32, src []byte, all bool) {
 	n := min(len(step), max(0, len(src)-4)/ValueScale) &^ 3
 	if n > 0 {
-		switch Variant(active.Load()) {
+		switch vectors() {
 		case AVX512:
 			readValueScalesAVX512(&step[0], &offset[0], &src[0], n, binMiddle(all))
 		case AVX2:
@@ -225,19 +232,36 @@ func readValueScales(step, offset []float32, src []byte, all bool) {
 	plainReadValueScales(step[n:], offset[n:], src[n*ValueScale:], all)
 }
 
-func scoreKeys(dst []float32, stride int, q KeyQuery, l *Layout, planes [][]byte, rows int) {
-	switch Variant(active.Load()) {
-	case AVX512:
-		scoreKeysAVX512(&dst[0], stride, &q.Words[0], &q.Scale[0], rows, &planes[0], &l.lines[0].Plane, &l.levels[0], l.groups)
-	case AVX2:
-		scoreKeysAVX2(&dst[0], stride, &q.Words[0], &q.Scale[0], rows, &planes[0], &l.lines[0].Plane, &l.levels[0], l.groups)
-	default:
-		plainScoreKeys(dst, stride, q, l, planes, rows)
+// tileGroups is from how many groups of channels of how many leaves on tiles are faster than vectors.
+const tileGroups = 32
+
+// tileBytes is from how many bytes of values on tiles are faster than vectors.
+const tileBytes = 4096
+
+func scoreKeys(dst []float32, leafStride, stride int, q KeyQuery, l *Layout, planes [][]byte, leaves, rows, ahead int) {
+	per := len(planes) / leaves
+	if Variant(active.Load()) == AMX && l.groups*leaves >= tileGroups {
+		for r := 0; r < rows; r += tileRows {
+			scoreLeavesAMX(&dst[r*stride], leafStride, stride, &q.Words[r*LineTokens], 2*rows*LineTokens, &q.Scale[2*r], min(tileRows, rows-r),
+				&planes[0], per, leaves, &l.lines[0].Plane, &l.levels[0], l.groups, ahead)
+		}
+		return
+	}
+	for i := range leaves {
+		dst, planes := dst[i*leafStride:], planes[i*per:][:per]
+		switch vectors() {
+		case AVX512:
+			scoreKeysAVX512(&dst[0], stride, &q.Words[0], &q.Scale[0], rows, &planes[0], &l.lines[0].Plane, &l.levels[0], l.groups, ahead)
+		case AVX2:
+			scoreKeysAVX2(&dst[0], stride, &q.Words[0], &q.Scale[0], rows, &planes[0], &l.lines[0].Plane, &l.levels[0], l.groups, ahead)
+		default:
+			plainScoreKeys(dst, stride, q, l, planes, rows)
+		}
 	}
 }
 
 func unpackKeys(dst []float32, d int, l *Layout, planes [][]byte, lo, step []float32) {
-	switch Variant(active.Load()) {
+	switch vectors() {
 	case AVX512:
 		unpackKeysAVX512(&dst[0], d, &planes[0], &l.lines[0].Plane, &l.levels[0], l.groups, &lo[0], &step[0])
 	case AVX2:
@@ -248,7 +272,7 @@ func unpackKeys(dst []float32, d int, l *Layout, planes [][]byte, lo, step []flo
 }
 
 func sumCodes(out [][]float32, w []float32, stride int, l *Layout, planes [][]byte) {
-	switch Variant(active.Load()) {
+	switch vectors() {
 	case AVX512:
 		sumCodesAVX512(&out[0], &w[0], stride, len(out), &planes[0], &l.lines[0].Plane, &l.levels[0], l.groups)
 	case AVX2:
@@ -259,7 +283,7 @@ func sumCodes(out [][]float32, w []float32, stride int, l *Layout, planes [][]by
 }
 
 func addBins(out, spread, codes [][]float32, mass, lo, step []float32, levels []uint8, noise *[mostLevels + 1]float32) {
-	switch Variant(active.Load()) {
+	switch vectors() {
 	case AVX512:
 		addBinsAVX512(&out[0], &spread[0], &codes[0], &mass[0], len(out), &lo[0], &step[0], &levels[0], len(levels), &noise[0])
 	case AVX2:
@@ -270,7 +294,7 @@ func addBins(out, spread, codes [][]float32, mass, lo, step []float32, levels []
 }
 
 func sweep(b []byte) uint64 {
-	switch Variant(active.Load()) {
+	switch vectors() {
 	case AVX512:
 		return sweepAVX512(&b[0], len(b))
 	case AVX2:
@@ -280,7 +304,7 @@ func sweep(b []byte) uint64 {
 }
 
 func prefetch(b []byte) {
-	switch Variant(active.Load()) {
+	switch vectors() {
 	case AVX512:
 		prefetchAVX512(&b[0], len(b))
 	case AVX2:
@@ -290,7 +314,7 @@ func prefetch(b []byte) {
 
 // dot takes a multiple of 16 elements.
 func dot(a, b []float32) float32 {
-	switch Variant(active.Load()) {
+	switch vectors() {
 	case AVX512:
 		return dotAVX512(&a[0], &b[0], len(a))
 	case AVX2:
@@ -368,7 +392,7 @@ func quantise(dst []byte, x []float32, n int, lo, inverse []float32, zero float3
 
 func quantiseWithFeedback(dst []byte, x []float32, n int, lo, step, inverse, feedback []float32) {
 	d := len(lo)
-	switch Variant(active.Load()) {
+	switch vectors() {
 	case AVX512:
 		blockwise(dst, x, n, d, func(codes *byte, target, x *float32) {
 			quantiseBlockAVX512(codes, target, x, d, &lo[0], &step[0], &inverse[0], &feedback[0])
@@ -383,7 +407,7 @@ func quantiseWithFeedback(dst []byte, x []float32, n int, lo, step, inverse, fee
 }
 
 func hadamard(x []float32) {
-	switch Variant(active.Load()) {
+	switch vectors() {
 	case AVX512:
 		hadamardAVX512(&x[0], len(x))
 	case AVX2:

@@ -61,8 +61,11 @@ func readValueScales(step, offset []float32, src []byte, all bool) {
 	plainReadValueScales(step, offset, src, all)
 }
 
-func scoreKeys(dst []float32, stride int, q KeyQuery, l *Layout, planes [][]byte, rows int) {
-	plainScoreKeys(dst, stride, q, l, planes, rows)
+func scoreKeys(dst []float32, leafStride, stride int, q KeyQuery, l *Layout, planes [][]byte, leaves, rows, _ int) {
+	per := len(planes) / leaves
+	for i := range leaves {
+		plainScoreKeys(dst[i*leafStride:], stride, q, l, planes[i*per:][:per], rows)
+	}
 }
 
 func unpackKeys(dst []float32, d int, l *Layout, planes [][]byte, lo, step []float32) {

@@ -3,10 +3,10 @@
 // codes as they lie in pages, without unpacking them to memory. The query rows
 // of a group share each load of a key or a value.
 //
-// A kernel has up to three variants: a plain Go loop, which says what it
-// computes and runs everywhere, and assembly for AVX2 and for AVX-512. The best
-// one that the processor has is chosen at start; KVTIER_KERNELS=go, avx2 or
-// avx512 asks for another. Variants differ in the order of float32 sums and in
+// A kernel has up to four variants: a plain Go loop, which says what it
+// computes and runs everywhere, and assembly for AVX2, for AVX-512, and for the tile registers of AMX. The best
+// one that the processor has is chosen at start; KVTIER_KERNELS=go, avx2,
+// avx512 or amx asks for another. Variants differ in the order of float32 sums and in
 // the last bits of exponentials. What is computed in integers, and UnpackKeys, has the same bits
 // in all of them.
 //
@@ -17,3 +17,4 @@ package kernels
 
 //go:generate go -C gen run . -isa avx512 -out ../avx512_amd64.s -stubs ../avx512_amd64.go -pkg kernels
 //go:generate go -C gen run . -isa avx2 -out ../avx2_amd64.s -stubs ../avx2_amd64.go -pkg kernels
+//go:generate go -C gen run . -isa amx -out ../amx_amd64.s -stubs ../amx_amd64.go -pkg kernels

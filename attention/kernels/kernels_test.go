@@ -201,7 +201,7 @@ func TestShortSlicesPanic(t *testing.T) {
 	planes := [][]byte{b(128)}
 	batch := func(scales, high, low []byte, n, d int) *ValueBatch {
 		x := new(ValueBatch)
-		x.Fill(scales, high, low, n, d)
+		must(x.AppendRun(scales, high, low, n, d), "they do not fit")
 		return x
 	}
 	query := func(words, rows int) KeyQuery { return KeyQuery{make([]int16, words), f(2 * rows)} }
@@ -267,7 +267,7 @@ func TestShortSlicesPanic(t *testing.T) {
 		"values: scales":       func() { batch(b(5), b(16), nil, 2, 16) },
 		"values: codes":        func() { batch(b(6), b(15), nil, 2, 16) },
 		"values: low":          func() { batch(b(6), b(16), b(15), 2, 16) },
-		"values: too many":     func() { batch(b(195), b(520), nil, 65, 16) },
+		"values: too many":     func() { batch(b(771), b(2056), nil, 257, 16) },
 		"values: odd d":        func() { batch(b(3), b(8), nil, 1, 15) },
 		"values: d":            func() { batch(b(3), b(129), nil, 1, 258) },
 		"values: rows differ":  func() { batch(b(3), b(8), nil, 1, 16).Append(b(3), b(16), nil) },
@@ -283,6 +283,9 @@ func TestShortSlicesPanic(t *testing.T) {
 		"scores: words":        func() { ScoreKeys(f(16), 16, query(31, 1), &l, planes) },
 		"scores: no planes":    func() { ScoreKeys(f(16), 16, query(32, 1), &l, nil) },
 		"scores: short plane":  func() { ScoreKeys(f(16), 16, query(32, 1), &l, [][]byte{b(127)}) },
+		"scores: leaves":       func() { ScoreLeaves(f(31), 16, 32, query(32, 1), &l, [][]byte{planes[0], planes[0]}, 2, 0) },
+		"scores: leaf stride":  func() { ScoreLeaves(f(32), -1, 32, query(32, 1), &l, [][]byte{planes[0], planes[0]}, 2, 0) },
+		"scores: third plane":  func() { ScoreLeaves(f(48), 16, 48, query(32, 1), &l, [][]byte{planes[0], planes[0]}, 3, 0) },
 		"unpack: dst":          func() { UnpackKeys(f(511), 32, &l, planes, f(32), f(32)) },
 		"unpack: steps":        func() { UnpackKeys(f(512), 32, &l, planes, f(31), f(32)) },
 		"unpack: more than d":  func() { UnpackKeys(f(512), 16, &l, planes, f(32), f(32)) },
@@ -311,7 +314,7 @@ func TestNothing(t *testing.T) {
 		Dots(nil, 0, make([]float32, 32), nil, 16)
 		Axpys(nil, nil, 0, nil, 16, 16)
 		new(ValueBatch).AddTo([][]float32{make([]float32, 16)}, nil, 0)
-		new(ValueBatch).Fill(nil, nil, nil, 0, 16)
+		new(ValueBatch).AppendRun(nil, nil, nil, 0, 16)
 		ScoreKeys(nil, 0, KeyQuery{}, &Layout{}, nil)
 		Gains(make([]float32, 16), nil, nil)
 		UnpackKeys(make([]float32, 256), 16, &Layout{}, nil, nil, nil)
@@ -347,7 +350,8 @@ func TestNoAllocations(t *testing.T) {
 			Weights(dst, scores[:], Largest(scores[:5], 0))
 			Axpys(out, dst, n, k, d, d)
 			AxpysInt8(out, dst, n, c, d)
-			values.Fill(scales, c, nil, n, d)
+			values.Reset()
+			values.AppendRun(scales, c, nil, n, d)
 			values.AddTo(out, dst, n)
 			ScoreKeys(dst, n, query, &l, planes)
 			GatherDots(dst, q, tokens, q[:d])
@@ -403,7 +407,7 @@ func FuzzKernels(f *testing.F) {
 		l, planes := leaf(rng, g)
 		query := KeyQuery{make([]int16, r*d), odd(rng, 2*r)}
 		for i := range query.Words {
-			query.Words[i] = int16(rng.IntN(65535) - 32767)
+			query.Words[i] = int16(rng.IntN(2*mostWord+1) - mostWord)
 		}
 		others(t, func(t *testing.T) {
 			got := make([]float32, r*tokens)
@@ -418,6 +422,7 @@ func FuzzKernels(f *testing.F) {
 			Weights(weights, weights, top)
 			Axpys(rowsOf(out, d), weights, tokens, k, d, d)
 			checkScores(t, rng, query, l, planes)
+			checkLeaves(t, rng, query, g)
 			checkUnpack(t, rng, l, planes, d)
 		})
 	})

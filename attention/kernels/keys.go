@@ -72,7 +72,7 @@ func (l *Layout) line(planes [][]byte, i int) *[Line]byte {
 // KeyQuery is what query rows ask of codes, in integers: row r's score of a
 // token is Scale[r] times the sum of words times codes, then plus Offset.
 type KeyQuery struct {
-	// Words is [groups][rows][16], not -32768; channel c is at Place(c).
+	// Words is [groups][rows][16], of magnitudes up to mostWord; channel c is at Place(c).
 	Words []int16
 	// Scale is [rows][2]: scale and offset.
 	Scale []float32
@@ -82,23 +82,43 @@ type KeyQuery struct {
 // the second and the third change places. It is its own inverse.
 func Place(c int) int { return c&^3 | c&1<<1 | c>>1&1 }
 
+// tileRows is how many rows tiles take at a time.
+const tileRows = 8
+
+// Ahead is how many bytes before their use codes are fetched that lie one after the other: far enough for memory to
+// answer, near enough for the first-level cache.
+const Ahead = 2048
+
 // ScoreKeys writes the scores of a leaf's 16 tokens, of which planes holds the lines, to
 // dst [rows][16], a row beginning every stride scores.
 func ScoreKeys(dst []float32, stride int, q KeyQuery, l *Layout, planes [][]byte) {
+	ScoreLeaves(dst, 0, stride, q, l, planes, 1, 0)
+}
+
+// ScoreLeaves is ScoreKeys of some leaves: planes holds as many of each, leaf after leaf, and scores of
+// a leaf begin leafStride behind those of the one before. What lies ahead bytes behind each line is fetched, for later.
+func ScoreLeaves(dst []float32, leafStride, stride int, q KeyQuery, l *Layout, planes [][]byte, leaves, ahead int) {
 	rows := len(q.Scale) / 2
 	must(len(q.Words) >= l.groups*rows*LineTokens, "the query is too short")
-	mustHold(len(dst), rows, stride, LineTokens, "dst is too short")
-	l.mustFit(planes)
-	switch {
-	case rows == 0:
-	case l.groups == 0:
+	if leaves == 0 || rows == 0 {
+		return
+	}
+	must(leaves > 0 && (leaves == 1 || leafStride >= 0 && leafStride <= len(dst)/(leaves-1)), "dst is too short")
+	mustHold(len(dst)-(leaves-1)*leafStride, rows, stride, LineTokens, "dst is too short")
+	per := len(planes) / leaves
+	for i := range leaves {
+		l.mustFit(planes[i*per : (i+1)*per])
+	}
+	if l.groups > 0 {
+		scoreKeys(dst, leafStride, stride, q, l, planes, leaves, rows, ahead)
+		return
+	}
+	for i := range leaves {
 		for r := range rows {
 			for t := range LineTokens {
-				dst[r*stride+t] = q.Scale[2*r+1]
+				dst[i*leafStride+r*stride+t] = q.Scale[2*r+1]
 			}
 		}
-	default:
-		scoreKeys(dst, stride, q, l, planes, rows)
 	}
 }
 

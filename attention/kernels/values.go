@@ -7,14 +7,14 @@ import (
 
 const (
 	// ValueTokens is how many tokens a ValueBatch holds: sums of products of weights and codes fit 32 bits.
-	ValueTokens = 64
+	ValueTokens = 256
 	// ValueScale is the size of a stored step and zero point.
 	ValueScale = 3
 
 	valueRows    = 4   // of weights at a time
 	mostValueDim = 256 // channels
 	// mostWeight is the largest word that weights of a batch, or a row of floats, become.
-	mostWeight = math.MaxInt16
+	mostWeight = mostWord
 	// leastWeight keeps what weights are divided by from being 0 or having no reciprocal.
 	leastWeight = 0x1p-110
 )
@@ -25,6 +25,7 @@ const (
 // the same form, or are 0 if there are none. Its zero value is empty.
 type ValueBatch struct {
 	n, row       int // tokens, bytes of a row
+	ahead        int // how far rows are fetched ahead
 	all          bool
 	step, offset [ValueTokens]float32
 	high, low    [ValueTokens]*byte // low if all
@@ -40,11 +41,11 @@ func (b *ValueBatch) Reset() { b.n = 0 }
 // all tokens have low codes, or low is nil of all. It returns false, and takes in
 // nothing, if the token does not fit in.
 func (b *ValueBatch) Append(scale, high, low []byte) bool {
-	if b.n == ValueTokens || b.n > 0 && (low != nil) != b.all {
+	if !b.fits(1, len(high), low != nil) {
 		return false
 	}
-	b.begin(len(high), low != nil)
-	must(len(scale) >= ValueScale && (!b.all || len(low) >= b.row), "a scale or a row of codes is too short")
+	b.ahead = 0
+	must(len(scale) >= ValueScale && (low == nil || len(low) >= b.row), "a scale or a row of codes is too short")
 	b.step[b.n], b.offset[b.n] = ParseValueScale(scale, b.all)
 	b.high[b.n] = &high[0]
 	if b.all {
@@ -54,29 +55,36 @@ func (b *ValueBatch) Append(scale, high, low []byte) bool {
 	return true
 }
 
-// begin checks the size of a row.
-func (b *ValueBatch) begin(row int, all bool) {
-	must(row > 0 && row <= mostValueDim/2 && (b.n == 0 || row == b.row), "rows of codes differ, or are too long")
-	b.row, b.all = row, all
-}
-
-// Fill takes in n tokens, at most ValueTokens, of which scales, rows of high and rows of low codes, if there
-// are any, lie one after the other, d channels a row. What the batch held is gone.
-func (b *ValueBatch) Fill(scales, high, low []byte, n, d int) {
-	b.n = 0
-	b.begin(d/2, low != nil)
-	must(d%2 == 0 && n <= ValueTokens && len(scales) >= n*ValueScale && len(high) >= n*b.row && (low == nil || len(low) >= n*b.row),
-		"more tokens than a batch holds, or fewer scales or codes")
-	b.n = n
-	readValueScales(b.step[:n], b.offset[:n], scales, b.all)
+// AppendRun is Append of n tokens of which scales, rows of high and rows of low codes, if there
+// are any, lie one after the other, d channels a row. So do the next ones, which AddTo has the processor fetch.
+func (b *ValueBatch) AppendRun(scales, high, low []byte, n, d int) bool {
+	must(d%2 == 0 && n >= 0, "d is odd, or n negative")
+	if !b.fits(n, d/2, low != nil) {
+		return false
+	}
+	b.ahead = Ahead
+	must(len(scales) >= n*ValueScale && len(high) >= n*b.row && (low == nil || len(low) >= n*b.row), "there are fewer scales or codes")
+	readValueScales(b.step[b.n:b.n+n], b.offset[b.n:b.n+n], scales, b.all)
 	for t := range n {
-		b.high[t] = &high[t*b.row]
+		b.high[b.n+t] = &high[t*b.row]
 	}
 	if b.all {
 		for t := range n {
-			b.low[t] = &low[t*b.row]
+			b.low[b.n+t] = &low[t*b.row]
 		}
 	}
+	b.n += n
+	return true
+}
+
+// fits says whether n tokens fit in. The first ones say how long rows are, and whether there are low codes.
+func (b *ValueBatch) fits(n, row int, all bool) bool {
+	if n > ValueTokens-b.n || b.n > 0 && all != b.all {
+		return false
+	}
+	must(row > 0 && row <= mostValueDim/2 && (b.n == 0 || row == b.row), "rows of codes differ, or are too long")
+	b.row, b.all = row, all
+	return true
 }
 
 // ParseValueScale parses a stored scale, bits 15 to 30 of the step as a float32 and the zero point: code x, of

@@ -14,19 +14,20 @@ const (
 	Go Variant = iota
 	AVX2
 	AVX512 // with VNNI
+	AMX    // tiles of bytes, for keys' scores and sums of values; else AVX-512
 )
 
 // EnvVar is the environment variable that asks for a variant by name.
 const EnvVar = "KVTIER_KERNELS"
 
-var names = [...]string{Go: "go", AVX2: "avx2", AVX512: "avx512"}
+var names = [...]string{Go: "go", AVX2: "avx2", AVX512: "avx512", AMX: "amx"}
 
 func (v Variant) String() string { return names[v] }
 
 // Variants lists the variants that this processor can run, the fastest last.
 func Variants() []Variant {
 	out := []Variant{Go}
-	for _, v := range []Variant{AVX2, AVX512} {
+	for _, v := range []Variant{AVX2, AVX512, AMX} {
 		if supported(v) {
 			out = append(out, v)
 		}

@@ -9,14 +9,14 @@ import (
 	"kvtier/attention/kernels"
 )
 
-// block is how many tokens a kernel is called for: a page.
-const block = 64
+// block is how many tokens a kernel is called for: those that share the bins of their keys.
+const block = 256
 
 // kernel goes through memory unit by unit; a unit holds some tokens of one KV head.
 type kernel struct {
 	name         string
 	unit, tokens int
-	run          func(b, next []byte, s *scratch) // next is the unit that comes next
+	run          func(b []byte, s *scratch)
 }
 
 // scratch is what a thread needs beside the memory.
@@ -30,8 +30,8 @@ type scratch struct {
 	scales   []byte // of values
 	values   kernels.ValueBatch
 	query    kernels.KeyQuery
-	layouts  [5]kernels.Layout // by lines of a group
-	planes   [1][]byte
+	layouts  [5]kernels.Layout                  // by lines of a group
+	leaves   [block / kernels.LineTokens][]byte // of one plane
 }
 
 func newScratch(o Options) *scratch {
@@ -69,9 +69,9 @@ func newScratch(o Options) *scratch {
 func kernelsOf(d int) []kernel {
 	return append(attentionKernels(d),
 		kernel{"values, 4 bits", block * d / 2, block, values},
-		kernel{"keys, 4 bits", block * d / 2, block, func(b, next []byte, s *scratch) { s.keys(b, next, 2, score) }},
-		kernel{"keys, 2 bits", block * d / 4, block, func(b, next []byte, s *scratch) { s.keys(b, next, 1, score) }},
-		kernel{"keys, 4 bits, unpacked", block * d / 2, block, func(b, next []byte, s *scratch) { s.keys(b, next, 2, unpack) }},
+		kernel{"keys, 4 bits", block * d / 2, block, func(b []byte, s *scratch) { s.score(b, 2) }},
+		kernel{"keys, 2 bits", block * d / 4, block, func(b []byte, s *scratch) { s.score(b, 1) }},
+		kernel{"keys, 4 bits, unpacked", block * d / 2, block, func(b []byte, s *scratch) { s.unpack(b, 2) }},
 		kernel{"page means, int8", block * d, block, means},
 	)
 }
@@ -79,66 +79,68 @@ func kernelsOf(d int) []kernel {
 // planes4 is what the service reads of everything.
 const planes4 = "attention, 4-bit planes"
 
-// attentionKernels lists those that attend to all of a page.
+// attentionKernels lists those that attend to all of a block.
 func attentionKernels(d int) []kernel {
 	return []kernel{
 		{"attention, float32", 2 * block * 4 * d, block, dense},
 		{"attention, bfloat16", 2 * block * 2 * d, block, bfloat},
-		{"attention, 8-bit planes", 2 * block * d, block, func(b, next []byte, s *scratch) { s.coded(b, next, 4) }},
-		{planes4, block * d, block, func(b, next []byte, s *scratch) { s.coded(b, next, 2) }},
+		{"attention, 8-bit planes", 2 * block * d, block, func(b []byte, s *scratch) { s.coded(b, 4) }},
+		{planes4, block * d, block, func(b []byte, s *scratch) { s.coded(b, 2) }},
 	}
 }
 
-// dense is attention over a page's keys [block][d] and values behind them.
-func dense(b, _ []byte, s *scratch) {
+// dense is attention over a block's keys [block][d] and values behind them.
+func dense(b []byte, s *scratch) {
 	k, v := floats(b[:len(b)/2]), floats(b[len(b)/2:])
 	attention.Attend(s.ps, s.q, k, v, s.d, 0, nil)
 }
 
 // bfloat is dense of bfloat16.
-func bfloat(b, _ []byte, s *scratch) {
+func bfloat(b []byte, s *scratch) {
 	attention.AttendBF16(s.ps, s.q, b[:len(b)/2], b[len(b)/2:], block, s.d, s.d, 0)
 }
 
-// coded is attention over a page's keys, 4 leaves of so many lines a group,
+// coded is attention over a block's keys, leaves of so many lines a group,
 // and values of as many bits behind them.
-func (s *scratch) coded(b, next []byte, levels int) {
-	half := len(next) / 2
-	s.keys(b[:len(b)/2], next[:half], levels, score)
+func (s *scratch) coded(b []byte, levels int) {
+	s.score(b[:len(b)/2], levels)
 	attention.Weigh(s.ps, s.scores, block, block)
-	values(b[len(b)/2:], next[half:], s)
+	values(b[len(b)/2:], s)
 }
 
-// values is the weighted sum of a page's values: high codes, then low codes if there are any.
-func values(b, next []byte, s *scratch) {
-	kernels.Prefetch(next)
+// values is the weighted sum of a block's values: high codes, then low codes if there are any.
+func values(b []byte, s *scratch) {
 	high, low := b[:block*s.d/2], b[block*s.d/2:]
 	if len(low) == 0 {
 		low = nil
 	}
-	s.values.Fill(s.scales, high, low, block, s.d)
+	s.values.Reset()
+	s.values.AppendRun(s.scales, high, low, block, s.d)
 	s.values.AddTo(s.sums, s.scores, block)
 }
 
-func means(b, _ []byte, s *scratch) { kernels.DotsInt8(s.scores, block, s.q, b, s.d) }
+func means(b []byte, s *scratch) { kernels.DotsInt8(s.scores, block, s.q, b, s.d) }
 
-// keys goes through leaves of which each group has so many lines.
-func (s *scratch) keys(b, next []byte, levels int, use func(s *scratch, leaf int, l *kernels.Layout)) {
-	kernels.Prefetch(next)
-	size := len(b) / (block / kernels.LineTokens)
-	for leaf := range block / kernels.LineTokens {
-		s.planes[0] = b[leaf*size : (leaf+1)*size]
-		use(s, leaf, &s.layouts[levels])
+// score scores leaves of which each group has so many lines.
+func (s *scratch) score(b []byte, levels int) {
+	s.cut(b)
+	kernels.ScoreLeaves(s.scores, kernels.LineTokens, block, s.query, &s.layouts[levels], s.leaves[:], len(s.leaves), kernels.Ahead)
+}
+
+// unpack unpacks their keys.
+func (s *scratch) unpack(b []byte, levels int) {
+	s.cut(b)
+	for i := range s.leaves {
+		kernels.UnpackKeys(s.unpacked, s.d, &s.layouts[levels], s.leaves[i:i+1], s.q, s.q)
 	}
 }
 
-// score writes a leaf's scores where they stand in the page's.
-func score(s *scratch, leaf int, l *kernels.Layout) {
-	kernels.ScoreKeys(s.scores[leaf*kernels.LineTokens:], block, s.query, l, s.planes[:])
-}
-
-func unpack(s *scratch, _ int, l *kernels.Layout) {
-	kernels.UnpackKeys(s.unpacked, s.d, l, s.planes[:], s.q, s.q)
+// cut cuts keys into leaves.
+func (s *scratch) cut(b []byte) {
+	size := len(b) / len(s.leaves)
+	for i := range s.leaves {
+		s.leaves[i] = b[i*size : (i+1)*size]
+	}
 }
 
 // floats views bytes as floats; b is aligned.

@@ -85,7 +85,7 @@ func measure(o Options, buf []byte, threads int) []Result {
 		}
 	}
 	for range o.Repeats {
-		sweep := kernel{unit: 4096, run: func(b, _ []byte, _ *scratch) { kernels.Sweep(b) }}
+		sweep := kernel{unit: 4096, run: func(b []byte, _ *scratch) { kernels.Sweep(b) }}
 		limit := rate(sweep, buf, threads, fastest(), o)
 		raw.gbs, raw.share = append(raw.gbs, limit), append(raw.share, 1)
 		at := 1
@@ -126,7 +126,7 @@ func rate(k kernel, buf []byte, threads int, v kernels.Variant, o Options) float
 	for i, s := range scratches {
 		wg.Go(func() {
 			for b := buf[i*each : (i+1)*each]; len(b) > 0; b = b[k.unit:] {
-				k.run(b[:k.unit], b[k.unit:min(2*k.unit, len(b))], s)
+				k.run(b[:k.unit], s)
 			}
 		})
 	}

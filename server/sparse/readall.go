@@ -33,7 +33,7 @@ func newWhole(ctx context.Context, r Reader, q Query, tr *Trace) *whole {
 	d := len(q.Q) / rows
 	w := &whole{ctx: ctx, r: r, tr: tr, q: q, ps: attention.NewPartials(rows, d)}
 	w.out = attention.AppendSums(nil, w.ps)
-	w.scorer = scorer{q: make([]float32, rows*d), softcap: q.Softcap, scores: make([]float32, rows*tiers.PageTokens), steps: compress.NewKeySteps(d),
+	w.scorer = scorer{q: make([]float32, rows*d), softcap: q.Softcap, scores: make([]float32, rows*tiers.StepTokens), steps: compress.NewKeySteps(d),
 		folded: kernels.KeyQuery{Words: make([]int16, rows*d), Scale: make([]float32, 2*rows)}}
 	return w
 }
@@ -57,7 +57,7 @@ func (w *whole) read(index int, s Segment) (Account, error) {
 	return acc, err
 }
 
-// attend attends to codes as they lie, page by page, and returns how many tokens there were.
+// attend attends to codes as they lie, group by group, and returns how many tokens there were.
 func (w *whole) attend(b *pinned, index int, s Segment) (n int64, err error) {
 	v := view(s, w.q.Head)
 	codes, err := v.Codes(b.of)
@@ -65,30 +65,29 @@ func (w *whole) attend(b *pinned, index int, s Segment) (n int64, err error) {
 		return 0, corrupt(s, err)
 	}
 	w.scorer.begin(codes, w.q)
-	for p := range v.Pages() {
-		codes.Prefetch(p + 1)
-		scores, err := w.scorer.page(p)
+	for g := range v.StepGroups() {
+		scores, err := w.scorer.group(g)
 		if err != nil {
 			return 0, corrupt(s, err)
 		}
-		tokens := v.PageTokens(p)
+		lo, hi := v.GroupPlaces(g)
 		if s.Cut() || w.tr.Token != nil {
-			n += w.sift(b, index, s, p, scores)
+			n += w.sift(b, index, s, lo, hi, scores)
 		} else {
-			n += int64(tokens)
+			n += int64(hi - lo)
 		}
-		attention.Weigh(w.ps, scores, tiers.PageTokens, tokens)
-		w.addValues(scores, codes, p)
+		attention.Weigh(w.ps, scores, tiers.StepTokens, hi-lo)
+		w.addValues(scores, codes, lo, hi)
 	}
 	return n, nil
 }
 
-// sift takes the tokens of page p out that do not exist for the query, tells of the others, and returns how many these are.
-func (w *whole) sift(b *pinned, index int, s Segment, p int, scores []float32) (n int64) {
-	v, order, first := view(s, w.q.Head), b.of(tiers.PlaneOrder), p*tiers.PageTokens
-	for t := range v.PageTokens(p) {
-		if v.Position(order, first+t) >= s.Limit {
-			for at := t; at < len(scores); at += tiers.PageTokens {
+// sift takes those of the tokens at places [lo, hi) out that do not exist for the query, tells of the others, and returns how many these are.
+func (w *whole) sift(b *pinned, index int, s Segment, lo, hi int, scores []float32) (n int64) {
+	v, order := view(s, w.q.Head), b.of(tiers.PlaneOrder)
+	for t := range hi - lo {
+		if v.Position(order, lo+t) >= s.Limit {
+			for at := t; at < len(scores); at += tiers.StepTokens {
 				scores[at] = -inf
 			}
 			continue
@@ -96,51 +95,65 @@ func (w *whole) sift(b *pinned, index int, s Segment, p int, scores []float32) (
 		n++
 		if w.tr.Token != nil {
 			for row := range w.ps {
-				w.tr.Token(row, index, first+t, scores[row*tiers.PageTokens+t], Read)
+				w.tr.Token(row, index, lo+t, scores[row*tiers.StepTokens+t], Read)
 			}
 		}
 	}
 	return n
 }
 
-// addValues adds page p's values, weighted by scores [rows][tiers.PageTokens], to the sums.
-func (w *whole) addValues(scores []float32, codes *seal.Codes, p int) {
-	first := p * tiers.PageTokens
-	for at, end := first, first+codes.PageTokens(p); at < end; {
-		hi, scales, high, low := codes.Values(p, at)
-		w.batch.Fill(scales, high, low, hi-at, codes.D)
-		w.batch.AddTo(w.out, scores[at-first:], tiers.PageTokens)
-		at = hi
+// addValues adds the values at places [lo, hi), weighted by scores [rows][tiers.StepTokens], to the sums.
+func (w *whole) addValues(scores []float32, codes *seal.Codes, lo, hi int) {
+	from := lo // of the batch
+	for at, end := lo, lo; at < hi; at = end {
+		var scales, high, low []byte
+		end, scales, high, low = codes.Values(at/tiers.PageTokens, at)
+		if !w.batch.AppendRun(scales, high, low, end-at, codes.D) {
+			w.flush(scores[from-lo:])
+			from = at
+			w.batch.AppendRun(scales, high, low, end-at, codes.D)
+		}
 	}
+	w.flush(scores[from-lo:])
 }
 
-// scorer scores pages in their order.
+// flush adds the batch's values to the sums.
+func (w *whole) flush(weights []float32) {
+	w.batch.AddTo(w.out, weights, tiers.StepTokens)
+	w.batch.Reset()
+}
+
+// scorer scores groups of tokens in their order.
 type scorer struct {
 	*seal.Codes
 	q       []float32 // [rows][d], channels in stored order
 	softcap float32
-	scores  []float32 // [rows][tiers.PageTokens]
-	group   int       // of tokens; -1: none yet
+	scores  []float32 // [rows][tiers.StepTokens]
 	steps   compress.KeySteps
-	layout  *compress.KeyLayout
 	folded  kernels.KeyQuery // the query in the bins of the group, by the layout
+	planes  [][]byte
 }
 
 // begin goes on to the next segment.
 func (s *scorer) begin(c *seal.Codes, q Query) {
-	s.Codes, s.group, s.layout = c, -1, nil
+	s.Codes = c
 	c.Order().Permute(s.q, q.Q)
 }
 
-// page returns the scores [rows][tiers.PageTokens] of page p, until the next call.
-func (s *scorer) page(p int) (scores []float32, err error) {
-	first, end := s.LeavesOf(p)
-	for l := first; l < end; l++ {
-		if err := s.prepare(s.StepGroup(l), s.Layout(l)); err != nil {
-			return nil, err
+// group returns the scores [rows][tiers.StepTokens] of group g, until the next call.
+func (s *scorer) group(g int) (scores []float32, err error) {
+	if err := s.Steps(s.steps, g); err != nil {
+		return nil, err
+	}
+	lo, hi := s.GroupPlaces(g)
+	end := (hi + tiers.LeafTokens - 1) / tiers.LeafTokens
+	for from, to := lo/tiers.LeafTokens, 0; from < end; from = to {
+		layout := s.Layout(from)
+		for to = from + 1; to < end && s.Layout(to) == layout; to++ {
 		}
-		planes := s.Leaf(l)
-		s.layout.Score(s.scores[(l-first)*tiers.LeafTokens:], tiers.PageTokens, s.folded, planes[:])
+		layout.Fold(s.folded, s.q, s.steps)
+		s.planes = s.AppendLeaves(s.planes[:0], from, to)
+		layout.ScoreLeaves(s.scores[from*tiers.LeafTokens-lo:], tiers.StepTokens, s.folded, s.planes, to-from)
 	}
 	if s.softcap != 0 {
 		for i, x := range s.scores {
@@ -148,21 +161,6 @@ func (s *scorer) page(p int) (scores []float32, err error) {
 		}
 	}
 	return s.scores, nil
-}
-
-// prepare brings the query into the bins of a group of tokens.
-func (s *scorer) prepare(group int, layout *compress.KeyLayout) error {
-	if group == s.group && layout == s.layout {
-		return nil
-	}
-	if group != s.group {
-		if err := s.Steps(s.steps, group); err != nil {
-			return err
-		}
-	}
-	s.group, s.layout = group, layout
-	layout.Fold(s.folded, s.q, s.steps)
-	return nil
 }
 
 // readExact attends to a segment's lossless rows.

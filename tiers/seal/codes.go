@@ -1,7 +1,6 @@
 package seal
 
 import (
-	"kvtier/attention/kernels"
 	"kvtier/compress"
 	"kvtier/tiers"
 )
@@ -76,22 +75,13 @@ func (c *Codes) Leaf(l int) (out [compress.NumKeyPlanes][]byte) {
 	return out
 }
 
-// Prefetch has the processor fetch page p's keys and values, if there is such a page.
-func (c *Codes) Prefetch(p int) {
-	if p >= c.Pages() {
-		return
+// AppendLeaves appends the planes of leaves [first, end), which have one Layout, leaf after leaf.
+func (c *Codes) AppendLeaves(planes [][]byte, first, end int) [][]byte {
+	for l := first; l < end; l++ {
+		leaf := c.Leaf(l)
+		planes = append(planes, leaf[:]...)
 	}
-	first, end := c.LeavesOf(p)
-	for i, plane := range tiers.KeyPlanes {
-		if b, n := c.planes[plane], c.sizes[i]; b != nil {
-			kernels.Prefetch(b[first*n : end*n])
-		}
-	}
-	row, at, tokens := compress.ValueRowBytes(c.D), p*tiers.PageTokens, c.PageTokens(p)
-	kernels.Prefetch(c.planes[tiers.PlaneV4][at*(row+compress.ValueScaleBytes):][:tokens*(row+compress.ValueScaleBytes)])
-	if b := c.planes[tiers.PlaneV8]; b != nil {
-		kernels.Prefetch(b[at*row : (at+tokens)*row])
-	}
+	return planes
 }
 
 // Values returns what is stored of the values of places [lo, hi) of page p: their scales, then the rows

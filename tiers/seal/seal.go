@@ -214,7 +214,7 @@ func (s *sealer) keys(k []float32, m *attention.Metric) {
 		feedback = compress.FitKeyFeedback(m.C, order, s.info.KeyExp)
 	}
 	for g := range v.StepGroups() {
-		lo, hi := v.stepGroup(g)
+		lo, hi := v.GroupPlaces(g)
 		st := compress.FitKeySteps(rows[lo*d:hi*d], d, s.info.KeyExp)
 		steps = st.Append(steps, s.info.KeyExp)
 		compress.KeyCodes(codes[lo*d:hi*d], rows[lo*d:hi*d], d, st, feedback)
@@ -231,7 +231,7 @@ func (v View) importance(k []float32, m *attention.Metric) []float32 {
 	d := v.D
 	out := make([]float32, d)
 	for g := range v.StepGroups() {
-		lo, hi := v.stepGroup(g)
+		lo, hi := v.GroupPlaces(g)
 		rows := k[lo*d : hi*d]
 		for mean := attention.Mean(rows, d); len(rows) > 0; rows = rows[d:] {
 			for j, x := range rows[:d] {

@@ -233,7 +233,7 @@ func summaries(t *testing.T, v View, k []float32, order []int, of func(tiers.Pla
 		}
 		a, b := v.LeavesOf(p)
 		for l := a; l < b; l++ {
-			lo, hi := v.stepGroup(v.StepGroup(l))
+			lo, hi := v.GroupPlaces(v.StepGroup(l))
 			if at := l * tiers.LeafTokens; at < lo || at+v.LeafTokens(l) > hi {
 				t.Fatalf("leaf %d is not in its group of steps", l)
 			}

@@ -105,8 +105,8 @@ func (v View) StepGroup(l int) int {
 	return l * tiers.LeafTokens / tiers.StepTokens
 }
 
-// stepGroup returns the places of a group as [lo, hi).
-func (v View) stepGroup(g int) (lo, hi int) {
+// GroupPlaces returns the places of a group as [lo, hi).
+func (v View) GroupPlaces(g int) (lo, hi int) {
 	if n := bodyGroups(v.Info.Body); g >= n {
 		lo = v.Info.Body + (g-n)*tiers.StepTokens
 		return lo, min(lo+tiers.StepTokens, v.Stored())

@@ -13,7 +13,8 @@ import (
 type planes struct {
 	isa
 	planes, lines, levels, level reg.GPVirtual
-	masks                        []Op // 2 bits of each byte, from the top
+	masks                        []Op         // 2 bits of each byte, from the top
+	ahead                        reg.Register // how far ahead of a line memory is fetched; nil: it is not
 }
 
 func (v isa) newPlanes() *planes {
@@ -55,6 +56,9 @@ func (p *planes) group(label string, part int) []reg.VecVirtual {
 		ADDQ(Mem{Base: p.planes, Index: plane, Scale: 8}, at)
 		line := p.vec()
 		VMOVUPS(Mem{Base: at, Disp: 4 * p.lanes * part}, line)
+		if p.ahead != nil && part == 0 {
+			PREFETCHT0(Mem{Base: at, Index: p.ahead, Scale: 1})
+		}
 		for r := range codes {
 			p.takeBits(codes[r], line, l, r)
 		}
@@ -99,7 +103,7 @@ func (p *planes) next() {
 // scoreKeys: codes are split into words of even and of odd channels, whose
 // products with the query's words are added in 32 bits.
 func (v isa) scoreKeys() {
-	v.function("scoreKeys", "dst *float32, stride int, q *int16, scale *float32, rows int, planes *[]byte, lines *uint16, levels *byte, groups int")
+	v.function("scoreKeys", "dst *float32, stride int, q *int16, scale *float32, rows int, planes *[]byte, lines *uint16, levels *byte, groups int, ahead int")
 	dst, q, scale, rows := param("dst"), param("q"), param("scale"), param("rows")
 	pitch := GP64() // from group to group of the query
 	MOVQ(rows, pitch)
@@ -146,6 +150,7 @@ func (v isa) scorePart(q, pitch reg.GPVirtual, even Op, r, part int, use func(ac
 	}
 	acc := v.zeros(chains * r)
 	p, left, at := v.newPlanes(), param("groups"), GP64()
+	p.ahead = param("ahead")
 	MOVQ(q, at)
 	Label(label)
 	for quad, codes := range p.group(label, part) {

@@ -24,17 +24,25 @@ type isa struct {
 var isas = map[string]isa{
 	"avx512": {"AVX512", 16, 4},
 	"avx2":   {"AVX2", 8, 2},
+	"amx":    {"AMX", 16, 4},
 }
 
 func main() {
-	name := flag.String("isa", "", "avx512 or avx2")
+	name := flag.String("isa", "", "amx, avx512 or avx2")
 	flag.Parse()
 	v, ok := isas[*name]
 	if !ok {
-		fmt.Fprintln(os.Stderr, "gen: -isa is avx512 or avx2")
+		fmt.Fprintln(os.Stderr, "gen: -isa is amx, avx512 or avx2")
 		os.Exit(2)
 	}
 	ConstraintExpr("amd64")
+	if *name == "amx" {
+		shapes := v.tileShapes()
+		v.scoreLeaves(shapes)
+		v.addValueTiles(shapes)
+		Generate()
+		return
+	}
 	for _, e := range elements {
 		if e.size > 1 { // of bytes there are dotsWords
 			v.dots(e)

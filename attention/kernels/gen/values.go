@@ -9,7 +9,7 @@ import (
 )
 
 // wordPitch is from row to row of a batch's words, in bytes.
-const wordPitch = 128
+const wordPitch = 512
 
 // weigh makes whole numbers of 16 bits of weights times steps, and sums them times offsets: of four rows at
 // once, the last one for those that are missing.
@@ -128,7 +128,7 @@ func (v isa) readValueScales() {
 // Of the Go loop.
 const (
 	leastWeight F32 = 0x1p-110
-	mostWeight      = 32767
+	mostWeight      = 127<<8 | 127
 )
 
 // round rounds to whole numbers, halves to even ones.
@@ -143,7 +143,7 @@ func (v isa) round(x reg.VecVirtual) {
 // addValues: bytes of four tokens are brought side by side, so that words of two
 // tokens lie in each lane; these are multiplied with two tokens' weights and added at once.
 func (v isa) addValues() {
-	v.function("addValues", "out *[]float32, words *int16, place *float32, rows int, high **byte, low **byte, n int, d int")
+	v.function("addValues", "out *[]float32, words *int16, place *float32, rows int, high **byte, low **byte, n int, d int, ahead int")
 	out, words, place, rows := param("out"), param("words"), param("place"), param("rows")
 	rowBlocks(v.rows, rows, func(r int) {
 		col := GP64()
@@ -275,6 +275,11 @@ func (t *valueTile) interleave(rows reg.Register, half int) (out [2]reg.VecVirtu
 			VMOVQ(m, x[i])
 		} else {
 			VMOVUPS(m, x[i])
+		}
+		if half == 0 {
+			ahead := param("ahead")
+			ADDQ(row, ahead)
+			PREFETCHT0(Mem{Base: ahead, Index: t.col, Scale: 1})
 		}
 	}
 	unpack := VPUNPCKLBW

@@ -57,7 +57,7 @@ Usage: kvtierd [flags]
 
 Every flag can also be set in a file (--config; the key is the flag's name) or by the environment
 (KVTIER_READ_ALL for --read-all). A flag wins over the environment, that over the file.
-KVTIER_KERNELS=go, avx2 or avx512 has attention computed by other loops than the fastest ones.
+KVTIER_KERNELS=go, avx2, avx512 or amx has attention computed by other loops than the fastest ones.
 Sizes: 4096, 16MiB, 2GiB, 1g.
 
 %s
