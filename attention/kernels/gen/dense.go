@@ -47,7 +47,7 @@ func (e element) loadPitch(d reg.GPVirtual) reg.GPVirtual {
 	return d
 }
 
-// ahead is how many bytes before their use rows are fetched into the second-level cache.
+// ahead is how many bytes before their use rows are fetched.
 const ahead = 8 << 10
 
 // dots: four tokens at a time are multiplied with v.rows query rows, so that
@@ -139,7 +139,7 @@ func (v isa) dotTile(e element, label string, q, k, d, pitch, pitch3 reg.GPVirtu
 		m := strided(kk, pitch, pitch3, e.size, t)
 		e.load(m, key[t])
 		m.Disp = ahead
-		PREFETCHT1(m)
+		PREFETCHT0(m)
 	}
 	for j := range r {
 		x := v.vec()
@@ -240,7 +240,7 @@ func (v isa) axpyTile(e element, label string, w, stride, stride3, from, pitch r
 		m := Mem{Base: row, Disp: int(e.size) * v.lanes * j}
 		e.load(m, x[j])
 		m.Disp += ahead
-		PREFETCHT1(m)
+		PREFETCHT0(m)
 	}
 	for i := range r {
 		weight := v.vec()

@@ -7,7 +7,10 @@ import (
 
 // sweep: four loads at a time, each into a sum of its own, so that nothing but memory limits it.
 func (v isa) sweep() {
-	const loads = 4
+	const (
+		loads      = 4
+		sweepAhead = 2 << 10 // the best of .5 to 8 KiB
+	)
 	v.function("sweep", "b *byte, n int) (sum uint64")
 	at, n := param("b"), param("n")
 	acc := v.zeros(loads)
@@ -16,8 +19,8 @@ func (v isa) sweep() {
 		m := Mem{Base: at, Disp: 4 * v.lanes * i}
 		VPADDQ(m, a, a)
 		if m.Disp%64 == 0 {
-			m.Disp += ahead
-			PREFETCHT1(m)
+			m.Disp += sweepAhead
+			PREFETCHT0(m)
 		}
 	}
 	ADDQ(U32(uint64(4*v.lanes*loads)), at)
