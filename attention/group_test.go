@@ -263,12 +263,10 @@ func TestMeans(t *testing.T) {
 				if len(b) != 6+MeansBytes(units, d) {
 					t.Fatalf("%d bytes", len(b))
 				}
-				m, ok := ParseMeans(b[6:], d, units)
-				if !ok || m.Units() != units {
-					t.Fatal("does not parse")
-				}
-				if _, ok := ParseMeans(b[7:], d, units); ok {
-					t.Fatal("parses at a wrong size")
+				meta := 6 + MeansMetaBytes(units)
+				m := MeansOf(b[6:meta], b[meta:], d)
+				if m.Units() != units {
+					t.Fatalf("%d units, not %d", m.Units(), units)
 				}
 				q := randn(rng, d, 1)
 				for u := range units {

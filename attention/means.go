@@ -16,6 +16,15 @@ func MeansBytes(units, d int) int { return units * (meanMeta + d) }
 // MeansMetaBytes is the size of what comes before the rows: scales and spreads.
 func MeansMetaBytes(units int) int { return units * meanMeta }
 
+// Spreads are numbers, at least 0, as bfloat16: the spread of the rows of some units whose means are elsewhere.
+type Spreads []byte
+
+// SpreadsBytes is the size of the spreads of some units.
+func SpreadsBytes(units int) int { return 2 * units }
+
+// Of returns the spread of unit u.
+func (s Spreads) Of(u int) float32 { return bf16(s[2*u:]) }
+
 // Means is what is known of the rows of some units, pages or leaves, without
 // reading them: for each unit the scale of its mean row and the spread of its
 // rows, as bfloat16; then all means int8 [units][d].
@@ -43,27 +52,50 @@ func NewUnits(x []float32, d, run int) *Units {
 	return u
 }
 
+// Deviate makes the rows x [n][d], of which the units are, deviate from other means [units][d].
+func (u *Units) Deviate(x, means []float32) {
+	u.Means = means
+	for i, size := 0, u.run*u.d; i*size < len(x); i++ {
+		lo, hi := i*size, min((i+1)*size, len(x))
+		subRows(u.Deltas[lo:hi], x[lo:hi], means[i*u.d:(i+1)*u.d])
+	}
+}
+
 // Append appends the units' means as Means has them. spreads says of rows' distances [..][d] from their unit's mean how far that is:
 // a square, of which the mean over the unit is kept, rounded up; nil: 0.
 func (u *Units) Append(b []byte, spreads func(deltas []float32) []float32) []byte {
 	units, at := len(u.Means)/u.d, len(b)
 	b = append(b, make([]byte, MeansBytes(units, u.d))...)
 	m := parseMeans(b[at:], u.d, units)
-	var spread []float32
-	if spreads != nil {
-		spread = spreads(u.Deltas)
-	}
 	for i := range units {
-		var sum float64
-		run := spread[min(i*u.run, len(spread)):min((i+1)*u.run, len(spread))]
-		for _, x := range run {
-			sum += float64(x)
+		putBF16(m.meta[i*meanMeta:], packInt8(m.codes[i*u.d:(i+1)*u.d], u.Means[i*u.d:(i+1)*u.d]))
+	}
+	if spreads != nil {
+		for i, x := range u.spreads(spreads(u.Deltas)) {
+			putBF16(m.meta[i*meanMeta+2:], x)
 		}
-		meta := m.meta[i*meanMeta:]
-		putBF16(meta[0:], packInt8(m.codes[i*u.d:(i+1)*u.d], u.Means[i*u.d:(i+1)*u.d]))
-		putBF16(meta[2:], bf16Up(float32(sum/float64(max(len(run), 1)))))
 	}
 	return b
+}
+
+// AppendSpreads appends the units' spreads alone, as Spreads has them.
+func (u *Units) AppendSpreads(b []byte, spreads func(deltas []float32) []float32) []byte {
+	for _, x := range u.spreads(spreads(u.Deltas)) {
+		b = binary.LittleEndian.AppendUint16(b, uint16(math.Float32bits(x)>>16))
+	}
+	return b
+}
+
+// spreads returns the means over units of x [n], rounded up to a bfloat16.
+func (u *Units) spreads(x []float32) (out []float32) {
+	for ; len(x) > 0; x = x[min(u.run, len(x)):] {
+		run, sum := x[:min(u.run, len(x))], 0.
+		for _, y := range run {
+			sum += float64(y)
+		}
+		out = append(out, bf16Up(float32(sum/float64(len(run)))))
+	}
+	return out
 }
 
 // subRows writes rows x [n][d] less a row to dst.
@@ -77,18 +109,8 @@ func subRows(dst, x, row []float32) {
 	}
 }
 
-// ParseMeans reads what Units.Append wrote; ok is false if b has another size.
-func ParseMeans(b []byte, d, units int) (m Means, ok bool) {
-	if len(b) != MeansBytes(units, d) {
-		return m, false
-	}
-	return parseMeans(b, d, units), true
-}
-
-// ParseMeansMeta reads scales and spreads alone; ok is false if b has another size. The mean rows are missing: what this returns is for Add.
-func ParseMeansMeta(b []byte, d, units int) (m Means, ok bool) {
-	return Means{meta: b, d: d}, len(b) == MeansMetaBytes(units)
-}
+// MeansOf returns the means of units of which meta holds scales and spreads and rows the rows; without rows what this returns is for Add.
+func MeansOf(meta, rows []byte, d int) Means { return Means{meta: meta, codes: rows, d: d} }
 
 func parseMeans(b []byte, d, units int) Means {
 	return Means{meta: b[:units*meanMeta], codes: b[units*meanMeta:], d: d}
@@ -111,11 +133,6 @@ func (m *Means) Put(u int, row []byte) { copy(m.codes[u*m.d:(u+1)*m.d], row) }
 
 // Reset takes all units out of what Add made.
 func (m *Means) Reset() { m.meta, m.codes = m.meta[:0], m.codes[:0] }
-
-// Of returns units [lo, hi).
-func (m Means) Of(lo, hi int) Means {
-	return Means{meta: m.meta[lo*meanMeta : hi*meanMeta], codes: m.codes[lo*m.d : hi*m.d], d: m.d}
-}
 
 // Units returns the number of units.
 func (m Means) Units() int { return len(m.meta) / meanMeta }

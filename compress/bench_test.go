@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"testing"
+
+	"kvtier/attention/kernels"
 )
 
 // benchDims are those of SmolLM2, of most models, and of Gemma.
@@ -72,6 +74,28 @@ func BenchmarkKeys(b *testing.B) {
 				b.Fatal(err)
 			}
 		}
+	})
+}
+
+// BenchmarkMeanKeys scores a segment's pages for 4 rows: at 4 bits, in whose bins the query is brought every time, and as signed bytes.
+func BenchmarkMeanKeys(b *testing.B) {
+	const n, rows = 32, 4
+	benchRows(b, "4 bits", func(d int) (int, func()) {
+		x, q := normal(1, n, d), normal(2, rows, d)
+		exp := KeyExp(x)
+		stored := AppendMeanKeys(nil, x, d, exp)
+		dst, folded := make([]float32, rows*n), kernels.KeyQuery{Words: make([]int16, rows*d), Scale: make([]float32, 2*rows)}
+		var m MeanKeys
+		return n * rows, func() {
+			if err := m.Parse(stored, n, d, exp); err != nil {
+				b.Fatal(err)
+			}
+			m.Scores(dst, n, q, folded)
+		}
+	})
+	benchRows(b, "int8", func(d int) (int, func()) {
+		c, q, dst := make([]byte, n*d), normal(2, rows, d), make([]float32, rows*n)
+		return n * rows, func() { kernels.DotsInt8(dst, n, q, c, d) }
 	})
 }
 

@@ -3,6 +3,7 @@ package compress
 import (
 	"encoding/binary"
 	"fmt"
+	"math"
 
 	"kvtier/attention/kernels"
 )
@@ -32,16 +33,21 @@ var KeyNoise = [levels + 1]float32{1. / 45, .14 / 31, 1. / (12 << 8), 1. / (12 <
 type KeyOrder struct {
 	Channels []uint8 // [d], the channel at each place
 	Lines    []uint8 // [d/4], each group four times
+	// Scatter [d/16] is, by group, the root of the mean square of what keys deviate by from others that share their bins, channels weighted as queries
+	// do; binary16 in the units of bins. It stands for bins that are not read.
+	Scatter []byte
 }
 
-// KeyOrderBytes is the stored size of an order.
-func KeyOrderBytes(d int) int { return d + d/4 }
+// KeyOrderBytes is the stored size of an order: whole lines.
+func KeyOrderBytes(d int) int { return (keyOrderUsed(d) + lineBytes - 1) / lineBytes * lineBytes }
+
+func keyOrderUsed(d int) int { return d + d/4 + d/8 }
 
 // FitKeyOrder orders channels by importance [d]: the mean square of what the
 // channel's variation adds to a score, at least 0. Then each line goes to the
 // group where 2 more bits take away most. The first d/8 lines hold 2 bits of
-// every group at least.
-func FitKeyOrder(importance []float32) KeyOrder {
+// every group at least. square [d] is what of the importance is the mean square of queries, more than 0; exp is that of KeyExp.
+func FitKeyOrder(importance, square []float32, exp int) KeyOrder {
 	d := len(importance)
 	o := KeyOrder{Channels: make([]uint8, d)}
 	for i := range o.Channels {
@@ -52,6 +58,14 @@ func FitKeyOrder(importance []float32) KeyOrder {
 	weight, level := make([]float64, groups), make([]int, groups)
 	for i, c := range o.Channels {
 		weight[i/groupDims] += float64(importance[c])
+	}
+	for g, sum := range weight {
+		var squares float64
+		for _, c := range o.Channels[g*groupDims:][:groupDims] {
+			squares += float64(square[c])
+		}
+		deviation := float32(math.Sqrt(float64(float32(sum / squares)))) // a root in float32, rounded correctly
+		o.Scatter = binary.LittleEndian.AppendUint16(o.Scatter, f16Ceil(min(math.Ldexp(float64(deviation), -exp), mostScatter)))
 	}
 	for unknown := groups; len(o.Lines) < d/4; {
 		best, most := -1, -1.
@@ -71,6 +85,24 @@ func FitKeyOrder(importance []float32) KeyOrder {
 	return o
 }
 
+// mostScatter is the largest binary16.
+const mostScatter = 65504
+
+// standInPart is how much of a group's scatter stands for that of its channels: errors come out best with it.
+const standInPart = .7
+
+// StandIn fills s, of all channels, with what stands for bins that are not read. exp is that of FitKeyOrder.
+func (o *KeyOrder) StandIn(s KeySteps, exp int) {
+	unit := math.Ldexp(standInPart/(256*math.Sqrt(float64(KeyNoise[0]))), exp)
+	clear(s.Lo)
+	for i := range s.Step {
+		s.Step[i] = float32(min(float64(f16To32(binary.LittleEndian.Uint16(o.Scatter[i/groupDims*2:])))*unit, mostStandIn))
+	}
+}
+
+// mostStandIn is about the largest step that bins have.
+const mostStandIn = 0x1p119
+
 // sortChannels sorts by falling importance; equal ones by number.
 func sortChannels(channels []uint8, importance []float32) {
 	for i := 1; i < len(channels); i++ { // insertion: 256 at most, once a segment
@@ -81,7 +113,11 @@ func sortChannels(channels []uint8, importance []float32) {
 }
 
 // Append appends the stored form.
-func (o KeyOrder) Append(b []byte) []byte { return append(append(b, o.Channels...), o.Lines...) }
+func (o KeyOrder) Append(b []byte) []byte {
+	d := len(o.Channels)
+	b = append(append(append(b, o.Channels...), o.Lines...), o.Scatter...)
+	return append(b, make([]byte, KeyOrderBytes(d)-d-d/4-len(o.Scatter))...)
+}
 
 // ParseKeyOrder reads the first KeyOrderBytes(d) bytes of b. The error is ErrCorrupt.
 func ParseKeyOrder(b []byte, d int) (KeyOrder, error) {
@@ -91,7 +127,8 @@ func ParseKeyOrder(b []byte, d int) (KeyOrder, error) {
 	if !validDim(d) || len(b) < KeyOrderBytes(d) {
 		return bad(fmt.Sprintf("%d bytes for %d channels", len(b), d))
 	}
-	o := KeyOrder{b[:d:d], b[d:KeyOrderBytes(d):KeyOrderBytes(d)]}
+	lines := d + d/4
+	o := KeyOrder{b[:d:d], b[d:lines:lines], b[lines:keyOrderUsed(d):keyOrderUsed(d)]}
 	var seen [MaxHeadDim]bool
 	for _, c := range o.Channels {
 		if int(c) >= d || seen[c] {
@@ -110,6 +147,11 @@ func ParseKeyOrder(b []byte, d int) (KeyOrder, error) {
 		}
 		if i+1 == 2*d/groupDims && known < d/groupDims {
 			return bad("a group is not in the first lines")
+		}
+	}
+	for i := 0; i < len(o.Scatter); i += 2 {
+		if binary.LittleEndian.Uint16(o.Scatter[i:]) > f16Max {
+			return bad("a scatter is no number")
 		}
 	}
 	return o, nil

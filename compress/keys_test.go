@@ -16,7 +16,15 @@ func anyOrder(d int) KeyOrder {
 	for i := range importance {
 		importance[i] = 1 / float32(1+(i*7+3)%d)
 	}
-	return FitKeyOrder(importance)
+	return FitKeyOrder(importance, ones(d), 0)
+}
+
+func ones(n int) []float32 {
+	x := make([]float32, n)
+	for i := range x {
+		x[i] = 1
+	}
+	return x
 }
 
 // dequantise places codes half a known bin above their lower ends; of 2-bit
@@ -98,9 +106,9 @@ func TestKeyOrder(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		d := rapid.SampledFrom(allDims).Draw(t, "d")
 		importance := rapid.SliceOfN(rapid.Float32Range(0, 1e6), d, d).Draw(t, "importance")
-		o := FitKeyOrder(importance)
+		o := FitKeyOrder(importance, ones(d), 0)
 		got, err := ParseKeyOrder(append(o.Append(nil), 1, 2, 3), d)
-		if err != nil || !bytes.Equal(got.Channels, o.Channels) || !bytes.Equal(got.Lines, o.Lines) {
+		if err != nil || !bytes.Equal(got.Channels, o.Channels) || !bytes.Equal(got.Lines, o.Lines) || !bytes.Equal(got.Scatter, o.Scatter) {
 			t.Fatalf("%v: %v", o, err)
 		}
 		for i, c := range o.Channels[1:] {

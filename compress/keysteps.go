@@ -30,9 +30,9 @@ func NewKeySteps(d int) KeySteps {
 	return KeySteps{both[:d:d], both[d:]}
 }
 
-// KeyStepsBytes is the stored size of the steps of a group: d lower ends, then
-// d steps, binary16 in units of 2^exp.
-func KeyStepsBytes(d int) int { return 4 * d }
+// KeyStepsBytes is the stored size of the steps of a group of tokens: for each 16 channels, a line, their lower ends, then
+// their steps, binary16 in units of 2^exp.
+func KeyStepsBytes(d int) int { return d / groupDims * lineBytes }
 
 // KeyExp is the exponent to store steps of rows with: the largest magnitude
 // lies in [2^14, 2^15) units of 2^exp, so that binary16 overflows nowhere and
@@ -80,9 +80,11 @@ func stored(h uint16, exp int) float32 {
 
 // Append appends the stored form, KeyStepsBytes(d) bytes. exp is that of FitKeySteps.
 func (s KeySteps) Append(b []byte, exp int) []byte {
-	for _, v := range [2][]float32{s.Lo, s.Step} {
-		for _, x := range v {
-			b = binary.LittleEndian.AppendUint16(b, f16From32(float32(math.Ldexp(float64(x), -exp))))
+	for at := 0; at < len(s.Lo); at += groupDims {
+		for _, v := range [2][]float32{s.Lo, s.Step} {
+			for _, x := range v[at : at+groupDims] {
+				b = binary.LittleEndian.AppendUint16(b, f16From32(float32(math.Ldexp(float64(x), -exp))))
+			}
 		}
 	}
 	return b
@@ -97,15 +99,20 @@ func ParseKeySteps(b []byte, d, exp int) (KeySteps, error) {
 	return s, s.Parse(b, exp)
 }
 
-// Parse reads the first KeyStepsBytes(d) bytes of b into s, of d channels. The
+// Of returns the steps of channels [lo, hi).
+func (s KeySteps) Of(lo, hi int) KeySteps { return KeySteps{s.Lo[lo:hi], s.Step[lo:hi]} }
+
+// Parse reads the first KeyStepsBytes(d) bytes of b into s, of d channels, a multiple of 16. The
 // error is ErrCorrupt, and then s may hold anything.
 func (s KeySteps) Parse(b []byte, exp int) error {
 	d := len(s.Lo)
 	if exp < minKeyExp || exp > maxKeyExp || len(b) < KeyStepsBytes(d) {
 		return fmt.Errorf("key steps: %d bytes for %d channels, exponent %d: %w", len(b), d, exp, ErrCorrupt)
 	}
-	if !kernels.Bins(s.Lo, s.Step, b, float32(math.Ldexp(1, exp))) {
-		return fmt.Errorf("key steps: a channel's bins are out of range: %w", ErrCorrupt)
+	for at := 0; at < d; at += groupDims {
+		if !kernels.Bins(s.Lo[at:at+groupDims], s.Step[at:at+groupDims], b[at/groupDims*lineBytes:], float32(math.Ldexp(1, exp))) {
+			return fmt.Errorf("key steps: a channel's bins are out of range: %w", ErrCorrupt)
+		}
 	}
 	return nil
 }

@@ -25,7 +25,7 @@ const (
 	// pieceAlign is the alignment of pieces inside a part: a cache line.
 	pieceAlign = 64
 
-	formatVersion = 3
+	formatVersion = 4
 	headerMagic   = "KVTIERSG"
 )
 

@@ -154,16 +154,19 @@ func (h *headContext) scanPages(n int, x *question) (out []*devicePage, err erro
 	ordered, bins, keys := make([]float32, len(x.q)), compress.NewKeySteps(d), make([]float32, tiers.LeafTokens*d)
 	order.Permute(ordered, x.q)
 	parts := make([]float32, rows*d/16)
-	meanKeys, meanValues := v.PageMeans(h.tier.Piece(s.Header, h.head, tiers.PlanePages))
-	row, mean := make([]float32, d), make([]float32, d)
+	var means seal.PageMeans
+	if err := v.PageMeans(&means, h.tier.Piece(s.Header, h.head, tiers.PlanePages)); err != nil {
+		return nil, err
+	}
+	meanKeys, mean := make([]float32, compress.MeanKeyPlaces(v.Pages())*d), make([]float32, d)
+	means.Keys.Rows(meanKeys)
 	first := h.tier.Piece(s.Header, h.head, tiers.PlaneK1)
 	for page := range v.Info.Body / tiers.PageTokens {
-		p := &devicePage{segment: n, page: page, value: make([]float32, d), spread: float64(meanValues.Spread(page)),
+		p := &devicePage{segment: n, page: page, value: make([]float32, d), spread: float64(means.Values.Spread(page)),
 			log: make([][]float64, rows), mass: make([]float64, rows), rule: make([]float64, rows), noise: make([]float64, rows)}
-		meanValues.Row(p.value, page)
+		means.Values.Row(p.value, page)
 		compress.Unrotate(p.value, d)
-		meanKeys.Row(row, page)
-		order.Permute(mean, row)
+		order.Permute(mean, meanKeys[page*d:(page+1)*d])
 		begin, end := v.LeavesOf(page)
 		at := v.Steps(v.StepGroup(begin))
 		if err := bins.Parse(steps[at.Off:at.Off+at.Len], v.Info.KeyExp); err != nil {

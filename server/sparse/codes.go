@@ -18,15 +18,15 @@ type codes struct {
 	levels [compress.NumKeyPlanes][compress.MaxHeadDim / 16]uint8 // by group of channels, how many pairs of bits are known
 	known  [compress.NumKeyPlanes]int                             // channels of which something is known, the first ones
 	layout [compress.NumKeyPlanes]*compress.KeyLayout
-	// hidden [rows][d] is the query in the channels of which nothing is known; nil if there are none.
+	// hidden [rows][mostPages] is what pages' mean keys score in the channels of which nothing is known; nil if there are none.
 	hidden [compress.NumKeyPlanes][]float32
 }
 
 // group is a group of tokens that share the bins of their keys.
 type group struct {
-	read  bool
-	steps compress.KeySteps
-	parts []float32 // [rows][groups of channels], see kernels.BinSquares
+	read  int               // groups of channels, the first, of which bins are read
+	steps compress.KeySteps // of the others, what stands for them
+	parts []float32         // [rows][groups of channels], see kernels.BinSquares
 	by    [compress.NumKeyPlanes]grouped
 }
 
@@ -72,25 +72,30 @@ func (u *run) hiddenOf(s *segmentRun, planes int) []float32 {
 	c := &s.codes
 	known, hidden := c.known[planes-1], &c.hidden[planes-1]
 	if known < u.d && *hidden == nil {
-		*hidden = u.floats(len(c.q))
-		copy(*hidden, u.q.Q)
+		q := u.floats(len(c.q))
+		copy(q, u.q.Q)
 		for _, j := range c.order.Channels[:known] {
-			for at := int(j); at < len(*hidden); at += u.d {
-				(*hidden)[at] = 0
+			for at := int(j); at < len(q); at += u.d {
+				q[at] = 0
 			}
 		}
+		*hidden = u.floats(u.rows * mostPages)
+		s.means.Keys.Scores(*hidden, mostPages, q, u.folded)
 	}
 	return *hidden
 }
 
-// readGroup takes in how a group of tokens is coded.
+// readGroup takes in the bins of a group of tokens in so many groups of channels more.
 func (u *run) readGroup(s *segmentRun, g *group, b []byte) error {
-	both := u.floats(2 * u.d)
-	g.steps = compress.KeySteps{Lo: both[:u.d], Step: both[u.d:]}
-	if err := g.steps.Parse(b, s.view.Info.KeyExp); err != nil {
+	if g.read == 0 {
+		g.steps, g.parts = u.newSteps(u.d), u.floats(u.rows*u.d/kernels.LineTokens)
+		s.codes.order.StandIn(g.steps, s.view.Info.KeyExp)
+	}
+	lo := g.read * kernels.LineTokens
+	g.read += len(b) / kernels.Line
+	if err := g.steps.Of(lo, g.read*kernels.LineTokens).Parse(b, s.view.Info.KeyExp); err != nil {
 		return err
 	}
-	g.parts = u.floats(u.rows * u.d / 16)
 	kernels.BinSquares(g.parts, s.codes.q, g.steps.Step)
 	return nil
 }

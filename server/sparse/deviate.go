@@ -42,7 +42,7 @@ type followers struct {
 	codes [compress.NumKeyPlanes][][]float32
 	mass  [compress.NumKeyPlanes][]float32
 	used  [compress.NumKeyPlanes]bool
-	// Of the segment: by planes, the weights of pages [rows][pages], nil if there are none; and sums [rows][d], channels in
+	// Of the segment: by planes, the weights of pages [rows][mostPages], nil if there are none; and sums [rows][d], channels in
 	// stored order, of keys, and of the variance of what is not known of them.
 	pages        [compress.NumKeyPlanes][]float32
 	keys, spread [][]float32
@@ -63,18 +63,17 @@ func (u *run) deviate(f *followers, x *leaf, share []float32) {
 		f.seg, f.group = x.seg, x.group
 	}
 	s, p := &u.segs[x.seg], int(x.planes)-1
-	pages := s.endPage - s.firstPage
 	if f.codes[p] == nil {
 		f.codes[p], f.mass[p] = u.newRows(), u.floats(u.rows)
 	}
 	if f.pages[p] == nil {
-		f.pages[p] = u.floats(u.rows * pages)
+		f.pages[p] = u.floats(u.rows * mostPages)
 	}
 	f.used[p] = true
 	sums := u.sumsOf(x)
 	for r := range u.rows {
 		f.mass[p][r] += sums[2*r]
-		f.pages[p][r*pages+int(x.page)-s.firstPage] += sums[2*r]
+		f.pages[p][r*mostPages+int(u.pageOf[x.page])] += sums[2*r]
 	}
 	u.layoutOf(s, p+1).SumCodes(f.codes[p], u.weightsOf(x), tiers.LeafTokens, u.planesOf(x))
 }
@@ -107,15 +106,16 @@ func (u *run) endSegment(f *followers) {
 	if f.deviations == nil {
 		f.deviations = u.newRows()
 	}
-	s, means := &u.segs[f.seg], u.newRows()
+	s, means, sums := &u.segs[f.seg], u.newRows(), u.newRows()
 	for p, weights := range f.pages {
 		if weights == nil {
 			continue
 		}
 		for r := range means {
 			clear(means[r])
+			clear(sums[r])
 		}
-		u.keys.Of(s.firstPage, s.endPage).AddTo(means, weights, s.endPage-s.firstPage)
+		s.means.Keys.AddTo(means, sums, weights, mostPages)
 		for r, row := range means {
 			for j, c := range s.codes.order.Channels[:s.codes.known[p]] {
 				f.keys[r][j] -= row[c]
@@ -133,11 +133,13 @@ func (u *run) endSegment(f *followers) {
 	}
 }
 
-// unknownOf is the variance of what is not known of a channel of which so many pairs of bits are, over the square of a bin.
+// unknownOf is the variance of what is not known of a channel of which so many pairs of bits are, over the square of a bin. Of channels of
+// which nothing is known it is all that there is; a score lacks about half of it (docs/decisions/0033-format-4.md).
 var unknownOf = func() (t [len(compress.KeyNoise)]float32) {
 	for l, noise := range compress.KeyNoise {
 		t[l] = 256 * 256 * noise
 	}
+	t[0] *= 2
 	return t
 }()
 

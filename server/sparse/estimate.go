@@ -134,7 +134,7 @@ func (u *run) estimateError(e estimate) {
 			s := &u.segs[i]
 			if s.view.Drains() > 0 { // their values scatter like the other outliers', for all that is known
 				at := u.pages + i
-				err2 += float64(s.values.Spread(s.view.PageOfDrains())*squares[at] + variance[at]*norm2)
+				err2 += float64(s.means.Values.Spread(s.view.PageOfDrains())*squares[at] + variance[at]*norm2)
 			}
 		}
 		if norm2 > 0 {

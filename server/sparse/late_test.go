@@ -197,8 +197,7 @@ func TestLateTrace(t *testing.T) {
 			counts[how]++
 			v, value := view(f.segs[segment], 0), make([]float32, f.d)
 			page := place / tiers.PageTokens
-			off, n, _ := f.segs[segment].Header.Piece(0, tiers.PlanePages)
-			_, means := v.PageMeans(f.reader.parts[f.segs[segment].Header.ID][0][off : off+n])
+			means := f.meanValues(t, segment, v)
 			switch {
 			case how == Read:
 				copy(value, values[segment].V[place*f.d:])

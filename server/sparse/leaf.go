@@ -90,7 +90,6 @@ type scoring struct {
 	layout      *compress.KeyLayout
 	query       kernels.KeyQuery
 	scale       []float32 // [rows][2], that of the query with what is not known of keys standing at the page's mean
-	hidden      []float32 // [rows]
 	grades      []grade
 }
 
@@ -193,9 +192,8 @@ func (u *run) prepare(how *scoring, x *leaf) {
 	if hidden := u.hiddenOf(s, planes); hidden != nil {
 		copy(how.scale, how.query.Scale)
 		how.query.Scale = how.scale
-		u.keys.Of(int(x.page), int(x.page)+1).Scores(how.hidden, 1, hidden)
-		for r, score := range how.hidden {
-			how.scale[2*r+1] += score
+		for r := range u.rows {
+			how.scale[2*r+1] += hidden[r*mostPages+int(u.pageOf[x.page])]
 		}
 	}
 }

@@ -39,12 +39,17 @@ func (u *run) scorePages() error {
 
 // scoreMeans estimates what pages weigh, and how well that is known.
 func (u *run) scoreMeans() {
-	u.keys.Scores(u.mass, u.slots, u.q.Q)
 	for r := range u.rows {
 		at := r * u.slots
+		for i := range u.segs {
+			s := &u.segs[i]
+			for p, page := range u.pageOf[s.firstPage:s.endPage] {
+				u.mass[at+s.firstPage+p] = u.scores[r*u.all+s.firstOfAll+int(page)]
+			}
+		}
 		mass, rank, ruled, noise := u.mass[at:][:u.pages], u.rank[at:][:u.pages], u.ruled[at:][:u.pages], u.noise[at:][:u.pages]
 		for i, spread := range u.spreads {
-			n, score := int(u.tokens[i]), attention.Softcap(mass[i], u.q.Softcap)
+			n, score := int(u.tokens[i]), mass[i]
 			spread *= u.norm2[r]
 			mass[i] = attention.Mass(n, score, spread)
 			rank[i] = attention.Presence(n, score, spread)

@@ -11,8 +11,8 @@ import (
 // go to the first plane of keys before anything is known of them, and at most
 // (docs/decisions/0004-budget-path.md). What is left goes where it is worth most.
 const (
-	firstPart = .33
-	mostPart  = .5
+	firstPart = .28
+	mostPart  = .45
 )
 
 // mapPart is the most of a budget that the map of values may cost; below about
@@ -33,7 +33,8 @@ func (b *body) closely(share float32) bool { return b.outliers <= outlierPart*fl
 // MeansShare is what share of the bytes that all tokens have at 4 bits the means of all pages have, which every query reads.
 func MeansShare(d int) float32 {
 	page := tiers.PageTokens * (compress.ValueScaleBytes + 2*compress.ValueRowBytes(d))
-	return float32(2*attention.MeansBytes(1, d)) / float32(page)
+	v := seal.View{D: d, Info: tiers.HeadInfo{Body: tiers.SegmentTokens}}
+	return float32(v.PagesBytes()) / float32(v.Pages()*page)
 }
 
 // withMap says whether the map of values is read when share may be, and if so
@@ -100,9 +101,9 @@ func (b *body) add(v seal.View) {
 }
 
 // scanOfPage is what scanning a page takes: the first plane of its keys, and
-// its part of the steps that it shares with neighbours.
+// its part of the bins that it shares with neighbours, of a group of channels a line at most.
 func (b *body) scanOfPage() float64 {
-	return float64(tiers.PageTokens/tiers.LeafTokens*compress.KeyPlaneBytes(b.d)[0]) + b.groups*lines(compress.KeyStepsBytes(b.d))/b.pages
+	return float64(tiers.PageTokens/tiers.LeafTokens*compress.KeyPlaneBytes(b.d)[0]) + b.groups*float64(tiers.LineSize*compress.KeyPlaneLines(b.d)[0])/b.pages
 }
 
 // lines is how many bytes of cache lines n bytes touch on average, if they lie

@@ -1,6 +1,8 @@
 package sparse
 
 import (
+	"slices"
+
 	"kvtier/compress"
 	"kvtier/tiers"
 )
@@ -60,6 +62,20 @@ const aheadLeaves = 8
 // readKeys reads a plane of the chosen leaves, which are in order of place, and
 // scores their tokens anew.
 func (u *run) readKeys(plane int, chosen []int) error {
+	if err := u.readBins(chosen, plane); err != nil {
+		return err
+	}
+	if u.anyLate() {
+		chosen = slices.DeleteFunc(slices.Clone(chosen), func(i int) bool {
+			x := &u.leaves[i]
+			if u.hasBins(x, plane) {
+				return false
+			}
+			u.isLate(x, x.all())
+			x.most = x.planes // nothing behind it can be used either
+			return true
+		})
+	}
 	size := u.planeBytes[plane]
 	from := tiers.KeyPlanes[plane]
 	if from == tiers.PlaneK8 {

@@ -56,16 +56,16 @@ type run struct {
 
 // segmentRun is what the run holds of one segment.
 type segmentRun struct {
-	index        int // in the caller's segments
-	s            Segment
-	view         seal.View
-	firstOfAll   int // page, among all that there are
-	firstPage    int // in the run's tables, and one behind the last
-	endPage      int
-	firstGroup   int             // of steps, in run.groups
-	keys, values attention.Means // of all its pages
-	received     float32         // share of the attention that its read tokens received, summed over heads
-	codes        codes           // once any of its pages is scanned
+	index      int // in the caller's segments
+	s          Segment
+	view       seal.View
+	firstOfAll int // page, among all that there are
+	firstPage  int // in the run's tables, and one behind the last
+	endPage    int
+	firstGroup int            // of steps, in run.groups
+	means      seal.PageMeans // of all its pages
+	received   float32        // share of the attention that its read tokens received, summed over heads
+	codes      codes          // once any of its pages is scanned
 }
 
 // A token among those of run.leaves is known by the leaf's index there and its place in the leaf.

@@ -84,11 +84,11 @@ func (u *run) firstKeys(n int) error {
 		leaves = append(leaves, n)
 	}
 	u.list = leaves
-	if err := u.readSteps(leaves); err != nil {
+	if err := u.readOrders(leaves); err != nil {
 		return err
 	}
 	if u.anyLate() {
-		leaves = slices.DeleteFunc(leaves, func(i int) bool { return !u.groups[u.leaves[i].group].read })
+		leaves = slices.DeleteFunc(leaves, func(i int) bool { return u.segs[u.leaves[i].seg].codes.q == nil })
 	}
 	return u.readKeys(0, leaves)
 }
@@ -194,38 +194,50 @@ func (u *run) estimatedShares(dst []float32, r int) {
 	}
 }
 
-// readSteps reads how the keys of leaves are coded, as far as it is not known.
-func (u *run) readSteps(leaves []int) error {
+// readOrders reads the order of the keys' bits in the segments of leaves, as far as it is not known.
+func (u *run) readOrders(leaves []int) error {
+	last := int32(-1)
+	for _, i := range leaves {
+		if x := &u.leaves[i]; x.seg != last && u.segs[x.seg].codes.q == nil {
+			last = x.seg
+			u.want(int(x.seg), u.segs[x.seg].view.KeyOrder())
+		}
+	}
+	return u.each(tiers.PlaneSteps, func(seg int, got got) error {
+		s := &u.segs[seg]
+		b := got.next(s.view.KeyOrder().Len)
+		if b == nil {
+			return nil
+		}
+		order, err := compress.ParseKeyOrder(b, u.d)
+		if err == nil {
+			u.begin(s, order)
+		}
+		return err
+	})
+}
+
+// readBins reads the bins of keys in those channels of which a plane tells the first bits.
+func (u *run) readBins(leaves []int, plane int) error {
 	u.newGroups = u.newGroups[:0]
 	last := int32(-1)
 	for _, i := range leaves {
 		x := &u.leaves[i]
-		s := &u.segs[x.seg]
-		if x.seg != last && s.codes.q == nil {
-			u.want(int(x.seg), s.view.KeyOrder())
-		}
-		last = x.seg
-		if g := &u.groups[x.group]; !g.read {
-			g.read = true
+		s, g := &u.segs[x.seg], &u.groups[x.group]
+		if n := s.codes.known[plane] / kernels.LineTokens; x.group != last && g.read < n {
+			last = x.group
 			u.newGroups = append(u.newGroups, x.group)
-			u.want(int(x.seg), s.view.Steps(int(x.group)-s.firstGroup))
+			u.want(int(x.seg), s.view.Bins(int(x.group)-s.firstGroup, g.read, n))
 		}
 	}
 	rest := u.newGroups
 	return u.each(tiers.PlaneSteps, func(seg int, got got) error {
 		s := &u.segs[seg]
-		if s.codes.q == nil {
-			if b := got.next(s.view.KeyOrder().Len); b != nil {
-				order, err := compress.ParseKeyOrder(b, u.d)
-				if err != nil {
-					return err
-				}
-				u.begin(s, order)
-			}
-		}
 		for ; len(rest) > 0 && int(rest[0]) < s.firstGroup+s.view.StepGroups(); rest = rest[1:] {
-			g, b := &u.groups[rest[0]], got.next(compress.KeyStepsBytes(u.d))
-			if g.read = b != nil && s.codes.q != nil; !g.read {
+			g := &u.groups[rest[0]]
+			bins := s.view.Bins(int(rest[0])-s.firstGroup, g.read, s.codes.known[plane]/kernels.LineTokens)
+			b := got.next(bins.Len)
+			if b == nil {
 				continue // late, and wanted again with the next leaf
 			}
 			if err := u.readGroup(s, g, b); err != nil {
@@ -234,6 +246,11 @@ func (u *run) readSteps(leaves []int) error {
 		}
 		return nil
 	})
+}
+
+// hasBins says whether the bins are read that a plane of a leaf needs.
+func (u *run) hasBins(x *leaf, plane int) bool {
+	return u.groups[x.group].read*kernels.LineTokens >= u.segs[x.seg].codes.known[plane]
 }
 
 // Bounds on what is learned from few pages.

@@ -73,3 +73,55 @@ func TestSecondLook(t *testing.T) {
 		t.Errorf("a second look was taken %d times of 60", further)
 	}
 }
+
+// Of a group of tokens those bins are read that the planes of its leaves need; something stands for the others.
+func TestBinsOfKnownChannels(t *testing.T) {
+	rng := rand.New(rand.NewPCG(83, 84))
+	for _, d := range []int{64, 128, 256} {
+		s := newSample(rng, 4096, 1, d)
+		f := sealed(rng, s, seal.Options{Profile: tiers.ProfileBalanced}, compress.BF16, 2048, 4096)
+		u := newRun(t.Context(), f.reader, f.segs, []int{0, 1}, f.query(rng, 0, 2), .15, &Trace{})
+		for _, stage := range []func() error{u.scorePages, u.scan, func() error { return u.refine(1) }} {
+			if err := stage(); err != nil {
+				t.Fatal(err)
+			}
+		}
+		needs, seg := make([]int, len(u.groups)), make([]int, len(u.groups))
+		for i := range u.leaves {
+			x := &u.leaves[i]
+			seg[x.group] = int(x.seg)
+			needs[x.group] = max(needs[x.group], u.segs[x.seg].codes.known[x.planes-1])
+		}
+		few, steps, standIn := 0, compress.NewKeySteps(d), compress.NewKeySteps(d)
+		for i, need := range needs {
+			g, of := &u.groups[i], &u.segs[seg[i]]
+			if g.read*16 != need {
+				t.Fatalf("dimension %d: bins of %d channels are read, %d are needed", d, g.read*16, need)
+			}
+			if need == 0 {
+				continue
+			}
+			if need < d {
+				few++
+			}
+			r := of.view.Steps(i - of.firstGroup)
+			if err := steps.Parse(f.plane(seg[i], tiers.PlaneSteps)[r.Off:r.Off+r.Len], of.view.Info.KeyExp); err != nil {
+				t.Fatal(err)
+			}
+			of.codes.order.StandIn(standIn, of.view.Info.KeyExp)
+			for j := range d {
+				want := steps.Of(j, j+1)
+				if j >= need {
+					want = standIn.Of(j, j+1)
+				}
+				if g.steps.Lo[j] != want.Lo[0] || g.steps.Step[j] != want.Step[0] {
+					t.Fatalf("dimension %d, channel %d of %d: bins from %v, size %v, not %v", d, j, need, g.steps.Lo[j], g.steps.Step[j], want)
+				}
+			}
+		}
+		if few == 0 {
+			t.Errorf("dimension %d: all bins are read", d)
+		}
+		u.release()
+	}
+}

@@ -30,7 +30,7 @@ type scratch struct {
 	tokens             []int32         // [slots], those that are not read
 	scanned            []bool          // [pages]
 	known              []bool          // [pages], whether the mean value is read, see standins.go
-	keys, values       attention.Means // of pages
+	values             attention.Means // of pages
 	pageOf             []int32         // [pages], which one of its segment it is
 	typical            []float32       // shares of the softmax by which known mean values stand for others
 	norms              []float32       // [pages], squares of mean values
@@ -38,6 +38,9 @@ type scratch struct {
 	// Relative to the square of the output: the mean square of a page's values' distance
 	// from their mean, and from the output; [pages][rows].
 	scatter, far []float32
+
+	scores []float32        // of all pages' mean keys, [rows][all], capped
+	folded kernels.KeyQuery // room for a query in the bins of mean keys
 
 	// See survey: of all pages, [rows][all] and [all].
 	surveyed, restWeights []float32
@@ -94,7 +97,6 @@ func (s *scratch) reset(u *run, leaves, groups int) {
 	clear(s.scanned)
 	s.known = sized(s.known, u.pages)
 	s.norms, s.spreads, s.pageOf = sized(s.norms, u.pages), sized(s.spreads, u.pages), sized(s.pageOf, u.pages)
-	s.keys.Reset()
 	s.values.Reset()
 	s.scatter, s.far = sized(s.scatter, rows*u.pages), sized(s.far, rows*u.pages)
 
@@ -106,7 +108,7 @@ func (s *scratch) reset(u *run, leaves, groups int) {
 	s.w, s.sums = sized(s.w, leaves*rows*tiers.LeafTokens), sized(s.sums, 2*leaves*rows)
 	s.weights = sized(s.weights, u.slots)
 	s.rescored = sized(s.rescored, rows*tiers.LeafTokens)
-	s.scoring = scoring{page: -1, scale: sized(s.scoring.scale, 2*rows), hidden: sized(s.scoring.hidden, rows)}
+	s.scoring = scoring{page: -1, scale: sized(s.scoring.scale, 2*rows)}
 	s.gainRows = sized(s.gainRows, rows)
 }
 
@@ -127,6 +129,12 @@ func sized[T any](s []T, n int) []T { return slices.Grow(s[:0], n)[:n] }
 
 // floats returns n zeros for as long as the run lasts.
 func (s *scratch) floats(n int) []float32 { return s.arena.zeros(n) }
+
+// newSteps returns room for the bins of keys.
+func (s *scratch) newSteps(d int) compress.KeySteps {
+	both := s.floats(2 * d)
+	return compress.KeySteps{Lo: both[:d:d], Step: both[d:]}
+}
 
 // words is floats of words, and newGrades of grades.
 func (s *scratch) words(n int) []int16 { return s.wordArena.zeros(n) }

@@ -24,7 +24,7 @@ func TestStandIns(t *testing.T) {
 	}
 	var means []float32 // [pages][d]
 	for i := range u.segs {
-		_, values := u.segs[i].view.PageMeans(f.plane(i, tiers.PlanePages))
+		values := f.meanValues(t, i, u.segs[i].view)
 		row := make([]float32, s.d)
 		for p := range values.Units() {
 			values.Row(row, p)

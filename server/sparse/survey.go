@@ -45,14 +45,14 @@ func (u *run) survey() error {
 	for i := range u.segs {
 		means := u.segs[i].view.MeanKeys()
 		if !u.sparing {
-			means.Len = 2 * attention.MeansBytes(u.segs[i].view.Pages(), u.d)
+			means = tiers.Range{Len: means.Off + means.Len}
 		}
 		u.want(i, means)
 	}
 	if err := u.each(tiers.PlanePages, func(seg int, got got) error {
 		s := &u.segs[seg]
-		s.keys, s.values = s.view.PageMeans(got.b[0])
-		return nil
+		s.means.Keys.Steps = u.newSteps(u.d)
+		return s.view.PageMeans(&s.means, got.b[0])
 	}); err != nil {
 		return err
 	}
@@ -63,39 +63,57 @@ func (u *run) survey() error {
 	for p := range u.known {
 		u.known[p] = !u.sparing
 	}
+	u.scoreAll()
 	if u.pages == u.all {
 		u.tellApart(nil, 0)
 		return nil
 	}
-	u.scoreAll()
+	u.massAll()
 	rank := u.rankAll()
 	u.tellApart(rank, kthLargest(rank, u.pages))
 	u.sumRest()
 	return nil
 }
 
-// scoreAll estimates the log of every page's mass, by row, and by how much its strongest token may weigh more than that for a query of norm 1.
+// mostPages is how many pages a segment has at most, in whole leaves of mean keys.
+const mostPages = tiers.SegmentTokens / tiers.PageTokens
+
+// scoreAll scores the mean keys of all pages.
 func (u *run) scoreAll() {
+	u.scores = sized(u.scores, u.rows*u.all)
+	u.folded = kernels.KeyQuery{Words: u.words(u.rows * u.d), Scale: u.floats(2 * u.rows)}
+	of := u.floats(u.rows * mostPages)
+	for i := range u.segs {
+		s := &u.segs[i]
+		s.means.Keys.Scores(of, mostPages, u.q.Q, u.folded)
+		for r := range u.rows {
+			row := u.scores[r*u.all+s.firstOfAll:][:s.view.Pages()]
+			copy(row, of[r*mostPages:])
+			if u.q.Softcap != 0 {
+				for p, x := range row {
+					row[p] = attention.Softcap(x, u.q.Softcap)
+				}
+			}
+		}
+	}
+}
+
+// massAll estimates the log of every page's mass, by row, and by how much its strongest token may weigh more than that for a query of norm 1.
+func (u *run) massAll() {
 	u.surveyed, u.surprise = sized(u.surveyed, u.rows*u.all), sized(u.surprise, u.all)
-	var spreads, logs [tiers.SegmentTokens/tiers.PageTokens + 2]float32
+	var spreads, logs [mostPages]float32
 	for i := range u.segs {
 		s := &u.segs[i]
 		at, pages := s.firstOfAll, s.view.Pages()
-		s.keys.Scores(u.surveyed[at:], u.all, u.q.Q)
 		for p := range pages {
 			n := s.view.PageTokens(p)
-			spreads[p], logs[p] = s.keys.Spread(p), attention.LogN(n)
+			spreads[p], logs[p] = s.means.Spreads.Of(p), attention.LogN(n)
 			u.surprise[at+p] = float32(math.Sqrt(float64(2 * logs[p] * spreads[p])))
 		}
 		for r := range u.rows {
-			mass, norm2 := u.surveyed[r*u.all+at:][:pages], u.norm2[r]
-			if u.q.Softcap != 0 {
-				for p := range mass {
-					mass[p] = attention.Softcap(mass[p], u.q.Softcap)
-				}
-			}
+			scores, mass, norm2 := u.scores[r*u.all+at:], u.surveyed[r*u.all+at:][:pages], u.norm2[r]
 			for p := range mass {
-				mass[p] += logs[p] + min(spreads[p]*norm2/2, attention.MassClip)
+				mass[p] = scores[p] + logs[p] + min(spreads[p]*norm2/2, attention.MassClip)
 			}
 		}
 	}
@@ -156,11 +174,10 @@ func (u *run) tellApart(rank []float32, least float32) {
 		for p := 0; p < pages; p++ {
 			from := p
 			for p < pages && n < u.pages && (rank == nil || rank[s.firstOfAll+p] >= least) {
-				u.pageOf[n], u.tokens[n], u.spreads[n] = int32(p), int32(s.view.PageTokens(p)), s.keys.Spread(p)
+				u.pageOf[n], u.tokens[n], u.spreads[n] = int32(p), int32(s.view.PageTokens(p)), s.means.Spreads.Of(p)
 				p, n = p+1, n+1
 			}
-			u.keys.Add(s.keys, from, p)
-			u.values.Add(s.values, from, p)
+			u.values.Add(s.means.Values, from, p)
 		}
 		s.endPage = n
 	}
@@ -193,7 +210,7 @@ func (u *run) sumRest() {
 	var ruled, spread float32
 	for i := range u.segs {
 		s := &u.segs[i]
-		s.values.AddTo(x.means, weights[s.firstOfAll:], u.all)
+		s.means.Values.AddTo(x.means, weights[s.firstOfAll:], u.all)
 		at := s.firstPage
 		for p := range s.view.Pages() {
 			if at < s.endPage && int(u.pageOf[at]) == p {
@@ -202,7 +219,7 @@ func (u *run) sumRest() {
 			}
 			n := s.view.PageTokens(p)
 			x.tokens += int64(n)
-			ruled, spread = ruled+1/float32(n), spread+s.values.Spread(p)
+			ruled, spread = ruled+1/float32(n), spread+s.means.Values.Spread(p)
 		}
 	}
 	for r, row := range x.means {

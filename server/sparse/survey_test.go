@@ -111,7 +111,7 @@ func TestRestIsSum(t *testing.T) {
 		row := make([]float32, s.d)
 		for i := range all.segs {
 			a, b := &all.segs[i], &few.segs[i]
-			_, values := a.view.PageMeans(f.plane(i, tiers.PlanePages))
+			values := f.meanValues(t, i, a.view)
 			for p := range a.view.Pages() {
 				mass := all.mass[r*all.slots+a.firstPage+p]
 				if at := slices.Index(few.pageOf[b.firstPage:b.endPage], int32(p)); at >= 0 {
@@ -125,11 +125,12 @@ func TestRestIsSum(t *testing.T) {
 				found = logAdd(found, mass)
 			}
 		}
-		if d := math.Abs(float64(found - few.rest.mass[r])); d > 1e-3 {
+		least := 1e-3 + 1e-6*math.Exp(float64(few.total[r]-found)) // what it is taken off may be many times as much
+		if d := math.Abs(float64(found - few.rest.mass[r])); d > least {
 			t.Errorf("row %d: the rest weighs %v, not %v", r, few.rest.mass[r], found)
 		}
 		out[0].Output(row)
-		if e := attention.RelativeError(few.rest.means[r], row); e > 1e-3 {
+		if e := attention.RelativeError(few.rest.means[r], row); float64(e) > least {
 			t.Errorf("row %d: the rest's mean is off by %v", r, e)
 		}
 	}

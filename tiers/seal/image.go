@@ -53,6 +53,9 @@ func checkPlanes(h *tiers.Header, head int, of func(tiers.Plane) []byte) error {
 			return err
 		}
 	}
+	if err := v.PageMeans(new(PageMeans), of(tiers.PlanePages)); err != nil {
+		return err
+	}
 	if _, ok := attention.ParseValueMap(of(tiers.PlaneMap), v.D); !ok {
 		return errors.New("the map of values is none")
 	}

@@ -205,7 +205,11 @@ func packOrder(tokens []int, sinks int) []byte {
 func (s *sealer) keys(k []float32, m *attention.Metric) {
 	d := s.rows.HeadDim
 	v := View{D: d, Info: *s.info}
-	order := compress.FitKeyOrder(v.importance(k, m))
+	square := make([]float32, d)
+	for j := range square {
+		square[j] = m.Square(j)
+	}
+	order := compress.FitKeyOrder(v.importance(k, square), square, s.info.KeyExp)
 	rows, codes := make([]float32, len(k)), make([]uint8, len(k))
 	order.Permute(rows, k)
 	steps := order.Append(nil)
@@ -226,8 +230,8 @@ func (s *sealer) keys(k []float32, m *attention.Metric) {
 }
 
 // importance returns, by channel, the mean square of what the channel adds to a
-// unit query's score beyond the mean of the tokens with which it shares steps.
-func (v View) importance(k []float32, m *attention.Metric) []float32 {
+// unit query's score beyond the mean of the tokens with which it shares steps. square [d] is the mean square of a unit query.
+func (v View) importance(k, square []float32) []float32 {
 	d := v.D
 	out := make([]float32, d)
 	for g := range v.StepGroups() {
@@ -241,7 +245,7 @@ func (v View) importance(k []float32, m *attention.Metric) []float32 {
 		}
 	}
 	for j := range out {
-		out[j] *= m.Square(j) / float32(v.Stored())
+		out[j] *= square[j] / float32(v.Stored())
 	}
 	return out
 }
@@ -275,14 +279,29 @@ func (s *sealer) drains() {
 }
 
 // means writes how values follow keys, and the pages' mean keys and mean
-// values, each in one run. v is rotated.
+// values. v is rotated. Keys deviate from their mean as it is read.
 func (s *sealer) means(k, v []float32, m *attention.Metric) {
 	d := s.rows.HeadDim
 	body := s.info.Body * d
-	keys, values := attention.NewUnits(k, d, tiers.PageTokens), attention.NewUnits(v, d, tiers.PageTokens)
+	keys := attention.NewUnits(k, d, tiers.PageTokens)
+	stored := compress.AppendMeanKeys(nil, keys.Means, d, s.info.KeyExp)
+	keys.Deviate(k, readMeanKeys(stored, len(keys.Means)/d, d, s.info.KeyExp))
+	values := attention.NewUnits(v, d, tiers.PageTokens)
 	s.planes[tiers.PlaneMap] = attention.FitValueMap(keys.Deltas[:body], values.Deltas[:body], d).Append(nil)
-	b := keys.Append(nil, m.Spreads)
-	s.planes[tiers.PlanePages] = values.Append(b, func(deltas []float32) []float32 { return attention.Norms2(deltas, d) })
+	b := values.Append(nil, func(deltas []float32) []float32 { return attention.Norms2(deltas, d) })
+	meta, rows := b[:len(b)-len(values.Means)], b[len(b)-len(values.Means):]
+	s.planes[tiers.PlanePages] = keys.AppendSpreads(slices.Concat(rows, stored, meta), m.Spreads)
+}
+
+// readMeanKeys returns what n stored mean keys are read as, [n][d]. They were written by this package.
+func readMeanKeys(b []byte, n, d, exp int) []float32 {
+	var m compress.MeanKeys
+	if err := m.Parse(b, n, d, exp); err != nil {
+		panic(err)
+	}
+	rows := make([]float32, compress.MeanKeyPlaces(n)*d)
+	m.Rows(rows)
+	return rows[:n*d]
 }
 
 // codecError is the mean relative error of attention over the balanced codes of

@@ -10,6 +10,7 @@ import (
 	"testing"
 
 	"kvtier/attention"
+	"kvtier/attention/kernels"
 	"kvtier/compress"
 	"kvtier/tiers"
 )
@@ -213,20 +214,29 @@ func summaries(t *testing.T, v View, k []float32, order []int, of func(tiers.Pla
 	for _, x := range k {
 		size = max(size, float32(math.Abs(float64(x))))
 	}
-	keys, values := v.PageMeans(of(tiers.PlanePages))
-	if keys.Units() != v.Pages() || values.Units() != v.Pages() {
-		t.Fatal("page means")
+	var means PageMeans
+	if err := v.PageMeans(&means, of(tiers.PlanePages)); err != nil || means.Keys.Len() != v.Pages() || means.Values.Units() != v.Pages() {
+		t.Fatalf("page means: %v", err)
 	}
-	seen, scores := 0, make([]float32, v.Pages())
-	keys.Scores(scores, v.Pages(), q)
+	places := compress.MeanKeyPlaces(v.Pages())
+	seen, scores := 0, make([]float32, places)
+	means.Keys.Scores(scores, places, q, kernels.KeyQuery{Words: make([]int16, v.D), Scale: make([]float32, 2)})
+	noise := make([]float32, v.D) // half a bin of 16 of a channel
+	for j := range noise {
+		noise[j] = 8*means.Keys.Steps.Step[j] + size/(1<<14)
+	}
 	for p := range v.Pages() {
 		first, n := p*tiers.PageTokens, v.PageTokens(p)
 		var want float32
 		for _, pos := range order[first : first+n] {
 			want += attention.Dot(q, k[pos*v.D:(pos+1)*v.D]) / float32(n)
 		}
-		if float32(math.Abs(float64(scores[p]-want))) > size/127*2*float32(v.D) {
-			t.Fatalf("page %d: mean score %v, want %v", p, scores[p], want)
+		var most float32
+		for j, x := range q {
+			most += float32(math.Abs(float64(x))) * noise[j]
+		}
+		if float32(math.Abs(float64(scores[p]-want))) > most {
+			t.Fatalf("page %d: mean score %v, want %v, at most %v apart", p, scores[p], want, most)
 		}
 		if v.Outliers(p) != (first >= v.Info.Body) {
 			t.Fatalf("page %d of outliers: %v", p, v.Outliers(p))

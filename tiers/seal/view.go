@@ -63,27 +63,39 @@ func (v View) LeavesOf(p int) (first, end int) {
 	return p * per, min((p+1)*per, v.Leaves())
 }
 
-// PageMeans returns the mean keys and the mean values of all pages, of which b is PlanePages, or MeanKeys of it: then
-// mean values have no rows yet.
-func (v View) PageMeans(b []byte) (keys, values attention.Means) {
-	half := attention.MeansBytes(v.Pages(), v.D)
-	keys, _ = attention.ParseMeans(b[:half], v.D, v.Pages())
-	values, ok := attention.ParseMeans(b[half:], v.D, v.Pages())
-	if !ok {
-		values, _ = attention.ParseMeansMeta(b[half:], v.D, v.Pages())
-	}
-	return keys, values
+// PageMeans is what PlanePages says of a head's pages.
+type PageMeans struct {
+	Keys    compress.MeanKeys
+	Spreads attention.Spreads // of keys
+	Values  attention.Means
 }
 
-// MeanKeys returns where in PlanePages all that lies before the mean values' rows does.
+// PageMeans reads PlanePages, or MeanKeys of it, into m: then mean values have no rows yet. It keeps b. The error is compress.ErrCorrupt.
+func (v View) PageMeans(m *PageMeans, b []byte) error {
+	var rows []byte
+	if at := v.MeanKeys(); len(b) != at.Len {
+		rows, b = b[:at.Off], b[at.Off:]
+	}
+	keys, spreads := compress.MeanKeysBytes(v.Pages(), v.D), attention.SpreadsBytes(v.Pages())
+	if err := m.Keys.Parse(b[:keys], v.Pages(), v.D, v.Info.KeyExp); err != nil {
+		return err
+	}
+	meta := len(b) - spreads
+	m.Spreads, m.Values = attention.Spreads(b[meta:]), attention.MeansOf(b[keys:meta], rows, v.D)
+	return nil
+}
+
+// MeanKeys returns where in PlanePages all that lies behind the mean values' rows does.
 func (v View) MeanKeys() tiers.Range {
-	return tiers.Range{Len: attention.MeansBytes(v.Pages(), v.D) + attention.MeansMetaBytes(v.Pages())}
+	n := v.Pages()
+	return tiers.Range{Off: n * v.D, Len: compress.MeanKeysBytes(n, v.D) + attention.MeansMetaBytes(n) + attention.SpreadsBytes(n)}
 }
 
 // MeanValue returns where in PlanePages the row of the mean value of page p lies.
-func (v View) MeanValue(p int) tiers.Range {
-	return tiers.Range{Off: v.MeanKeys().Len + p*v.D, Len: v.D}
-}
+func (v View) MeanValue(p int) tiers.Range { return tiers.Range{Off: p * v.D, Len: v.D} }
+
+// PagesBytes is the size of PlanePages.
+func (v View) PagesBytes() int { return v.MeanKeys().Off + v.MeanKeys().Len }
 
 // LeafKeys returns where leaf l lies in the i-th of tiers.KeyPlanes.
 func (v View) LeafKeys(i, l int) tiers.Range {
@@ -118,6 +130,12 @@ func (v View) GroupPlaces(g int) (lo, hi int) {
 // KeyOrder returns where the order of the keys' bits lies in PlaneSteps.
 func (v View) KeyOrder() tiers.Range { return tiers.Range{Len: compress.KeyOrderBytes(v.D)} }
 
+// Bins returns where the bins of group g of channels [16 lo, 16 hi), by stored order, lie in PlaneSteps.
+func (v View) Bins(g, lo, hi int) tiers.Range {
+	const line = tiers.LineSize
+	return tiers.Range{Off: v.Steps(g).Off + lo*line, Len: (hi - lo) * line}
+}
+
 // Steps returns where the steps of group g lie in PlaneSteps.
 func (v View) Steps(g int) tiers.Range {
 	n := compress.KeyStepsBytes(v.D)
@@ -148,7 +166,7 @@ func (v View) size(p tiers.Plane, t compress.ElementType, profile tiers.Profile)
 	}
 	switch p {
 	case tiers.PlanePages:
-		return exactly(2 * attention.MeansBytes(v.Pages(), v.D))
+		return exactly(v.PagesBytes())
 	case tiers.PlaneMap:
 		return exactly(attention.ValueMapBytes(v.D))
 	case tiers.PlaneSteps:

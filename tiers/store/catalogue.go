@@ -40,7 +40,7 @@ const (
 )
 
 // folderFormat is the version of the data folder as a whole.
-const folderFormat = 5
+const folderFormat = 6
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 

@@ -38,7 +38,7 @@ template <u32 D, bool kLow> struct Shape {
   static constexpr u32 high_at = keys, low_at = keys + values, scales_at = keys + values * (kLow ? 2 : 1);
   static constexpr u32 align = D == 256 ? 16 : 128;  // a block of dimension 256 just fits what an A100 has
   static constexpr u32 bins_at = (scales_at + scales + align - 1) / align * align;
-  static constexpr u32 bins = 5 * D;  // lower ends, sizes, and the channels' order
+  static constexpr u32 bins = 5 * D;  // by group of channels lower ends and sizes, then the channels' order
   static constexpr u32 stage = bins_at + (bins + align - 1) / align * align;
   // A warp copies a step's keys in rounds of 4 lines, 16 bytes a lane.
   static constexpr u32 rounds = (lines + 3) / 4;
@@ -192,7 +192,7 @@ template <u32 D, bool kLow> struct Stager {
     const Segment &s = segments[segment];
     u32 token = leaf * kLeaf, of_body = (s.body + kBins - 1) / kBins;
     u32 group = token < s.body ? token / kBins : of_body + (token - s.body) / kBins;
-    const u8 *at = s.steps + D + D / 4 + (u64)group * 4 * D;
+    const u8 *at = s.steps + kOrder<D> + (u64)group * 4 * D;
     UNROLL for (u32 j = 0; j < (5 * D / 16 + 31) / 32; j++) {
       u32 chunk = 32 * j + lane;
       if (chunk < 5 * D / 16) copy16(to + chunk * 16, chunk < 4 * D / 16 ? at + chunk * 16 : s.steps + (chunk - 4 * D / 16) * 16, true);
@@ -301,7 +301,7 @@ template <u32 D, bool kLow> DEVICE void fold(Folded<D> &f, u32 bins, int exponen
   auto each = [&](u32 g, float width, auto use) {
     u32 place = 16 * g + 4 * t;
     u32 channels = load_shared1(bins + 4 * D + place);
-    u32x2 lo = load_shared2(bins + 2 * place), step = load_shared2(bins + 2 * D + 2 * place);
+    u32x2 lo = load_shared2(bins + kLine * g + 8 * t), step = load_shared2(bins + kLine * g + kLine / 2 + 8 * t);
     UNROLL for (u32 b = 0; b < 4; b++) {
       float x = bits<float>(load_shared1(q + 4 * pick_bytes(channels, 0, 0x4440 | b)));
       x = mul(x, unit2);

@@ -15,6 +15,7 @@ import (
 	"kvtier/tiers"
 	"kvtier/tiers/gpu/cuda"
 	"kvtier/tiers/gpu/cuda/cudatest"
+	"kvtier/tiers/seal"
 )
 
 // pageOf is a page that a head chooses from, as plain Go sees it.
@@ -41,17 +42,20 @@ func scanned(t *testing.T, segments []*sealed, head int, q []float32, softcap fl
 		ordered, steps, keys := make([]float32, len(q)), compress.NewKeySteps(d), make([]float32, tiers.LeafTokens*d)
 		order.Permute(ordered, q)
 		parts := make([]float32, rows*d/16)
-		meanKeys, meanValues := v.PageMeans(planes(tiers.PlanePages))
-		row := make([]float32, d)
+		var means seal.PageMeans
+		if err := v.PageMeans(&means, planes(tiers.PlanePages)); err != nil {
+			t.Fatal(err)
+		}
+		row, meanKeys := make([]float32, d), make([]float32, compress.MeanKeyPlaces(v.Pages())*d)
+		means.Keys.Rows(meanKeys)
 		for p := range v.Info.Body / tiers.PageTokens {
-			x := &pageOf{seg: n, page: p, spread: float64(meanValues.Spread(p)), mass: make([]float64, rows), rule: make([]float64, rows), noised: make([]float64, rows)}
-			meanValues.Row(row, p)
+			x := &pageOf{seg: n, page: p, spread: float64(means.Values.Spread(p)), mass: make([]float64, rows), rule: make([]float64, rows), noised: make([]float64, rows)}
+			means.Values.Row(row, p)
 			for _, y := range row {
 				x.mean = append(x.mean, float64(y))
 			}
-			meanKeys.Row(row, p)
 			mean := make([]float32, d)
-			order.Permute(mean, row)
+			order.Permute(mean, meanKeys[p*d:(p+1)*d])
 			first, end := v.LeavesOf(p)
 			r := v.Steps(v.StepGroup(first))
 			if err := steps.Parse(planes(tiers.PlaneSteps)[r.Off:r.Off+r.Len], v.Info.KeyExp); err != nil {

@@ -180,7 +180,7 @@ func scanIntegers(t *testing.T, d *cuda.Device, s *sealed, segments []Segment, q
 		t.Fatal(err)
 	}
 	layout := compress.NewKeyLayout(headDim, order.Lines, 1)
-	steps, ordered, means := compress.NewKeySteps(headDim), make([]float32, len(q)), s.of(0)(tiers.PlanePages)[4*v.Pages():]
+	steps, ordered, codes := compress.NewKeySteps(headDim), make([]float32, len(q)), meanCodes(t, s)
 	order.Permute(ordered, q)
 	folded := kernels.KeyQuery{Words: make([]int16, rows*layout.Known()), Scale: make([]float32, 2*rows)}
 	for i := range c.numCandidates {
@@ -201,11 +201,11 @@ func scanIntegers(t *testing.T, d *cuda.Device, s *sealed, segments []Segment, q
 			}
 			for l := first; l < first+leaves; l++ {
 				k := v.LeafKeys(0, l)
-				codes := codesBy(&layout, [][]byte{s.of(0)(tiers.PlaneK1)[k.Off : k.Off+k.Len]}, layout.Known())
+				known := codesBy(&layout, [][]byte{s.of(0)(tiers.PlaneK1)[k.Off : k.Off+k.Len]}, layout.Known())
 				for token := range tiers.LeafTokens {
 					var want int32
 					for j := range layout.Known() {
-						want += word(r, j) * codes[token*layout.Known()+j]
+						want += word(r, j) * known[token*layout.Known()+j]
 					}
 					if got := out[1][(i*tiers.StepTokens+(l-first)*tiers.LeafTokens+token)*warpRows+r]; got != want {
 						t.Fatalf("head dimension %d, candidate %d, leaf %d, token %d, row %d: sum %d, not %d", headDim, i, l, token, r, got, want)
@@ -214,9 +214,9 @@ func scanIntegers(t *testing.T, d *cuda.Device, s *sealed, segments []Segment, q
 			}
 			for page := range leaves / pageLeaves {
 				var want int32
-				for j, w := range rowWords(q[r*headDim : (r+1)*headDim]) {
+				for j, w := range rowWords(t, s, q[r*headDim:(r+1)*headDim]) {
 					if !slices.Contains(order.Channels[:layout.Known()], uint8(j)) {
-						want += w * int32(int8(means[(first/pageLeaves+page)*headDim+j]))
+						want += w * codes[(first/pageLeaves+page)*headDim+j]
 					}
 				}
 				if got := out[2][(i*candidatePages+page)*warpRows+r]; got != want {
@@ -227,21 +227,42 @@ func scanIntegers(t *testing.T, d *cuda.Device, s *sealed, segments []Segment, q
 	}
 }
 
-// rowWords are a row's 16-bit words, of which the largest is 32639.
-func rowWords(q []float32) []int32 {
-	most := float32(0)
-	for _, x := range q {
-		most = max(most, float32(math.Abs(float64(x))))
+func meansOf(t *testing.T, s *sealed) (m seal.PageMeans) {
+	t.Helper()
+	if err := s.view(0).PageMeans(&m, s.of(0)(tiers.PlanePages)); err != nil {
+		t.Fatal(err)
 	}
-	out := make([]int32, len(q))
+	return m
+}
+
+// meanCodes returns the codes of a segment's mean keys, [..][d], as odd numbers from -15 to 15.
+func meanCodes(t *testing.T, s *sealed) []int32 {
+	t.Helper()
+	m, d := meansOf(t, s), s.header.HeadDim
+	rows := make([]float32, compress.MeanKeyPlaces(m.Keys.Len())*d)
+	m.Keys.Rows(rows)
+	codes := make([]int32, len(rows))
+	for i, x := range rows {
+		codes[i] = 2*int32(math.RoundToEven(float64((x-m.Keys.Steps.Lo[i%d])/m.Keys.Steps.Step[i%d]-8)/16)) - 15
+	}
+	return codes
+}
+
+// rowWords are a row in the bins of a segment's mean keys, half a bin of 16 for each code, as 16-bit words, of which the largest is 32639.
+func rowWords(t *testing.T, s *sealed, q []float32) []int32 {
+	t.Helper()
+	m, unit := meansOf(t, s), math.Ldexp(1, s.header.Heads[0].KeyExp)
+	out, products, most := make([]int32, len(q)), make([]float32, len(q)), float32(0)
+	for i, x := range q {
+		products[i] = x * float32(unit) * float32(float64(m.Keys.Steps.Step[i])/unit*8)
+		most = max(most, float32(math.Abs(float64(products[i]))))
+	}
 	if most == 0 {
 		return out
 	}
-	_, exponent := math.Frexp(float64(most))
-	toOne := float32(math.Ldexp(1, 1-exponent))
-	inverse := 1 / (most * toOne / 32639)
-	for i, x := range q {
-		out[i] = int32(math.RoundToEven(float64(x * toOne * inverse)))
+	inverse := 1 / (most / 32639)
+	for i, x := range products {
+		out[i] = int32(math.RoundToEven(float64(x * inverse)))
 	}
 	return out
 }

@@ -56,13 +56,13 @@ KERNEL void BOUNDS(32, 1) probe_scan(const Segment *segments, const Unit *units,
   for (u32 i = lane; i < kRows * D; i += kWarp) q[i / D * kPitch<D> + i % D] = i / D < (u32)rows ? from[i] : 0;
   sync_warp();
   u32 at = shared_address(shared_memory), room = at + kRows * kPitch<D> * 4;
-  const Whole<D> whole(at, lane);
   const Unit u = units[index];
   const Segment &s = segments[u.segment];
   const First<D> first(s.steps + D);
   u32 pages = u.leaves / (kPage / kLeaf);
   stage<D>(room, s, u, first, lane);
   const Partly<D> part(first, room, s.exponent, at, lane);
+  const Whole<D> whole(s, first, room, at, lane);
   UNROLL for (u32 i = 0; i < lines; i++)
     for (u32 b = 0; b < 4; b++)
       words[((index * kRows + g) * lines + i) * 16 + 4 * t + b] = (signed char)(part.words[i].x >> 8 * b) * 256 + (signed char)(part.words[i].y >> 8 * b);

@@ -10,7 +10,7 @@ constexpr u32 kThreads = 256;
 constexpr u32 kLines = D / 4, kFirst = (kGroups + 3) / 4, kMain = 2 * kGroups + 2 * kFirst;
 constexpr u32 kThird = kGroups > 2 * kFirst + 1 ? kGroups - 2 * kFirst : 1;
 constexpr u32 kOwn = D / kWarp; // channels of a lane, where a warp does a token
-constexpr u32 kStepBytes = 4 * D, kOrderBytes = D + D / 4;
+constexpr u32 kStepBytes = 4 * D, kOrderBytes = (D + D / 4 + D / 8 + 63) / 64 * 64;
 constexpr u32 kMetaBytes = 4;
 constexpr float kShrink2 = .89f; // compress.Shrink2
 
@@ -33,6 +33,7 @@ struct Batch {
   u64 a, b, c, e, f; // float [stored][D]
   u64 tokens, proj;  // u16, float [stored]
   u64 mean;          // float [D]
+  u64 pageMeans;     // float [pages][D], of keys
   u64 bins;          // float [groups][3][D]: lower ends, steps and their reciprocals, by place
   u64 places;        // u8 [D + kLines]: the place of each channel; of each line, its group and the level of its bits (4 bits each)
   u64 codes;         // u8 [stored][D], of keys, by place
@@ -408,11 +409,28 @@ DEVICE u32 half_below(double x) {
 }
 DEVICE double power_of_two(int e) { return __builtin_bit_cast(double, (u64)(1023 + e) << 52); }
 
+// The bins of a channel whose values lie in [lo, hi] (compress.FitKeySteps), as they are read, from and step; at is its group's line, j its place in it.
+DEVICE void fit_bins(Bytes at, u32 j, float lo, float hi, int exponent, float &from, float &step) {
+  constexpr float kMostKey = 0x1p126f;
+  double unit = power_of_two(exponent), per = power_of_two(-exponent);
+  lo = lo < -kMostKey ? -kMostKey : lo > kMostKey ? kMostKey : lo;
+  hi = hi < -kMostKey ? -kMostKey : hi > kMostKey ? kMostKey : hi;
+  u32 low = half_below((double)(lo + 0.0f) * per);
+  from = (float)((double)widen_half(low) * unit);
+  double width = ((double)hi - (double)from) / 256;
+  width = width > 0x1p-126 ? width : 0x1p-126;
+  u32 wide = half_below(-(width * per)) ^ 0x8000;
+  step = (float)((double)widen_half(wide) * unit);
+  at += 2 * j;
+  at[0] = low, at[1] = low >> 8, at[32] = wide, at[33] = wide >> 8;
+}
+
 struct Order {
-  float importance[D];
+  float importance[D], square[D];
   u32 largest;
   u8 channels[D], lines[kLines], level[kGroups];
   double weight[kGroups];
+  float scatter[kGroups]; // roots of mean squares
 };
 
 // The variance that 2 bits more of a channel take away, by the bits known (compress.KeyNoise).
@@ -449,6 +467,7 @@ KERNEL BOUNDS(D, 1) void arrange(const Batch *s) {
   }
   float square = ((Floats)s->moments)[(u64)job * D * D + j * D + j] + .1f / (float)D;
   z.importance[j] = spread * (square / (float)n);
+  z.square[j] = square;
   sync_block();
   asm volatile("red.shared.max.u32 [%0], %1;" ::"r"(shared_address(&z.largest)), "r"(largest) : "memory");
   u32 place = 0;
@@ -459,9 +478,13 @@ KERNEL BOUNDS(D, 1) void arrange(const Batch *s) {
   sync_block();
   u32 channel = z.channels[j];
   if (j < kGroups) {
-    double sum = 0;
-    ROLLED for (u32 i = 0; i < 16; i++) sum += z.importance[z.channels[16 * j + i]];
+    double sum = 0, squares = 0;
+    ROLLED for (u32 i = 0; i < 16; i++) {
+      u32 c = z.channels[16 * j + i];
+      sum += z.importance[c], squares += z.square[c];
+    }
     z.weight[j] = sum;
+    z.scatter[j] = root((float)(sum / squares));
     z.level[j] = 0;
   }
   sync_block();
@@ -490,22 +513,16 @@ KERNEL BOUNDS(D, 1) void arrange(const Batch *s) {
     exponent = exponent < -110 ? -110 : exponent > 113 ? 113 : exponent;
   }
   if (j == 0) *(GLOBAL int *)(out_of(s, job) + s->exponent) = exponent;
-  double unit = power_of_two(exponent), per = power_of_two(-exponent);
-  constexpr float kMostKey = 0x1p126f;
+  if (j < kGroups) {
+    double y = (double)z.scatter[j] * power_of_two(-exponent);
+    u32 half = half_below(-(y < 65504 ? y : 65504)) ^ 0x8000;
+    steps[D + kLines + 2 * j] = half, steps[D + kLines + 2 * j + 1] = half >> 8;
+  }
   ROLLED for (u32 g = 0; g < groups; g++) {
     float lo = bins[g * 3 * D + channel], hi = bins[(g * 3 + 1) * D + channel];
     sync_block(); // all have read theirs
-    lo = lo < -kMostKey ? -kMostKey : lo > kMostKey ? kMostKey : lo;
-    hi = hi < -kMostKey ? -kMostKey : hi > kMostKey ? kMostKey : hi;
-    u32 low = half_below((double)(lo + 0.0f) * per);
-    float from = (float)((double)widen_half(low) * unit);
-    double width = ((double)hi - (double)from) / 256;
-    width = width > 0x1p-126 ? width : 0x1p-126;
-    u32 wide = half_below(-(width * per)) ^ 0x8000;
-    float step = (float)((double)widen_half(wide) * unit);
-    GLOBAL u8 *at = steps + kOrderBytes + g * kStepBytes;
-    at[2 * j] = low, at[2 * j + 1] = low >> 8;
-    at[2 * D + 2 * j] = wide, at[2 * D + 2 * j + 1] = wide >> 8;
+    float from, step;
+    fit_bins(steps + kOrderBytes + g * kStepBytes + j / 16 * 64, j % 16, lo, hi, exponent, from, step);
     bins[g * 3 * D + j] = from, bins[(g * 3 + 1) * D + j] = step, bins[(g * 3 + 2) * D + j] = 1 / step;
   }
 }
@@ -726,25 +743,48 @@ DEVICE u32 bf16_above(float x) {
 }
 
 struct Page {
-  u32 most[2][D / kWarp]; // of each warp, for keys and values
+  u32 most[D / kWarp]; // of each warp
   float spreads[kPage];
 };
 
-// The mean of a page's rows and what they differ from it by, and the mean's scale and codes. It waits for all threads' deltas.
-DEVICE void page_mean(const Batch *s, Floats x, Floats deltas, Bytes meta, Bytes codes, u32 (&most)[D / kWarp]) {
-  u32 n = stored_of(s), j = THREAD, lo = BLOCK_X * kPage, hi = lo + kPage < n ? lo + kPage : n;
+// Where what is known of pages lies, behind the rows of mean values: mean keys, the scales and spreads of values, the spreads of keys.
+constexpr u32 kMeanLeaf = 2 * kGroups * 64;
+DEVICE u32 mean_keys_at(u32 pages) { return pages * D; }
+DEVICE u32 value_meta_at(u32 pages) { return mean_keys_at(pages) + kStepBytes + (pages + kLeaf - 1) / kLeaf * kMeanLeaf; }
+DEVICE u32 key_spreads_at(u32 pages) { return value_meta_at(pages) + pages * kMetaBytes; }
+
+// The mean of rows [lo, hi) in this thread's channel.
+DEVICE float column_mean(Floats x, u32 lo, u32 hi) {
   double sum = 0;
-  _Pragma("unroll 16") for (u32 t = lo; t < hi; t++) sum += x[t * D + j];
-  float mean = (float)(sum / (hi - lo));
-  _Pragma("unroll 16") for (u32 t = lo; t < hi; t++) deltas[t * D + j] = x[t * D + j] - mean;
+  _Pragma("unroll 16") for (u32 t = lo; t < hi; t++) sum += x[t * D + THREAD];
+  return (float)(sum / (hi - lo));
+}
+
+// The mean of spreads, rounded up.
+DEVICE void mean_spread(const float *spreads, u32 count, Bytes to) {
+  double sum = 0;
+  ROLLED for (u32 i = 0; i < count; i++) sum += spreads[i];
+  u32 half = bf16_above((float)(sum / count));
+  to[0] = half, to[1] = half >> 8;
+}
+
+// pageMeans; f: what values differ from their page's mean by. And the mean values, their scales and spreads.
+KERNEL BOUNDS(D, 1) void means(const Batch *s) {
+  SHARED Page z;
+  u32 n = stored_of(s), job = BLOCK_Y, page = BLOCK_X, pages = (n + kPage - 1) / kPage, lo = page * kPage, count = n - lo < kPage ? n - lo : kPage, j = THREAD;
+  Bytes out = out_of(s, job) + s->pages, meta = out + value_meta_at(pages) + page * kMetaBytes;
+  ((Floats)s->pageMeans)[((u64)job * pages + page) * D + j] = column_mean(slot(s->c, s, job), lo, lo + count);
+  Floats x = slot(s->a, s, job), values = slot(s->f, s, job);
+  float mean = column_mean(x, lo, lo + count);
+  _Pragma("unroll 16") for (u32 t = lo; t < lo + count; t++) values[t * D + j] = x[t * D + j] - mean;
   u32 largest = bits_of(mean) & 0x7fffffff; // of what is no number it is larger than of any
   UNROLL for (u32 h = 1; h < kWarp; h *= 2) {
     u32 other = shuffle_xor(largest, h);
     largest = other > largest ? other : largest;
   }
-  if (j % kWarp == 0) most[j / kWarp] = largest;
+  if (j % kWarp == 0) z.most[j / kWarp] = largest;
   sync_block();
-  UNROLL for (u32 i = 0; i < D / kWarp; i++) largest = most[i] > largest ? most[i] : largest;
+  UNROLL for (u32 i = 0; i < D / kWarp; i++) largest = z.most[i] > largest ? z.most[i] : largest;
   // A mean that is no number has the largest scale, whatever the others are, and code 0.
   u32 half = largest > 0x7f800000 ? 0x7f7f : bf16_above(bits<float>(largest) / 127);
   if (j == 0) meta[0] = half, meta[1] = half >> 8;
@@ -753,33 +793,49 @@ DEVICE void page_mean(const Batch *s, Floats x, Floats deltas, Bytes meta, Bytes
     float y = __builtin_rintf(mean / bits<float>(half << 16));
     code = (int)(y < -127 ? -127 : y > 127 ? 127 : y);
   }
-  codes[j] = (u8)code;
-}
-
-// The mean of a page's spreads, rounded up.
-DEVICE void page_spread(const float *spreads, u32 count, Bytes meta) {
-  double sum = 0;
-  ROLLED for (u32 i = 0; i < count; i++) sum += spreads[i];
-  u32 half = bf16_above((float)(sum / count));
-  meta[2] = half, meta[3] = half >> 8;
-}
-
-// b and f: what keys and values differ from their page's mean by. And pages, but for the keys' spreads.
-KERNEL BOUNDS(D, 1) void means(const Batch *s) {
-  SHARED Page z;
-  u32 n = stored_of(s), job = BLOCK_Y, page = BLOCK_X, pages = (n + kPage - 1) / kPage, lo = page * kPage, count = n - lo < kPage ? n - lo : kPage;
-  Bytes at = out_of(s, job) + s->pages;
-  Floats values = slot(s->f, s, job);
-  page_mean(s, slot(s->c, s, job), slot(s->b, s, job), at + page * kMetaBytes, at + pages * kMetaBytes + page * D, z.most[0]);
-  at += pages * (kMetaBytes + D);
-  page_mean(s, slot(s->a, s, job), values, at + page * kMetaBytes, at + pages * kMetaBytes + page * D, z.most[1]);
+  out[page * D + j] = (u8)code;
   ROLLED for (u32 base = 0; base < kPage; base += D / 4) {
     u32 i = base + THREAD / 4, t = lo + (i < count ? i : 0);
-    float x = quad_dot(row_of(values + t * D), row_of(values + t * D));
-    if (THREAD % 4 == 0) z.spreads[i] = x;
+    float y = quad_dot(row_of(values + t * D), row_of(values + t * D));
+    if (THREAD % 4 == 0) z.spreads[i] = y;
   }
   sync_block();
-  if (THREAD == 0) page_spread(z.spreads, count, at + page * kMetaBytes);
+  if (THREAD == 0) mean_spread(z.spreads, count, meta + 2);
+}
+
+// The mean keys (compress/meankeys.go); pageMeans become what they are read as.
+KERNEL BOUNDS(D, 1) void mean_keys(const Batch *s) {
+  SHARED ALIGN16 u8 codes[kMost / kPage][D];
+  u32 job = BLOCK_X, pages = (stored_of(s) + kPage - 1) / kPage, j = THREAD;
+  Floats mean = (Floats)s->pageMeans + (u64)job * pages * D + j;
+  Bytes out = out_of(s, job) + s->pages + mean_keys_at(pages);
+  float lo = mean[0], hi = lo, from, step;
+  ROLLED for (u32 p = 0; p < pages; p++) {
+    float x = mean[p * D];
+    lo = x < lo ? x : lo, hi = x > hi ? x : hi;
+  }
+  fit_bins(out + j / 16 * 64, j % 16, lo, hi, *(GLOBAL const int *)(out_of(s, job) + s->exponent), from, step);
+  float inverse = 1 / step;
+  ROLLED for (u32 p = 0; p < pages; p++) {
+    u32 code = (u32)clipped((mean[p * D] - from) * inverse, 0, 255);
+    codes[p][j] = code;
+    mean[p * D] = from + ((float)(code & 0xf0) + 8) * step;
+  }
+  sync_block();
+  out += kStepBytes;
+  ROLLED for (u32 i = THREAD; i < pages * kGroups * 2; i += D) {
+    u32 p = i % pages, line = i / pages, shift = 6 - 2 * (line % 2), word = 0;
+    UNROLL for (u32 r = 0; r < 4; r++) word |= (*(const u32 *)&codes[p][line / 2 * 16 + 4 * r] >> shift & 0x03030303) << 2 * r;
+    *(Words)(out + p / kLeaf * kMeanLeaf + line * 64 + p % kLeaf * 4) = word;
+  }
+}
+
+// b: what keys differ from their page's mean by, as that is read.
+KERNEL BOUNDS(D, 1) void deviate(const Batch *s) {
+  u32 n = stored_of(s), job = BLOCK_Y, page = BLOCK_X, pages = (n + kPage - 1) / kPage, lo = page * kPage, hi = lo + kPage < n ? lo + kPage : n, j = THREAD;
+  Floats x = slot(s->c, s, job), deltas = slot(s->b, s, job);
+  float mean = ((Floats)s->pageMeans)[((u64)job * pages + page) * D + j];
+  _Pragma("unroll 16") for (u32 t = lo; t < hi; t++) deltas[t * D + j] = x[t * D + j] - mean;
 }
 
 // e: the keys' deviations times the moments of queries.
@@ -797,7 +853,7 @@ KERNEL BOUNDS(kThreads, 4) void spreads(const Batch *s) {
   float x = quad_dot(row_of(slot(s->e, s, job) + t * D), row_of(slot(s->b, s, job) + t * D));
   if (THREAD % 4 == 0) all[i] = larger(0, x);
   sync_block();
-  if (THREAD == 0) page_spread(all, count, out_of(s, job) + s->pages + page * kMetaBytes);
+  if (THREAD == 0) mean_spread(all, count, out_of(s, job) + s->pages + key_spreads_at((n + kPage - 1) / kPage) + 2 * page);
 }
 
 // The sums over the body of the products of deviations: keys by keys, then keys by values; of 256 tokens in float32, these in float64.

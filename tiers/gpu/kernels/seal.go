@@ -46,7 +46,7 @@ const (
 )
 
 // Steps of sealing, each a kernel of seal.cu.
-var sealKernels = []string{"widen", "centre", "apply", "apart", "split", "stray", "gather", "arrange", "feed", "code", "quantise", "means", "felt", "spreads", "products", "pack", "unpack", "attend_rows"}
+var sealKernels = []string{"widen", "centre", "apply", "apart", "split", "stray", "gather", "arrange", "feed", "code", "quantise", "means", "mean_keys", "deviate", "felt", "spreads", "products", "pack", "unpack", "attend_rows"}
 
 type sealModule struct {
 	m cuda.Module
@@ -210,7 +210,7 @@ func queryRows(o *seal.Options, d int) int {
 type sealBatch struct {
 	RawK, RawV, Weights, Moments, Weighted, Normals, Queries uint64
 	A, B, C, E, F                                            uint64
-	Tokens, Proj, Mean, Bins, Places                         uint64
+	Tokens, Proj, Mean, PageMeans, Bins, Places              uint64
 	Codes, Feedback, FeedsBack                               uint64
 	Out, OutBytes                                            uint64
 	Order, Steps                                             uint64
@@ -273,7 +273,7 @@ func newSealPlan(rows []*seal.Rows, options []seal.Options) *sealPlan {
 	place(&b.Values, n*(row+compress.ValueScaleBytes))
 	place(&b.LowValues, int(b.Low)*n*row)
 	place(&b.Drains, p.view.DrainKeys().Len+drains*row)
-	place(&b.Pages, 2*attention.MeansBytes(p.view.Pages(), d))
+	place(&b.Pages, p.view.PagesBytes())
 	place(&b.Exponent, 4)
 	place(&b.Products, 2*8*d*d)
 	place(&b.Partials, 2*queries*(8+4*d))
@@ -299,6 +299,7 @@ func newSealPlan(rows []*seal.Rows, options []seal.Options) *sealPlan {
 	place(&b.Tokens, p.jobs*n*2)
 	place(&b.Proj, p.jobs*n*4)
 	place(&b.Mean, p.jobs*d*4)
+	place(&b.PageMeans, p.jobs*p.view.Pages()*d*4)
 	place(&b.Bins, p.jobs*p.view.StepGroups()*3*d*4)
 	place(&b.Places, p.jobs*(d+d/4))
 	place(&b.Codes, p.jobs*n*d)
@@ -335,7 +336,7 @@ func (p *sealPlan) addLevels(splits []attention.Split, from int) (levels []sealL
 func (p *sealPlan) fill(to []byte, base cuda.Ptr, rows []*seal.Rows, options []seal.Options) {
 	b := p.b
 	for _, at := range []*uint64{&b.RawK, &b.RawV, &b.Weights, &b.Moments, &b.Weighted, &b.Normals, &b.Queries, &b.A, &b.B, &b.C, &b.E, &b.F,
-		&b.Tokens, &b.Proj, &b.Mean, &b.Bins, &b.Places, &b.Codes, &b.Feedback, &b.FeedsBack, &b.Out} {
+		&b.Tokens, &b.Proj, &b.Mean, &b.PageMeans, &b.Bins, &b.Places, &b.Codes, &b.Feedback, &b.FeedsBack, &b.Out} {
 		*at += uint64(base)
 	}
 	clear(to[:p.b.RawK])
@@ -585,6 +586,8 @@ func (s *Sealing) launch(c *cuda.Context, m *sealModule, p *sealPlan, at uint64)
 	run("code", (n+7)/8, jobs, threads)
 	run("quantise", (n+7)/8, jobs, threads)
 	run("means", pages, jobs, d)
+	run("mean_keys", jobs, 1, d)
+	run("deviate", pages, jobs, d)
 	run("felt", tiles, jobs, threads)
 	run("spreads", pages, jobs, threads)
 	run("products", 2*(d/64)*(d/64), jobs, threads)
@@ -624,7 +627,7 @@ func (p *sealPlan) planes() (out []madePlane) {
 	if p.drains > 0 {
 		set(tiers.PlaneDrains, p.b.Drains, p.view.DrainKeys().Len+p.drains*row)
 	}
-	set(tiers.PlanePages, p.b.Pages, 2*attention.MeansBytes(p.view.Pages(), p.d))
+	set(tiers.PlanePages, p.b.Pages, p.view.PagesBytes())
 	return out
 }
 

@@ -21,6 +21,21 @@ struct Segment {
   u32 low_leaf;     // the leaf with which k8 and v8 begin
 };
 
+// Where a segment's steps have the bins of its keys: by group of tokens, then by 16 channels 16 lower ends and 16 sizes.
+template <u32 D> constexpr u32 kOrder = (D + D / 4 + D / 8 + kLine - 1) / kLine * kLine;
+
+// Means is where a segment's pages lie: mean values [pages][D], then mean keys: bins, and 16 a leaf [D/16][2] lines; then of each page the scale and
+// the spread of its values.
+template <u32 D> struct Means {
+  static constexpr u32 leaf = 2 * D / 16 * kLine;
+  const u8 *values, *bins, *keys, *scales;
+
+  METHOD Means(const u8 *pages, u32 stored) {
+    u32 count = (stored + kPage - 1) / kPage;
+    values = pages, bins = pages + count * D, keys = bins + 4 * D, scales = keys + (count + kLeaf - 1) / kLeaf * leaf;
+  }
+};
+
 // Unit is a run of at most 16 leaves with the same bins. The first is of even number; skip of them, 0 or 1, are not attended.
 struct Unit {
   u32 segment;

@@ -48,7 +48,9 @@ template <u32 D> struct First {
   }
 };
 
-// A warp's part of shared memory: a candidate's keys, bins and channels' order, and mean keys, whose codes are raised by 128.
+constexpr u32 kRaised = 16;
+
+// A warp's part of shared memory: a candidate's keys, bins and channels' order, and mean keys: code n, of 16, as 2n - 15, raised by kRaised.
 template <u32 D> struct Staged {
   static constexpr u32 lines = First<D>::lines;
   static constexpr u32 leaf = lines * kLine;
@@ -61,50 +63,76 @@ template <u32 D> struct Staged {
 template <u32 D> DEVICE void stage(u32 to, const Segment &s, const Unit &u, const First<D> &first, u32 lane) {
   using S = Staged<D>;
   u32 pages = u.leaves / (kPage / kLeaf);
-  const u8 *keys = s.k1 + u.leaf * S::leaf, *bins = s.steps + D + D / 4 + (u64)(u.leaf / (kBins / kLeaf)) * 4 * D;
+  const u8 *keys = s.k1 + u.leaf * S::leaf, *bins = s.steps + kOrder<D> + (u64)(u.leaf / (kBins / kLeaf)) * 4 * D;
   for (u32 i = lane; i < u.leaves * S::leaf / 16; i += kWarp) copy16(to + 16 * i, keys + 16 * i, true);
   for (u32 i = lane; i < 5 * D / 16; i += kWarp) copy16(to + S::bins_at + 16 * i, i < 4 * D / 16 ? bins + 16 * i : s.steps + 16 * i - 4 * D, true);
   copies_end_group();
-  const u32 *means = (const u32 *)(s.pages + (s.stored + kPage - 1) / kPage * 4) + u.leaf / (kPage / kLeaf) * (D / 4);
-  for (u32 i = lane; i < pages * D / 4; i += kWarp) store_shared1(to + S::means_at + i / (D / 4) * S::mean + i % (D / 4) * 4, means[i] ^ 0x80808080);
+  const Means<D> means(s.pages, s.stored);
+  for (u32 i = lane; i < pages * D / 16; i += kWarp) {
+    u32 p = i / (D / 16), g = i % (D / 16), page = u.leaf / (kPage / kLeaf) + p;
+    const u8 *from = means.keys + page / kLeaf * Means<D>::leaf + 2 * g * kLine + page % kLeaf * 4;
+    u32 upper = *(const u32 *)from, lower = *(const u32 *)(from + kLine);
+    u32x4 codes;
+    UNROLL for (u32 r = 0; r < 4; r++) codes[r] = (upper >> 2 * r & 0x03030303) * 8 + (lower >> 2 * r & 0x03030303) * 2 + 0x01010101 * (kRaised - 15);
+    store_shared4(to + S::means_at + p * S::mean + 16 * g, codes);
+  }
   wait_copies<0>();
   sync_warp();
   UNROLL for (u32 i = 0; i < S::lines; i++) {
     if (first.level[i] > 0) continue;
     u32 channel = load_byte(to + S::order_at + 16 * first.group[i] + lane % 16) % D;
-    for (u32 p = lane / 16; p < pages; p += 2) store_byte(to + S::means_at + p * S::mean + channel, 0x80);
+    for (u32 p = lane / 16; p < pages; p += 2) store_byte(to + S::means_at + p * S::mean + channel, kRaised);
   }
   sync_warp();
 }
 
-// Whole is a lane's part of the query as words, which mean keys are multiplied by: of row lane / 4, channels 4t to 4t + 3 of every 16.
+// Whole is a lane's part of the query in the bins of a segment's mean keys, in words: of row lane / 4, channels 4t to 4t + 3 of every 16.
 template <u32 D> struct Whole {
   u32x2 words[D / 16];  // upper bytes, lower bytes
-  float unit, power;    // what words are units of is the product of both
-  u32 sum;  // of the row's words, 128 times: what codes raised by 128 add
+  float unit, offset;   // what words are units of; what channels of which the first plane knows nothing score in the middle of their codes
+  u32 sum;  // of the row's words, kRaised times: what codes add that are raised by that
 
-  METHOD Whole(u32 q, u32 lane) {
-    u32 row = q + (lane / 4 * kPitch<D> + lane % 4 * 4) * 4;
-    float most = 0;
-    UNROLL for (u32 g = 0; g < D / 16; g++) {
-      u32x4 x = load_shared4(row + 64 * g);
-      UNROLL for (u32 b = 0; b < 4; b++) most = __builtin_fmaxf(most, __builtin_fabsf(bits<float>(x[b])));
-    }
-    // Queries are as small as keys are large: they are brought to the size of 1.
-    most = quad_max(most);
-    u32 exponent = bits_of(most) & 0x7f800000;
-    float to_one = bits<float>(0x7f000000 - exponent);
-    power = bits<float>(exponent);
-    const WordUnit of(most * to_one);
+  METHOD Whole() {}
+
+  // The stage is that of any of the segment's candidates.
+  METHOD Whole(const Segment &s, const First<D> &first, u32 stage, u32 q, u32 lane) {
+    using S = Staged<D>;
+    u32 t = lane % 4, row = q + lane / 4 * kPitch<D> * 4;
+    const u8 *bins = Means<D>(s.pages, s.stored).bins;
+    float unit2 = bits<float>((u32)(s.exponent + 127) << 23), most = 0;
+    offset = 0;
+    auto each = [&](u32 g, auto use) {
+      u32x4 x = load_shared4(row + 64 * g + 16 * t);
+      u32x2 lo = *(const u32x2 *)(bins + kLine * g + 8 * t), size = *(const u32x2 *)(bins + kLine * g + 32 + 8 * t);
+      UNROLL for (u32 b = 0; b < 4; b++) {
+        float y = mul(bits<float>(x[b]), unit2);
+        use(b, y, widen_half((b < 2 ? lo.x : lo.y) >> 16 * (b & 1) & 0xffff), widen_half((b < 2 ? size.x : size.y) >> 16 * (b & 1) & 0xffff));
+      }
+    };
+    ROLLED for (u32 g = 0; g < D / 16; g++)
+      each(g, [&](u32, float y, float low, float size) {
+        most = __builtin_fmaxf(most, __builtin_fabsf(mul(y, 8 * size)));
+        offset += y * (low + 128 * size);
+      });
+    const WordUnit of(quad_max(most));
     unit = of.unit, sum = 0;
     UNROLL for (u32 g = 0; g < D / 16; g++) {
-      u32x4 x = load_shared4(row + 64 * g);
       u32 w[4];
-      UNROLL for (u32 b = 0; b < 4; b++) w[b] = bits_of(add(mul(bits<float>(x[b]) * to_one, of.inverse), kRounder)), sum += w[b] - bits_of(kRounder);
+      each(g, [&](u32 b, float y, float, float size) { w[b] = bits_of(add(mul(mul(y, 8 * size), of.inverse), kRounder)), sum += w[b] - bits_of(kRounder); });
       words[g] = signed_bytes(w);
     }
     sum += shuffle_xor(sum, 1), sum += shuffle_xor(sum, 2);
-    sum *= 128;
+    sum *= kRaised;
+    UNROLL for (u32 i = 0; i < S::lines; i++) {
+      if (first.level[i] > 0) continue;
+      u32 channels = load_shared1(stage + S::order_at + 16 * first.group[i] + 4 * t);
+      UNROLL for (u32 b = 0; b < 4; b++) {
+        u32 c = pick_bytes(channels, 0, 0x4440 | b) % D;
+        const u8 *bin = bins + c / 16 * kLine + c % 16 * 2;
+        offset -= mul(bits<float>(load_shared1(row + 4 * c)), unit2) * (widen_half(*(const u16 *)bin) + 128 * widen_half(*(const u16 *)(bin + 32)));
+      }
+    }
+    offset = quad_sum(offset);
   }
 
   // products multiplies by the codes of a stage's mean keys: of row lane / 4, pages 2t and 2t + 1 in lanes of t 0 and 1.
@@ -135,16 +163,16 @@ template <u32 D> struct Partly {
     auto query = [&](u32 channels, u32 b) { return mul(bits<float>(load_shared1(row + 4 * pick_bytes(channels, 0, 0x4440 | b))), unit2); };
     ROLLED for (u32 g = 0; g < D / 16; g++) {
       if (first.of(g) > 0) continue;
-      u32 place = 16 * g + 4 * t, channels = load_shared1(stage + S::order_at + place);
-      u32x2 step = load_shared2(stage + S::bins_at + 2 * D + 2 * place);
+      u32 channels = load_shared1(stage + S::order_at + 16 * g + 4 * t);
+      u32x2 step = load_shared2(stage + S::bins_at + kLine * g + kLine / 2 + 8 * t);
       UNROLL for (u32 b = 0; b < 4; b++) {
         float x = query(channels, b) * widen_half((b < 2 ? step.x : step.y) >> 16 * (b & 1) & 0xffff);
         missing += x * x;
       }
     }
     UNROLL for (u32 i = 0; i < lines; i++) {
-      u32 place = 16 * first.group[i] + 4 * t, channels = load_shared1(stage + S::order_at + place), level = first.of(first.group[i]);
-      u32x2 lo = load_shared2(stage + S::bins_at + 2 * place), step = load_shared2(stage + S::bins_at + 2 * D + 2 * place);
+      u32 group = first.group[i], channels = load_shared1(stage + S::order_at + 16 * group + 4 * t), level = first.of(group), bin = stage + S::bins_at + kLine * group + 8 * t;
+      u32x2 lo = load_shared2(bin), step = load_shared2(bin + kLine / 2);
       float half = bits<float>((134 - 2 * level) << 23), at = level == 1 ? 128 + (half - 128) * kShrink : half, squares = 0;
       UNROLL for (u32 b = 0; b < 4; b++) {
         float x = query(channels, b);
@@ -210,22 +238,23 @@ KERNEL void BOUNDS(128, SCAN_BLOCKS)
   }
   sync_block();
   u32 at = shared_address(memory), room = at + kRows * kPitch<D> * 4 + warp * S::size, g = lane / 4;
-  const Whole<D> whole(at, lane);
   float most = kLowest, sum = 0;
+  u32 last = ~0u;
+  Whole<D> whole;
   for (u32 i = split.first; i < split.end; i++) {
     const Unit u = candidates[i];
     const Segment &s = segments[u.segment];
     const First<D> first(s.steps + D);
     u32 pages = u.leaves / (kPage / kLeaf);
     stage<D>(room, s, u, first, lane);
-    const Partly<D> part(first, room, s.exponent, at, lane);
+    if (u.segment != last) last = u.segment, whole = Whole<D>(s, first, room, at, lane);
     int means[2];
     whole.products(means, room, pages, lane);
+    const Partly<D> part(first, room, s.exponent, at, lane);
     float log2 = softcap != 0 ? 1 : kLog2e, raise = __builtin_fminf(part.noise / 2, kMostRaise) * kLog2e;
     float scatter = __builtin_fminf(exp2(__builtin_fminf(part.noise, 1) * kLog2e) - 1, 1);
     ROLLED for (u32 p = 0; p < pages; p++) {
-      float scale = bits<float>(*(const u32 *)(s.pages + 4 * (u.leaf / (kPage / kLeaf) + p)) << 16);
-      float mean = (float)(int)shuffle((u32)(p & 1 ? means[1] : means[0]), (lane & ~3u) + p / 2) * whole.unit * whole.power * scale;
+      float mean = (float)(int)shuffle((u32)(p & 1 ? means[1] : means[0]), (lane & ~3u) + p / 2) * whole.unit + whole.offset;
       float offset = (part.offset + mean) * log2, top = kLowest, x[kPage / kStep][4][2];
       UNROLL for (u32 k = 0; k < kPage / kStep; k++) {
         int c[4][4] = {};
@@ -388,11 +417,11 @@ KERNEL void BOUNDS(128, 4) rest(const Segment *segments, const Unit *candidates,
   for (u32 i = split.first; i < split.end; i++) {
     const Unit u = candidates[i];
     const Segment &s = segments[u.segment];
-    u32 taken = chosen[i], count = (s.stored + kPage - 1) / kPage;
-    const u8 *means = s.pages + count * (4 + D);
+    u32 taken = chosen[i];
+    const Means<D> means(s.pages, s.stored);
     for (u32 p = 0; p < u.leaves / (kPage / kLeaf); p++) {
       if (taken >> p & 1) continue;
-      u32 page = u.leaf / (kPage / kLeaf) + p, both = *(const u32 *)(means + 4 * page);
+      u32 page = u.leaf / (kPage / kLeaf) + p, both = *(const u32 *)(means.scales + 4 * page);
       float weight = 0;
       if (own) {
         u64 n = (u64)(i * kPages + p) * all + row + lane;
@@ -402,7 +431,7 @@ KERNEL void BOUNDS(128, 4) rest(const Segment *segments, const Unit *candidates,
         spreads += square * rule.all * spread, noises += square * rule.noise;
       }
       weight *= bits<float>(both << 16);
-      const u8 *from = means + 4 * count + page * D + lane * kOwn;
+      const u8 *from = means.values + page * D + lane * kOwn;
       float x[kOwn];
       if constexpr (kOwn == 2) {
         u32 w = *(const u16 *)from;

@@ -1,0 +1,126 @@
+package compress
+
+import (
+	"fmt"
+
+	"kvtier/attention/kernels"
+)
+
+// MeanKeys are the mean keys of a segment's pages, at 4 bits a channel: 16 of them lie as a leaf's keys do of which
+// every group of channels, in their own order, has its first 2 lines. All of them share the bins.
+type MeanKeys struct {
+	Steps  KeySteps // [d], or nothing before Parse
+	n      int
+	leaves []byte
+}
+
+const (
+	meanLevels = 2 // pairs of bits that mean keys have
+	// MeanKeyLeaf is how many mean keys are scored at once.
+	MeanKeyLeaf = leafTokens
+)
+
+// meanLayouts holds the layout of a leaf of mean keys, by groups of channels.
+var meanLayouts = func() (t [MaxHeadDim/groupDims + 1]KeyLayout) {
+	for groups := range t {
+		var known []uint8
+		var places []kernels.LinePlace
+		for line := range meanLevels * groups {
+			if line%meanLevels == 0 {
+				known = append(known, meanLevels)
+			}
+			places = append(places, kernels.LinePlace{At: uint16(line * lineBytes)})
+		}
+		t[groups] = KeyLayout{d: groups * groupDims, lines: kernels.NewLayout(known, places)}
+	}
+	return t
+}()
+
+func meanLeafBytes(d int) int { return d / groupDims * meanLevels * lineBytes }
+
+// MeanKeyPlaces returns n, rounded up to whole leaves.
+func MeanKeyPlaces(n int) int { return (n + MeanKeyLeaf - 1) / MeanKeyLeaf * MeanKeyLeaf }
+
+// MeanKeysBytes is the stored size of n mean keys: their bins, then leaves.
+func MeanKeysBytes(n, d int) int {
+	return KeyStepsBytes(d) + MeanKeyPlaces(n)/MeanKeyLeaf*meanLeafBytes(d)
+}
+
+// AppendMeanKeys appends the stored form of mean keys x [n][d], n at least 1. exp is that of KeyExp over the keys that they
+// are means of.
+func AppendMeanKeys(b []byte, x []float32, d, exp int) []byte {
+	n := len(x) / d
+	s := FitKeySteps(x, d, exp)
+	b = s.Append(b, exp)
+	codes := make([]uint8, len(x))
+	KeyCodes(codes, x, d, s, nil)
+	at := len(b)
+	b = append(b, make([]byte, MeanKeyPlaces(n)/MeanKeyLeaf*meanLeafBytes(d))...)
+	for i := range n {
+		leaf := b[at+i/MeanKeyLeaf*meanLeafBytes(d):][:meanLeafBytes(d)]
+		for line := range d / groupDims * meanLevels {
+			group, level := line/meanLevels, line%meanLevels
+			packWord(leaf[line*lineBytes+i%MeanKeyLeaf*4:], codes[i*d+group*groupDims:][:groupDims], 6-2*level)
+		}
+	}
+	return b
+}
+
+// Parse reads what AppendMeanKeys wrote of n mean keys into m, of which it uses the room for steps. It keeps b. The error is ErrCorrupt.
+func (m *MeanKeys) Parse(b []byte, n, d, exp int) error {
+	if !validDim(d) || len(b) != MeanKeysBytes(n, d) {
+		return fmt.Errorf("mean keys: %d bytes for %d of %d channels: %w", len(b), n, d, ErrCorrupt)
+	}
+	if len(m.Steps.Lo) != d {
+		m.Steps = NewKeySteps(d)
+	}
+	m.n, m.leaves = n, b[KeyStepsBytes(d):]
+	return m.Steps.Parse(b, exp)
+}
+
+// Len returns how many there are.
+func (m *MeanKeys) Len() int { return m.n }
+
+func (m *MeanKeys) layout() *KeyLayout { return &meanLayouts[len(m.Steps.Lo)/groupDims] }
+
+// eachLeaf calls use with the number of each leaf's first mean key and with its planes.
+func (m *MeanKeys) eachLeaf(use func(first int, planes [][]byte)) {
+	size := meanLeafBytes(len(m.Steps.Lo))
+	var planes [1][]byte
+	for i := 0; i < m.n; i += MeanKeyLeaf {
+		planes[0] = m.leaves[i/MeanKeyLeaf*size:][:size]
+		use(i, planes[:])
+	}
+}
+
+// Scores writes the products of query rows q [rows][d] and all mean keys to dst [rows][MeanKeyPlaces], a row beginning every
+// stride; what lies behind the last mean key may be anything. folded has room for rows*d words and 2 numbers of scale a row.
+func (m *MeanKeys) Scores(dst []float32, stride int, q []float32, folded kernels.KeyQuery) {
+	l := m.layout()
+	l.Fold(folded, q, m.Steps)
+	m.eachLeaf(func(first int, planes [][]byte) { l.Score(dst[first:], stride, folded, planes) })
+}
+
+// AddTo adds to each row of out, at least [d], all mean keys, weighted by its row of w [rows][MeanKeyPlaces], a row beginning every
+// stride: 0 behind the last one. codes [rows][d] is 0; it holds anything afterwards.
+func (m *MeanKeys) AddTo(out, codes [][]float32, w []float32, stride int) {
+	m.eachLeaf(func(first int, planes [][]byte) { m.layout().SumCodes(codes, w[first:], stride, planes) })
+	for r, sums := range codes {
+		var mass float32
+		for _, x := range w[r*stride:][:m.n] {
+			mass += x
+		}
+		for j, lo := range m.Steps.Lo {
+			out[r][j] += mass*lo + m.Steps.Step[j]*(sums[j]+middle*mass)
+		}
+	}
+}
+
+// middle is where in its bin of 16 a mean key is read.
+const middle = 8
+
+// Rows writes all mean keys to dst [MeanKeyPlaces][d]; what lies behind the last one is anything.
+func (m *MeanKeys) Rows(dst []float32) {
+	d := len(m.Steps.Lo)
+	m.eachLeaf(func(first int, planes [][]byte) { m.layout().Unpack(dst[first*d:], m.Steps, planes) })
+}
