@@ -13,11 +13,11 @@ import (
 )
 
 // targetRig is a sealed sequence and a way to ask its layer 1.
-func targetRig(t *testing.T, audits float32) (*Server, *sequence, func(context.Context, *kvtierv1.Budget) *kvtierv1.Account) {
+func targetRig(t *testing.T, audits float32, profile kvtierv1.Profile) (*Server, *sequence, func(context.Context, *kvtierv1.Budget) *kvtierv1.Account) {
 	t.Helper()
 	srv := openServer(t, t.TempDir(), Options{ReadAllTokens: -1, AuditShare: audits})
 	m := newModel(10, testSpec(), 2*segment+recentTokens)
-	s := openSequence(t, srv, &kvtierv1.OpenSequenceRequest{Spec: testSpec()})
+	s := openSequence(t, srv, &kvtierv1.OpenSequenceRequest{Spec: testSpec(), Profile: profile})
 	m.feed(t, s, 0, m.n)
 	waitSealed(t, s, 2*segment)
 	row := int(m.spec.QueryHeads * m.spec.HeadDim)
@@ -62,16 +62,18 @@ func TestCodecError(t *testing.T) {
 
 // A target holds the stated 95th percentile under it, or the account says that it does not.
 func TestTargetIsMetOrMissed(t *testing.T) {
-	_, _, ask := targetRig(t, -1)
+	_, _, ask := targetRig(t, -1, balanced)
 	met := func(a *kvtierv1.Account, target float64) bool { return float64(a.ErrorP95) <= target }
 	narrow := ask(t.Context(), target(.5, 0))
 	if narrow.TargetMissed || narrow.TokensEstimated == 0 || !met(narrow, .5) {
 		t.Errorf("target .5: %v", narrow)
 	}
 	// More is read for a smaller target.
-	wide := ask(t.Context(), target(.03, 0))
-	if wide.TargetMissed || !met(wide, .03) || wide.BytesRam+wide.BytesNvme <= narrow.BytesRam+narrow.BytesNvme {
-		t.Errorf("target .03: %v", wide)
+	_, _, askNeutral := targetRig(t, -1, kvtierv1.Profile_PROFILE_NEUTRAL) // of which the codec takes little
+	narrow = askNeutral(t.Context(), target(.5, 0))
+	wide := askNeutral(t.Context(), target(.003, 0))
+	if wide.TargetMissed || !met(wide, .003) || wide.TokensEstimated == 0 || wide.BytesRam+wide.BytesNvme <= narrow.BytesRam+narrow.BytesNvme {
+		t.Errorf("target .003: %v, and .5: %v", wide, narrow)
 	}
 	// Under what the codec keeps, everything is read, and that is not enough.
 	if a := ask(t.Context(), target(1e-6, 0)); !a.TargetMissed || a.TokensEstimated != 0 {
@@ -94,7 +96,7 @@ func TestTargetIsMetOrMissed(t *testing.T) {
 
 // A deadline that is too near for another answer ends the widening.
 func TestTargetDeadline(t *testing.T) {
-	_, s, ask := targetRig(t, -1)
+	_, s, ask := targetRig(t, -1, balanced)
 	ask(t.Context(), &kvtierv1.Budget{Mode: kvtierv1.AttendMode_ATTEND_MODE_BUDGET, Share: .2})
 	c := &call{seq: s, heads: make([]headResult, 2)}
 	for h := range c.heads {
@@ -114,7 +116,7 @@ func TestTargetDeadline(t *testing.T) {
 // A target's first answer begins with the shares at which the heads' errors
 // were as small as it asks before; the difficult head gets more.
 func TestTargetBeginsWithWhatIsKnown(t *testing.T) {
-	srv, s, _ := targetRig(t, -1)
+	srv, s, _ := targetRig(t, -1, balanced)
 	c := &call{seq: s, st: ptr(s.snapshot()), layer: 1, start: 2*segment + recentTokens - 1, n: 1,
 		budget: budget{mode: kvtierv1.AttendMode_ATTEND_MODE_TARGET, target: .1}, heads: make([]headResult, 2)}
 	difficulties := []float32{.001, .004}
@@ -138,7 +140,7 @@ func TestTargetBeginsWithWhatIsKnown(t *testing.T) {
 
 // Audits change what is stated, and can be listed.
 func TestAuditsFeedCalibration(t *testing.T) {
-	srv, s, ask := targetRig(t, 1)
+	srv, s, ask := targetRig(t, 1, balanced)
 	b := &kvtierv1.Budget{Mode: kvtierv1.AttendMode_ATTEND_MODE_BUDGET, Share: .2}
 	first := ask(t.Context(), b)
 	if first.CalibrationAudits != 0 || first.ErrorP95 <= 0 {
