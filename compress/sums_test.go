@@ -101,7 +101,7 @@ func TestAppendRun(t *testing.T) {
 			if low != nil {
 				l = low[at*row:]
 			}
-			filled.AppendRun(scales[3*at:], hi[at*row:], l, n/4, d)
+			filled.AppendRun(scales[3*at:], hi[at*row:], l, n/4, d, 0)
 		}
 		one, other, w := [][]float32{make([]float32, d)}, [][]float32{make([]float32, d)}, normal(3, 1, n)
 		appended.AddTo(one, w, n)
@@ -109,7 +109,7 @@ func TestAppendRun(t *testing.T) {
 		if !slices.Equal(one[0], other[0]) {
 			t.Errorf("low codes %v: batches differ", low != nil)
 		}
-		if filled.Append(scales, hi, low) || filled.AppendRun(scales, hi, low, 1, d) {
+		if filled.Append(scales, hi, low) || filled.AppendRun(scales, hi, low, 1, d, 0) {
 			t.Error("a full batch took in a token")
 		}
 	}

@@ -37,7 +37,7 @@ func BenchmarkKernels(b *testing.B) {
 		{"axpys int8", func() { AxpysInt8(out, dst, n, c, d) }},
 		{"values", func() {
 			batch.Reset()
-			batch.AppendRun(scales, c, nil, n, d)
+			batch.AppendRun(scales, c, nil, n, d, 0)
 			batch.AddTo(out, dst, n)
 		}},
 		{"score 2 bits", func() {

@@ -32,7 +32,7 @@ func TestValueBatch(t *testing.T) {
 			high, low := oddBytes(rng, n*d/2), oddBytes(rng, n*d/2)
 			for name, low := range map[string][]byte{"4 bits": nil, "8 bits": low} {
 				var b ValueBatch
-				b.AppendRun(slices.Clip(scales), high, low, n, d)
+				b.AppendRun(slices.Clip(scales), high, low, n, d, 0)
 				got := odd(rng, rows*d)
 				want, exact := slices.Clone(got), slices.Clone(got)
 				b.AddTo(rowsOf(got, d), w, stride)
@@ -84,7 +84,7 @@ func TestValueMagnitudes(t *testing.T) {
 			undo := Use(v)
 			got := make([]float32, d)
 			var b ValueBatch
-			b.AppendRun(scales, high, nil, n, d)
+			b.AppendRun(scales, high, nil, n, d, 0)
 			b.AddTo(rowsOf(got, d), w, n)
 			undo()
 			for i := range got {
@@ -105,7 +105,7 @@ func TestValueWeightsNotFinite(t *testing.T) {
 			w, out := make([]float32, n), make([]float32, d)
 			w[17] = bad
 			var b ValueBatch
-			b.AppendRun(slices.Repeat(valueScale(1, 7), n), make([]byte, n*d/2), nil, n, d)
+			b.AppendRun(slices.Repeat(valueScale(1, 7), n), make([]byte, n*d/2), nil, n, d, 0)
 			b.AddTo(rowsOf(out, d), w, n)
 			undo()
 			for i, x := range out {

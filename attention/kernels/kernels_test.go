@@ -201,7 +201,7 @@ func TestShortSlicesPanic(t *testing.T) {
 	planes := [][]byte{b(128)}
 	batch := func(scales, high, low []byte, n, d int) *ValueBatch {
 		x := new(ValueBatch)
-		must(x.AppendRun(scales, high, low, n, d), "they do not fit")
+		must(x.AppendRun(scales, high, low, n, d, 0), "they do not fit")
 		return x
 	}
 	query := func(words, rows int) KeyQuery { return KeyQuery{make([]int16, words), f(2 * rows)} }
@@ -314,7 +314,7 @@ func TestNothing(t *testing.T) {
 		Dots(nil, 0, make([]float32, 32), nil, 16)
 		Axpys(nil, nil, 0, nil, 16, 16)
 		new(ValueBatch).AddTo([][]float32{make([]float32, 16)}, nil, 0)
-		new(ValueBatch).AppendRun(nil, nil, nil, 0, 16)
+		new(ValueBatch).AppendRun(nil, nil, nil, 0, 16, 0)
 		ScoreKeys(nil, 0, KeyQuery{}, &Layout{}, nil)
 		Gains(make([]float32, 16), nil, nil)
 		UnpackKeys(make([]float32, 256), 16, &Layout{}, nil, nil, nil)
@@ -351,7 +351,7 @@ func TestNoAllocations(t *testing.T) {
 			Axpys(out, dst, n, k, d, d)
 			AxpysInt8(out, dst, n, c, d)
 			values.Reset()
-			values.AppendRun(scales, c, nil, n, d)
+			values.AppendRun(scales, c, nil, n, d, 0)
 			values.AddTo(out, dst, n)
 			ScoreKeys(dst, n, query, &l, planes)
 			GatherDots(dst, q, tokens, q[:d])

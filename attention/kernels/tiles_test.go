@@ -45,7 +45,7 @@ func TestTilesUnderSignals(t *testing.T) {
 				scores, sums = make([]float32, rows*leaves*LineTokens), make([]float32, rows*d)
 				ScoreLeaves(scores, LineTokens, leaves*LineTokens, q, &l, planes, leaves, 0)
 				var b ValueBatch
-				b.AppendRun(scales, codes, nil, n, d)
+				b.AppendRun(scales, codes, nil, n, d, 0)
 				b.AddTo(rowsOf(sums, d), w, n)
 				return scores, sums
 			}

@@ -56,13 +56,14 @@ func (b *ValueBatch) Append(scale, high, low []byte) bool {
 }
 
 // AppendRun is Append of n tokens of which scales, rows of high and rows of low codes, if there
-// are any, lie one after the other, d channels a row. So do the next ones, which AddTo has the processor fetch.
-func (b *ValueBatch) AppendRun(scales, high, low []byte, n, d int) bool {
+// are any, lie one after the other, d channels a row. When AddTo reads a row, what lies ahead bytes behind it is fetched, for later; what counts
+// is the ahead of what was appended last.
+func (b *ValueBatch) AppendRun(scales, high, low []byte, n, d, ahead int) bool {
 	must(d%2 == 0 && n >= 0, "d is odd, or n negative")
 	if !b.fits(n, d/2, low != nil) {
 		return false
 	}
-	b.ahead = Ahead
+	b.ahead = ahead
 	must(len(scales) >= n*ValueScale && len(high) >= n*b.row && (low == nil || len(low) >= n*b.row), "there are fewer scales or codes")
 	readValueScales(b.step[b.n:b.n+n], b.offset[b.n:b.n+n], scales, b.all)
 	for t := range n {

@@ -7,6 +7,7 @@ import (
 
 	"kvtier/attention"
 	"kvtier/attention/kernels"
+	"kvtier/tiers"
 )
 
 // block is how many tokens a kernel is called for: those that share the bins of their keys.
@@ -17,6 +18,7 @@ type kernel struct {
 	name         string
 	unit, tokens int
 	run          func(b []byte, s *scratch)
+	gathered     bool // units come in an order that nobody foresees, and say where the next one lies
 }
 
 // scratch is what a thread needs beside the memory.
@@ -32,6 +34,7 @@ type scratch struct {
 	query    kernels.KeyQuery
 	layouts  [5]kernels.Layout                  // by lines of a group
 	leaves   [block / kernels.LineTokens][]byte // of one plane
+	ahead    int                                // how far behind what is read lies what will be
 }
 
 func newScratch(o Options) *scratch {
@@ -68,11 +71,12 @@ func newScratch(o Options) *scratch {
 // kernelsOf lists what is measured.
 func kernelsOf(d int) []kernel {
 	return append(attentionKernels(d),
-		kernel{"values, 4 bits", block * d / 2, block, values},
-		kernel{"keys, 4 bits", block * d / 2, block, func(b []byte, s *scratch) { s.score(b, 2) }},
-		kernel{"keys, 2 bits", block * d / 4, block, func(b []byte, s *scratch) { s.score(b, 1) }},
-		kernel{"keys, 4 bits, unpacked", block * d / 2, block, func(b []byte, s *scratch) { s.unpack(b, 2) }},
-		kernel{"page means, int8", block * d, block, means},
+		kernel{name: "pages anywhere, 4-bit planes", unit: tiers.PageTokens * d, tokens: tiers.PageTokens, run: page, gathered: true},
+		kernel{name: "values, 4 bits", unit: block * d / 2, tokens: block, run: values},
+		kernel{name: "keys, 4 bits", unit: block * d / 2, tokens: block, run: func(b []byte, s *scratch) { s.score(b, 2) }},
+		kernel{name: "keys, 2 bits", unit: block * d / 4, tokens: block, run: func(b []byte, s *scratch) { s.score(b, 1) }},
+		kernel{name: "keys, 4 bits, unpacked", unit: block * d / 2, tokens: block, run: func(b []byte, s *scratch) { s.unpack(b, 2) }},
+		kernel{name: "page means, int8", unit: block * d, tokens: block, run: means},
 	)
 }
 
@@ -82,10 +86,10 @@ const planes4 = "attention, 4-bit planes"
 // attentionKernels lists those that attend to all of a block.
 func attentionKernels(d int) []kernel {
 	return []kernel{
-		{"attention, float32", 2 * block * 4 * d, block, dense},
-		{"attention, bfloat16", 2 * block * 2 * d, block, bfloat},
-		{"attention, 8-bit planes", 2 * block * d, block, func(b []byte, s *scratch) { s.coded(b, 4) }},
-		{planes4, block * d, block, func(b []byte, s *scratch) { s.coded(b, 2) }},
+		{name: "attention, float32", unit: 2 * block * 4 * d, tokens: block, run: dense},
+		{name: "attention, bfloat16", unit: 2 * block * 2 * d, tokens: block, run: bfloat},
+		{name: "attention, 8-bit planes", unit: 2 * block * d, tokens: block, run: func(b []byte, s *scratch) { s.coded(b, 4) }},
+		{name: planes4, unit: block * d, tokens: block, run: func(b []byte, s *scratch) { s.coded(b, 2) }},
 	}
 }
 
@@ -108,6 +112,18 @@ func (s *scratch) coded(b []byte, levels int) {
 	values(b[len(b)/2:], s)
 }
 
+// page is attention over a page of the same form.
+func page(b []byte, s *scratch) {
+	keys, high := b[:len(b)/2], b[len(b)/2:]
+	const leaves = tiers.PageTokens / kernels.LineTokens
+	s.cut(keys, leaves)
+	kernels.ScoreLeaves(s.scores, kernels.LineTokens, block, s.query, &s.layouts[2], s.leaves[:leaves], leaves, s.ahead)
+	attention.Weigh(s.ps, s.scores, block, tiers.PageTokens)
+	s.values.Reset()
+	s.values.AppendRun(s.scales, high, nil, tiers.PageTokens, s.d, s.ahead)
+	s.values.AddTo(s.sums, s.scores, block)
+}
+
 // values is the weighted sum of a block's values: high codes, then low codes if there are any.
 func values(b []byte, s *scratch) {
 	high, low := b[:block*s.d/2], b[block*s.d/2:]
@@ -115,7 +131,7 @@ func values(b []byte, s *scratch) {
 		low = nil
 	}
 	s.values.Reset()
-	s.values.AppendRun(s.scales, high, low, block, s.d)
+	s.values.AppendRun(s.scales, high, low, block, s.d, kernels.Ahead)
 	s.values.AddTo(s.sums, s.scores, block)
 }
 
@@ -123,22 +139,22 @@ func means(b []byte, s *scratch) { kernels.DotsInt8(s.scores, block, s.q, b, s.d
 
 // score scores leaves of which each group has so many lines.
 func (s *scratch) score(b []byte, levels int) {
-	s.cut(b)
+	s.cut(b, len(s.leaves))
 	kernels.ScoreLeaves(s.scores, kernels.LineTokens, block, s.query, &s.layouts[levels], s.leaves[:], len(s.leaves), kernels.Ahead)
 }
 
 // unpack unpacks their keys.
 func (s *scratch) unpack(b []byte, levels int) {
-	s.cut(b)
+	s.cut(b, len(s.leaves))
 	for i := range s.leaves {
 		kernels.UnpackKeys(s.unpacked, s.d, &s.layouts[levels], s.leaves[i:i+1], s.q, s.q)
 	}
 }
 
-// cut cuts keys into leaves.
-func (s *scratch) cut(b []byte) {
-	size := len(b) / len(s.leaves)
-	for i := range s.leaves {
+// cut cuts keys into n leaves.
+func (s *scratch) cut(b []byte, n int) {
+	size := len(b) / n
+	for i := range n {
 		s.leaves[i] = b[i*size : (i+1)*size]
 	}
 }

@@ -124,14 +124,25 @@ func rate(k kernel, buf []byte, threads int, v kernels.Variant, o Options) float
 	var wg sync.WaitGroup
 	start := time.Now()
 	for i, s := range scratches {
-		wg.Go(func() {
-			for b := buf[i*each : (i+1)*each]; len(b) > 0; b = b[k.unit:] {
-				k.run(b[:k.unit], s)
-			}
-		})
+		wg.Go(func() { k.through(buf[i*each:(i+1)*each], s) })
 	}
 	wg.Wait()
 	return float64(each*threads) / float64(time.Since(start).Nanoseconds())
+}
+
+// through goes through all units of b.
+func (k *kernel) through(b []byte, s *scratch) {
+	n, at := len(b)/k.unit, 0
+	for i := range n {
+		next := i + 1
+		if k.gathered {
+			const step = 1_000_003 // a prime, so that all units come
+			next = (i + 1) * step % n
+		}
+		s.ahead = (next - at) * k.unit
+		k.run(b[at*k.unit:][:k.unit], s)
+		at = next
+	}
 }
 
 func spread(x []float64) Spread { return stats.SpreadOf(x) }

@@ -7,7 +7,7 @@ import (
 )
 
 func TestMeasure(t *testing.T) {
-	o := Options{Bytes: 4 << 20, Repeats: 1, Rows: 3, HeadDim: 80}
+	o := Options{Bytes: 16 << 20, Repeats: 1, Rows: 3, HeadDim: 80}
 	results, err := Measure(o)
 	if err != nil {
 		t.Fatal(err)

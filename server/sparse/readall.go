@@ -108,10 +108,10 @@ func (w *whole) addValues(scores []float32, codes *seal.Codes, lo, hi int) {
 	for at, end := lo, lo; at < hi; at = end {
 		var scales, high, low []byte
 		end, scales, high, low = codes.Values(at/tiers.PageTokens, at)
-		if !w.batch.AppendRun(scales, high, low, end-at, codes.D) {
+		if !w.batch.AppendRun(scales, high, low, end-at, codes.D, kernels.Ahead) {
 			w.flush(scores[from-lo:])
 			from = at
-			w.batch.AppendRun(scales, high, low, end-at, codes.D)
+			w.batch.AppendRun(scales, high, low, end-at, codes.D, kernels.Ahead)
 		}
 	}
 	w.flush(scores[from-lo:])
