@@ -51,18 +51,17 @@ func dotsBF16(dst []float32, stride int, q []float32, k []byte, rows, n, pitch, 
 // axpysBF16 goes through all columns of 4 KiB of values before the next ones: of what each tile of columns leaves to the
 // others the processor has fetched most, and it is still in the first-level cache.
 func axpysBF16(out [][]float32, w []float32, stride int, v []byte, n, pitch, d int) {
-	kernel := axpysBF16AVX512
-	switch variant(d) {
-	case AVX512:
-	case AVX2:
-		kernel = axpysBF16AVX2
-	default:
-		plainAxpysBF16(out, w, stride, v, n, pitch, d)
-		return
-	}
 	step := max(1, 4096/(2*d))
 	for at := 0; at < n; at += step {
-		kernel(&out[0], &w[at], stride, len(out), &v[2*at*pitch], min(step, n-at), d, d, pitch)
+		n := min(step, n-at)
+		switch variant(d) {
+		case AVX512:
+			axpysBF16AVX512(&out[0], &w[at], stride, len(out), &v[2*at*pitch], n, d, d, pitch)
+		case AVX2:
+			axpysBF16AVX2(&out[0], &w[at], stride, len(out), &v[2*at*pitch], n, d, d, pitch)
+		default:
+			plainAxpysBF16(out, w[at:], stride, v[2*at*pitch:], n, pitch, d)
+		}
 	}
 }
 
