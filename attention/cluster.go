@@ -4,6 +4,7 @@ import (
 	"math"
 	"math/rand/v2"
 	"slices"
+	"sync"
 
 	"kvtier/attention/kernels"
 )
@@ -37,9 +38,11 @@ type Order struct {
 // are grouped among themselves. seed makes it repeatable.
 func Arrange(keys, values []float32, d int, m *Metric, seed uint64) Order {
 	n := len(keys) / d
-	x := m.Apply(NewUnits(keys, d, n).Deltas) // no grouping depends on the mean, but float32 products do
-	b := &bisector{x: x, d: d, rng: directions(seed), proj: make([]float32, n),
-		weights: make([]float32, n), keys: make([]uint64, n), keys2: make([]uint64, n), rest: make([]int, n)}
+	b := bisectors.Get().(*bisector)
+	defer bisectors.Put(b)
+	b.begin(n, d, seed)
+	subRows(b.deltas, keys, Mean(keys, d)) // no grouping depends on the mean, but float32 products do
+	m.apply(b.x, b.deltas)
 	all := make([]int, n)
 	for i := range all {
 		all[i] = i
@@ -132,15 +135,37 @@ func Mean(x []float32, d int) []float32 {
 }
 
 type bisector struct {
-	x    []float32 // [n][d]
-	d    int
-	rng  *rand.Rand
-	proj []float32 // [n], position of each token along the current direction
-	// Scratch: something for each of some tokens.
-	weights     []float32
-	keys, keys2 []uint64
-	rest        []int
+	deltas, x []float32 // [n][d], from the mean: as they are, and in the metric
+	d         int
+	rng       *rand.Rand
+	proj      []float32 // [n], position of each token along the current direction
+	// Scratch: something for each of some tokens, and rows.
+	weights           []float32
+	keys, keys2       []uint64
+	rest              []int
+	center, part, off []float32
+	along, next       []float32
 }
+
+// bisectors are some megabytes, which sealing needs again and again.
+var bisectors = sync.Pool{New: func() any { return new(bisector) }}
+
+func (b *bisector) begin(n, d int, seed uint64) {
+	b.d, b.rng = d, directions(seed)
+	for _, x := range []*[]float32{&b.deltas, &b.x} {
+		*x = sized(*x, n*d)
+	}
+	for _, x := range []*[]float32{&b.proj, &b.weights} {
+		*x = sized(*x, n)
+	}
+	for _, x := range []*[]float32{&b.center, &b.part, &b.off, &b.along, &b.next} {
+		*x = sized(*x, d)
+	}
+	b.keys, b.keys2, b.rest = sized(b.keys, n), sized(b.keys2, n), sized(b.rest, n)
+}
+
+// sized returns x with n elements, of which nothing is known.
+func sized[T any](x []T, n int) []T { return slices.Grow(x[:0], n)[:n] }
 
 func (b *bisector) row(t int) []float32 { return b.x[t*b.d : (t+1)*b.d] }
 
@@ -151,25 +176,25 @@ func (b *bisector) split(tokens []int, unit int) {
 		return
 	}
 	left := leftOf(n, unit)
-	mean := b.mean(tokens)
-	b.project(tokens, b.principal(tokens, mean))
+	b.mean(b.center, tokens)
+	b.project(tokens, b.principal(tokens, b.center))
 	for range 3 {
 		b.halve(tokens, left)
 		// From the smaller half's mean to that of all: the direction in which the means differ.
-		b.project(tokens, sub(b.mean(tokens[left:]), mean))
+		b.mean(b.part, tokens[left:])
+		b.project(tokens, b.from(b.part, b.center))
 	}
 	b.halve(tokens, left)
 	b.split(tokens[:left], unit)
 	b.split(tokens[left:], unit)
 }
 
-// principal returns the main direction of the tokens' spread, by power iteration.
+// principal returns the main direction of the tokens' spread, by power iteration, until the next call.
 func (b *bisector) principal(tokens []int, mean []float32) []float32 {
-	w := make([]float32, b.d)
+	w, next := b.along, b.next
 	for i := range w {
 		w[i] = float32(b.rng.NormFloat64())
 	}
-	next := make([]float32, b.d)
 	for range 6 {
 		clear(next)
 		off, sum, along := Dot(mean, w), float32(0), b.weights[:len(tokens)]
@@ -191,14 +216,22 @@ func (b *bisector) principal(tokens []int, mean []float32) []float32 {
 	return w
 }
 
-func (b *bisector) mean(tokens []int) []float32 {
-	out := make([]float32, b.d)
+// mean writes the tokens' mean to out.
+func (b *bisector) mean(out []float32, tokens []int) {
+	clear(out)
 	same := b.weights[:len(tokens)]
 	for i := range same {
 		same[i] = 1 / float32(len(tokens))
 	}
 	kernels.GatherAxpy(out, same, b.x, tokens)
-	return out
+}
+
+// from returns x - y, until the next call.
+func (b *bisector) from(x, y []float32) []float32 {
+	for i := range b.off {
+		b.off[i] = x[i] - y[i]
+	}
+	return b.off
 }
 
 func (b *bisector) project(tokens []int, w []float32) {
@@ -264,9 +297,9 @@ func nth(keys []uint64, n int) uint64 {
 
 // fromMean places the tokens of a leaf by how near they are to its mean, the farthest first.
 func (b *bisector) fromMean(leaf []int) {
-	mean := b.mean(leaf)
+	b.mean(b.center, leaf)
 	for _, t := range leaf {
-		b.proj[t] = -Norm2(sub(b.row(t), mean))
+		b.proj[t] = -Norm2(b.from(b.row(t), b.center))
 	}
 }
 
@@ -280,12 +313,4 @@ func (b *bisector) setApart(tokens []int, count int) (body, out []int) {
 	slices.Sort(out)
 	slices.Sort(body)
 	return body, out
-}
-
-func sub(a, b []float32) []float32 {
-	out := make([]float32, len(a))
-	for i := range a {
-		out[i] = a[i] - b[i]
-	}
-	return out
 }

@@ -177,7 +177,8 @@ func TestMetric(t *testing.T) {
 		t.Fatalf("spread %v, want %v", got, want)
 	}
 	x := randn(rng, 2*d, 1)
-	y := m.Apply(x)
+	y := make([]float32, len(x))
+	m.apply(y, x)
 	for i := range d {
 		if math.Abs(float64(y[d+i]-Dot(m.W[i*d:(i+1)*d], x[d:]))) > 1e-5 {
 			t.Fatal("Apply is not W x")
@@ -198,7 +199,8 @@ func TestMetricOfFewQueries(t *testing.T) {
 	}
 	m := s.Metric()
 	x := []float32{1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16}
-	if m.W != nil || !slices.Equal(m.Apply(x), x) || m.Norm2 != 0 {
+	y := make([]float32, len(x))
+	if m.apply(y, x); m.W != nil || !slices.Equal(y, x) || m.Norm2 != 0 {
 		t.Error("not the identity")
 	}
 	if got, want := m.Spreads(x)[0], Dot(x, x)/d; math.Abs(float64(got/want-1)) > 1e-6 {
@@ -259,7 +261,7 @@ func TestMeans(t *testing.T) {
 			sum.Add(randn(rng, 2*d*d, 1))
 			for _, spread := range []func([]float32) []float32{sum.Metric().Spreads, func(x []float32) []float32 { return Norms2(x, d) }} {
 				units := (n + LeafTokens - 1) / LeafTokens
-				b := NewUnits(x, d, LeafTokens).Append([]byte("before"), spread)
+				b := NewUnits(make([]float32, len(x)), x, d, LeafTokens).Append([]byte("before"), spread)
 				if len(b) != 6+MeansBytes(units, d) {
 					t.Fatalf("%d bytes", len(b))
 				}
@@ -296,8 +298,10 @@ func checkMean(t *testing.T, m Means, u int, x, q []float32, spread func([]float
 		}
 	}
 	var want float64
+	delta := make([]float32, d)
 	for i := 0; i < len(x); i += d {
-		want += float64(spread(sub(x[i:i+d], mean))[0]) / float64(len(x)/d)
+		subRows(delta, x[i:i+d], mean)
+		want += float64(spread(delta)[0]) / float64(len(x)/d)
 	}
 	if s := float64(m.Spread(u)); s < want*(1-1e-5) || s > want*1.01+1e-30 {
 		t.Fatalf("spread %v, want %v", s, want)

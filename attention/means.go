@@ -40,9 +40,9 @@ type Units struct {
 	d, run int
 }
 
-// NewUnits makes units of rows x [n][d] in runs of so many.
-func NewUnits(x []float32, d, run int) *Units {
-	u := &Units{Deltas: make([]float32, len(x)), d: d, run: run}
+// NewUnits makes units of rows x [n][d] in runs of so many; deltas is room for as many rows.
+func NewUnits(deltas, x []float32, d, run int) *Units {
+	u := &Units{Deltas: deltas[:len(x)], d: d, run: run}
 	for lo := 0; lo < len(x); lo += run * d {
 		hi := min(lo+run*d, len(x))
 		mean := Mean(x[lo:hi], d)

@@ -159,15 +159,13 @@ func fourthRoot(a []float32, d int) []float32 {
 	return nil
 }
 
-// Apply returns W x for rows x [n][d].
-func (m *Metric) Apply(x []float32) []float32 {
-	y := make([]float32, len(x))
+// apply writes W x to y, for rows x [n][d].
+func (m *Metric) apply(y, x []float32) {
 	if m.W == nil {
 		copy(y, x)
-		return y
+		return
 	}
 	kernels.MatMul(y, x, m.d, 1, m.W, len(x)/m.d, m.d, m.d) // W is symmetric
-	return y
 }
 
 // Square returns E[q_j^2] of unit queries for channel j, with the floor.
@@ -179,10 +177,14 @@ func (m *Metric) Square(j int) float32 {
 // queries, that a displacement delta of a key makes.
 func (m *Metric) Spreads(deltas []float32) []float32 {
 	d, n := m.d, len(deltas)/m.d
-	products, out := make([]float32, n*d), make([]float32, n)
-	kernels.MatMul(products, deltas, d, 1, m.C, n, d, d)
-	for i := range out {
-		out[i] = max(0, Dot(products[i*d:(i+1)*d], deltas[i*d:(i+1)*d]))
+	const some = 64
+	products, out := make([]float32, min(n, some)*d), make([]float32, 0, n)
+	for ; len(deltas) > 0; deltas = deltas[min(some*d, len(deltas)):] {
+		rows := deltas[:min(some*d, len(deltas))]
+		kernels.MatMul(products, rows, d, 1, m.C, len(rows)/d, d, d)
+		for at := 0; at < len(rows); at += d {
+			out = append(out, max(0, Dot(products[at:at+d], rows[at:at+d])))
+		}
 	}
 	return out
 }

@@ -123,7 +123,9 @@ func products(x, y []float32, d int) []float64 {
 
 // Append appends the stored form: 2 MapRank rows, as means of one row each.
 func (m *FittedMap) Append(b []byte) []byte {
-	return NewUnits(m.out, m.d, 1).Append(NewUnits(m.in, m.d, 1).Append(b, nil), nil)
+	deltas := make([]float32, len(m.in))
+	b = NewUnits(deltas, m.in, m.d, 1).Append(b, nil)
+	return NewUnits(deltas, m.out, m.d, 1).Append(b, nil)
 }
 
 // ParseValueMap reads what Append wrote; ok is false if b has another size.

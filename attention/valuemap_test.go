@@ -31,7 +31,9 @@ func TestValueMap(t *testing.T) {
 		for i := 0; i < n*d; i += d {
 			clear(row)
 			m.Add([][]float32{row}, dk[i:i+d], make([]float32, MapRank))
-			miss, all = miss+float64(Norm2(sub(told[i:i+d], row))), all+float64(Norm2(told[i:i+d]))
+			all += float64(Norm2(told[i : i+d]))
+			subRows(row, told[i:i+d], row)
+			miss += float64(Norm2(row))
 		}
 		if e := math.Sqrt(miss / all); e > .1 {
 			t.Errorf("d %d: a map of rank %d is found with an error of %.3f", d, rank, e)

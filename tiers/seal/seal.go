@@ -108,10 +108,13 @@ func (r *Rows) appendHead(dst, b []byte, head int) []byte {
 	return dst
 }
 
-// buffers hold a head's rows while it is sealed: as they came, as floats, and in the order in which they are stored.
+// buffers hold a head's rows while it is sealed: as they came, as floats, and in the order in which they are stored; and keys by
+// importance of their channels, and their codes.
 type buffers struct {
 	kb, vb             []byte
 	k, v, keys, values []float32
+	byImportance       []float32
+	codes              []uint8
 }
 
 var bufferPool = sync.Pool{New: func() any { return new(buffers) }}
@@ -170,14 +173,14 @@ func (s *sealer) head(head int) {
 	*s.info = tiers.HeadInfo{Body: order.Body, Outliers: n - order.Body, Sinks: s.opt.Sinks,
 		KeyExp: compress.KeyExp(k), QueryNorm2: m.Norm2}
 	s.planes[tiers.PlaneOrder] = packOrder(order.Tokens, s.opt.Sinks)
-	s.keys(k, m)
+	s.keys(k, m, buf)
 	s.values(v)
 	s.drains()
 	if !s.opt.KeepsLow() {
 		s.planes[tiers.PlaneK8], s.planes[tiers.PlaneV8] = nil, nil
 	}
 	compress.Rotate(v, d)
-	s.means(k, v, m)
+	s.means(buf, m)
 	if len(s.opt.Queries) > 0 {
 		s.info.CodecError = codecError(k, v, s.opt.Queries[head], s.planes, *s.info, d)
 	}
@@ -202,7 +205,7 @@ func packOrder(tokens []int, sinks int) []byte {
 }
 
 // keys writes the order of the keys' bits, the steps of each group, and the planes.
-func (s *sealer) keys(k []float32, m *attention.Metric) {
+func (s *sealer) keys(k []float32, m *attention.Metric, buf *buffers) {
 	d := s.rows.HeadDim
 	v := View{D: d, Info: *s.info}
 	square := make([]float32, d)
@@ -210,7 +213,8 @@ func (s *sealer) keys(k []float32, m *attention.Metric) {
 		square[j] = m.Square(j)
 	}
 	order := compress.FitKeyOrder(v.importance(k, square), square, s.info.KeyExp)
-	rows, codes := make([]float32, len(k)), make([]uint8, len(k))
+	rows, codes := slices.Grow(buf.byImportance[:0], len(k))[:len(k)], slices.Grow(buf.codes[:0], len(k))[:len(k)]
+	buf.byImportance, buf.codes = rows, codes
 	order.Permute(rows, k)
 	steps := order.Append(nil)
 	var feedback compress.KeyFeedback
@@ -279,14 +283,14 @@ func (s *sealer) drains() {
 }
 
 // means writes how values follow keys, and the pages' mean keys and mean
-// values. v is rotated. Keys deviate from their mean as it is read.
-func (s *sealer) means(k, v []float32, m *attention.Metric) {
-	d := s.rows.HeadDim
+// values. Values are rotated. Keys deviate from their mean as it is read. Nobody needs the rows in their own order any more.
+func (s *sealer) means(buf *buffers, m *attention.Metric) {
+	d, k, v := s.rows.HeadDim, buf.keys, buf.values
 	body := s.info.Body * d
-	keys := attention.NewUnits(k, d, tiers.PageTokens)
+	keys := attention.NewUnits(buf.k, k, d, tiers.PageTokens)
 	stored := compress.AppendMeanKeys(nil, keys.Means, d, s.info.KeyExp)
 	keys.Deviate(k, readMeanKeys(stored, len(keys.Means)/d, d, s.info.KeyExp))
-	values := attention.NewUnits(v, d, tiers.PageTokens)
+	values := attention.NewUnits(buf.v, v, d, tiers.PageTokens)
 	s.planes[tiers.PlaneMap] = attention.FitValueMap(keys.Deltas[:body], values.Deltas[:body], d).Append(nil)
 	b := values.Append(nil, func(deltas []float32) []float32 { return attention.Norms2(deltas, d) })
 	meta, rows := b[:len(b)-len(values.Means)], b[len(b)-len(values.Means):]
