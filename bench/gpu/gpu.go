@@ -272,6 +272,7 @@ func length(ctx context.Context, a *kernels.Attention, o *Options, l *layer, seg
 	rng := rand.New(rand.NewPCG(o.Seed, uint64(len(segments))))
 	q := l.queries(group, 2, rng)
 	var wall []float64
+	var unread []kernels.Unread
 	for i := range o.Repeats + 2 {
 		begin := time.Now()
 		n, err := a.StartChoosing(ctx, t, q, 0, share)
@@ -282,6 +283,7 @@ func length(ctx context.Context, a *kernels.Attention, o *Options, l *layer, seg
 		if err != nil {
 			return row, err
 		}
+		unread = n.Unread()
 		if us := float64(time.Since(begin)) / 1e3; i >= 2 {
 			wall = append(wall, us)
 		}
@@ -306,7 +308,7 @@ func length(ctx context.Context, a *kernels.Attention, o *Options, l *layer, seg
 	if err != nil {
 		return row, err
 	}
-	_, _, _, row.Bytes = t.Plan().Cost(group, share)
+	_, _, _, row.Bytes = t.Plan().Cost(group, share, unread)
 	row.Read = float64(share) / kernels.Everything
 	row.Kernel, row.Answer = stats.SpreadOf(us[2:]), stats.SpreadOf(wall)
 	row.GBs = float64(row.Bytes) / row.Kernel.Median / 1e3

@@ -1,6 +1,7 @@
 package quality
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"math"
@@ -13,10 +14,10 @@ import (
 	"kvtier/tiers/seal"
 )
 
-// What a GPU does that chooses (docs/decisions/0028-a-gpu-chooses.md), in plain Go: all that it holds is scanned, a share of the pages is read, and
-// the others stand by the masses that scanning gave them.
+// What a GPU does that chooses (docs/decisions/0028-a-gpu-chooses.md, 0032-values-of-single-tokens.md), in plain Go: all that it holds is scanned, the keys of a share of
+// the pages are read, and the values of those of their tokens that weigh enough; the others stand by their mass and their page's mean value.
 
-// devicePage is a whole page of a body.
+// devicePage is a whole page of a body: masses are of what of it is not read.
 type devicePage struct {
 	segment, page int
 	value         []float32 // mean, rotated back
@@ -24,6 +25,18 @@ type devicePage struct {
 	log           [][]float64
 	mass          []float64 // [rows], log
 	rule, noise   []float64 // [rows], see select.cu
+	chosen        bool
+	left          int // tokens that are not read
+}
+
+// keep makes the page's masses those of tokens whose values are not read: sums of weights, and of their squares, in units of each row's cut.
+func (p *devicePage) keep(cut, weights, squares []float64) {
+	for r, w := range weights {
+		p.mass[r], p.rule[r], p.noise[r] = cut[r]+math.Log(w), 0, 0
+		if w > 0 {
+			p.rule[r] = squares[r] / (w * w)
+		}
+	}
 }
 
 // gpuScale is server.deviceErrorScale.
@@ -63,59 +76,59 @@ func gpu(_ context.Context, h *headContext, x *question, share float64) (*answer
 		}
 		pages = append(pages, got...)
 	}
-	rank := make([]float64, len(pages))
-	for r := range rows {
-		top, sum := math.Inf(-1), 0.
-		for _, p := range pages {
-			top = max(top, p.mass[r])
-		}
-		for _, p := range pages {
-			sum += math.Exp(p.mass[r] - top)
-		}
-		for i, p := range pages {
-			rank[i] = max(rank[i], math.Exp(p.mass[r]-top)/sum)
-		}
+	cut := choosePages(pages, rows, share)
+	at := map[[2]int]*devicePage{}
+	for _, p := range pages {
+		at[[2]int{p.segment, p.page}] = p
 	}
-	order := make([]int, len(pages))
-	for i := range order {
-		order[i] = i
-	}
-	slices.SortStableFunc(order, func(i, j int) int {
-		switch {
-		case rank[i] > rank[j]:
-			return -1
-		case rank[i] < rank[j]:
-			return 1
-		}
-		return 0
-	})
-	unread := map[[2]int]*devicePage{}
-	for _, i := range order[int(math.Ceil(share*float64(len(pages)))):] {
-		unread[[2]int{pages[i].segment, pages[i].page}] = pages[i]
-	}
-	read := 0
+	read, gathered := 0, 0 // keys, values
+	weights, squares := make([]float64, rows), make([]float64, rows)
 	for n, places := range h.places {
 		for i, pos := range places {
-			if p := unread[[2]int{n, i / tiers.PageTokens}]; p != nil {
+			p := at[[2]int{n, i / tiers.PageTokens}]
+			if p != nil && !p.chosen {
 				for r := range rows {
 					logs[r][pos] = p.log[r][i%tiers.PageTokens]
 				}
 				continue
 			}
 			read++
-			a.read[pos] = true
 			k, v := h.k4[pos*d:(pos+1)*d], h.v4[pos*d:(pos+1)*d]
+			takes := p == nil
 			for r := range rows {
-				score := attention.Dot(x.q[r*d:(r+1)*d], k)
-				ps[r].Add(score, v)
-				logs[r][pos] = float64(score)
+				logs[r][pos] = float64(attention.Dot(x.q[r*d:(r+1)*d], k))
+				takes = takes || logs[r][pos] >= cut[r]
+			}
+			if takes {
+				gathered++
+				a.read[pos] = true
+			}
+			for r := range rows {
+				if takes {
+					ps[r].Add(float32(logs[r][pos]), v)
+				} else {
+					w := math.Exp(logs[r][pos] - cut[r])
+					weights[r], squares[r] = weights[r]+w, squares[r]+w*w
+				}
+			}
+			if p == nil {
+				continue
+			}
+			if !takes {
+				p.left++
+			}
+			if i%tiers.PageTokens == tiers.PageTokens-1 {
+				p.keep(cut, weights, squares)
+				clear(weights)
+				clear(squares)
 			}
 		}
 	}
-	values, weights := make([]float64, rows), make([]float64, rows)
-	for _, p := range unread {
+	for _, p := range pages {
 		for r := range rows {
-			ps[r].Add(float32(p.mass[r]), p.value)
+			if p.left > 0 {
+				ps[r].Add(float32(p.mass[r]), p.value)
+			}
 		}
 	}
 	a.stated = 0
@@ -124,21 +137,64 @@ func gpu(_ context.Context, h *headContext, x *question, share float64) (*answer
 		for _, y := range ps[r].Out {
 			norm2 += float64(y) * float64(y) / (ps[r].Sum * ps[r].Sum)
 		}
-		for _, p := range unread {
-			share := math.Exp(p.mass[r] - lse)
-			values[r] += share * share * p.rule[r] * p.spread
-			weights[r] += share * share * p.noise[r]
+		values, weights := 0., 0.
+		for _, p := range pages {
+			if p.left > 0 {
+				share := math.Exp(p.mass[r] - lse)
+				values += share * share * p.rule[r] * p.spread
+				weights += share * share * p.noise[r]
+			}
 		}
-		a.stated += min(1, gpuScale*math.Sqrt((values[r]+2*weights[r]*norm2)/norm2)) / float64(rows)
+		a.stated += min(1, gpuScale*math.Sqrt((values+2*weights*norm2)/norm2)) / float64(rows)
 	}
 	stored := 0
 	for _, places := range h.places {
 		stored += len(places)
 	}
-	a.ram = scan + all*int64(read)/int64(stored)
+	a.ram = scan + all*int64(read)/int64(stored) - int64(read-gathered)*int64(d/2)
 	a.disk = a.ram
 	h.finish(a, x, ps, logs)
 	return a, nil
+}
+
+// belowLeast is how far below the least page that is chosen a token's value is still read: where it weighs what such a page's tokens do on average.
+var belowLeast = math.Log(tiers.PageTokens)
+
+// choosePages chooses a share of the pages by what they weigh in any row, and returns by row how much a token has to weigh for its value to be read, as a logarithm.
+func choosePages(pages []*devicePage, rows int, share float64) (cut []float64) {
+	rank, cut := make([]float64, len(pages)), make([]float64, rows)
+	for r := range rows {
+		top, sum := math.Inf(-1), 0.
+		for _, p := range pages {
+			top = max(top, p.mass[r])
+		}
+		for _, p := range pages {
+			sum += math.Exp(p.mass[r] - top)
+		}
+		cut[r] = top + math.Log(sum)
+		for i, p := range pages {
+			rank[i] = max(rank[i], math.Exp(p.mass[r]-cut[r]))
+		}
+	}
+	order := make([]int, len(pages))
+	for i := range order {
+		order[i] = i
+	}
+	slices.SortStableFunc(order, func(i, j int) int { return cmp.Compare(rank[j], rank[i]) })
+	n := int(math.Ceil(share * float64(len(pages))))
+	for i, p := range order {
+		if pages[p].chosen = i < n; !pages[p].chosen {
+			pages[p].left = tiers.PageTokens
+		}
+	}
+	for r := range cut {
+		if n < len(pages) {
+			cut[r] += math.Log(rank[order[n-1]]) - belowLeast
+		} else {
+			cut[r] = math.Inf(-1)
+		}
+	}
+	return cut
 }
 
 // scanPages weighs the whole pages of a segment's body by the first plane of keys.

@@ -86,9 +86,9 @@ func (c Choice) of(rows int) uint32 {
 type Answer struct {
 	// Held says which of the segments asked for take part.
 	Held []bool
-	// Bytes is what kernels read of them.
+	// Bytes is what kernels read of them, once Wait has returned.
 	Bytes int64
-	// Scanned, Read and Estimated count tokens, over KV heads, and where pages are chosen over the blocks of rows that do so together.
+	// Scanned, Read and Estimated count, once Wait has returned, tokens over KV heads, and where pages are chosen over the blocks of rows that do so together.
 	Scanned, Read, Estimated int64
 	// Errors [heads][rows] is, once Wait has returned, how far each output may lie from that of everything, as a distance, by what is known of the pages
 	// that were not read; nil if all were.
@@ -170,14 +170,6 @@ func (n *Answer) start(ctx context.Context, of []Segment) (err error) {
 	if plan.Tokens <= n.choice.Above*int64(n.heads) {
 		n.choice = Choice{}
 	}
-	for lo := 0; lo < n.rows; lo += rowsAtOnce {
-		rows := min(rowsAtOnce, n.rows-lo)
-		scanned, read, estimated, bytes := plan.Cost(rows, n.choice.of(rows))
-		n.Bytes += bytes
-		if lo == 0 || plan.Chooses(n.choice.of(rows)) {
-			n.Scanned, n.Read, n.Estimated = n.Scanned+scanned, n.Read+read, n.Estimated+estimated
-		}
-	}
 	n.under, err = n.begin(ctx, 0)
 	return err
 }
@@ -228,10 +220,20 @@ func (n *Answer) Wait() ([]attention.Partial, error) {
 		for h := range n.heads {
 			copy(out[h*n.rows+lo:], ps[h*rows:(h+1)*rows])
 		}
+		n.addCost(lo, rows, n.under.Unread())
 		n.addErrors(lo, rows, ps, n.under.Unread())
 	}
 	n.end()
 	return out, nil
+}
+
+// addCost adds up what answering rows from lo on took.
+func (n *Answer) addCost(lo, rows int, unread []kernels.Unread) {
+	scanned, read, estimated, bytes := n.plan.tables.Plan().Cost(rows, n.choice.of(rows), unread)
+	n.Bytes += bytes
+	if lo == 0 || unread != nil {
+		n.Scanned, n.Read, n.Estimated = n.Scanned+scanned, n.Read+read, n.Estimated+estimated
+	}
 }
 
 // addErrors takes over what of rows from lo on, [heads][rows], was not read.

@@ -17,7 +17,8 @@
 // Whether lanes without a row fold groups of others': where it is faster, and there are registers for it.
 template <u32 D, bool kLow> constexpr bool kShares = D == 128 && !kLow;
 
-template <u32 D, bool kLow> struct Shape {
+// What a step has in shared memory. Values can be left out of it (gather.cu).
+template <u32 D, bool kLow, bool kValues = true> struct Shape {
   static constexpr u32 groups = D / 16;
   static constexpr u32 f = (groups + 3) / 4;
   static constexpr u32 k3 = groups > 2 * f + 1 ? groups - 2 * f : 1, k4 = 2 * groups - k3;
@@ -35,7 +36,7 @@ template <u32 D, bool kLow> struct Shape {
   static constexpr u32 keys = lines * 2 * kLine;
   static constexpr u32 values = kStep * row;
   static constexpr u32 scales = kStep * kScale;  // 96
-  static constexpr u32 high_at = keys, low_at = keys + values, scales_at = keys + values * (kLow ? 2 : 1);
+  static constexpr u32 high_at = keys, low_at = keys + values, scales_at = keys + (kValues ? values * (kLow ? 2 : 1) : 0);
   static constexpr u32 align = D == 256 ? 16 : 128;  // a block of dimension 256 just fits what an A100 has
   static constexpr u32 bins_at = (scales_at + scales + align - 1) / align * align;
   static constexpr u32 bins = 5 * D;  // by group of channels lower ends and sizes, then the channels' order
@@ -96,9 +97,9 @@ template <u32 D, bool kLow> struct Lines {
   template <u32 word> METHOD u32 of(u32 line) const { return shuffle(place[word], line % 32); }
 };
 
-// Stager copies steps to shared memory, one after the other.
-template <u32 D, bool kLow> struct Stager {
-  using S = Shape<D, kLow>;
+// Stager copies steps to shared memory, one after the other; without values, of whole pages only.
+template <u32 D, bool kLow, bool kValues = true> struct Stager {
+  using S = Shape<D, kLow, kValues>;
   const Segment *segments;
   const Unit *units;
   u32 lane;
@@ -157,7 +158,7 @@ template <u32 D, bool kLow> struct Stager {
     if (begins) bins(stage + S::bins_at);
     begins = false;
     u32 page = leaf / (kPage / kLeaf);
-    bool second = left > 1, full = stored >= (page + 1) * kPage;
+    bool second = !kValues || left > 1, full = !kValues || stored >= (page + 1) * kPage;
     if (second && full)
       copy_round<0, true>(stage, true);
     else
@@ -215,6 +216,7 @@ template <u32 D, bool kLow> struct Stager {
     u32 in = leaf % (kPage / kLeaf) * kLeaf, n = second ? kStep : kLeaf;
     bool there = lane * 16 < n * kScale;
     if (lane < S::scales / 16) copy16(stage + S::scales_at + lane * 16, there ? page + in * kScale + lane * 16 : page, there);
+    if (!kValues) return;
     row_copies(stage + S::high_at, page + kPage * kScale + in * S::row, n);
     if (kLow) row_copies(stage + S::low_at, low + (u64)(leaf - low_leaf) * kLeaf * S::row, n);
   }
@@ -405,30 +407,11 @@ template <u32 D, bool kLow> DEVICE void scores(float (&x)[4][2], const Folded<D>
   }
 }
 
-// add takes in a step's tokens [skip, n).
-template <u32 D, bool kLow> DEVICE void add(Sums<D> &s, float (&x)[4][2], u32 stage, u32 lane, u32 skip, u32 n) {
+// add_rows takes in 32 tokens of such scores, steps and zero points, the rows of whose values lie at high and low.
+template <u32 D, bool kLow>
+DEVICE void add_rows(Sums<D> &s, const float (&x)[4][2], const float (&step)[4][2], const float (&zero)[4][2], u32 high, u32 low, u32 lane) {
   using S = Shape<D, kLow>;
   u32 g = lane / 4, t = lane % 4;
-  // Steps and zero points of tokens 8t to 8t + 7; of tile i, columns 2t and 2t + 1 are 8t + i and 8t + 4 + i.
-  float step[4][2], zero[4][2];  // zero: what the middle of the bin of code 0 is above the zero point
-  UNROLL for (u32 e = 0; e < 2; e++) {
-    u32 at = stage + S::scales_at + 24 * t + 12 * e;
-    u32 w0 = load_shared1(at), w1 = load_shared1(at + 4), w2 = load_shared1(at + 8);
-    u32 b[4] = {w0 & 0xffff, pick_bytes(w0, w1, 0x43) & 0xffff, w1 >> 16, w2 >> 8 & 0xffff};
-    u32 z[4] = {w0 >> 16 & 255, w1 >> 8 & 255, w2 & 255, w2 >> 24};
-    UNROLL for (u32 i = 0; i < 4; i++) {
-      step[i][e] = bits<float>(b[i] << 15);
-      zero[i][e] = 8388608.f - bits<float>(0x4b000000u | z[i]) + (kLow ? .5f : 8);  // 2^23
-    }
-  }
-  bool part = skip > 0 || n < kStep;
-  if (part) {
-    UNROLL for (u32 i = 0; i < 4; i++)
-      UNROLL for (u32 e = 0; e < 2; e++) {
-        u32 token = 8 * t + 4 * e + i;
-        if (token < skip || token >= n) x[i][e] = -__builtin_inff(), step[i][e] = 0, zero[i][e] = 0;
-      }
-  }
   float top = kLowest, longest = 0;
   UNROLL for (u32 i = 0; i < 4; i++)
     UNROLL for (u32 e = 0; e < 2; e++) top = __builtin_fmaxf(top, x[i][e]), longest = __builtin_fmaxf(longest, step[i][e]);
@@ -463,19 +446,19 @@ template <u32 D, bool kLow> DEVICE void add(Sums<D> &s, float (&x)[4][2], u32 st
     u32 rows[4][S::word / 4], lows[4][S::word / 4];
     UNROLL for (u32 k = 0; k < 4; k++) {
       u32 token = 8 * t + 2 * half + (k & 1) + 4 * (k >> 1);
-      u32 at = stage + placed_row<D>(token) * S::row + g * S::word;
+      u32 at = placed_row<D>(token) * S::row + g * S::word;
       if (S::word == 4) {
-        rows[k][0] = load_shared1(at + S::high_at);
-        if (kLow) lows[k][0] = load_shared1(at + S::low_at);
+        rows[k][0] = load_shared1(high + at);
+        if (kLow) lows[k][0] = load_shared1(low + at);
       } else if (S::word == 8) {
-        u32x2 w = load_shared2(at + S::high_at);
+        u32x2 w = load_shared2(high + at);
         rows[k][0] = w.x, rows[k][S::word / 4 - 1] = w.y;
-        if (kLow) w = load_shared2(at + S::low_at), lows[k][0] = w.x, lows[k][S::word / 4 - 1] = w.y;
+        if (kLow) w = load_shared2(low + at), lows[k][0] = w.x, lows[k][S::word / 4 - 1] = w.y;
       } else {
-        u32x4 w = load_shared4(at + S::high_at);
+        u32x4 w = load_shared4(high + at);
         UNROLL for (u32 j = 0; j < S::word / 4; j++) rows[k][j] = w[j];
         if (kLow) {
-          w = load_shared4(at + S::low_at);
+          w = load_shared4(low + at);
           UNROLL for (u32 j = 0; j < S::word / 4; j++) lows[k][j] = w[j];
         }
       }
@@ -493,6 +476,33 @@ template <u32 D, bool kLow> DEVICE void add(Sums<D> &s, float (&x)[4][2], u32 st
       multiply(s.values[i], a0, a1, a2, a3, p[2 * half], p[2 * half + 1]);
     }
   }
+}
+
+// add takes in a step's tokens [skip, n).
+template <u32 D, bool kLow> DEVICE void add(Sums<D> &s, float (&x)[4][2], u32 stage, u32 lane, u32 skip, u32 n) {
+  using S = Shape<D, kLow>;
+  u32 t = lane % 4;
+  // Steps and zero points of tokens 8t to 8t + 7; of tile i, columns 2t and 2t + 1 are 8t + i and 8t + 4 + i.
+  float step[4][2], zero[4][2];  // zero: what the middle of the bin of code 0 is above the zero point
+  UNROLL for (u32 e = 0; e < 2; e++) {
+    u32 at = stage + S::scales_at + 24 * t + 12 * e;
+    u32 w0 = load_shared1(at), w1 = load_shared1(at + 4), w2 = load_shared1(at + 8);
+    u32 b[4] = {w0 & 0xffff, pick_bytes(w0, w1, 0x43) & 0xffff, w1 >> 16, w2 >> 8 & 0xffff};
+    u32 z[4] = {w0 >> 16 & 255, w1 >> 8 & 255, w2 & 255, w2 >> 24};
+    UNROLL for (u32 i = 0; i < 4; i++) {
+      step[i][e] = bits<float>(b[i] << 15);
+      zero[i][e] = 8388608.f - bits<float>(0x4b000000u | z[i]) + (kLow ? .5f : 8);  // 2^23
+    }
+  }
+  bool part = skip > 0 || n < kStep;
+  if (part) {
+    UNROLL for (u32 i = 0; i < 4; i++)
+      UNROLL for (u32 e = 0; e < 2; e++) {
+        u32 token = 8 * t + 4 * e + i;
+        if (token < skip || token >= n) x[i][e] = -__builtin_inff(), step[i][e] = 0, zero[i][e] = 0;
+      }
+  }
+  add_rows<D, kLow>(s, x, step, zero, stage + S::high_at, stage + S::low_at, lane);
 }
 
 // store writes a partial: for each row the log2 of the unit of weights and their sum, and the sum of weighted values.
@@ -601,7 +611,7 @@ template <u32 D, bool kLow, u32 depth> DEVICE void attend(const Arguments &a, u3
 
 extern __attribute__((shared)) __attribute__((aligned(128))) u8 shared_memory[];
 
-#ifndef PROBE  // probe.cu has kernels of its own
+#ifndef PARTS  // of which others make kernels of their own
 
 // attend: the first blocks, so many, attend splits of drains, whose last bits are known; they are few, one step each, so that copying ahead would not pay.
 KERNEL void BOUNDS(128, BLOCKS) attend(PARAMETERS, u64 drains) {
@@ -618,24 +628,25 @@ KERNEL void BOUNDS(128, BLOCKS_LOW) attend_low(PARAMETERS) {
   attend<HEAD_DIM, true, 2>(a, BLOCK_X, shared_memory);
 }
 
-// Runs are a head's splits: three ranges [3][2], each from the first number up to the second.
+// Runs are a head's splits: four ranges [4][2], each from the first number up to the second.
 struct Runs {
-  u32 n, m, all, first, second, third;
+  u32 k, n, m, all, first, second, third, fourth;
 
   METHOD Runs(const u32 *r)
-      : n(r[1] - r[0]), m(n + r[3] - r[2]), all(m + r[5] - r[4]), first(r[0]), second(r[2] - n), third(r[4] - m) {}
+      : k(r[1] - r[0]), n(k + r[3] - r[2]), m(n + r[5] - r[4]), all(m + r[7] - r[6]), first(r[0]), second(r[2] - k), third(r[4] - n), fourth(r[6] - m) {}
 
   // at returns where the partial of split i's row is.
   METHOD u64 at(u32 i, u32 rows, u32 row) const {
-    u32 by = third;
-    if (i < m) by = second;
-    if (i < n) by = first;
+    u32 by = fourth;
+    if (i < m) by = third;
+    if (i < n) by = second;
+    if (i < k) by = first;
     return (u64)(i + by) * rows + row;
   }
 };
 
-// merge makes one partial of those of each head's row: its splits are those of ranges [heads][3][2]. ml [splits][rows][2] and out [splits][rows][D] become merged_ml [heads][rows][2] and merged [heads][rows][D]. A block of 8 warps does 32 channels.
-// Where there are errors (select.cu, rest) of the splits in the third range, which begin with split first, their sums become merged_errors [heads][rows][2].
+// merge makes one partial of those of each head's row: its splits are those of ranges [heads][4][2]. ml [splits][rows][2] and out [splits][rows][D] become merged_ml [heads][rows][2] and merged [heads][rows][D]. A block of 8 warps does 32 channels.
+// Where there are errors (select.cu, rest) of the splits in the fourth range, which begin with split first, their sums become merged_errors [heads][rows][3].
 KERNEL void BOUNDS(256, 4) merge(const u32 *ranges, const float *ml, const float *out, float *merged_ml, float *merged, u64 rows64, const float *errors,
                                  float *merged_errors, u64 first) {
   constexpr u32 D = HEAD_DIM, kWarps = 8;
@@ -643,7 +654,7 @@ KERNEL void BOUNDS(256, 4) merge(const u32 *ranges, const float *ml, const float
   u32 rows = (u32)rows64, lane = THREAD % kWarp, warp = THREAD / kWarp;
   u32 pair = BLOCK_X / (D / kWarp), channel = BLOCK_X % (D / kWarp) * kWarp + lane;
   u32 head = pair / rows, row = pair % rows;
-  const Runs runs(ranges + 6 * head);
+  const Runs runs(ranges + 8 * head);
   u32 all = runs.all;
   float most = kLowest;
   for (u32 i = THREAD; i < all; i += kWarps * kWarp) most = __builtin_fmaxf(most, ml[runs.at(i, rows, row) * 2]);
@@ -667,14 +678,14 @@ KERNEL void BOUNDS(256, 4) merge(const u32 *ranges, const float *ml, const float
   merged[(u64)pair * D + channel] = sum;
   if (channel == 0) merged_ml[pair * 2] = most, merged_ml[pair * 2 + 1] = weight;
   if (errors == nullptr || channel >= kWarp) return;
-  float spreads = 0, noises = 0;
+  float spreads = 0, noises = 0, tokens = 0;
   for (u32 i = runs.m + lane; i < all; i += kWarp) {
     u64 x = runs.at(i, rows, row), from = x - first * rows;
     float by = exp2(2 * (ml[x * 2] - most));
-    spreads += errors[from * 2] * by, noises += errors[from * 2 + 1] * by;
+    spreads += errors[from * 3] * by, noises += errors[from * 3 + 1] * by, tokens += errors[from * 3 + 2];
   }
-  UNROLL for (u32 x = 1; x < kWarp; x *= 2) spreads += shuffle_xor(spreads, x), noises += shuffle_xor(noises, x);
-  if (lane == 0) merged_errors[pair * 2] = spreads, merged_errors[pair * 2 + 1] = noises;
+  UNROLL for (u32 x = 1; x < kWarp; x *= 2) spreads += shuffle_xor(spreads, x), noises += shuffle_xor(noises, x), tokens += shuffle_xor(tokens, x);
+  if (lane == 0) merged_errors[pair * 3] = spreads, merged_errors[pair * 3 + 1] = noises, merged_errors[pair * 3 + 2] = tokens;
 }
 
 #endif

@@ -16,6 +16,7 @@ import (
 )
 
 //go:embed attend_d64.ptx attend_d128.ptx attend_d256.ptx
+//go:embed gather_d64.ptx gather_d128.ptx gather_d256.ptx
 //go:embed select_d64.ptx select_d128.ptx select_d256.ptx
 //go:embed seal_d64.ptx seal_d128.ptx seal_d256.ptx
 var ptx embed.FS
@@ -35,6 +36,7 @@ type Attention struct {
 	stream cuda.Stream
 	text   func(headDim int) ([]byte, error) // the kernels' PTX
 	choose func(headDim int) ([]byte, error) // that of those that choose
+	gather func(headDim int) ([]byte, error) // that of those that attend to what was chosen
 	// abandoned counts answers that nobody waits for but Close.
 	abandoned sync.WaitGroup
 
@@ -48,11 +50,13 @@ type Attention struct {
 
 // module holds the kernels of one head dimension.
 type module struct {
-	m, chooses         cuda.Module
-	attend, low, merge cuda.Function
-	scan, choose, rest cuda.Function
-	shared, lowShared  int // bytes of a block of attend and of low
-	warps              Warps
+	m, chooses, gathers           cuda.Module
+	attend, low, merge            cuda.Function
+	scan, choose, rest            cuda.Function
+	chosen, chosenLow             cuda.Function // attend to what was chosen
+	shared, lowShared             int           // bytes of a block of attend and of low
+	chosenShared, chosenLowShared int
+	warps                         Warps
 }
 
 // call is the room that one answer needs, used again by the next.
@@ -65,7 +69,7 @@ type call struct {
 
 // New makes the stream. Kernels are loaded when they are first needed.
 func New(ctx context.Context, d *cuda.Device) (*Attention, error) {
-	a := &Attention{device: d, text: embedded, choose: embeddedChoosing}
+	a := &Attention{device: d, text: embedded, choose: embeddedChoosing, gather: embeddedGathering}
 	a.mu.modules = map[int]*module{}
 	err := d.Do(ctx, func(c *cuda.Context) (err error) {
 		a.stream, err = c.NewStream()
@@ -82,6 +86,8 @@ func embedded(headDim int) ([]byte, error) { return text("attend", headDim) }
 
 func embeddedChoosing(headDim int) ([]byte, error) { return text("select", headDim) }
 
+func embeddedGathering(headDim int) ([]byte, error) { return text("gather", headDim) }
+
 func embeddedSealing(headDim int) ([]byte, error) { return text("seal", headDim) }
 
 func text(of string, headDim int) ([]byte, error) {
@@ -95,26 +101,57 @@ func text(of string, headDim int) ([]byte, error) {
 // Stream is where the kernels run.
 func (a *Attention) Stream() cuda.Stream { return a.stream }
 
-// sharedBytes is the shared memory of a block, as attend.cu divides it: query rows, and for each warp the folded words, tables of lines, and some stages.
-func sharedBytes(d, depth int, low bool) int {
+// stageBytes is the shared memory of a step, as attend.cu divides it: lines of keys, so many bytes of values, scales, bins.
+func stageBytes(d, values int, low bool) int {
 	groups := d / 16
-	lines, values := 2*groups+2*((groups+3)/4), 32*d/2
-	tables := (20*groups + 127) / 128 * 128
+	lines := 2*groups + 2*((groups+3)/4)
 	if low {
-		lines, values, tables = 4*groups, 2*values, 0
+		lines = 4 * groups
 	}
 	align := 128
 	if d == 256 {
 		align = 16
 	}
 	round := func(n int) int { return (n + align - 1) / align * align }
-	stage := round(lines*2*64+values+96) + round(5*d)
-	return warpRows*(d+4)*4 + blockSplits*(groups*256+tables+depth*stage)
+	return round(lines*2*64+values+96) + round(5*d)
+}
+
+// valueBytes is that of a step's values.
+func valueBytes(d int, low bool) int {
+	if low {
+		return 32 * d
+	}
+	return 32 * d / 2
+}
+
+// sharedBytes is the shared memory of a block of attend: query rows, and for each warp the folded words, tables of lines, and some stages.
+func sharedBytes(d, depth int, low bool) int {
+	return blockBytes(d, low, depth*stageBytes(d, valueBytes(d, low), low))
+}
+
+// gatherBytes is that of a block of attend_chosen: two stages without values, the queue's scores, scales and addresses, a batch's values.
+func gatherBytes(d int, low bool) int {
+	const ring = 3 * 32
+	address := 8
+	if low {
+		address = 16
+	}
+	return blockBytes(d, low, 2*stageBytes(d, 0, low)+warpRows*(ring+4)*4+ring*(4+address)+valueBytes(d, low))
+}
+
+// blockBytes is that of a block whose warps have so many bytes each beside words and tables.
+func blockBytes(d int, low bool, warp int) int {
+	groups := d / 16
+	tables := (20*groups + 127) / 128 * 128
+	if low {
+		tables = 0
+	}
+	return warpRows*(d+4)*4 + blockSplits*(groups*256+tables+warp)
 }
 
 // Fit says whether the kernels of a head dimension fit a device: a block's shared memory.
 func Fit(headDim int, d cuda.Info) bool {
-	return max(sharedBytes(headDim, 2, false), sharedBytes(headDim, 2, true)) <= d.SharedOptin
+	return max(sharedBytes(headDim, 2, false), sharedBytes(headDim, 2, true), gatherBytes(headDim, false), gatherBytes(headDim, true)) <= d.SharedOptin
 }
 
 // load loads the kernels of a head dimension.
@@ -127,11 +164,12 @@ func (a *Attention) load(c *cuda.Context, d int) (*module, error) {
 	if m := a.mu.modules[d]; m != nil {
 		return m, nil
 	}
-	m := &module{shared: max(sharedBytes(d, 2, false), sharedBytes(d, 1, true)), lowShared: sharedBytes(d, 2, true)}
+	m := &module{shared: max(sharedBytes(d, 2, false), sharedBytes(d, 1, true)), lowShared: sharedBytes(d, 2, true),
+		chosenShared: gatherBytes(d, false), chosenLowShared: gatherBytes(d, true)}
 	for _, of := range []struct {
 		to   *cuda.Module
 		text func(int) ([]byte, error)
-	}{{&m.m, a.text}, {&m.chooses, a.choose}} {
+	}{{&m.m, a.text}, {&m.chooses, a.choose}, {&m.gathers, a.gather}} {
 		text, err := of.text(d)
 		if err == nil {
 			*of.to, err = c.Load(text)
@@ -146,7 +184,8 @@ func (a *Attention) load(c *cuda.Context, d int) (*module, error) {
 		name   string
 		shared int
 	}{{&m.attend, m.m, "attend", m.shared}, {&m.low, m.m, "attend_low", m.lowShared}, {&m.merge, m.m, "merge", 0},
-		{&m.scan, m.chooses, "scan", 0}, {&m.choose, m.chooses, "choose", 0}, {&m.rest, m.chooses, "rest", 0}} {
+		{&m.scan, m.chooses, "scan", 0}, {&m.choose, m.chooses, "choose", 0}, {&m.rest, m.chooses, "rest", 0},
+		{&m.chosen, m.gathers, "attend_chosen", m.chosenShared}, {&m.chosenLow, m.gathers, "attend_chosen_low", m.chosenLowShared}} {
 		var err error
 		if *f.to, err = f.of.Function(f.name); err == nil && f.shared > 0 {
 			err = f.to.SetMaxShared(f.shared)
@@ -172,7 +211,7 @@ func (a *Attention) load(c *cuda.Context, d int) (*module, error) {
 
 // unload gives back what was loaded.
 func (m *module) unload() (err error) {
-	for _, x := range []cuda.Module{m.m, m.chooses} {
+	for _, x := range []cuda.Module{m.m, m.chooses, m.gathers} {
 		if x != (cuda.Module{}) {
 			err = errors.Join(err, x.Unload())
 		}
@@ -261,7 +300,7 @@ func (t Tables) layout(rows int, chooses bool) (l layout) {
 	l.mergedErrors = l.merged + 4*p.Heads*rows*d
 	l.end = l.mergedErrors
 	if chooses {
-		l.end += 8 * p.Heads * rows
+		l.end += unreadBytes * p.Heads * rows
 	}
 	return l
 }
@@ -286,8 +325,8 @@ func (a *Attention) Start(ctx context.Context, t Tables, q []float32, softcap fl
 	return a.StartChoosing(ctx, t, q, softcap, Everything)
 }
 
-// StartChoosing begins to attend to that share, in 2^-16, of each head's pages that weighs most in any row by the first plane of keys; means stand for the
-// others (Unread). What is not whole pages of a body is attended in any case. Where Plan.Chooses says no, everything is. There are up to MostRows rows.
+// StartChoosing begins to attend to that share, in 2^-16, of each head's pages that weighs most in any row by the first plane of keys, and of these to
+// tokens that weigh as much as those of the least page that was chosen; means stand for the others (Unread). What is not whole pages of a body is attended in any case. Where Plan.Chooses says no, everything is. There are up to MostRows rows.
 func (a *Attention) StartChoosing(ctx context.Context, t Tables, q []float32, softcap float32, share uint32) (*Answer, error) {
 	p := t.plan
 	row := p.Heads * p.HeadDim

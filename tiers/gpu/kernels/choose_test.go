@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"math/bits"
 	"math/rand/v2"
 	"slices"
 	"testing"
@@ -23,8 +24,9 @@ type pageOf struct {
 	seg, page    int
 	mean         []float64 // of values, rotated
 	spread       float64
-	mass         []float64 // by row, natural log
-	rule, noised []float64 // struct Rule
+	mass         []float64   // by row, natural log
+	rule, noised []float64   // struct Rule
+	scores       [][]float64 // by row and token, of all bits, log2
 }
 
 // scanned is what scan, in float64, finds of the pages of a head.
@@ -108,10 +110,52 @@ func scanned(t *testing.T, segments []*sealed, head int, q []float32, softcap fl
 	return out
 }
 
-// wrote is what the kernels wrote of a call into its room.
+// scored fills in the pages' scores by all bits of the keys.
+func scored(t *testing.T, pages []*pageOf, segments []*sealed, head int, q []float32, softcap float64) {
+	t.Helper()
+	d := segments[0].header.HeadDim
+	keys := make([][]float32, len(segments))
+	for n, s := range segments {
+		keys[n] = make([]float32, s.view(head).Stored()*d)
+		if err := s.view(head).Keys(keys[n], s.of(head)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, p := range pages {
+		for r := range len(q) / d {
+			scores := make([]float64, tiers.PageTokens)
+			for i := range scores {
+				for j, y := range keys[p.seg][(p.page*tiers.PageTokens+i)*d:][:d] {
+					scores[i] += float64(q[r*d+j]) * float64(y)
+				}
+				if softcap != 0 {
+					scores[i] = softcap * math.Tanh(scores[i]/softcap)
+				}
+				scores[i] *= math.Log2E
+			}
+			p.scores = append(p.scores, scores)
+		}
+	}
+}
+
+// wrote is what the kernels wrote of a call into its room. masses and rules are what scan wrote: those that gather leaves are in b.
 type wrote struct {
-	b []byte
-	n *Answer
+	b             []byte
+	masses, rules []byte
+	n             *Answer
+}
+
+func (w wrote) scanned(i int) float64 { return wrote{b: w.masses}.float(0, i) }
+
+// rule returns what scan says rules a mass.
+func (w wrote) rule(i int) (all, noise float64) {
+	return wrote{b: w.rules}.float(0, 2*i), wrote{b: w.rules}.float(0, 2*i+1)
+}
+
+// read says which tokens of a chosen page were read for a row.
+func (w wrote) read(page, row int) uint64 {
+	blocks := (w.n.rows + warpRows - 1) / warpRows
+	return binary.LittleEndian.Uint64(w.b[w.n.l.read+8*(page*blocks+row/warpRows):])
 }
 
 func (w wrote) float(part, i int) float64 {
@@ -128,14 +172,14 @@ func answerChoosing(t *testing.T, a *Attention, segments []Segment, warps Warps,
 	}
 	if w.n, err = a.StartChoosing(ctx, tables, q, softcap, share); err == nil {
 		if ps, err = w.n.Wait(ctx); err == nil && w.n.chooses {
-			w.b = w.n.inRoom(t)
+			w = w.n.inRoom(t, softcap)
 		}
 	}
 	return ps, w, errors.Join(err, a.FreeTables(ctx, tables))
 }
 
-// inRoom reads what of a call's room the kernels that choose wrote: a part that an emulated device knows to be written, the rest is 0.
-func (n *Answer) inRoom(t *testing.T) []byte {
+// inRoom reads what of a call's room the kernels that choose wrote: a part that an emulated device knows to be written, the rest is 0. Then it scans once more.
+func (n *Answer) inRoom(t *testing.T, softcap float32) wrote {
 	t.Helper()
 	c, l := n.t.plan.choice, n.l
 	out := make([]byte, l.end)
@@ -153,28 +197,63 @@ func (n *Answer) inRoom(t *testing.T) []byte {
 			pages = append(pages, [2]int{i * candidatePages, int(c.tables[c.candidates+i*unitBytes+6]) / pageLeaves})
 		}
 	}
-	for _, p := range pages {
-		get(l.masses+4*p[0]*n.rows, 4*p[1]*n.rows)
-		get(l.rules+8*p[0]*n.rows, 8*p[1]*n.rows)
+	blocks := (n.rows + warpRows - 1) / warpRows
+	weighed := func() {
+		for _, p := range pages {
+			get(l.masses+4*p[0]*n.rows, 4*p[1]*n.rows)
+			get(l.rules+8*p[0]*n.rows, 8*p[1]*n.rows)
+		}
 	}
 	get(l.totals, 8*c.scanSplits*n.rows)
 	get(l.tops, 4*len(c.pages)*n.rows)
+	get(l.cuts, 4*len(c.pages)*n.rows)
 	get(l.ranks, 8*c.numCandidates)
 	get(l.chosen, 4*c.numCandidates)
-	get(l.splits+splitBytes*c.first, splitBytes*(c.attended-c.first))
+	get(l.splits, splitBytes*(c.attended-c.first))
 	for head := range n.t.plan.Heads {
 		x := c.of(head)
-		end := binary.LittleEndian.Uint32(out[l.splits+splitBytes*(x[9]-1)+8:])
-		get(l.units+unitBytes*x[7], unitBytes*(int(end)-x[7]))
+		end := int(binary.LittleEndian.Uint32(out[l.splits+splitBytes*(x[7]-1)+8:]))
+		get(l.units+unitBytes*x[5], unitBytes*(end-x[5]))
+		get(l.numbers+4*x[5], 4*(end-x[5]))
+	}
+	for _, p := range pages {
+		for i := range p[1] {
+			if out[l.chosen+4*(p[0]/candidatePages)]>>i&1 == 1 {
+				get(l.read+8*(p[0]+i)*blocks, 8*blocks)
+			}
+		}
 	}
 	get(l.ml+8*c.attended*n.rows, 8*(c.end-c.attended)*n.rows)
 	get(l.out+4*c.attended*n.rows*n.t.plan.HeadDim, 4*(c.end-c.attended)*n.rows*n.t.plan.HeadDim)
-	get(l.errors, 8*(c.end-c.attended)*n.rows)
-	return out
+	get(l.errors, unreadBytes*(c.end-c.attended)*n.rows)
+	weighed()
+	w := wrote{b: slices.Clone(out), n: n}
+	do(t, n.a.device, func(x *cuda.Context) error {
+		m, err := n.a.load(x, n.t.plan.HeadDim)
+		if err == nil {
+			if err = n.scan(x, m, softcap); err == nil {
+				err = n.a.stream.Synchronize()
+			}
+		}
+		return err
+	})
+	weighed()
+	w.masses, w.rules = out[l.masses:l.rules], out[l.rules:l.totals]
+	return w
+}
+
+// rangesOf reads merge's ranges.
+func (c *choice) rangesOf(head int) (x [kinds + 1][2]int) {
+	for i := range x {
+		for j := range x[i] {
+			x[i][j] = int(binary.LittleEndian.Uint32(c.tables[c.ranges+head*rangeBytes+8*i+4*j:]))
+		}
+	}
+	return x
 }
 
 // of reads struct Choice.
-func (c *choice) of(head int) (x [10]int) {
+func (c *choice) of(head int) (x [8]int) {
 	for i := range x {
 		x[i] = int(binary.LittleEndian.Uint32(c.tables[c.choices+head*choiceBytes+4*i:]))
 	}
@@ -209,6 +288,7 @@ func chooses(t *testing.T, a *Attention, m shape, rows int, softcap float32, str
 	for head := range m.heads {
 		x := c.of(head)
 		pages := scanned(t, all, head, q[head*rows*m.d:(head+1)*rows*m.d], float64(softcap))
+		scored(t, pages, all, head, q[head*rows*m.d:(head+1)*rows*m.d], float64(softcap))
 		at := make([]int, 0, len(pages)) // of each page, its number
 		for i := x[0]; i < x[1]; i++ {
 			for p := range int(c.tables[c.candidates+i*unitBytes+6]) / pageLeaves {
@@ -222,17 +302,17 @@ func chooses(t *testing.T, a *Attention, m shape, rows int, softcap float32, str
 		for r := range rows {
 			tops[r] = math.Inf(-1)
 			for i, p := range pages {
-				mass := w.float(l.masses, at[i]*rows+r)
+				mass := w.scanned(at[i]*rows + r)
 				if !near(mass*math.Ln2, p.mass[r], 1e-4, 2e-3) {
 					t.Fatalf("%+v, %d rows, head %d, row %d, page %d: mass %g, not %g", m, rows, head, r, i, mass*math.Ln2, p.mass[r])
 				}
-				if rule, noise := w.float(l.rules, 2*(at[i]*rows+r)), w.float(l.rules, 2*(at[i]*rows+r)+1); !near(rule, p.rule[r], .01, 1e-6) || !near(noise, p.noised[r], .01, 1e-6) {
+				if rule, noise := w.rule(at[i]*rows + r); !near(rule, p.rule[r], .01, 1e-6) || !near(noise, p.noised[r], .01, 1e-6) {
 					t.Fatalf("%+v, row %d, page %d: rule %g, %g, not %g, %g", m, r, i, rule, noise, p.rule[r], p.noised[r])
 				}
 				tops[r] = max(tops[r], mass)
 			}
 			for _, n := range at {
-				totals[r] += math.Exp2(w.float(l.masses, n*rows+r) - tops[r])
+				totals[r] += math.Exp2(w.scanned(n*rows+r) - tops[r])
 			}
 			totals[r] = tops[r] + math.Log2(totals[r])
 			if top := w.float(l.tops, head*rows+r); len(pages) > 0 && top != tops[r] {
@@ -246,7 +326,7 @@ func chooses(t *testing.T, a *Attention, m shape, rows int, softcap float32, str
 			taken[i] = w.word(l.chosen, n/candidatePages)>>(n%candidatePages)&1 == 1
 			least := math.Inf(1)
 			for r := range rows {
-				least = min(least, totals[r]-w.float(l.masses, n*rows+r))
+				least = min(least, totals[r]-w.scanned(n*rows+r))
 			}
 			if want := 0xffff - min(0xffff, max(0, least*256)); math.Abs(float64(ranks[i])-want) > 1+least/1000 {
 				t.Fatalf("%+v, page %d: rank %d, not %g", m, i, ranks[i], want)
@@ -259,7 +339,9 @@ func chooses(t *testing.T, a *Attention, m shape, rows int, softcap float32, str
 				t.Fatalf("%+v, head %d: of %d pages %d are chosen, but of page %d of rank %d, the %d-th, it is %v", m, head, len(pages), chosen(len(pages), share), p, ranks[p], i, taken[p])
 			}
 		}
+		w.cut(t, head, totals, ranks, order)
 		w.listed(t, head, taken, at)
+		w.gathered(t, head, pages, taken, at)
 		w.estimated(t, head, pages, taken, at, tops)
 		output, lse := w.answered(t, all, head, q, float64(softcap), pages, taken, at, ps)
 		if output > mostError || lse > mostError {
@@ -273,7 +355,8 @@ func (w wrote) listed(t *testing.T, head int, taken []bool, at []int) {
 	t.Helper()
 	c, l := w.n.t.plan.choice, w.n.l
 	x := c.of(head)
-	want := append([]byte(nil), c.tables[c.always+x[3]*unitBytes:c.always+x[4]*unitBytes]...)
+	var want []byte
+	var numbers []uint32
 	for i := 0; i < len(at); i++ {
 		if !taken[i] {
 			continue
@@ -283,40 +366,118 @@ func (w wrote) listed(t *testing.T, head int, taken []bool, at []int) {
 		for i+1 < len(at) && taken[i+1] && at[i+1]/candidatePages == at[begin]/candidatePages {
 			i++
 		}
+		numbers = append(numbers, uint32(at[begin]))
 		want = appendUnit(want, unit{binary.LittleEndian.Uint32(u), binary.LittleEndian.Uint16(u[4:]) + uint16(at[begin]%candidatePages*pageLeaves), uint8((i + 1 - begin) * pageLeaves), 0})
 	}
-	if got := w.b[l.units+unitBytes*x[7]:][:len(want)]; !slices.Equal(got, want) {
+	if got := w.b[l.units+unitBytes*x[5]:][:len(want)]; !slices.Equal(got, want) {
 		t.Fatalf("head %d: units %v, not %v", head, got, want)
 	}
-	n := x[9] - x[8]
+	for i, want := range numbers {
+		if got := w.word(l.numbers, x[5]+i); got != int(want) {
+			t.Fatalf("head %d: unit %d begins with page %d, not %d", head, i, got, want)
+		}
+	}
+	n := x[7] - x[6]
 	for i := range n {
-		for j, want := range []int{head, x[7] + i*(len(want)/unitBytes)/n, x[7] + (i+1)*(len(want)/unitBytes)/n} {
-			if got := w.word(l.splits+splitBytes*(x[8]+i), j); got != want {
+		for j, want := range []int{head, x[5] + i*(len(want)/unitBytes)/n, x[5] + (i+1)*(len(want)/unitBytes)/n} {
+			if got := w.word(l.splits+splitBytes*(x[6]+i), j); got != want {
 				t.Fatalf("head %d: number %d of split %d of %d is %d, not %d", head, j, i, n, got, want)
 			}
 		}
 	}
 }
 
+// cut checks the least score of tokens that are read. order has the pages by rank.
+func (w wrote) cut(t *testing.T, head int, totals []float64, ranks, order []int) {
+	t.Helper()
+	n := chosen(len(order), w.n.share)
+	for r, total := range totals {
+		want := -1e30
+		if n < len(order) {
+			want = total - float64(0xffff-ranks[order[n-1]])/256 - 6
+		}
+		if got := w.float(w.n.l.cuts, head*len(totals)+r); !near(got, want, 1e-6, 1e-3) {
+			t.Fatalf("head %d, row %d: tokens are read from a score of %g on, not %g", head, r, got, want)
+		}
+	}
+}
+
+// gathered checks which tokens of the chosen pages were read, to the last one but those whose score is next to the cut, and what is left of their pages.
+func (w wrote) gathered(t *testing.T, head int, pages []*pageOf, taken []bool, at []int) {
+	t.Helper()
+	l, rows := w.n.l, w.n.rows
+	for i, p := range pages {
+		if !taken[i] {
+			for r := range rows {
+				if w.float(l.masses, at[i]*rows+r) != w.scanned(at[i]*rows+r) {
+					t.Fatalf("head %d, row %d: the mass of page %d, which was not chosen, is another one", head, r, i)
+				}
+			}
+			continue
+		}
+		for first := 0; first < rows; first += warpRows {
+			read, end := w.read(at[i], first), min(first+warpRows, rows)
+			for token := range tiers.PageTokens {
+				above, close := false, false
+				for r := first; r < end; r++ {
+					cut := w.float(l.cuts, head*rows+r)
+					by := p.scores[r][token] - cut
+					above = above || by >= 0
+					close = close || near(p.scores[r][token], cut, 1e-4, 2e-3)
+				}
+				if got := read>>token&1 == 1; got != above && !close {
+					t.Fatalf("head %d, rows %d on, page %d: token %d is read: %v, not %v", head, first, i, token, got, above)
+				}
+			}
+			for r := first; r < end && read != math.MaxUint64; r++ {
+				cut, weights, squares := w.float(l.cuts, head*rows+r), 0., 0.
+				for token, score := range p.scores[r] {
+					if read>>token&1 == 0 {
+						y := math.Exp2(score - cut)
+						weights, squares = weights+y, squares+y*y
+					}
+				}
+				mass, rule, noise := w.float(l.masses, at[i]*rows+r), w.float(l.rules, 2*(at[i]*rows+r)), w.float(l.rules, 2*(at[i]*rows+r)+1)
+				if weights < 0x1p-39 && mass < cut-39 {
+					continue // nothing
+				}
+				if !near(mass, cut+math.Log2(weights), 1e-4, 4e-3) || !near(rule, squares/(weights*weights), .01, 1e-6) || noise != 0 {
+					t.Fatalf("head %d, row %d, page %d: what was not read weighs %g, ruled by %g and %g, not %g, %g", head, r, i, mass, rule, noise,
+						cut+math.Log2(weights), squares/(weights*weights))
+				}
+			}
+		}
+	}
+}
+
+// left says how many of a page's tokens were not read for a row.
+func (w wrote) left(taken bool, page, row int) int {
+	if !taken {
+		return tiers.PageTokens
+	}
+	return tiers.PageTokens - bits.OnesCount64(w.read(page, row))
+}
+
 // estimated checks what rest wrote: its splits together.
 func (w wrote) estimated(t *testing.T, head int, pages []*pageOf, taken []bool, at []int, tops []float64) {
 	t.Helper()
 	c, l, rows, d := w.n.t.plan.choice, w.n.l, w.n.rows, w.n.t.plan.HeadDim
-	ranges := c.tables[c.ranges+head*rangeBytes:]
-	lo, hi := int(binary.LittleEndian.Uint32(ranges[16:])), int(binary.LittleEndian.Uint32(ranges[20:]))
+	lo, hi := c.rangesOf(head)[kinds][0], c.rangesOf(head)[kinds][1]
 	for r := range rows {
-		want, got := make([]float64, d+3), make([]float64, d+3) // weights, errors, values
+		want, got := make([]float64, d+4), make([]float64, d+4) // weights, errors, tokens, values
 		scale := 0.
 		for i, p := range pages {
-			if taken[i] {
+			left := w.left(taken[i], at[i], r)
+			if left == 0 {
 				continue
 			}
+			want[3] += float64(left)
 			weight := math.Exp2(w.float(l.masses, at[i]*rows+r) - tops[r])
 			want[0] += weight
 			want[1] += weight * weight * w.float(l.rules, 2*(at[i]*rows+r)) * p.spread
 			want[2] += weight * weight * w.float(l.rules, 2*(at[i]*rows+r)+1)
 			for j, y := range p.mean {
-				want[3+j] += weight * y
+				want[4+j] += weight * y
 				scale += weight * math.Abs(y)
 			}
 		}
@@ -325,15 +486,16 @@ func (w wrote) estimated(t *testing.T, head int, pages []*pageOf, taken []bool, 
 				t.Fatalf("split %d, row %d: unit %g, not %g", s, r, top, tops[r])
 			}
 			got[0] += w.float(l.ml, 2*(s*rows+r)+1)
-			got[1] += w.float(l.errors, 2*((s-c.attended)*rows+r))
-			got[2] += w.float(l.errors, 2*((s-c.attended)*rows+r)+1)
+			for j := range 3 {
+				got[1+j] += w.float(l.errors, 3*((s-c.attended)*rows+r)+j)
+			}
 			for j := range d {
-				got[3+j] += w.float(l.out, (s*rows+r)*d+j)
+				got[4+j] += w.float(l.out, (s*rows+r)*d+j)
 			}
 		}
 		for j := range want {
 			much := 1e-30
-			if j >= 3 {
+			if j >= 4 {
 				much = 1e-4 * scale
 			}
 			if !near(got[j], want[j], 1e-4, much) {
@@ -343,39 +505,44 @@ func (w wrote) estimated(t *testing.T, head int, pages []*pageOf, taken []bool, 
 	}
 }
 
-// answered compares partials with attention in float64 to what was read, and to pages' mean values by their masses for what was not.
+// answered compares partials with attention in float64 to what was read, and to pages' mean values by masses for what was not.
 func (w wrote) answered(t *testing.T, segments []*sealed, head int, q []float32, softcap float64, pages []*pageOf, taken []bool, at []int, ps []attention.Partial) (output, lse float64) {
 	t.Helper()
 	l, rows, d := w.n.l, w.n.rows, w.n.t.plan.HeadDim
-	unread := map[[2]int]bool{}
+	number := map[[2]int]int{}
 	for i, p := range pages {
-		if !taken[i] {
-			unread[[2]int{p.seg, p.page}] = true
-		}
+		number[[2]int{p.seg, p.page}] = i
 	}
-	var k, v []float32
+	keys, values := make([][]float32, len(segments)), make([][]float32, len(segments))
 	for n, s := range segments {
 		view := s.view(head)
-		keys, values := make([]float32, view.Stored()*d), make([]float32, view.Stored()*d)
-		if err := view.Keys(keys, s.of(head)); err != nil {
+		keys[n], values[n] = make([]float32, view.Stored()*d), make([]float32, view.Stored()*d)
+		if err := view.Keys(keys[n], s.of(head)); err != nil {
 			t.Fatal(err)
 		}
-		view.Values(values, s.of(head))
-		for i := range view.Stored() {
-			if !unread[[2]int{n, i / tiers.PageTokens}] {
-				k, v = append(k, keys[i*d:(i+1)*d]...), append(v, values[i*d:(i+1)*d]...)
-			}
-		}
+		view.Values(values[n], s.of(head))
 	}
+	var k, v []float32
 	var outs [][]float64
 	var lses []float64
 	for r := range rows {
+		if r%warpRows == 0 {
+			k, v = nil, nil
+			for n, s := range segments {
+				for i := range s.view(head).Stored() {
+					p, candidate := number[[2]int{n, i / tiers.PageTokens}]
+					if !candidate || taken[p] && w.read(at[p], r)>>(i%tiers.PageTokens)&1 == 1 {
+						k, v = append(k, keys[n][i*d:(i+1)*d]...), append(v, values[n][i*d:(i+1)*d]...)
+					}
+				}
+			}
+		}
 		out, all := make([]float64, d), math.Inf(-1)
 		if len(k) > 0 {
 			out, all = row(q[(head*rows+r)*d:][:d], k, v, softcap)
 		}
 		for i, p := range pages {
-			if taken[i] {
+			if w.left(taken[i], at[i], r) == 0 {
 				continue
 			}
 			mass := w.float(l.masses, at[i]*rows+r) * math.Ln2

@@ -22,6 +22,7 @@ typedef float f32x4 __attribute__((ext_vector_type(4)));
 #define THREAD ((u32)__nvvm_read_ptx_sreg_tid_x())
 #define BLOCK_X ((u32)__nvvm_read_ptx_sreg_ctaid_x())
 #define BLOCK_Y ((u32)__nvvm_read_ptx_sreg_ctaid_y())
+#define BLOCKS_Y ((u32)__nvvm_read_ptx_sreg_nctaid_y())
 #define BLOCKS_X ((u32)__nvvm_read_ptx_sreg_nctaid_x())
 
 constexpr u32 kWarp = 32;
@@ -73,6 +74,12 @@ DEVICE u32 ballot(bool x) {
 DEVICE u32 rotate_right(u32 x, u32 n) {
   u32 r;
   asm("shf.r.wrap.b32 %0, %1, %1, %2;" : "=r"(r) : "r"(x), "r"(n));
+  return r;
+}
+// x one up, and below it the topmost bit of y.
+DEVICE u32 shift_in(u32 x, u32 y) {
+  u32 r;
+  asm("shf.l.wrap.b32 %0, %1, %2, 1;" : "=r"(r) : "r"(y), "r"(x));
   return r;
 }
 // Byte i of the result is the byte of (b, a) that nibble i of selector numbers; a has 0 to 3.

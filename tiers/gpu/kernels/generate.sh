@@ -1,6 +1,6 @@
 #!/bin/sh
 # Compiles the kernels to PTX, a module for each head dimension: D, and for how many blocks of 128 threads a multiprocessor
-# is to have registers (docs/gpu.md): of attend, attend_low and scan; and those of tests. clang has no need of CUDA's toolkit for it.
+# is to have registers (docs/gpu.md): of attend and gather, of those for all bits, and of scan; and those of tests. clang has no need of CUDA's toolkit for it.
 set -eu
 cd "$(dirname "$0")"
 CLANG=${CLANG:-clang++-19} # others write other PTX
@@ -18,6 +18,7 @@ for shape in 64:4:4:6 128:3:2:5 256:2:2:3; do
 $shape
 END
   compile -DHEAD_DIM="$d" -DBLOCKS="$blocks" -DBLOCKS_LOW="$low" -o "attend_d$d.ptx" attend.cu
+  compile -DHEAD_DIM="$d" -DBLOCKS="$blocks" -DBLOCKS_LOW="$low" -o "gather_d$d.ptx" gather.cu
   compile -DHEAD_DIM="$d" -DSCAN_BLOCKS="$scan" -o "select_d$d.ptx" select.cu
   compile -DHEAD_DIM="$d" -o "testdata/probe_d$d.ptx" probe.cu
   compile -ffp-contract=off -DHEAD_DIM="$d" -o "seal_d$d.ptx" seal.cu # rounds as the host does

@@ -7,6 +7,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 
@@ -77,10 +78,10 @@ func lacking(t *testing.T, ptx func(headDim int) ([]byte, error)) (text func(hea
 	}, headDim
 }
 
-// TestChooseMutants does so to the kernels that choose, of one head dimension.
+// TestChooseMutants does so to the kernels that choose.
 func TestChooseMutants(t *testing.T) {
 	if os.Getenv(mutantChild) == "" {
-		missed(t, []int{64}, embeddedChoosing)
+		missed(t, HeadDims, embeddedChoosing)
 		return
 	}
 	device := cudatest.Open(t)
@@ -94,6 +95,39 @@ func TestChooseMutants(t *testing.T) {
 	outs, lses := dense(t, all, q, 0)
 	got, err := answerAll(a, resident(t, device, all), Warps{1, 1}, q, 0)
 	verdict(t, wrong(err, got, outs, lses))
+}
+
+// TestGatherMutants does so to those that attend to what was chosen: the answer has to be that of the whole kernels.
+func TestGatherMutants(t *testing.T) {
+	if os.Getenv(mutantChild) == "" {
+		missed(t, HeadDims, embeddedGathering)
+		return
+	}
+	device := cudatest.Open(t)
+	text, d := lacking(t, embeddedGathering)
+	whole, without := newAttention(t, device), newAttention(t, device)
+	without.gather = text
+	rng := rand.New(rand.NewPCG(13, uint64(d)))
+	for _, profile := range []tiers.Profile{tiers.ProfileNeutral, tiers.ProfileBalanced} {
+		m := shape{d: d, heads: 1, tokens: []int{300, 300}, profile: profile}
+		segments, q := resident(t, device, m.make(rng)), m.query(rng, 2, 3)
+		// Of half of the pages some tokens are read; of all all, 32 in each step.
+		for _, share := range []uint32{Everything / 2, Everything - 1} {
+			want, err := answerShare(whole, segments, Warps{1, 1}, q, 0, share)
+			if err != nil {
+				t.Fatal(err)
+			}
+			got, err := answerShare(without, segments, Warps{1, 1}, q, 0, share)
+			if err == nil && !slices.EqualFunc(got, want, func(x, y attention.Partial) bool { return x.Sum == y.Sum && slices.Equal(x.Out, y.Out) }) {
+				err = errors.New("another answer")
+			}
+			if err != nil {
+				verdict(t, err)
+				return
+			}
+		}
+	}
+	verdict(t, nil)
 }
 
 // TestSealMutants does so to the kernels that seal, of one head dimension: they differ in how often loops run.

@@ -57,7 +57,7 @@ const (
 	segmentBytes = 88
 	unitBytes    = 8
 	splitBytes   = 12
-	rangeBytes   = 8 * kinds
+	rangeBytes   = 8 * 4 // of merge
 	pageLeaves   = tiers.PageTokens / tiers.LeafTokens
 )
 

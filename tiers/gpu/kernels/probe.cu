@@ -1,6 +1,6 @@
 // Kernels for tests alone: what attend and scan compute on their way, in integers, which have to be those of the host.
-#define PROBE
-#include "attend.cu"
+#define PARTS
+#include "gather.cu"
 #include "select.cu"
 
 // probe attends nothing: of unit BLOCK_X, for up to 8 query rows q [rows][D], it writes the folded words [unit][8][D], channels in stored order, and of each
@@ -84,4 +84,6 @@ KERNEL void BOUNDS(1, 1) sizes(u32 *to) {
   to[3] = kQueryBytes<HEAD_DIM> + 4 * kWarpBytes<HEAD_DIM, false, 2>;
   to[4] = kQueryBytes<HEAD_DIM> + 4 * kWarpBytes<HEAD_DIM, true, 1>;
   to[5] = kQueryBytes<HEAD_DIM> + 4 * kWarpBytes<HEAD_DIM, true, 2>;
+  to[7] = kQueryBytes<HEAD_DIM> + 4 * kGatherBytes<HEAD_DIM, false>;
+  to[8] = kQueryBytes<HEAD_DIM> + 4 * kGatherBytes<HEAD_DIM, true>;
 }

@@ -4,6 +4,7 @@
 
 constexpr u32 kLeaf = 16, kPage = 64, kStep = 32;
 constexpr u32 kBins = 256;      // tokens that share bins
+constexpr u32 kPages = kBins / kPage;
 constexpr u32 kLine = 64;       // bytes: 2 bits of 16 channels of a leaf
 constexpr u32 kLevels = 4;      // lines of a group
 constexpr u32 kFirst = 0xc0c0c0c0;  // the bits of four codes that a group's first line has
@@ -46,6 +47,11 @@ struct Unit {
 // Split is a run of units, all of one KV head.
 struct Split {
   u32 head, first, end;
+};
+
+// Rule is how few tokens rule a page's mass: the sum of the squares of their shares of it, raised by what is not known of their keys, and that part alone.
+struct Rule {
+  float all, noise;
 };
 
 constexpr float kShrink = 0.89f;

@@ -1,14 +1,14 @@
 // Which pages a query reads, where they lie: scan scores the first plane of keys of every page, choose takes those that weigh most and lists
-// them for attend, rest lets the others stand by their masses and their mean values.
+// them for gather (gather.cu), rest lets what is not read stand by its mass and its page's mean value.
 //
 // Candidates are units (segments.h) of whole pages of a body. Page p of candidate c has number 4 c + p in the tables below, [pages][rows].
 #include "segments.h"
 
-constexpr u32 kPages = kBins / kPage;     // of a candidate, at most
 constexpr u32 kMostRows = 32;             // query rows of a head that choose together
 constexpr u32 kThreads = 512;             // of choose
 constexpr u32 kGrades = 256, kDigits = 2; // of ranks
 constexpr float kMostRaise = 1, kMostNoise = 1e4f;
+constexpr float kBelow = 6; // how far below the least page that is chosen a token's value is still read, log2: where it weighs what such a page's tokens do
 
 // What 2 bits, and more, leave unknown of a key, in squares of the range of its bins (compress.KeyNoise).
 DEVICE float noise_of(u32 level) { return level == 0 ? 1 / 45.f : level == 1 ? .14f / 31 : 1 / 12.f * bits<float>((127 - 4 * level) << 23); }
@@ -17,15 +17,9 @@ DEVICE float noise_of(u32 level) { return level == 0 ? 1 / 45.f : level == 1 ? .
 struct Choice {
   u32 first, end;          // candidates
   u32 pages;               // of them
-  u32 always, always_end;  // units that are attended in any case
   u32 scans, scans_end;    // splits of scan
   u32 units;               // where what is attended is listed
   u32 splits, splits_end;  // of that
-};
-
-// Rule is how few tokens rule a page's mass: the sum of the squares of their shares of it, raised by what is not known of their keys, and that part alone.
-struct Rule {
-  float all, noise;
 };
 
 // First is what the first plane holds of a head's keys: lines, each 2 bits of a group of 16 channels; a group may have several.
@@ -218,7 +212,7 @@ template <u32 D> DEVICE void sums(int (&c)[4][4], const First<D> &first, const P
   }
 }
 
-#ifndef PROBE
+#ifndef PARTS
 
 // scan writes of each page and row the log2 of its mass, and what rules it, and of each split and row the largest mass and the sum of them in
 // units of that, totals [splits][rows][2]. q is [heads][rows][D], scaled. A block of 4 warps has 4 splits of one head.
@@ -327,12 +321,13 @@ DEVICE u32 grade_of(const u32 *counts, u32 &n, u32 lane) {
   return grade;
 }
 
-// choose lists what is attended of a head, a block for each: the units that always are, and of the candidates' pages that share of 2^16, rounded up, that
+// choose lists what is read of a head, a block for each: of the candidates' pages that share of 2^16, rounded up, that
 // weigh most in any row, the first ones where they weigh the same. A page's rank is the log of its share of what a row's candidates weigh, in 256ths of a bit.
-// ranks [candidates] are for this kernel alone; chosen [candidates] gets a bit for each page, tops [heads][rows] the largest masses.
+// ranks [candidates] are for this kernel alone; chosen [candidates] gets a bit for each page, numbers the number of each unit's first page, tops [heads][rows]
+// the largest masses, cuts [heads][rows] the least score of tokens whose values are to be read: where all pages are chosen, any.
 KERNEL void BOUNDS(kThreads, 1)
-    choose(const Choice *choices, const Unit *candidates, const Unit *always, const float *masses, const float *totals, u64 *ranks, u32 *chosen, Unit *units,
-           Split *splits, float *tops, u64 rows64, u64 share) {
+    choose(const Choice *choices, const Unit *candidates, const float *masses, const float *totals, u64 *ranks, u32 *chosen, Unit *units, u32 *numbers,
+           Split *splits, float *tops, float *cuts, u64 rows64, u64 share) {
   SHARED static float total[kMostRows];
   SHARED static u32 counts[kDigits][kGrades], sums[2][kThreads / kWarp];
   u32 lane = THREAD % kWarp, warp = THREAD / kWarp, rows = (u32)rows64;
@@ -366,7 +361,9 @@ KERNEL void BOUNDS(kThreads, 1)
     ranks[i] = all;
   }
   sync_block();
-  u32 n = (u32)(((u64)c.pages * share + 0xffff) >> 16), upper = grade_of(counts[0], n, lane);
+  u32 n = (u32)(((u64)c.pages * share + 0xffff) >> 16);
+  bool every = n == c.pages;
+  u32 upper = grade_of(counts[0], n, lane);
   for (u32 i = c.first + THREAD; i < c.end; i += kThreads) {
     u32 pages = candidates[i].leaves / (kPage / kLeaf);
     for (u32 p = 0; p < pages; p++) {
@@ -376,8 +373,8 @@ KERNEL void BOUNDS(kThreads, 1)
   }
   sync_block();
   u32 least = upper * kGrades + grade_of(counts[1], n, lane);  // n of these are taken
-  u32 fixed = c.always_end - c.always, listed = fixed, equal = 0;
-  for (u32 i = THREAD; i < fixed; i += kThreads) units[c.units + i] = always[c.always + i];
+  for (u32 r = THREAD; r < rows; r += kThreads) cuts[BLOCK_X * rows + r] = every ? kLowest : total[r] - (float)(0xffff - least) / 256 - kBelow;
+  u32 listed = 0, equal = 0;
   for (u32 begin = c.first; begin < c.end; begin += kThreads) {
     u32 i = begin + THREAD, taken = 0, same = 0, added;
     Unit u = {};
@@ -396,6 +393,7 @@ KERNEL void BOUNDS(kThreads, 1)
     if (i < c.end) chosen[i] = taken;
     while (taken != 0) {
       u32 p = __builtin_ctz(taken), run = __builtin_ctz(~(taken >> p));
+      numbers[to] = i * kPages + p;
       units[to++] = {u.segment, (u16)(u.leaf + p * (kPage / kLeaf)), (u8)(run * (kPage / kLeaf)), 0};
       taken &= taken + (1u << p);
     }
@@ -405,22 +403,28 @@ KERNEL void BOUNDS(kThreads, 1)
     splits[c.splits + i] = {BLOCK_X, c.units + (u32)((u64)i * listed / warps), c.units + (u32)((u64)(i + 1) * listed / warps)};
 }
 
-// rest makes partials of the pages that were not chosen, rotated, ml [splits][rows][2] and out [splits][rows][D], and of each row the sums of squares of
-// what they may err by: of their tokens' weights times the spread of values, and of those weights as far as keys are not known; errors [splits][rows][2]. All in units of tops.
-KERNEL void BOUNDS(128, 4) rest(const Segment *segments, const Unit *candidates, const Split *splits, const u32 *chosen, const float *masses, const Rule *rules,
-                                const float *tops, float *ml, float *out, float *errors, u64 rows64) {
+// rest makes partials of the tokens of candidates that were not read, rotated, ml [splits][rows][2] and out [splits][rows][D], and of each row the sums of squares of
+// what they may err by: of their weights times the spread of values, and of those weights as far as keys are not known, all in units of tops; and their number;
+// errors [splits][rows][3]. read [pages][blocks of rows] has a bit for each token of a chosen page, set if it was read.
+KERNEL void BOUNDS(128, 4) rest(const Segment *segments, const Unit *candidates, const Split *splits, const u32 *chosen, const u64 *read, const float *masses,
+                                const Rule *rules, const float *tops, float *ml, float *out, float *errors, u64 rows64) {
   constexpr u32 D = HEAD_DIM, kOwn = D / kWarp;  // channels of a lane
   u32 lane = THREAD % kWarp, index = BLOCK_X * 4 + THREAD / kWarp, all = (u32)rows64, row = BLOCK_Y * kRows, rows = all - row < kRows ? all - row : kRows;
   const Split split = splits[index];
   bool own = lane < rows;  // this lane knows a row's masses
-  float top = own ? tops[split.head * all + row + lane] : 0, weights = 0, spreads = 0, noises = 0, values[kRows][kOwn] = {};
+  float top = own ? tops[split.head * all + row + lane] : 0, weights = 0, spreads = 0, noises = 0, tokens = 0, values[kRows][kOwn] = {};
   for (u32 i = split.first; i < split.end; i++) {
     const Unit u = candidates[i];
     const Segment &s = segments[u.segment];
     u32 taken = chosen[i];
     const Means<D> means(s.pages, s.stored);
     for (u32 p = 0; p < u.leaves / (kPage / kLeaf); p++) {
-      if (taken >> p & 1) continue;
+      if (taken >> p & 1) {
+        u64 known = read[(u64)(i * kPages + p) * BLOCKS_Y + BLOCK_Y];
+        if (known == ~0ull) continue;
+        tokens -= (float)__builtin_popcountll(known);
+      }
+      tokens += kPage;
       u32 page = u.leaf / (kPage / kLeaf) + p, both = *(const u32 *)(means.scales + 4 * page);
       float weight = 0;
       if (own) {
@@ -443,13 +447,14 @@ KERNEL void BOUNDS(128, 4) rest(const Segment *segments, const Unit *candidates,
         }
       }
       UNROLL for (u32 r = 0; r < kRows; r++) {
+        if (r == kRows / 2 && rows <= kRows / 2) break;
         float by = shuffle(weight, r);
         UNROLL for (u32 k = 0; k < kOwn; k++) values[r][k] += by * x[k];
       }
     }
   }
   u64 at = (u64)index * all + row;
-  if (own) ml[2 * (at + lane)] = top, ml[2 * (at + lane) + 1] = weights, errors[2 * (at + lane)] = spreads, errors[2 * (at + lane) + 1] = noises;
+  if (own) ml[2 * (at + lane)] = top, ml[2 * (at + lane) + 1] = weights, errors[3 * (at + lane)] = spreads, errors[3 * (at + lane) + 1] = noises, errors[3 * (at + lane) + 2] = tokens;
   UNROLL for (u32 r = 0; r < kRows; r++)
     if (r < rows) {
       UNROLL for (u32 k = 0; k < kOwn; k++) out[(at + r) * D + lane * kOwn + k] = values[r][k];
