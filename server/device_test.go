@@ -159,6 +159,48 @@ func TestDeviceLost(t *testing.T) {
 	sameAnswers(t, got, want, 2e-3)
 }
 
+// TestDeviceMissing: where there is no driver, no device, or a driver that fails, a daemon that would take any GPU answers as one without, and one that is
+// told to take one says why it does not start.
+func TestDeviceMissing(t *testing.T) {
+	const child = "SERVER_TEST_MISSING"
+	if os.Getenv(child) == "" {
+		if !strings.HasPrefix(cudatest.Open(t).Info().Name, "Mock") {
+			t.Skip("a real device is not taken away")
+		}
+		for what, env := range map[string][]string{
+			"no CUDA driver": {"LD_LIBRARY_PATH=" + t.TempDir()},
+			"no CUDA device": {"MOCKCUDA_NODEVICE=1"},
+			"cuInit":         {"MOCKCUDA_FAIL=cuInit:1:999"},
+		} {
+			cmd := exec.Command(os.Args[0], "-test.run=^TestDeviceMissing$", "-test.v")
+			cmd.Env = append(append(os.Environ(), child+"="+what), env...)
+			if out, err := cmd.CombinedOutput(); err != nil || !strings.Contains(string(out), "--- PASS: TestDeviceMissing") && !strings.Contains(string(out), "--- SKIP: TestDeviceMissing") {
+				t.Errorf("%s: %v\n%s", what, err, out)
+			}
+		}
+		return
+	}
+	what := os.Getenv(child)
+	_, err := cuda.Devices()
+	if err == nil {
+		t.Skip("this machine has a driver beside the emulated one")
+	}
+	t.Log(err)
+	if no := errors.Is(err, cuda.ErrNoDriver) || errors.Is(err, cuda.ErrNoDevice); no && !strings.Contains(err.Error(), what) {
+		t.Errorf("%q, not %q", err, what)
+	}
+	m := newModel(9, deviceSpec(), 2*segment+400)
+	dir, id := sealedFolder(t, m, kvtierv1.Profile_PROFILE_BALANCED)
+	want, _ := deviceTrace(t, m, dir, id, Options{})
+	got, _ := deviceTrace(t, m, dir, id, Options{GPUBytes: gpu.Auto})
+	if fromGPU, fromHost := sameAnswers(t, got, want, 0); fromGPU != 0 || fromHost == 0 {
+		t.Errorf("%d bytes came from a GPU, %d from the host", fromGPU, fromHost)
+	}
+	if srv, err := Open(t.Context(), Options{DataDir: t.TempDir(), GPUBytes: 64 << 20}); err == nil || !strings.Contains(err.Error(), "--gpu off") {
+		t.Errorf("a daemon that is told to take a GPU starts without one: %v, %v", srv != nil, err)
+	}
+}
+
 // TestDeviceStuck: a device that does not answer costs one call its patience. The host answers, and goes on to, until the device has done what it was asked.
 func TestDeviceStuck(t *testing.T) {
 	cudatest.Open(t)
