@@ -75,7 +75,7 @@ func (c *Config) defineFlags() *actions {
 	f.Var(&c.GPU, "gpu", "limit of what lies in the memory of a GPU; auto: what it has free, if there is one; off: none")
 	f.IntVar(&c.GPUDevice, "gpu-device", 0, "number of the GPU")
 	f.Float32Var(&c.GPUAudit, "gpu-audit", 0.01, "share of the GPU's answers that the host compares with its own, in the background: at most a twentieth of one core's time; and of the segments that the GPU seals")
-	f.IntVar(&c.GPUChooseAbove, "gpu-choose-above", 0, "where the GPU holds more than this many tokens of a layer, calls in mode budget have it read the pages that matter most, as many as the budget says, and estimate the others; 0: it reads all that it holds")
+	f.IntVar(&c.GPUChooseAbove, "gpu-choose-above", 0, "where the GPU holds more than this many tokens of a layer, calls in mode budget have it read the pages that matter most, as many as the budget says, of these the values of tokens that count, and estimate the others; 0: it reads all that it holds")
 	f.BoolVar(&c.GPUPrefetch, "gpu-prefetch", true, "bring segments of a layer to the GPU when the layer before was asked for, as far as there is room or they are used more than others: off, when they were asked for")
 	f.BoolVar(&c.GPUSeal, "gpu-seal", true, "seal on the GPU, where there is one: the same bytes as on the host")
 	f.Var(&c.RAM, "ram", "limit of what lies in RAM of sealed segments")
