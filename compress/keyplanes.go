@@ -91,12 +91,18 @@ const mostScatter = 65504
 // standInPart is how much of a group's scatter stands for that of its channels: errors come out best with it.
 const standInPart = .7
 
+// standIn is the size of the bins in which keys deviate by as much as a scatter of 1 stands for.
+var standIn = standInPart / (256 * math.Sqrt(float64(KeyNoise[0])))
+
 // StandIn fills s, of all channels, with what stands for bins that are not read. exp is that of FitKeyOrder.
 func (o *KeyOrder) StandIn(s KeySteps, exp int) {
-	unit := math.Ldexp(standInPart/(256*math.Sqrt(float64(KeyNoise[0]))), exp)
+	unit := math.Ldexp(standIn, exp)
 	clear(s.Lo)
-	for i := range s.Step {
-		s.Step[i] = float32(min(float64(f16To32(binary.LittleEndian.Uint16(o.Scatter[i/groupDims*2:])))*unit, mostStandIn))
+	for at := 0; at < len(s.Step); at += groupDims {
+		step := float32(min(float64(f16To32(binary.LittleEndian.Uint16(o.Scatter[at/groupDims*2:])))*unit, mostStandIn))
+		for i := range s.Step[at : at+groupDims] {
+			s.Step[at+i] = step
+		}
 	}
 }
 

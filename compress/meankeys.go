@@ -2,6 +2,7 @@ package compress
 
 import (
 	"fmt"
+	"slices"
 
 	"kvtier/attention/kernels"
 )
@@ -104,7 +105,14 @@ func (m *MeanKeys) Scores(dst []float32, stride int, q []float32, folded kernels
 // AddTo adds to each row of out, at least [d], all mean keys, weighted by its row of w [rows][MeanKeyPlaces], a row beginning every
 // stride: 0 behind the last one. codes [rows][d] is 0; it holds anything afterwards.
 func (m *MeanKeys) AddTo(out, codes [][]float32, w []float32, stride int) {
-	m.eachLeaf(func(first int, planes [][]byte) { m.layout().SumCodes(codes, w[first:], stride, planes) })
+	m.eachLeaf(func(first int, planes [][]byte) {
+		for r := range codes { // of long contexts few pages of a segment count
+			if slices.ContainsFunc(w[r*stride+first:][:MeanKeyLeaf], func(x float32) bool { return x != 0 }) {
+				m.layout().SumCodes(codes, w[first:], stride, planes)
+				return
+			}
+		}
+	})
 	for r, sums := range codes {
 		var mass float32
 		for _, x := range w[r*stride:][:m.n] {
