@@ -239,10 +239,10 @@ func readValueScales(step, offset []float32, src []byte, all bool) {
 }
 
 // tileGroups is from how many groups of channels of how many leaves on tiles are faster than vectors.
-const tileGroups = 32
+const tileGroups = 64
 
 // tileBytes is from how many bytes of values on tiles are faster than vectors.
-const tileBytes = 4096
+const tileBytes = 8192
 
 func scoreKeys(dst []float32, leafStride, stride int, q KeyQuery, l *Layout, planes [][]byte, leaves, rows, ahead int) {
 	per := len(planes) / leaves
