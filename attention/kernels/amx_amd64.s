@@ -600,10 +600,10 @@ DATA naturallyAMX<>+14(SB)/1, $0x0d
 DATA naturallyAMX<>+15(SB)/1, $0x0f
 GLOBL naturallyAMX<>(SB), RODATA|NOPTR, $16
 
-// func scoreLeavesAMX(dst *float32, leafStride int, stride int, q *int16, pitch int, scale *float32, rows int, planes *[]byte, perLeaf int, leaves int, lines *uint16, levels *byte, groups int, ahead int)
+// func scoreLeavesAMX(dst *float32, leafStride int, stride int, q *int16, pitch int, scale *float32, rows int, planes *[]byte, perLeaf int, leaves int, lines *uint16, levels *byte, groups int, ahead int, room *byte)
 // Requires: AVX, AVX2, AVX512BW, AVX512DQ, AVX512F, AVX512VL, CMOV, MMX+
-TEXT ·scoreLeavesAMX(SB), $14408-112
-	LEAQ      (SP), DX
+TEXT ·scoreLeavesAMX(SB), NOSPLIT, $8-120
+	MOVQ      room+112(FP), DX
 	ADDQ      $0x3f, DX
 	ANDQ      $-64, DX
 	MOVQ      rows+48(FP), CX
@@ -683,14 +683,14 @@ sameBlock:
 	VMOVUPS c0x03030303AMX<>+0(SB), Z3
 	MOVQ    dst+0(FP), SI
 	MOVQ    leaves+72(FP), AX
-	MOVQ    AX, 14400(SP)
+	MOVQ    AX, (SP)
 
 pair:
 	LEAQ    4096(DX), CX
 	MOVQ    perLeaf+64(FP), AX
 	IMUL3Q  $0x18, AX, AX
 	LEAQ    (BX)(AX*1), DI
-	CMPQ    14400(SP), $0x01
+	CMPQ    (SP), $0x01
 	CMOVQEQ BX, DI
 	MOVQ    lines+80(FP), R10
 	MOVQ    levels+88(FP), R11
@@ -1103,13 +1103,13 @@ scoreRow:
 	ADDQ         $0x00000400, AX
 	MOVQ         leafStride+8(FP), DI
 	LEAQ         (SI)(DI*4), SI
-	DECQ         14400(SP)
+	DECQ         (SP)
 	JZ           written
 	DECQ         CX
 	JNZ          scores
 
 written:
-	CMPQ 14400(SP), $0x00
+	CMPQ (SP), $0x00
 	JG   pair
 	BYTE $0xc4
 	BYTE $0xe2
@@ -1209,10 +1209,10 @@ DATA c0x03030303AMX<>+56(SB)/4, $0x03030303
 DATA c0x03030303AMX<>+60(SB)/4, $0x03030303
 GLOBL c0x03030303AMX<>(SB), RODATA|NOPTR, $64
 
-// func addValueTilesAMX(out *[]float32, words *int16, place *float32, rows int, high **byte, low **byte, n int, d int, ahead int)
+// func addValueTilesAMX(out *[]float32, words *int16, place *float32, rows int, high **byte, low **byte, n int, d int, ahead int, room *byte)
 // Requires: AVX, AVX512BW, AVX512DQ, AVX512F, CMOV, MMX+
-TEXT ·addValueTilesAMX(SB), $16976-72
-	LEAQ      (SP), DX
+TEXT ·addValueTilesAMX(SB), NOSPLIT, $16-80
+	MOVQ      room+72(FP), DX
 	ADDQ      $0x3f, DX
 	ANDQ      $-64, DX
 	MOVQ      $0x00000008, CX
@@ -1280,13 +1280,13 @@ weightRow:
 	VMOVDQU64 Z1, 384(BX)
 	VMOVDQU64 Z1, 448(BX)
 	XORQ      AX, AX
-	MOVQ      AX, 16960(SP)
+	MOVQ      AX, (SP)
 
 columns:
 	MOVQ d+56(FP), AX
 	SHRQ $0x01, AX
-	SUBQ 16960(SP), AX
-	MOVQ AX, 16968(SP)
+	SUBQ (SP), AX
+	MOVQ AX, 8(SP)
 	BYTE $0xc4
 	BYTE $0xe2
 	BYTE $0x7b
@@ -1319,7 +1319,7 @@ block:
 	SUBQ AX, SI
 	LEAQ (DI)(AX*8), DI
 	MOVQ $-1, R10
-	MOVQ 16968(SP), CX
+	MOVQ 8(SP), CX
 	CMPQ CX, $0x40
 	JGE  valueswhole
 	MOVQ $0x00000001, R10
@@ -1331,7 +1331,7 @@ valueswhole:
 	MOVQ      $0x00000040, CX
 	CMPQ      SI, CX
 	CMOVQGT   CX, SI
-	MOVQ      16960(SP), CX
+	MOVQ      (SP), CX
 	MOVQ      ahead+64(FP), R10
 	VMOVDQU64 c0x0f0f0f0fAMX<>+0(SB), Z0
 	TESTQ     R8, R8
@@ -1636,7 +1636,7 @@ unpacked:
 	MOVQ   rows+24(FP), DI
 	LEAQ   12800(DX), AX
 	MOVQ   $-1, R8
-	MOVQ   16968(SP), CX
+	MOVQ   8(SP), CX
 	CMPQ   CX, $0x40
 	JGE    outwhole
 	MOVQ   $0x00000001, R8
@@ -1688,7 +1688,7 @@ outRow:
 
 separate:
 	MOVQ       (BX), R8
-	MOVQ       16960(SP), R9
+	MOVQ       (SP), R9
 	LEAQ       (R8)(R9*4), R8
 	VCVTDQ2PS  Z2, Z2
 	VMULPS     Z0, Z2, Z2
@@ -1779,10 +1779,10 @@ separate:
 	ADDQ       $0x40, AX
 	DECQ       DI
 	JNZ        outRow
-	ADDQ       $0x40, 16960(SP)
+	ADDQ       $0x40, (SP)
 	MOVQ       d+56(FP), AX
 	SHRQ       $0x01, AX
-	CMPQ       AX, 16960(SP)
+	CMPQ       AX, (SP)
 	JG         columns
 	BYTE       $0xc4
 	BYTE       $0xe2

@@ -193,7 +193,7 @@ func checkScores(t *testing.T, rng *rand.Rand, q KeyQuery, l Layout, planes [][]
 func checkLeaves(t *testing.T, rng *rand.Rand, q KeyQuery, groups int) {
 	t.Helper()
 	l, planes := leaf(rng, groups)
-	leaves, per := 1+rng.IntN(9), len(planes)
+	leaves, per := 1+rng.IntN(20), len(planes)
 	for range leaves - 1 {
 		for _, p := range planes[:per] {
 			planes = append(planes, oddBytes(rng, len(p)))

@@ -206,15 +206,18 @@ func weigh(x *valueWeights, b *ValueBatch, rows int, w []float32, stride int) {
 	}
 }
 
-func addValues(out [][]float32, x *valueWeights, b *ValueBatch) {
-	words, place, high, n, d := &x.words[0][0], &x.place[0].scale, &b.high[0], b.n, 2*b.row // four at a time
+func addValues(out [][]float32, r *room, b *ValueBatch) {
+	words, place, high, n, d := &r.weights.words[0][0], &r.weights.place[0].scale, &b.high[0], b.n, 2*b.row // four at a time
 	var low **byte
 	if b.all {
 		low = &b.low[0]
 	}
 	switch {
-	case Variant(active.Load()) == AMX && n*b.row >= tileBytes:
-		addValueTilesAMX(&out[0], words, place, len(out), high, low, n, d, b.ahead)
+	case Variant(active.Load()) == AMX && n*b.row >= tileBytes && len(out)*d >= tileProducts:
+		for i := range out {
+			clear(r.weights.words[i][b.padded():(n+tileChannels-1)&^(tileChannels-1)])
+		}
+		addValueTilesAMX(&out[0], words, place, len(out), high, low, n, d, b.ahead, &r.tiles[0])
 	case vectors() == AVX512:
 		addValuesAVX512(&out[0], words, place, len(out), high, low, n, d, b.ahead)
 	case vectors() == AVX2:
@@ -238,18 +241,26 @@ func readValueScales(step, offset []float32, src []byte, all bool) {
 	plainReadValueScales(step[n:], offset[n:], src[n*ValueScale:], all)
 }
 
+// tileProducts is from how many products a token on, of all rows and channels, tiles may be faster than vectors at all.
+const tileProducts = 512
+
 // tileGroups is from how many groups of channels of how many leaves on tiles are faster than vectors.
 const tileGroups = 64
+
+// tileChannels is how many channels, or tokens, a row of a tile has.
+const tileChannels = 64
 
 // tileBytes is from how many bytes of values on tiles are faster than vectors.
 const tileBytes = 8192
 
 func scoreKeys(dst []float32, leafStride, stride int, q KeyQuery, l *Layout, planes [][]byte, leaves, rows, ahead int) {
 	per := len(planes) / leaves
-	if Variant(active.Load()) == AMX && l.groups*leaves >= tileGroups {
+	if Variant(active.Load()) == AMX && l.groups*leaves >= tileGroups && rows*l.groups*LineTokens >= tileProducts {
+		room := rooms.Get().(*room)
+		defer rooms.Put(room)
 		for r := 0; r < rows; r += tileRows {
 			scoreLeavesAMX(&dst[r*stride], leafStride, stride, &q.Words[r*LineTokens], 2*rows*LineTokens, &q.Scale[2*r], min(tileRows, rows-r),
-				&planes[0], per, leaves, &l.lines[0].Plane, &l.levels[0], l.groups, ahead)
+				&planes[0], per, leaves, &l.lines[0].Plane, &l.levels[0], l.groups, ahead, &room.tiles[0])
 		}
 		return
 	}

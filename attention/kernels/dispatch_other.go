@@ -55,7 +55,7 @@ func gains(gain, w []float32, rows []GainRow) { plainGains(gain, w, rows) }
 // Of values, only batches that vectors take come here.
 func weigh(*valueWeights, *ValueBatch, int, []float32, int) {}
 
-func addValues([][]float32, *valueWeights, *ValueBatch) {}
+func addValues([][]float32, *room, *ValueBatch) {}
 
 func readValueScales(step, offset []float32, src []byte, all bool) {
 	plainReadValueScales(step, offset, src, all)

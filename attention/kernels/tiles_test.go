@@ -32,7 +32,7 @@ func TestTilesUnderSignals(t *testing.T) {
 	for i := range 4 * runtime.GOMAXPROCS(0) {
 		wg.Go(func() {
 			rng := rand.New(rand.NewPCG(uint64(i), 1))
-			rows, groups, leaves := 1+rng.IntN(9), 1+rng.IntN(mostGroups), 16
+			rows, groups, leaves := 4+rng.IntN(6), 8+rng.IntN(mostGroups-7), 16
 			l, planes := leaf(rng, groups)
 			planes = slices.Repeat(planes, leaves)
 			q := KeyQuery{Words: make([]int16, groups*rows*LineTokens), Scale: odd(rng, 2*rows)}

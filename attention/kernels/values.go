@@ -3,6 +3,7 @@ package kernels
 import (
 	"encoding/binary"
 	"math"
+	"sync"
 )
 
 const (
@@ -110,30 +111,42 @@ func (b *ValueBatch) AddTo(out [][]float32, w []float32, stride int) {
 	if b.n == 0 {
 		return
 	}
+	r := rooms.Get().(*room)
+	defer rooms.Put(r)
 	vectors := variant(2*b.row) != Go
 	if vectors {
 		b.pad()
 	}
 	for first := 0; first < len(out); first += valueRows {
-		var x valueWeights
 		to, from := out[first:min(first+valueRows, len(out))], w[first*stride:]
 		switch {
 		case !vectors:
-			b.plainWeigh(&x, len(to), from, stride)
-			b.plainAdd(to, &x)
+			b.plainWeigh(&r.weights, len(to), from, stride)
+			b.plainAdd(to, &r.weights)
 		case b.n%LineTokens != 0:
-			var padded [valueRows * ValueTokens]float32
-			for r := range to {
-				copy(padded[r*ValueTokens:][:b.n], from[r*stride:])
+			for i := range to {
+				row := r.padded[i][:b.padded()]
+				clear(row[copy(row, from[i*stride:][:b.n]):])
 			}
-			weigh(&x, b, len(to), padded[:], ValueTokens)
-			addValues(to, &x, b)
+			weigh(&r.weights, b, len(to), r.padded[0][:], ValueTokens)
+			addValues(to, r, b)
 		default:
-			weigh(&x, b, len(to), from, stride)
-			addValues(to, &x, b)
+			weigh(&r.weights, b, len(to), from, stride)
+			addValues(to, r, b)
 		}
 	}
 }
+
+// room is what sums and scores need besides, which goroutines' stacks should not have to grow for.
+type room struct {
+	weights valueWeights
+	padded  [valueRows][ValueTokens]float32
+	tiles   [roomBytes]byte
+}
+
+const roomBytes = 20 << 10 // as gen has it
+
+var rooms = sync.Pool{New: func() any { return new(room) }}
 
 // pad fills the batch up to what vectors hold, by tokens of step 0.
 func (b *ValueBatch) pad() {

@@ -104,19 +104,19 @@ func tileEnd() {
 	end()
 }
 
-// scratch returns the first aligned byte of size bytes of the frame.
-func scratch(size int) reg.GPVirtual {
-	base := GP64()
-	LEAQ(AllocLocal(size+tileRow), base)
+// roomBytes is the size of what calls get for tiles in memory (tileRoom); on the stack of a goroutine it would have to be
+// made for each.
+const roomBytes = 20 << 10
+
+// room returns the first aligned byte of it, of which size are needed.
+func room(size int) reg.GPVirtual {
+	if size+tileRow > roomBytes {
+		panic("tiles need more room")
+	}
+	base := param("room")
 	ADDQ(Imm(tileRow-1), base)
 	ANDQ(I8(-tileRow), base)
 	return base
-}
-
-// function with a frame, which the stack may have to grow for.
-func (v isa) functionWithFrame(name, args string) {
-	TEXT(name+v.suffix, 0, "func("+args+")")
-	Pragma("noescape")
 }
 
 // splitWords writes the high and low signed bytes of 16 words at from.
@@ -138,12 +138,12 @@ func (v isa) splitWords(from Mem, half, order, high, low Op) {
 	}
 }
 
-// Of scoreLeaves' frame.
+// Of scoreLeaves' room.
 const (
-	mostBlocks  = 4                     // of 64 channels
-	scoreCodes  = mostBlocks * tileSize // behind the words
-	scoreSums   = scoreCodes + 2*mostBlocks*tileSize
-	scoresFrame = scoreSums + 2*tileSize
+	mostBlocks = 4                     // of 64 channels
+	scoreCodes = mostBlocks * tileSize // behind the words
+	scoreSums  = scoreCodes + 2*mostBlocks*tileSize
+	scoresRoom = scoreSums + 2*tileSize
 )
 
 // scoreLeaves: codes of two leaves are unpacked to memory and multiplied with all rows at once.
@@ -152,8 +152,8 @@ func (v isa) scoreLeaves(shapes Mem) {
 	for c := range 16 {
 		DATA(c, U8(byte(c&^3|c&1<<1|c>>1&1)))
 	}
-	v.functionWithFrame("scoreLeaves", "dst *float32, leafStride int, stride int, q *int16, pitch int, scale *float32, rows int, planes *[]byte, perLeaf int, leaves int, lines *uint16, levels *byte, groups int, ahead int")
-	frame, rows := scratch(scoresFrame), param("rows")
+	v.function("scoreLeaves", "dst *float32, leafStride int, stride int, q *int16, pitch int, scale *float32, rows int, planes *[]byte, perLeaf int, leaves int, lines *uint16, levels *byte, groups int, ahead int, room *byte")
+	frame, rows := room(scoresRoom), param("rows")
 	tileBegin(shapes, rows)
 	v.queryTiles(frame, rows, order)
 	p := &planes{isa: v, planes: param("planes"), level: GP64()}
@@ -172,7 +172,7 @@ func (v isa) scoreLeaves(shapes Mem) {
 	tileEnd()
 }
 
-// slot returns a word of the frame, for what there is no register for.
+// slot returns a word of the stack, for what there is no register for.
 func slot() Mem { return AllocLocal(8) }
 
 // queryTiles makes tiles of the query's words, one for each 64 channels.

@@ -15,7 +15,7 @@ const (
 	blockWords  = zeroRows + 2*valueRows*tileRow    // of weights, with the zeros before them
 	valueCodes  = valueBlocks*blockWords + zeroRows // of one block, both sets
 	valueSums   = valueCodes + 8*tileSize
-	valuesFrame = valueSums + 4*tileSize
+	valuesRoom  = valueSums + 4*tileSize
 )
 
 // Tiles of addValueTiles.
@@ -27,8 +27,8 @@ const (
 // addValueTiles: bytes of four tokens are brought side by side, and are two sets of codes: with high and low nibble, and with the high one alone, so
 // that sums of low nibbles are differences; or, of 8 bits, those of either nibble. They go through memory, 64 tokens at a time.
 func (v isa) addValueTiles(shapes Mem) {
-	v.functionWithFrame("addValueTiles", "out *[]float32, words *int16, place *float32, rows int, high **byte, low **byte, n int, d int, ahead int")
-	frame, full := scratch(valuesFrame), GP64()
+	v.function("addValueTiles", "out *[]float32, words *int16, place *float32, rows int, high **byte, low **byte, n int, d int, ahead int, room *byte")
+	frame, full := room(valuesRoom), GP64()
 	MOVQ(U32(tileRows), full)
 	tileBegin(shapes, full)
 	v.weightTiles(frame, param("rows"))
