@@ -215,7 +215,7 @@ func addValues(out [][]float32, r *room, b *ValueBatch) {
 	switch {
 	case Variant(active.Load()) == AMX && n*b.row >= tileBytes && len(out)*d >= tileProducts:
 		for i := range out {
-			clear(r.weights.words[i][b.padded():(n+tileChannels-1)&^(tileChannels-1)])
+			clear(r.weights.words[i][b.padded() : (n+tileChannels-1)&^(tileChannels-1)])
 		}
 		addValueTilesAMX(&out[0], words, place, len(out), high, low, n, d, b.ahead, &r.tiles[0])
 	case vectors() == AVX512:
