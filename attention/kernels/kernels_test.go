@@ -422,7 +422,9 @@ func FuzzKernels(f *testing.F) {
 			Weights(weights, weights, top)
 			Axpys(rowsOf(out, d), weights, tokens, k, d, d)
 			checkScores(t, rng, query, l, planes)
-			checkLeaves(t, rng, query, g)
+			if rng.IntN(8) == 0 { // the Go loops take long for many leaves
+				checkLeaves(t, rng, query, g)
+			}
 			checkUnpack(t, rng, l, planes, d)
 		})
 	})
