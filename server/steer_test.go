@@ -68,10 +68,14 @@ func TestTargetIsMetOrMissed(t *testing.T) {
 	if narrow.TargetMissed || narrow.TokensEstimated == 0 || !met(narrow, .5) {
 		t.Errorf("target .5: %v", narrow)
 	}
-	// More is read for a smaller target.
+	// So does a smaller one, for which more is read where what was read does not hold it, too.
+	wide := ask(t.Context(), target(.03, 0))
+	if wide.TargetMissed || !met(wide, .03) || wide.BytesRam+wide.BytesNvme < narrow.BytesRam+narrow.BytesNvme {
+		t.Errorf("target .03: %v", wide)
+	}
 	_, _, askNeutral := targetRig(t, -1, kvtierv1.Profile_PROFILE_NEUTRAL) // of which the codec takes little
 	narrow = askNeutral(t.Context(), target(.5, 0))
-	wide := askNeutral(t.Context(), target(.003, 0))
+	wide = askNeutral(t.Context(), target(.003, 0))
 	if wide.TargetMissed || !met(wide, .003) || wide.TokensEstimated == 0 || wide.BytesRam+wide.BytesNvme <= narrow.BytesRam+narrow.BytesNvme {
 		t.Errorf("target .003: %v, and .5: %v", wide, narrow)
 	}
