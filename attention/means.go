@@ -81,7 +81,8 @@ func (u *Units) Append(b []byte, spreads func(deltas []float32) []float32) []byt
 // AppendSpreads appends the units' spreads alone, as Spreads has them.
 func (u *Units) AppendSpreads(b []byte, spreads func(deltas []float32) []float32) []byte {
 	for _, x := range u.spreads(spreads(u.Deltas)) {
-		b = binary.LittleEndian.AppendUint16(b, uint16(math.Float32bits(x)>>16))
+		b = append(b, 0, 0)
+		putBF16(b[len(b)-2:], x)
 	}
 	return b
 }

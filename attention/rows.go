@@ -75,7 +75,7 @@ func attend(ps []Partial, q []float32, tokens *tokenRows, n int, softcap float32
 			tokens.dots(scores[:], q[:rows*d], at, end)
 			for r := range rows {
 				row := scores[r*blockTokens:][:end-at]
-				softcapAll(row, softcap)
+				SoftcapAll(row, softcap)
 				if visible != nil {
 					mask(row, visible[r]-at)
 				}
@@ -112,7 +112,8 @@ func AppendSums(rows [][]float32, ps []Partial) [][]float32 {
 	return rows
 }
 
-func softcapAll(scores []float32, softcap float32) {
+// SoftcapAll is Softcap of each score.
+func SoftcapAll(scores []float32, softcap float32) {
 	if softcap == 0 {
 		return
 	}

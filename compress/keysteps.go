@@ -109,8 +109,9 @@ func (s KeySteps) Parse(b []byte, exp int) error {
 	if exp < minKeyExp || exp > maxKeyExp || len(b) < KeyStepsBytes(d) {
 		return fmt.Errorf("key steps: %d bytes for %d channels, exponent %d: %w", len(b), d, exp, ErrCorrupt)
 	}
+	unit := float32(math.Ldexp(1, exp))
 	for at := 0; at < d; at += groupDims {
-		if !kernels.Bins(s.Lo[at:at+groupDims], s.Step[at:at+groupDims], b[at/groupDims*lineBytes:], float32(math.Ldexp(1, exp))) {
+		if !kernels.Bins(s.Lo[at:at+groupDims], s.Step[at:at+groupDims], b[at/groupDims*lineBytes:], unit) {
 			return fmt.Errorf("key steps: a channel's bins are out of range: %w", ErrCorrupt)
 		}
 	}

@@ -677,6 +677,8 @@ sameBlock:
 	DECQ    SI
 	JNZ     split
 	MOVQ    planes+56(FP), BX
+	MOVQ    lines+80(FP), AX
+	MOVQ    levels+88(FP), AX
 	VMOVUPS c0xc0c0c0c0AMX<>+0(SB), Z0
 	VMOVUPS c0x30303030AMX<>+0(SB), Z1
 	VMOVUPS c0x0c0c0c0cAMX<>+0(SB), Z2

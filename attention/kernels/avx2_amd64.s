@@ -4016,16 +4016,16 @@ rows4:
 	VXORPS Y2, Y2, Y2
 	VXORPS Y3, Y3, Y3
 	MOVQ   planes+40(FP), DI
-	MOVQ   lines+48(FP), R8
-	MOVQ   levels+56(FP), R9
+	MOVQ   lines+48(FP), R9
+	MOVQ   levels+56(FP), R10
 	MOVQ   groups+64(FP), R11
 	MOVQ   ahead+72(FP), R13
 	MOVQ   CX, R12
 
 part0x4:
-	MOVBQZX    (R9), R10
-	MOVWQZX    (R8), R14
-	MOVWQZX    2(R8), R15
+	MOVBQZX    (R10), R8
+	MOVWQZX    (R9), R14
+	MOVWQZX    2(R9), R15
 	LEAQ       (R14)(R14*2), R14
 	ADDQ       (DI)(R14*8), R15
 	VMOVUPS    (R15), Y7
@@ -4037,10 +4037,10 @@ part0x4:
 	VPSLLW     $0x02, Y7, Y6
 	VPAND      c0xc0c0c0c0AVX2<>+0(SB), Y6, Y6
 	VPAND      c0xc0c0c0c0AVX2<>+0(SB), Y7, Y7
-	CMPQ       R10, $0x01
+	CMPQ       R8, $0x01
 	JE         part0x4known
-	MOVWQZX    4(R8), R14
-	MOVWQZX    6(R8), R15
+	MOVWQZX    4(R9), R14
+	MOVWQZX    6(R9), R15
 	LEAQ       (R14)(R14*2), R14
 	ADDQ       (DI)(R14*8), R15
 	VMOVUPS    (R15), Y8
@@ -4056,10 +4056,10 @@ part0x4:
 	VPSRLW     $0x02, Y8, Y8
 	VPAND      c0x30303030AVX2<>+0(SB), Y8, Y8
 	VPOR       Y8, Y7, Y7
-	CMPQ       R10, $0x02
+	CMPQ       R8, $0x02
 	JE         part0x4known
-	MOVWQZX    8(R8), R14
-	MOVWQZX    10(R8), R15
+	MOVWQZX    8(R9), R14
+	MOVWQZX    10(R9), R15
 	LEAQ       (R14)(R14*2), R14
 	ADDQ       (DI)(R14*8), R15
 	VMOVUPS    (R15), Y8
@@ -4075,10 +4075,10 @@ part0x4:
 	VPSRLW     $0x04, Y8, Y8
 	VPAND      c0x0c0c0c0cAVX2<>+0(SB), Y8, Y8
 	VPOR       Y8, Y7, Y7
-	CMPQ       R10, $0x03
+	CMPQ       R8, $0x03
 	JE         part0x4known
-	MOVWQZX    12(R8), R14
-	MOVWQZX    14(R8), R15
+	MOVWQZX    12(R9), R14
+	MOVWQZX    14(R9), R15
 	LEAQ       (R14)(R14*2), R14
 	ADDQ       (DI)(R14*8), R15
 	VMOVUPS    (R15), Y8
@@ -4200,8 +4200,8 @@ part0x4known:
 	VPBROADCASTD 124(R12), Y5
 	VPMADDWD     Y4, Y5, Y5
 	VPADDD       Y5, Y3, Y3
-	LEAQ         (R8)(R10*4), R8
-	INCQ         R9
+	LEAQ         (R9)(R8*4), R9
+	INCQ         R10
 	ADDQ         SI, R12
 	DECQ         R11
 	JNZ          part0x4
@@ -4236,16 +4236,16 @@ part0x4known:
 	VXORPS       Y2, Y2, Y2
 	VXORPS       Y3, Y3, Y3
 	MOVQ         planes+40(FP), DI
-	MOVQ         lines+48(FP), R8
-	MOVQ         levels+56(FP), R9
+	MOVQ         lines+48(FP), R9
+	MOVQ         levels+56(FP), R10
 	MOVQ         groups+64(FP), R11
-	MOVQ         ahead+72(FP), R10
+	MOVQ         ahead+72(FP), R8
 	MOVQ         CX, R12
 
 part1x4:
-	MOVBQZX (R9), R10
-	MOVWQZX (R8), R13
-	MOVWQZX 2(R8), R14
+	MOVBQZX (R10), R8
+	MOVWQZX (R9), R13
+	MOVWQZX 2(R9), R14
 	LEAQ    (R13)(R13*2), R13
 	ADDQ    (DI)(R13*8), R14
 	VMOVUPS 32(R14), Y7
@@ -4256,10 +4256,10 @@ part1x4:
 	VPSLLW  $0x02, Y7, Y6
 	VPAND   c0xc0c0c0c0AVX2<>+0(SB), Y6, Y6
 	VPAND   c0xc0c0c0c0AVX2<>+0(SB), Y7, Y7
-	CMPQ    R10, $0x01
+	CMPQ    R8, $0x01
 	JE      part1x4known
-	MOVWQZX 4(R8), R13
-	MOVWQZX 6(R8), R14
+	MOVWQZX 4(R9), R13
+	MOVWQZX 6(R9), R14
 	LEAQ    (R13)(R13*2), R13
 	ADDQ    (DI)(R13*8), R14
 	VMOVUPS 32(R14), Y8
@@ -4274,10 +4274,10 @@ part1x4:
 	VPSRLW  $0x02, Y8, Y8
 	VPAND   c0x30303030AVX2<>+0(SB), Y8, Y8
 	VPOR    Y8, Y7, Y7
-	CMPQ    R10, $0x02
+	CMPQ    R8, $0x02
 	JE      part1x4known
-	MOVWQZX 8(R8), R13
-	MOVWQZX 10(R8), R14
+	MOVWQZX 8(R9), R13
+	MOVWQZX 10(R9), R14
 	LEAQ    (R13)(R13*2), R13
 	ADDQ    (DI)(R13*8), R14
 	VMOVUPS 32(R14), Y8
@@ -4292,10 +4292,10 @@ part1x4:
 	VPSRLW  $0x04, Y8, Y8
 	VPAND   c0x0c0c0c0cAVX2<>+0(SB), Y8, Y8
 	VPOR    Y8, Y7, Y7
-	CMPQ    R10, $0x03
+	CMPQ    R8, $0x03
 	JE      part1x4known
-	MOVWQZX 12(R8), R13
-	MOVWQZX 14(R8), R14
+	MOVWQZX 12(R9), R13
+	MOVWQZX 14(R9), R14
 	LEAQ    (R13)(R13*2), R13
 	ADDQ    (DI)(R13*8), R14
 	VMOVUPS 32(R14), Y8
@@ -4416,8 +4416,8 @@ part1x4known:
 	VPBROADCASTD 124(R12), Y5
 	VPMADDWD     Y4, Y5, Y5
 	VPADDD       Y5, Y3, Y3
-	LEAQ         (R8)(R10*4), R8
-	INCQ         R9
+	LEAQ         (R9)(R8*4), R9
+	INCQ         R10
 	ADDQ         SI, R12
 	DECQ         R11
 	JNZ          part1x4
@@ -4464,16 +4464,16 @@ rows3:
 	VXORPS Y1, Y1, Y1
 	VXORPS Y2, Y2, Y2
 	MOVQ   planes+40(FP), DI
-	MOVQ   lines+48(FP), R8
-	MOVQ   levels+56(FP), R9
+	MOVQ   lines+48(FP), R9
+	MOVQ   levels+56(FP), R10
 	MOVQ   groups+64(FP), R11
 	MOVQ   ahead+72(FP), R13
 	MOVQ   CX, R12
 
 part0x3:
-	MOVBQZX    (R9), R10
-	MOVWQZX    (R8), R14
-	MOVWQZX    2(R8), R15
+	MOVBQZX    (R10), R8
+	MOVWQZX    (R9), R14
+	MOVWQZX    2(R9), R15
 	LEAQ       (R14)(R14*2), R14
 	ADDQ       (DI)(R14*8), R15
 	VMOVUPS    (R15), Y6
@@ -4485,10 +4485,10 @@ part0x3:
 	VPSLLW     $0x02, Y6, Y5
 	VPAND      c0xc0c0c0c0AVX2<>+0(SB), Y5, Y5
 	VPAND      c0xc0c0c0c0AVX2<>+0(SB), Y6, Y6
-	CMPQ       R10, $0x01
+	CMPQ       R8, $0x01
 	JE         part0x3known
-	MOVWQZX    4(R8), R14
-	MOVWQZX    6(R8), R15
+	MOVWQZX    4(R9), R14
+	MOVWQZX    6(R9), R15
 	LEAQ       (R14)(R14*2), R14
 	ADDQ       (DI)(R14*8), R15
 	VMOVUPS    (R15), Y7
@@ -4504,10 +4504,10 @@ part0x3:
 	VPSRLW     $0x02, Y7, Y7
 	VPAND      c0x30303030AVX2<>+0(SB), Y7, Y7
 	VPOR       Y7, Y6, Y6
-	CMPQ       R10, $0x02
+	CMPQ       R8, $0x02
 	JE         part0x3known
-	MOVWQZX    8(R8), R14
-	MOVWQZX    10(R8), R15
+	MOVWQZX    8(R9), R14
+	MOVWQZX    10(R9), R15
 	LEAQ       (R14)(R14*2), R14
 	ADDQ       (DI)(R14*8), R15
 	VMOVUPS    (R15), Y7
@@ -4523,10 +4523,10 @@ part0x3:
 	VPSRLW     $0x04, Y7, Y7
 	VPAND      c0x0c0c0c0cAVX2<>+0(SB), Y7, Y7
 	VPOR       Y7, Y6, Y6
-	CMPQ       R10, $0x03
+	CMPQ       R8, $0x03
 	JE         part0x3known
-	MOVWQZX    12(R8), R14
-	MOVWQZX    14(R8), R15
+	MOVWQZX    12(R9), R14
+	MOVWQZX    14(R9), R15
 	LEAQ       (R14)(R14*2), R14
 	ADDQ       (DI)(R14*8), R15
 	VMOVUPS    (R15), Y7
@@ -4624,8 +4624,8 @@ part0x3known:
 	VPBROADCASTD 92(R12), Y4
 	VPMADDWD     Y3, Y4, Y4
 	VPADDD       Y4, Y2, Y2
-	LEAQ         (R8)(R10*4), R8
-	INCQ         R9
+	LEAQ         (R9)(R8*4), R9
+	INCQ         R10
 	ADDQ         SI, R12
 	DECQ         R11
 	JNZ          part0x3
@@ -4653,16 +4653,16 @@ part0x3known:
 	VXORPS       Y1, Y1, Y1
 	VXORPS       Y2, Y2, Y2
 	MOVQ         planes+40(FP), DI
-	MOVQ         lines+48(FP), R8
-	MOVQ         levels+56(FP), R9
+	MOVQ         lines+48(FP), R9
+	MOVQ         levels+56(FP), R10
 	MOVQ         groups+64(FP), R11
-	MOVQ         ahead+72(FP), R10
+	MOVQ         ahead+72(FP), R8
 	MOVQ         CX, R12
 
 part1x3:
-	MOVBQZX (R9), R10
-	MOVWQZX (R8), R13
-	MOVWQZX 2(R8), R14
+	MOVBQZX (R10), R8
+	MOVWQZX (R9), R13
+	MOVWQZX 2(R9), R14
 	LEAQ    (R13)(R13*2), R13
 	ADDQ    (DI)(R13*8), R14
 	VMOVUPS 32(R14), Y6
@@ -4673,10 +4673,10 @@ part1x3:
 	VPSLLW  $0x02, Y6, Y5
 	VPAND   c0xc0c0c0c0AVX2<>+0(SB), Y5, Y5
 	VPAND   c0xc0c0c0c0AVX2<>+0(SB), Y6, Y6
-	CMPQ    R10, $0x01
+	CMPQ    R8, $0x01
 	JE      part1x3known
-	MOVWQZX 4(R8), R13
-	MOVWQZX 6(R8), R14
+	MOVWQZX 4(R9), R13
+	MOVWQZX 6(R9), R14
 	LEAQ    (R13)(R13*2), R13
 	ADDQ    (DI)(R13*8), R14
 	VMOVUPS 32(R14), Y7
@@ -4691,10 +4691,10 @@ part1x3:
 	VPSRLW  $0x02, Y7, Y7
 	VPAND   c0x30303030AVX2<>+0(SB), Y7, Y7
 	VPOR    Y7, Y6, Y6
-	CMPQ    R10, $0x02
+	CMPQ    R8, $0x02
 	JE      part1x3known
-	MOVWQZX 8(R8), R13
-	MOVWQZX 10(R8), R14
+	MOVWQZX 8(R9), R13
+	MOVWQZX 10(R9), R14
 	LEAQ    (R13)(R13*2), R13
 	ADDQ    (DI)(R13*8), R14
 	VMOVUPS 32(R14), Y7
@@ -4709,10 +4709,10 @@ part1x3:
 	VPSRLW  $0x04, Y7, Y7
 	VPAND   c0x0c0c0c0cAVX2<>+0(SB), Y7, Y7
 	VPOR    Y7, Y6, Y6
-	CMPQ    R10, $0x03
+	CMPQ    R8, $0x03
 	JE      part1x3known
-	MOVWQZX 12(R8), R13
-	MOVWQZX 14(R8), R14
+	MOVWQZX 12(R9), R13
+	MOVWQZX 14(R9), R14
 	LEAQ    (R13)(R13*2), R13
 	ADDQ    (DI)(R13*8), R14
 	VMOVUPS 32(R14), Y7
@@ -4809,8 +4809,8 @@ part1x3known:
 	VPBROADCASTD 92(R12), Y4
 	VPMADDWD     Y3, Y4, Y4
 	VPADDD       Y4, Y2, Y2
-	LEAQ         (R8)(R10*4), R8
-	INCQ         R9
+	LEAQ         (R9)(R8*4), R9
+	INCQ         R10
 	ADDQ         SI, R12
 	DECQ         R11
 	JNZ          part1x3
@@ -4849,16 +4849,16 @@ rows2:
 	VXORPS Y0, Y0, Y0
 	VXORPS Y1, Y1, Y1
 	MOVQ   planes+40(FP), DI
-	MOVQ   lines+48(FP), R8
-	MOVQ   levels+56(FP), R9
+	MOVQ   lines+48(FP), R9
+	MOVQ   levels+56(FP), R10
 	MOVQ   groups+64(FP), R11
 	MOVQ   ahead+72(FP), R13
 	MOVQ   CX, R12
 
 part0x2:
-	MOVBQZX    (R9), R10
-	MOVWQZX    (R8), R14
-	MOVWQZX    2(R8), R15
+	MOVBQZX    (R10), R8
+	MOVWQZX    (R9), R14
+	MOVWQZX    2(R9), R15
 	LEAQ       (R14)(R14*2), R14
 	ADDQ       (DI)(R14*8), R15
 	VMOVUPS    (R15), Y5
@@ -4870,10 +4870,10 @@ part0x2:
 	VPSLLW     $0x02, Y5, Y4
 	VPAND      c0xc0c0c0c0AVX2<>+0(SB), Y4, Y4
 	VPAND      c0xc0c0c0c0AVX2<>+0(SB), Y5, Y5
-	CMPQ       R10, $0x01
+	CMPQ       R8, $0x01
 	JE         part0x2known
-	MOVWQZX    4(R8), R14
-	MOVWQZX    6(R8), R15
+	MOVWQZX    4(R9), R14
+	MOVWQZX    6(R9), R15
 	LEAQ       (R14)(R14*2), R14
 	ADDQ       (DI)(R14*8), R15
 	VMOVUPS    (R15), Y6
@@ -4889,10 +4889,10 @@ part0x2:
 	VPSRLW     $0x02, Y6, Y6
 	VPAND      c0x30303030AVX2<>+0(SB), Y6, Y6
 	VPOR       Y6, Y5, Y5
-	CMPQ       R10, $0x02
+	CMPQ       R8, $0x02
 	JE         part0x2known
-	MOVWQZX    8(R8), R14
-	MOVWQZX    10(R8), R15
+	MOVWQZX    8(R9), R14
+	MOVWQZX    10(R9), R15
 	LEAQ       (R14)(R14*2), R14
 	ADDQ       (DI)(R14*8), R15
 	VMOVUPS    (R15), Y6
@@ -4908,10 +4908,10 @@ part0x2:
 	VPSRLW     $0x04, Y6, Y6
 	VPAND      c0x0c0c0c0cAVX2<>+0(SB), Y6, Y6
 	VPOR       Y6, Y5, Y5
-	CMPQ       R10, $0x03
+	CMPQ       R8, $0x03
 	JE         part0x2known
-	MOVWQZX    12(R8), R14
-	MOVWQZX    14(R8), R15
+	MOVWQZX    12(R9), R14
+	MOVWQZX    14(R9), R15
 	LEAQ       (R14)(R14*2), R14
 	ADDQ       (DI)(R14*8), R15
 	VMOVUPS    (R15), Y6
@@ -4985,8 +4985,8 @@ part0x2known:
 	VPBROADCASTD 60(R12), Y3
 	VPMADDWD     Y2, Y3, Y3
 	VPADDD       Y3, Y1, Y1
-	LEAQ         (R8)(R10*4), R8
-	INCQ         R9
+	LEAQ         (R9)(R8*4), R9
+	INCQ         R10
 	ADDQ         SI, R12
 	DECQ         R11
 	JNZ          part0x2
@@ -5007,16 +5007,16 @@ part0x2known:
 	VXORPS       Y0, Y0, Y0
 	VXORPS       Y1, Y1, Y1
 	MOVQ         planes+40(FP), DI
-	MOVQ         lines+48(FP), R8
-	MOVQ         levels+56(FP), R9
+	MOVQ         lines+48(FP), R9
+	MOVQ         levels+56(FP), R10
 	MOVQ         groups+64(FP), R11
-	MOVQ         ahead+72(FP), R10
+	MOVQ         ahead+72(FP), R8
 	MOVQ         CX, R12
 
 part1x2:
-	MOVBQZX (R9), R10
-	MOVWQZX (R8), R13
-	MOVWQZX 2(R8), R14
+	MOVBQZX (R10), R8
+	MOVWQZX (R9), R13
+	MOVWQZX 2(R9), R14
 	LEAQ    (R13)(R13*2), R13
 	ADDQ    (DI)(R13*8), R14
 	VMOVUPS 32(R14), Y5
@@ -5027,10 +5027,10 @@ part1x2:
 	VPSLLW  $0x02, Y5, Y4
 	VPAND   c0xc0c0c0c0AVX2<>+0(SB), Y4, Y4
 	VPAND   c0xc0c0c0c0AVX2<>+0(SB), Y5, Y5
-	CMPQ    R10, $0x01
+	CMPQ    R8, $0x01
 	JE      part1x2known
-	MOVWQZX 4(R8), R13
-	MOVWQZX 6(R8), R14
+	MOVWQZX 4(R9), R13
+	MOVWQZX 6(R9), R14
 	LEAQ    (R13)(R13*2), R13
 	ADDQ    (DI)(R13*8), R14
 	VMOVUPS 32(R14), Y6
@@ -5045,10 +5045,10 @@ part1x2:
 	VPSRLW  $0x02, Y6, Y6
 	VPAND   c0x30303030AVX2<>+0(SB), Y6, Y6
 	VPOR    Y6, Y5, Y5
-	CMPQ    R10, $0x02
+	CMPQ    R8, $0x02
 	JE      part1x2known
-	MOVWQZX 8(R8), R13
-	MOVWQZX 10(R8), R14
+	MOVWQZX 8(R9), R13
+	MOVWQZX 10(R9), R14
 	LEAQ    (R13)(R13*2), R13
 	ADDQ    (DI)(R13*8), R14
 	VMOVUPS 32(R14), Y6
@@ -5063,10 +5063,10 @@ part1x2:
 	VPSRLW  $0x04, Y6, Y6
 	VPAND   c0x0c0c0c0cAVX2<>+0(SB), Y6, Y6
 	VPOR    Y6, Y5, Y5
-	CMPQ    R10, $0x03
+	CMPQ    R8, $0x03
 	JE      part1x2known
-	MOVWQZX 12(R8), R13
-	MOVWQZX 14(R8), R14
+	MOVWQZX 12(R9), R13
+	MOVWQZX 14(R9), R14
 	LEAQ    (R13)(R13*2), R13
 	ADDQ    (DI)(R13*8), R14
 	VMOVUPS 32(R14), Y6
@@ -5139,8 +5139,8 @@ part1x2known:
 	VPBROADCASTD 60(R12), Y3
 	VPMADDWD     Y2, Y3, Y3
 	VPADDD       Y3, Y1, Y1
-	LEAQ         (R8)(R10*4), R8
-	INCQ         R9
+	LEAQ         (R9)(R8*4), R9
+	INCQ         R10
 	ADDQ         SI, R12
 	DECQ         R11
 	JNZ          part1x2
@@ -5171,16 +5171,16 @@ rows1:
 	JL     rows0
 	VXORPS Y0, Y0, Y0
 	MOVQ   planes+40(FP), DI
-	MOVQ   lines+48(FP), R8
-	MOVQ   levels+56(FP), R9
+	MOVQ   lines+48(FP), R9
+	MOVQ   levels+56(FP), R10
 	MOVQ   groups+64(FP), R11
 	MOVQ   ahead+72(FP), R13
 	MOVQ   CX, R12
 
 part0x1:
-	MOVBQZX    (R9), R10
-	MOVWQZX    (R8), R14
-	MOVWQZX    2(R8), R15
+	MOVBQZX    (R10), R8
+	MOVWQZX    (R9), R14
+	MOVWQZX    2(R9), R15
 	LEAQ       (R14)(R14*2), R14
 	ADDQ       (DI)(R14*8), R15
 	VMOVUPS    (R15), Y4
@@ -5192,10 +5192,10 @@ part0x1:
 	VPSLLW     $0x02, Y4, Y3
 	VPAND      c0xc0c0c0c0AVX2<>+0(SB), Y3, Y3
 	VPAND      c0xc0c0c0c0AVX2<>+0(SB), Y4, Y4
-	CMPQ       R10, $0x01
+	CMPQ       R8, $0x01
 	JE         part0x1known
-	MOVWQZX    4(R8), R14
-	MOVWQZX    6(R8), R15
+	MOVWQZX    4(R9), R14
+	MOVWQZX    6(R9), R15
 	LEAQ       (R14)(R14*2), R14
 	ADDQ       (DI)(R14*8), R15
 	VMOVUPS    (R15), Y5
@@ -5211,10 +5211,10 @@ part0x1:
 	VPSRLW     $0x02, Y5, Y5
 	VPAND      c0x30303030AVX2<>+0(SB), Y5, Y5
 	VPOR       Y5, Y4, Y4
-	CMPQ       R10, $0x02
+	CMPQ       R8, $0x02
 	JE         part0x1known
-	MOVWQZX    8(R8), R14
-	MOVWQZX    10(R8), R15
+	MOVWQZX    8(R9), R14
+	MOVWQZX    10(R9), R15
 	LEAQ       (R14)(R14*2), R14
 	ADDQ       (DI)(R14*8), R15
 	VMOVUPS    (R15), Y5
@@ -5230,10 +5230,10 @@ part0x1:
 	VPSRLW     $0x04, Y5, Y5
 	VPAND      c0x0c0c0c0cAVX2<>+0(SB), Y5, Y5
 	VPOR       Y5, Y4, Y4
-	CMPQ       R10, $0x03
+	CMPQ       R8, $0x03
 	JE         part0x1known
-	MOVWQZX    12(R8), R14
-	MOVWQZX    14(R8), R15
+	MOVWQZX    12(R9), R14
+	MOVWQZX    14(R9), R15
 	LEAQ       (R14)(R14*2), R14
 	ADDQ       (DI)(R14*8), R15
 	VMOVUPS    (R15), Y5
@@ -5283,8 +5283,8 @@ part0x1known:
 	VPBROADCASTD 28(R12), Y2
 	VPMADDWD     Y1, Y2, Y2
 	VPADDD       Y2, Y0, Y0
-	LEAQ         (R8)(R10*4), R8
-	INCQ         R9
+	LEAQ         (R9)(R8*4), R9
+	INCQ         R10
 	ADDQ         SI, R12
 	DECQ         R11
 	JNZ          part0x1
@@ -5298,16 +5298,16 @@ part0x1known:
 	VMOVUPS      Y0, (AX)
 	VXORPS       Y0, Y0, Y0
 	MOVQ         planes+40(FP), DI
-	MOVQ         lines+48(FP), R8
-	MOVQ         levels+56(FP), R9
+	MOVQ         lines+48(FP), R9
+	MOVQ         levels+56(FP), R10
 	MOVQ         groups+64(FP), R11
-	MOVQ         ahead+72(FP), R10
+	MOVQ         ahead+72(FP), R8
 	MOVQ         CX, R12
 
 part1x1:
-	MOVBQZX (R9), R10
-	MOVWQZX (R8), R13
-	MOVWQZX 2(R8), R14
+	MOVBQZX (R10), R8
+	MOVWQZX (R9), R13
+	MOVWQZX 2(R9), R14
 	LEAQ    (R13)(R13*2), R13
 	ADDQ    (DI)(R13*8), R14
 	VMOVUPS 32(R14), Y4
@@ -5318,10 +5318,10 @@ part1x1:
 	VPSLLW  $0x02, Y4, Y3
 	VPAND   c0xc0c0c0c0AVX2<>+0(SB), Y3, Y3
 	VPAND   c0xc0c0c0c0AVX2<>+0(SB), Y4, Y4
-	CMPQ    R10, $0x01
+	CMPQ    R8, $0x01
 	JE      part1x1known
-	MOVWQZX 4(R8), R13
-	MOVWQZX 6(R8), R14
+	MOVWQZX 4(R9), R13
+	MOVWQZX 6(R9), R14
 	LEAQ    (R13)(R13*2), R13
 	ADDQ    (DI)(R13*8), R14
 	VMOVUPS 32(R14), Y5
@@ -5336,10 +5336,10 @@ part1x1:
 	VPSRLW  $0x02, Y5, Y5
 	VPAND   c0x30303030AVX2<>+0(SB), Y5, Y5
 	VPOR    Y5, Y4, Y4
-	CMPQ    R10, $0x02
+	CMPQ    R8, $0x02
 	JE      part1x1known
-	MOVWQZX 8(R8), R13
-	MOVWQZX 10(R8), R14
+	MOVWQZX 8(R9), R13
+	MOVWQZX 10(R9), R14
 	LEAQ    (R13)(R13*2), R13
 	ADDQ    (DI)(R13*8), R14
 	VMOVUPS 32(R14), Y5
@@ -5354,10 +5354,10 @@ part1x1:
 	VPSRLW  $0x04, Y5, Y5
 	VPAND   c0x0c0c0c0cAVX2<>+0(SB), Y5, Y5
 	VPOR    Y5, Y4, Y4
-	CMPQ    R10, $0x03
+	CMPQ    R8, $0x03
 	JE      part1x1known
-	MOVWQZX 12(R8), R13
-	MOVWQZX 14(R8), R14
+	MOVWQZX 12(R9), R13
+	MOVWQZX 14(R9), R14
 	LEAQ    (R13)(R13*2), R13
 	ADDQ    (DI)(R13*8), R14
 	VMOVUPS 32(R14), Y5
@@ -5406,8 +5406,8 @@ part1x1known:
 	VPBROADCASTD 28(R12), Y2
 	VPMADDWD     Y1, Y2, Y2
 	VPADDD       Y2, Y0, Y0
-	LEAQ         (R8)(R10*4), R8
-	INCQ         R9
+	LEAQ         (R9)(R8*4), R9
+	INCQ         R10
 	ADDQ         SI, R12
 	DECQ         R11
 	JNZ          part1x1
@@ -5958,14 +5958,14 @@ TEXT ·unpackKeysAVX2(SB), NOSPLIT, $0-64
 	MOVQ groups+40(FP), SI
 	LEAQ (CX)(CX*2), DI
 	MOVQ planes+16(FP), R8
-	MOVQ lines+24(FP), R9
-	MOVQ levels+32(FP), R10
+	MOVQ lines+24(FP), R10
+	MOVQ levels+32(FP), R11
 
 group:
 	MOVQ    AX, R12
-	MOVBQZX (R10), R11
-	MOVWQZX (R9), R13
-	MOVWQZX 2(R9), R14
+	MOVBQZX (R11), R9
+	MOVWQZX (R10), R13
+	MOVWQZX 2(R10), R14
 	LEAQ    (R13)(R13*2), R13
 	ADDQ    (R8)(R13*8), R14
 	VMOVUPS (R14), Y3
@@ -5976,10 +5976,10 @@ group:
 	VPSLLW  $0x02, Y3, Y2
 	VPAND   c0xc0c0c0c0AVX2<>+0(SB), Y2, Y2
 	VPAND   c0xc0c0c0c0AVX2<>+0(SB), Y3, Y3
-	CMPQ    R11, $0x01
+	CMPQ    R9, $0x01
 	JE      part0known
-	MOVWQZX 4(R9), R13
-	MOVWQZX 6(R9), R14
+	MOVWQZX 4(R10), R13
+	MOVWQZX 6(R10), R14
 	LEAQ    (R13)(R13*2), R13
 	ADDQ    (R8)(R13*8), R14
 	VMOVUPS (R14), Y4
@@ -5994,10 +5994,10 @@ group:
 	VPSRLW  $0x02, Y4, Y4
 	VPAND   c0x30303030AVX2<>+0(SB), Y4, Y4
 	VPOR    Y4, Y3, Y3
-	CMPQ    R11, $0x02
+	CMPQ    R9, $0x02
 	JE      part0known
-	MOVWQZX 8(R9), R13
-	MOVWQZX 10(R9), R14
+	MOVWQZX 8(R10), R13
+	MOVWQZX 10(R10), R14
 	LEAQ    (R13)(R13*2), R13
 	ADDQ    (R8)(R13*8), R14
 	VMOVUPS (R14), Y4
@@ -6012,10 +6012,10 @@ group:
 	VPSRLW  $0x04, Y4, Y4
 	VPAND   c0x0c0c0c0cAVX2<>+0(SB), Y4, Y4
 	VPOR    Y4, Y3, Y3
-	CMPQ    R11, $0x03
+	CMPQ    R9, $0x03
 	JE      part0known
-	MOVWQZX 12(R9), R13
-	MOVWQZX 14(R9), R14
+	MOVWQZX 12(R10), R13
+	MOVWQZX 14(R10), R14
 	LEAQ    (R13)(R13*2), R13
 	ADDQ    (R8)(R13*8), R14
 	VMOVUPS (R14), Y4
@@ -6041,10 +6041,10 @@ part0known:
 	VPUNPCKLQDQ  Y3, Y5, Y2
 	VPUNPCKHQDQ  Y3, Y5, Y3
 	LEAQ         binsAVX2<>+0(SB), R13
-	SHLQ         $0x04, R11
-	VBROADCASTSS (R13)(R11*1), Y4
-	VBROADCASTSS 4(R13)(R11*1), Y5
-	VBROADCASTSS 8(R13)(R11*1), Y6
+	SHLQ         $0x04, R9
+	VBROADCASTSS (R13)(R9*1), Y4
+	VBROADCASTSS 4(R13)(R9*1), Y5
+	VBROADCASTSS 8(R13)(R9*1), Y6
 	VEXTRACTI128 $0x00, Y0, X7
 	VPMOVZXBD    X7, Y8
 	VCVTDQ2PS    Y8, Y8
@@ -6201,9 +6201,9 @@ part0known:
 	VPSRLDQ      $0x08, X0, X0
 	LEAQ         (R12)(CX*8), R12
 	LEAQ         (R12)(CX*8), R12
-	MOVBQZX      (R10), R11
-	MOVWQZX      (R9), R13
-	MOVWQZX      2(R9), R14
+	MOVBQZX      (R11), R9
+	MOVWQZX      (R10), R13
+	MOVWQZX      2(R10), R14
 	LEAQ         (R13)(R13*2), R13
 	ADDQ         (R8)(R13*8), R14
 	VMOVUPS      32(R14), Y3
@@ -6214,10 +6214,10 @@ part0known:
 	VPSLLW       $0x02, Y3, Y2
 	VPAND        c0xc0c0c0c0AVX2<>+0(SB), Y2, Y2
 	VPAND        c0xc0c0c0c0AVX2<>+0(SB), Y3, Y3
-	CMPQ         R11, $0x01
+	CMPQ         R9, $0x01
 	JE           part1known
-	MOVWQZX      4(R9), R13
-	MOVWQZX      6(R9), R14
+	MOVWQZX      4(R10), R13
+	MOVWQZX      6(R10), R14
 	LEAQ         (R13)(R13*2), R13
 	ADDQ         (R8)(R13*8), R14
 	VMOVUPS      32(R14), Y4
@@ -6232,10 +6232,10 @@ part0known:
 	VPSRLW       $0x02, Y4, Y4
 	VPAND        c0x30303030AVX2<>+0(SB), Y4, Y4
 	VPOR         Y4, Y3, Y3
-	CMPQ         R11, $0x02
+	CMPQ         R9, $0x02
 	JE           part1known
-	MOVWQZX      8(R9), R13
-	MOVWQZX      10(R9), R14
+	MOVWQZX      8(R10), R13
+	MOVWQZX      10(R10), R14
 	LEAQ         (R13)(R13*2), R13
 	ADDQ         (R8)(R13*8), R14
 	VMOVUPS      32(R14), Y4
@@ -6250,10 +6250,10 @@ part0known:
 	VPSRLW       $0x04, Y4, Y4
 	VPAND        c0x0c0c0c0cAVX2<>+0(SB), Y4, Y4
 	VPOR         Y4, Y3, Y3
-	CMPQ         R11, $0x03
+	CMPQ         R9, $0x03
 	JE           part1known
-	MOVWQZX      12(R9), R13
-	MOVWQZX      14(R9), R14
+	MOVWQZX      12(R10), R13
+	MOVWQZX      14(R10), R14
 	LEAQ         (R13)(R13*2), R13
 	ADDQ         (R8)(R13*8), R14
 	VMOVUPS      32(R14), Y4
@@ -6279,7 +6279,7 @@ part1known:
 	VPUNPCKLQDQ  Y3, Y5, Y2
 	VPUNPCKHQDQ  Y3, Y5, Y3
 	LEAQ         binsAVX2<>+0(SB), R13
-	MOVQ         R11, R14
+	MOVQ         R9, R14
 	SHLQ         $0x04, R14
 	VBROADCASTSS (R13)(R14*1), Y4
 	VBROADCASTSS 4(R13)(R14*1), Y5
@@ -6440,8 +6440,8 @@ part1known:
 	VPSRLDQ      $0x08, X0, X0
 	LEAQ         (R12)(CX*8), R12
 	LEAQ         (R12)(CX*8), R12
-	LEAQ         (R9)(R11*4), R9
-	INCQ         R10
+	LEAQ         (R10)(R9*4), R10
+	INCQ         R11
 	ADDQ         $0x40, AX
 	ADDQ         $0x40, DX
 	ADDQ         $0x40, BX
@@ -6463,8 +6463,8 @@ rows2:
 	CMPQ BX, $0x02
 	JL   rows1
 	MOVQ planes+32(FP), SI
-	MOVQ lines+40(FP), DI
-	MOVQ levels+48(FP), R8
+	MOVQ lines+40(FP), R8
+	MOVQ levels+48(FP), R9
 	MOVQ groups+56(FP), R10
 	XORQ R11, R11
 
@@ -6473,9 +6473,9 @@ groups2:
 	VXORPS  Y1, Y1, Y1
 	VXORPS  Y2, Y2, Y2
 	VXORPS  Y3, Y3, Y3
-	MOVBQZX (R8), R9
-	MOVWQZX (DI), R12
-	MOVWQZX 2(DI), R13
+	MOVBQZX (R9), DI
+	MOVWQZX (R8), R12
+	MOVWQZX 2(R8), R13
 	LEAQ    (R12)(R12*2), R12
 	ADDQ    (SI)(R12*8), R13
 	VMOVUPS (R13), Y7
@@ -6486,10 +6486,10 @@ groups2:
 	VPSLLW  $0x02, Y7, Y6
 	VPAND   c0xc0c0c0c0AVX2<>+0(SB), Y6, Y6
 	VPAND   c0xc0c0c0c0AVX2<>+0(SB), Y7, Y7
-	CMPQ    R9, $0x01
+	CMPQ    DI, $0x01
 	JE      groups2part0known
-	MOVWQZX 4(DI), R12
-	MOVWQZX 6(DI), R13
+	MOVWQZX 4(R8), R12
+	MOVWQZX 6(R8), R13
 	LEAQ    (R12)(R12*2), R12
 	ADDQ    (SI)(R12*8), R13
 	VMOVUPS (R13), Y8
@@ -6504,10 +6504,10 @@ groups2:
 	VPSRLW  $0x02, Y8, Y8
 	VPAND   c0x30303030AVX2<>+0(SB), Y8, Y8
 	VPOR    Y8, Y7, Y7
-	CMPQ    R9, $0x02
+	CMPQ    DI, $0x02
 	JE      groups2part0known
-	MOVWQZX 8(DI), R12
-	MOVWQZX 10(DI), R13
+	MOVWQZX 8(R8), R12
+	MOVWQZX 10(R8), R13
 	LEAQ    (R12)(R12*2), R12
 	ADDQ    (SI)(R12*8), R13
 	VMOVUPS (R13), Y8
@@ -6522,10 +6522,10 @@ groups2:
 	VPSRLW  $0x04, Y8, Y8
 	VPAND   c0x0c0c0c0cAVX2<>+0(SB), Y8, Y8
 	VPOR    Y8, Y7, Y7
-	CMPQ    R9, $0x03
+	CMPQ    DI, $0x03
 	JE      groups2part0known
-	MOVWQZX 12(DI), R12
-	MOVWQZX 14(DI), R13
+	MOVWQZX 12(R8), R12
+	MOVWQZX 14(R8), R13
 	LEAQ    (R12)(R12*2), R12
 	ADDQ    (SI)(R12*8), R13
 	VMOVUPS (R13), Y8
@@ -6670,9 +6670,9 @@ groups2part0known:
 	VBROADCASTSS 28(CX)(DX*4), Y6
 	VFMADD231PS  Y6, Y5, Y3
 	VPSRLDQ      $0x08, X4, X4
-	MOVBQZX      (R8), R9
-	MOVWQZX      (DI), R12
-	MOVWQZX      2(DI), R13
+	MOVBQZX      (R9), DI
+	MOVWQZX      (R8), R12
+	MOVWQZX      2(R8), R13
 	LEAQ         (R12)(R12*2), R12
 	ADDQ         (SI)(R12*8), R13
 	VMOVUPS      32(R13), Y7
@@ -6683,10 +6683,10 @@ groups2part0known:
 	VPSLLW       $0x02, Y7, Y6
 	VPAND        c0xc0c0c0c0AVX2<>+0(SB), Y6, Y6
 	VPAND        c0xc0c0c0c0AVX2<>+0(SB), Y7, Y7
-	CMPQ         R9, $0x01
+	CMPQ         DI, $0x01
 	JE           groups2part1known
-	MOVWQZX      4(DI), R12
-	MOVWQZX      6(DI), R13
+	MOVWQZX      4(R8), R12
+	MOVWQZX      6(R8), R13
 	LEAQ         (R12)(R12*2), R12
 	ADDQ         (SI)(R12*8), R13
 	VMOVUPS      32(R13), Y8
@@ -6701,10 +6701,10 @@ groups2part0known:
 	VPSRLW       $0x02, Y8, Y8
 	VPAND        c0x30303030AVX2<>+0(SB), Y8, Y8
 	VPOR         Y8, Y7, Y7
-	CMPQ         R9, $0x02
+	CMPQ         DI, $0x02
 	JE           groups2part1known
-	MOVWQZX      8(DI), R12
-	MOVWQZX      10(DI), R13
+	MOVWQZX      8(R8), R12
+	MOVWQZX      10(R8), R13
 	LEAQ         (R12)(R12*2), R12
 	ADDQ         (SI)(R12*8), R13
 	VMOVUPS      32(R13), Y8
@@ -6719,10 +6719,10 @@ groups2part0known:
 	VPSRLW       $0x04, Y8, Y8
 	VPAND        c0x0c0c0c0cAVX2<>+0(SB), Y8, Y8
 	VPOR         Y8, Y7, Y7
-	CMPQ         R9, $0x03
+	CMPQ         DI, $0x03
 	JE           groups2part1known
-	MOVWQZX      12(DI), R12
-	MOVWQZX      14(DI), R13
+	MOVWQZX      12(R8), R12
+	MOVWQZX      14(R8), R13
 	LEAQ         (R12)(R12*2), R12
 	ADDQ         (SI)(R12*8), R13
 	VMOVUPS      32(R13), Y8
@@ -6877,8 +6877,8 @@ groups2part1known:
 	VMOVUPS      Y2, (R12)(R11*4)
 	VADDPS       32(R12)(R11*4), Y3, Y3
 	VMOVUPS      Y3, 32(R12)(R11*4)
-	LEAQ         (DI)(R9*4), DI
-	INCQ         R8
+	LEAQ         (R8)(DI*4), R8
+	INCQ         R9
 	ADDQ         $0x10, R11
 	DECQ         R10
 	JNZ          groups2
@@ -6892,17 +6892,17 @@ rows1:
 	CMPQ BX, $0x01
 	JL   rows0
 	MOVQ planes+32(FP), SI
-	MOVQ lines+40(FP), DI
-	MOVQ levels+48(FP), R8
+	MOVQ lines+40(FP), R8
+	MOVQ levels+48(FP), R9
 	MOVQ groups+56(FP), R10
 	XORQ R11, R11
 
 groups1:
 	VXORPS  Y0, Y0, Y0
 	VXORPS  Y1, Y1, Y1
-	MOVBQZX (R8), R9
-	MOVWQZX (DI), R12
-	MOVWQZX 2(DI), R13
+	MOVBQZX (R9), DI
+	MOVWQZX (R8), R12
+	MOVWQZX 2(R8), R13
 	LEAQ    (R12)(R12*2), R12
 	ADDQ    (SI)(R12*8), R13
 	VMOVUPS (R13), Y5
@@ -6913,10 +6913,10 @@ groups1:
 	VPSLLW  $0x02, Y5, Y4
 	VPAND   c0xc0c0c0c0AVX2<>+0(SB), Y4, Y4
 	VPAND   c0xc0c0c0c0AVX2<>+0(SB), Y5, Y5
-	CMPQ    R9, $0x01
+	CMPQ    DI, $0x01
 	JE      groups1part0known
-	MOVWQZX 4(DI), R12
-	MOVWQZX 6(DI), R13
+	MOVWQZX 4(R8), R12
+	MOVWQZX 6(R8), R13
 	LEAQ    (R12)(R12*2), R12
 	ADDQ    (SI)(R12*8), R13
 	VMOVUPS (R13), Y6
@@ -6931,10 +6931,10 @@ groups1:
 	VPSRLW  $0x02, Y6, Y6
 	VPAND   c0x30303030AVX2<>+0(SB), Y6, Y6
 	VPOR    Y6, Y5, Y5
-	CMPQ    R9, $0x02
+	CMPQ    DI, $0x02
 	JE      groups1part0known
-	MOVWQZX 8(DI), R12
-	MOVWQZX 10(DI), R13
+	MOVWQZX 8(R8), R12
+	MOVWQZX 10(R8), R13
 	LEAQ    (R12)(R12*2), R12
 	ADDQ    (SI)(R12*8), R13
 	VMOVUPS (R13), Y6
@@ -6949,10 +6949,10 @@ groups1:
 	VPSRLW  $0x04, Y6, Y6
 	VPAND   c0x0c0c0c0cAVX2<>+0(SB), Y6, Y6
 	VPOR    Y6, Y5, Y5
-	CMPQ    R9, $0x03
+	CMPQ    DI, $0x03
 	JE      groups1part0known
-	MOVWQZX 12(DI), R12
-	MOVWQZX 14(DI), R13
+	MOVWQZX 12(R8), R12
+	MOVWQZX 14(R8), R13
 	LEAQ    (R12)(R12*2), R12
 	ADDQ    (SI)(R12*8), R13
 	VMOVUPS (R13), Y6
@@ -7065,9 +7065,9 @@ groups1part0known:
 	VBROADCASTSS 28(CX), Y4
 	VFMADD231PS  Y4, Y3, Y1
 	VPSRLDQ      $0x08, X2, X2
-	MOVBQZX      (R8), R9
-	MOVWQZX      (DI), R12
-	MOVWQZX      2(DI), R13
+	MOVBQZX      (R9), DI
+	MOVWQZX      (R8), R12
+	MOVWQZX      2(R8), R13
 	LEAQ         (R12)(R12*2), R12
 	ADDQ         (SI)(R12*8), R13
 	VMOVUPS      32(R13), Y5
@@ -7078,10 +7078,10 @@ groups1part0known:
 	VPSLLW       $0x02, Y5, Y4
 	VPAND        c0xc0c0c0c0AVX2<>+0(SB), Y4, Y4
 	VPAND        c0xc0c0c0c0AVX2<>+0(SB), Y5, Y5
-	CMPQ         R9, $0x01
+	CMPQ         DI, $0x01
 	JE           groups1part1known
-	MOVWQZX      4(DI), R12
-	MOVWQZX      6(DI), R13
+	MOVWQZX      4(R8), R12
+	MOVWQZX      6(R8), R13
 	LEAQ         (R12)(R12*2), R12
 	ADDQ         (SI)(R12*8), R13
 	VMOVUPS      32(R13), Y6
@@ -7096,10 +7096,10 @@ groups1part0known:
 	VPSRLW       $0x02, Y6, Y6
 	VPAND        c0x30303030AVX2<>+0(SB), Y6, Y6
 	VPOR         Y6, Y5, Y5
-	CMPQ         R9, $0x02
+	CMPQ         DI, $0x02
 	JE           groups1part1known
-	MOVWQZX      8(DI), R12
-	MOVWQZX      10(DI), R13
+	MOVWQZX      8(R8), R12
+	MOVWQZX      10(R8), R13
 	LEAQ         (R12)(R12*2), R12
 	ADDQ         (SI)(R12*8), R13
 	VMOVUPS      32(R13), Y6
@@ -7114,10 +7114,10 @@ groups1part0known:
 	VPSRLW       $0x04, Y6, Y6
 	VPAND        c0x0c0c0c0cAVX2<>+0(SB), Y6, Y6
 	VPOR         Y6, Y5, Y5
-	CMPQ         R9, $0x03
+	CMPQ         DI, $0x03
 	JE           groups1part1known
-	MOVWQZX      12(DI), R12
-	MOVWQZX      14(DI), R13
+	MOVWQZX      12(R8), R12
+	MOVWQZX      14(R8), R13
 	LEAQ         (R12)(R12*2), R12
 	ADDQ         (SI)(R12*8), R13
 	VMOVUPS      32(R13), Y6
@@ -7235,8 +7235,8 @@ groups1part1known:
 	VMOVUPS      Y0, (R12)(R11*4)
 	VADDPS       32(R12)(R11*4), Y1, Y1
 	VMOVUPS      Y1, 32(R12)(R11*4)
-	LEAQ         (DI)(R9*4), DI
-	INCQ         R8
+	LEAQ         (R8)(DI*4), R8
+	INCQ         R9
 	ADDQ         $0x10, R11
 	DECQ         R10
 	JNZ          groups1

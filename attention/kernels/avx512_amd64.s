@@ -10116,8 +10116,8 @@ rows4:
 	VXORPS  Z7, Z7, Z7
 	VXORPS  Z8, Z8, Z8
 	MOVQ    planes+40(FP), DI
-	MOVQ    lines+48(FP), R8
-	MOVQ    levels+56(FP), R9
+	MOVQ    lines+48(FP), R9
+	MOVQ    levels+56(FP), R10
 	VMOVUPS c0xc0c0c0c0AVX512<>+0(SB), Z9
 	VMOVUPS c0x30303030AVX512<>+0(SB), Z10
 	VMOVUPS c0x0c0c0c0cAVX512<>+0(SB), Z11
@@ -10127,9 +10127,9 @@ rows4:
 	MOVQ    CX, R12
 
 part0x4:
-	MOVBQZX    (R9), R10
-	MOVWQZX    (R8), R14
-	MOVWQZX    2(R8), R15
+	MOVBQZX    (R10), R8
+	MOVWQZX    (R9), R14
+	MOVWQZX    2(R9), R15
 	LEAQ       (R14)(R14*2), R14
 	ADDQ       (DI)(R14*8), R15
 	VMOVUPS    (R15), Z16
@@ -10141,10 +10141,10 @@ part0x4:
 	VPSLLW     $0x02, Z16, Z15
 	VPANDD     Z9, Z15, Z15
 	VPANDD     Z9, Z16, Z16
-	CMPQ       R10, $0x01
+	CMPQ       R8, $0x01
 	JE         part0x4known
-	MOVWQZX    4(R8), R14
-	MOVWQZX    6(R8), R15
+	MOVWQZX    4(R9), R14
+	MOVWQZX    6(R9), R15
 	LEAQ       (R14)(R14*2), R14
 	ADDQ       (DI)(R14*8), R15
 	VMOVUPS    (R15), Z17
@@ -10156,10 +10156,10 @@ part0x4:
 	VPTERNLOGD $0xf8, Z10, Z17, Z15
 	VPSRLW     $0x02, Z17, Z17
 	VPTERNLOGD $0xf8, Z10, Z17, Z16
-	CMPQ       R10, $0x02
+	CMPQ       R8, $0x02
 	JE         part0x4known
-	MOVWQZX    8(R8), R14
-	MOVWQZX    10(R8), R15
+	MOVWQZX    8(R9), R14
+	MOVWQZX    10(R9), R15
 	LEAQ       (R14)(R14*2), R14
 	ADDQ       (DI)(R14*8), R15
 	VMOVUPS    (R15), Z17
@@ -10171,10 +10171,10 @@ part0x4:
 	VPTERNLOGD $0xf8, Z11, Z18, Z15
 	VPSRLW     $0x04, Z17, Z17
 	VPTERNLOGD $0xf8, Z11, Z17, Z16
-	CMPQ       R10, $0x03
+	CMPQ       R8, $0x03
 	JE         part0x4known
-	MOVWQZX    12(R8), R14
-	MOVWQZX    14(R8), R15
+	MOVWQZX    12(R9), R14
+	MOVWQZX    14(R9), R15
 	LEAQ       (R14)(R14*2), R14
 	ADDQ       (DI)(R14*8), R15
 	VMOVUPS    (R15), Z17
@@ -10228,8 +10228,8 @@ part0x4known:
 	VPDPWSSD.BCST 92(R12), Z13, Z6
 	VPDPWSSD.BCST 120(R12), Z16, Z7
 	VPDPWSSD.BCST 124(R12), Z13, Z8
-	LEAQ          (R8)(R10*4), R8
-	INCQ          R9
+	LEAQ          (R9)(R8*4), R9
+	INCQ          R10
 	ADDQ          SI, R12
 	DECQ          R11
 	JNZ           part0x4
@@ -10283,8 +10283,8 @@ rows3:
 	VXORPS  Z5, Z5, Z5
 	VXORPS  Z6, Z6, Z6
 	MOVQ    planes+40(FP), DI
-	MOVQ    lines+48(FP), R8
-	MOVQ    levels+56(FP), R9
+	MOVQ    lines+48(FP), R9
+	MOVQ    levels+56(FP), R10
 	VMOVUPS c0xc0c0c0c0AVX512<>+0(SB), Z7
 	VMOVUPS c0x30303030AVX512<>+0(SB), Z8
 	VMOVUPS c0x0c0c0c0cAVX512<>+0(SB), Z9
@@ -10294,9 +10294,9 @@ rows3:
 	MOVQ    CX, R12
 
 part0x3:
-	MOVBQZX    (R9), R10
-	MOVWQZX    (R8), R14
-	MOVWQZX    2(R8), R15
+	MOVBQZX    (R10), R8
+	MOVWQZX    (R9), R14
+	MOVWQZX    2(R9), R15
 	LEAQ       (R14)(R14*2), R14
 	ADDQ       (DI)(R14*8), R15
 	VMOVUPS    (R15), Z14
@@ -10308,10 +10308,10 @@ part0x3:
 	VPSLLW     $0x02, Z14, Z13
 	VPANDD     Z7, Z13, Z13
 	VPANDD     Z7, Z14, Z14
-	CMPQ       R10, $0x01
+	CMPQ       R8, $0x01
 	JE         part0x3known
-	MOVWQZX    4(R8), R14
-	MOVWQZX    6(R8), R15
+	MOVWQZX    4(R9), R14
+	MOVWQZX    6(R9), R15
 	LEAQ       (R14)(R14*2), R14
 	ADDQ       (DI)(R14*8), R15
 	VMOVUPS    (R15), Z15
@@ -10323,10 +10323,10 @@ part0x3:
 	VPTERNLOGD $0xf8, Z8, Z15, Z13
 	VPSRLW     $0x02, Z15, Z15
 	VPTERNLOGD $0xf8, Z8, Z15, Z14
-	CMPQ       R10, $0x02
+	CMPQ       R8, $0x02
 	JE         part0x3known
-	MOVWQZX    8(R8), R14
-	MOVWQZX    10(R8), R15
+	MOVWQZX    8(R9), R14
+	MOVWQZX    10(R9), R15
 	LEAQ       (R14)(R14*2), R14
 	ADDQ       (DI)(R14*8), R15
 	VMOVUPS    (R15), Z15
@@ -10338,10 +10338,10 @@ part0x3:
 	VPTERNLOGD $0xf8, Z9, Z16, Z13
 	VPSRLW     $0x04, Z15, Z15
 	VPTERNLOGD $0xf8, Z9, Z15, Z14
-	CMPQ       R10, $0x03
+	CMPQ       R8, $0x03
 	JE         part0x3known
-	MOVWQZX    12(R8), R14
-	MOVWQZX    14(R8), R15
+	MOVWQZX    12(R9), R14
+	MOVWQZX    14(R9), R15
 	LEAQ       (R14)(R14*2), R14
 	ADDQ       (DI)(R14*8), R15
 	VMOVUPS    (R15), Z15
@@ -10387,8 +10387,8 @@ part0x3known:
 	VPDPWSSD.BCST 60(R12), Z11, Z4
 	VPDPWSSD.BCST 88(R12), Z14, Z5
 	VPDPWSSD.BCST 92(R12), Z11, Z6
-	LEAQ          (R8)(R10*4), R8
-	INCQ          R9
+	LEAQ          (R9)(R8*4), R9
+	INCQ          R10
 	ADDQ          SI, R12
 	DECQ          R11
 	JNZ           part0x3
@@ -10432,8 +10432,8 @@ rows2:
 	VXORPS  Z3, Z3, Z3
 	VXORPS  Z4, Z4, Z4
 	MOVQ    planes+40(FP), DI
-	MOVQ    lines+48(FP), R8
-	MOVQ    levels+56(FP), R9
+	MOVQ    lines+48(FP), R9
+	MOVQ    levels+56(FP), R10
 	VMOVUPS c0xc0c0c0c0AVX512<>+0(SB), Z5
 	VMOVUPS c0x30303030AVX512<>+0(SB), Z6
 	VMOVUPS c0x0c0c0c0cAVX512<>+0(SB), Z7
@@ -10443,9 +10443,9 @@ rows2:
 	MOVQ    CX, R12
 
 part0x2:
-	MOVBQZX    (R9), R10
-	MOVWQZX    (R8), R14
-	MOVWQZX    2(R8), R15
+	MOVBQZX    (R10), R8
+	MOVWQZX    (R9), R14
+	MOVWQZX    2(R9), R15
 	LEAQ       (R14)(R14*2), R14
 	ADDQ       (DI)(R14*8), R15
 	VMOVUPS    (R15), Z12
@@ -10457,10 +10457,10 @@ part0x2:
 	VPSLLW     $0x02, Z12, Z11
 	VPANDD     Z5, Z11, Z11
 	VPANDD     Z5, Z12, Z12
-	CMPQ       R10, $0x01
+	CMPQ       R8, $0x01
 	JE         part0x2known
-	MOVWQZX    4(R8), R14
-	MOVWQZX    6(R8), R15
+	MOVWQZX    4(R9), R14
+	MOVWQZX    6(R9), R15
 	LEAQ       (R14)(R14*2), R14
 	ADDQ       (DI)(R14*8), R15
 	VMOVUPS    (R15), Z13
@@ -10472,10 +10472,10 @@ part0x2:
 	VPTERNLOGD $0xf8, Z6, Z13, Z11
 	VPSRLW     $0x02, Z13, Z13
 	VPTERNLOGD $0xf8, Z6, Z13, Z12
-	CMPQ       R10, $0x02
+	CMPQ       R8, $0x02
 	JE         part0x2known
-	MOVWQZX    8(R8), R14
-	MOVWQZX    10(R8), R15
+	MOVWQZX    8(R9), R14
+	MOVWQZX    10(R9), R15
 	LEAQ       (R14)(R14*2), R14
 	ADDQ       (DI)(R14*8), R15
 	VMOVUPS    (R15), Z13
@@ -10487,10 +10487,10 @@ part0x2:
 	VPTERNLOGD $0xf8, Z7, Z14, Z11
 	VPSRLW     $0x04, Z13, Z13
 	VPTERNLOGD $0xf8, Z7, Z13, Z12
-	CMPQ       R10, $0x03
+	CMPQ       R8, $0x03
 	JE         part0x2known
-	MOVWQZX    12(R8), R14
-	MOVWQZX    14(R8), R15
+	MOVWQZX    12(R9), R14
+	MOVWQZX    14(R9), R15
 	LEAQ       (R14)(R14*2), R14
 	ADDQ       (DI)(R14*8), R15
 	VMOVUPS    (R15), Z13
@@ -10528,8 +10528,8 @@ part0x2known:
 	VPDPWSSD.BCST 28(R12), Z9, Z2
 	VPDPWSSD.BCST 56(R12), Z12, Z3
 	VPDPWSSD.BCST 60(R12), Z9, Z4
-	LEAQ          (R8)(R10*4), R8
-	INCQ          R9
+	LEAQ          (R9)(R8*4), R9
+	INCQ          R10
 	ADDQ          SI, R12
 	DECQ          R11
 	JNZ           part0x2
@@ -10563,8 +10563,8 @@ rows1:
 	VXORPS  Z1, Z1, Z1
 	VXORPS  Z2, Z2, Z2
 	MOVQ    planes+40(FP), DI
-	MOVQ    lines+48(FP), R8
-	MOVQ    levels+56(FP), R9
+	MOVQ    lines+48(FP), R9
+	MOVQ    levels+56(FP), R10
 	VMOVUPS c0xc0c0c0c0AVX512<>+0(SB), Z3
 	VMOVUPS c0x30303030AVX512<>+0(SB), Z4
 	VMOVUPS c0x0c0c0c0cAVX512<>+0(SB), Z5
@@ -10574,9 +10574,9 @@ rows1:
 	MOVQ    CX, R12
 
 part0x1:
-	MOVBQZX    (R9), R10
-	MOVWQZX    (R8), R14
-	MOVWQZX    2(R8), R15
+	MOVBQZX    (R10), R8
+	MOVWQZX    (R9), R14
+	MOVWQZX    2(R9), R15
 	LEAQ       (R14)(R14*2), R14
 	ADDQ       (DI)(R14*8), R15
 	VMOVUPS    (R15), Z10
@@ -10588,10 +10588,10 @@ part0x1:
 	VPSLLW     $0x02, Z10, Z9
 	VPANDD     Z3, Z9, Z9
 	VPANDD     Z3, Z10, Z10
-	CMPQ       R10, $0x01
+	CMPQ       R8, $0x01
 	JE         part0x1known
-	MOVWQZX    4(R8), R14
-	MOVWQZX    6(R8), R15
+	MOVWQZX    4(R9), R14
+	MOVWQZX    6(R9), R15
 	LEAQ       (R14)(R14*2), R14
 	ADDQ       (DI)(R14*8), R15
 	VMOVUPS    (R15), Z11
@@ -10603,10 +10603,10 @@ part0x1:
 	VPTERNLOGD $0xf8, Z4, Z11, Z9
 	VPSRLW     $0x02, Z11, Z11
 	VPTERNLOGD $0xf8, Z4, Z11, Z10
-	CMPQ       R10, $0x02
+	CMPQ       R8, $0x02
 	JE         part0x1known
-	MOVWQZX    8(R8), R14
-	MOVWQZX    10(R8), R15
+	MOVWQZX    8(R9), R14
+	MOVWQZX    10(R9), R15
 	LEAQ       (R14)(R14*2), R14
 	ADDQ       (DI)(R14*8), R15
 	VMOVUPS    (R15), Z11
@@ -10618,10 +10618,10 @@ part0x1:
 	VPTERNLOGD $0xf8, Z5, Z12, Z9
 	VPSRLW     $0x04, Z11, Z11
 	VPTERNLOGD $0xf8, Z5, Z11, Z10
-	CMPQ       R10, $0x03
+	CMPQ       R8, $0x03
 	JE         part0x1known
-	MOVWQZX    12(R8), R14
-	MOVWQZX    14(R8), R15
+	MOVWQZX    12(R9), R14
+	MOVWQZX    14(R9), R15
 	LEAQ       (R14)(R14*2), R14
 	ADDQ       (DI)(R14*8), R15
 	VMOVUPS    (R15), Z11
@@ -10651,8 +10651,8 @@ part0x1known:
 	VPANDD        Z0, Z10, Z10
 	VPDPWSSD.BCST 24(R12), Z10, Z1
 	VPDPWSSD.BCST 28(R12), Z7, Z2
-	LEAQ          (R8)(R10*4), R8
-	INCQ          R9
+	LEAQ          (R9)(R8*4), R9
+	INCQ          R10
 	ADDQ          SI, R12
 	DECQ          R11
 	JNZ           part0x1
@@ -11171,8 +11171,8 @@ TEXT ·unpackKeysAVX512(SB), NOSPLIT, $0-64
 	MOVQ    groups+40(FP), SI
 	LEAQ    (CX)(CX*2), DI
 	MOVQ    planes+16(FP), R8
-	MOVQ    lines+24(FP), R9
-	MOVQ    levels+32(FP), R10
+	MOVQ    lines+24(FP), R10
+	MOVQ    levels+32(FP), R11
 	VMOVUPS c0xc0c0c0c0AVX512<>+0(SB), Z0
 	VMOVUPS c0x30303030AVX512<>+0(SB), Z1
 	VMOVUPS c0x0c0c0c0cAVX512<>+0(SB), Z2
@@ -11180,9 +11180,9 @@ TEXT ·unpackKeysAVX512(SB), NOSPLIT, $0-64
 
 group:
 	MOVQ       AX, R12
-	MOVBQZX    (R10), R11
-	MOVWQZX    (R9), R13
-	MOVWQZX    2(R9), R14
+	MOVBQZX    (R11), R9
+	MOVWQZX    (R10), R13
+	MOVWQZX    2(R10), R14
 	LEAQ       (R13)(R13*2), R13
 	ADDQ       (R8)(R13*8), R14
 	VMOVUPS    (R14), Z7
@@ -11193,10 +11193,10 @@ group:
 	VPSLLW     $0x02, Z7, Z6
 	VPANDD     Z0, Z6, Z6
 	VPANDD     Z0, Z7, Z7
-	CMPQ       R11, $0x01
+	CMPQ       R9, $0x01
 	JE         part0known
-	MOVWQZX    4(R9), R13
-	MOVWQZX    6(R9), R14
+	MOVWQZX    4(R10), R13
+	MOVWQZX    6(R10), R14
 	LEAQ       (R13)(R13*2), R13
 	ADDQ       (R8)(R13*8), R14
 	VMOVUPS    (R14), Z8
@@ -11207,10 +11207,10 @@ group:
 	VPTERNLOGD $0xf8, Z1, Z8, Z6
 	VPSRLW     $0x02, Z8, Z8
 	VPTERNLOGD $0xf8, Z1, Z8, Z7
-	CMPQ       R11, $0x02
+	CMPQ       R9, $0x02
 	JE         part0known
-	MOVWQZX    8(R9), R13
-	MOVWQZX    10(R9), R14
+	MOVWQZX    8(R10), R13
+	MOVWQZX    10(R10), R14
 	LEAQ       (R13)(R13*2), R13
 	ADDQ       (R8)(R13*8), R14
 	VMOVUPS    (R14), Z8
@@ -11221,10 +11221,10 @@ group:
 	VPTERNLOGD $0xf8, Z2, Z9, Z6
 	VPSRLW     $0x04, Z8, Z8
 	VPTERNLOGD $0xf8, Z2, Z8, Z7
-	CMPQ       R11, $0x03
+	CMPQ       R9, $0x03
 	JE         part0known
-	MOVWQZX    12(R9), R13
-	MOVWQZX    14(R9), R14
+	MOVWQZX    12(R10), R13
+	MOVWQZX    14(R10), R14
 	LEAQ       (R13)(R13*2), R13
 	ADDQ       (R8)(R13*8), R14
 	VMOVUPS    (R14), Z8
@@ -11246,7 +11246,7 @@ part0known:
 	VPUNPCKLQDQ   Z7, Z9, Z6
 	VPUNPCKHQDQ   Z7, Z9, Z7
 	LEAQ          binsAVX512<>+0(SB), R13
-	MOVQ          R11, R14
+	MOVQ          R9, R14
 	SHLQ          $0x04, R14
 	VBROADCASTSS  (R13)(R14*1), Z8
 	VBROADCASTSS  4(R13)(R14*1), Z9
@@ -11403,8 +11403,8 @@ part0known:
 	VMOVUPS       Z4, (R12)(DI*4)
 	LEAQ          (R12)(CX*8), R12
 	LEAQ          (R12)(CX*8), R12
-	LEAQ          (R9)(R11*4), R9
-	INCQ          R10
+	LEAQ          (R10)(R9*4), R10
+	INCQ          R11
 	ADDQ          $0x40, AX
 	ADDQ          $0x40, DX
 	ADDQ          $0x40, BX
@@ -11426,8 +11426,8 @@ rows4:
 	CMPQ    BX, $0x04
 	JL      rows3
 	MOVQ    planes+32(FP), DI
-	MOVQ    lines+40(FP), R8
-	MOVQ    levels+48(FP), R9
+	MOVQ    lines+40(FP), R9
+	MOVQ    levels+48(FP), R10
 	VMOVUPS c0xc0c0c0c0AVX512<>+0(SB), Z0
 	VMOVUPS c0x30303030AVX512<>+0(SB), Z1
 	VMOVUPS c0x0c0c0c0cAVX512<>+0(SB), Z2
@@ -11440,9 +11440,9 @@ groups4:
 	VXORPS     Z5, Z5, Z5
 	VXORPS     Z6, Z6, Z6
 	VXORPS     Z7, Z7, Z7
-	MOVBQZX    (R9), R10
-	MOVWQZX    (R8), R13
-	MOVWQZX    2(R8), R14
+	MOVBQZX    (R10), R8
+	MOVWQZX    (R9), R13
+	MOVWQZX    2(R9), R14
 	LEAQ       (R13)(R13*2), R13
 	ADDQ       (DI)(R13*8), R14
 	VMOVUPS    (R14), Z11
@@ -11453,10 +11453,10 @@ groups4:
 	VPSLLW     $0x02, Z11, Z10
 	VPANDD     Z0, Z10, Z10
 	VPANDD     Z0, Z11, Z11
-	CMPQ       R10, $0x01
+	CMPQ       R8, $0x01
 	JE         groups4part0known
-	MOVWQZX    4(R8), R13
-	MOVWQZX    6(R8), R14
+	MOVWQZX    4(R9), R13
+	MOVWQZX    6(R9), R14
 	LEAQ       (R13)(R13*2), R13
 	ADDQ       (DI)(R13*8), R14
 	VMOVUPS    (R14), Z12
@@ -11467,10 +11467,10 @@ groups4:
 	VPTERNLOGD $0xf8, Z1, Z12, Z10
 	VPSRLW     $0x02, Z12, Z12
 	VPTERNLOGD $0xf8, Z1, Z12, Z11
-	CMPQ       R10, $0x02
+	CMPQ       R8, $0x02
 	JE         groups4part0known
-	MOVWQZX    8(R8), R13
-	MOVWQZX    10(R8), R14
+	MOVWQZX    8(R9), R13
+	MOVWQZX    10(R9), R14
 	LEAQ       (R13)(R13*2), R13
 	ADDQ       (DI)(R13*8), R14
 	VMOVUPS    (R14), Z12
@@ -11481,10 +11481,10 @@ groups4:
 	VPTERNLOGD $0xf8, Z2, Z13, Z10
 	VPSRLW     $0x04, Z12, Z12
 	VPTERNLOGD $0xf8, Z2, Z12, Z11
-	CMPQ       R10, $0x03
+	CMPQ       R8, $0x03
 	JE         groups4part0known
-	MOVWQZX    12(R8), R13
-	MOVWQZX    14(R8), R14
+	MOVWQZX    12(R9), R13
+	MOVWQZX    14(R9), R14
 	LEAQ       (R13)(R13*2), R13
 	ADDQ       (DI)(R13*8), R14
 	VMOVUPS    (R14), Z12
@@ -11629,8 +11629,8 @@ groups4part0known:
 	MOVQ             72(AX), R13
 	VADDPS           (R13)(R12*4), Z7, Z7
 	VMOVUPS          Z7, (R13)(R12*4)
-	LEAQ             (R8)(R10*4), R8
-	INCQ             R9
+	LEAQ             (R9)(R8*4), R9
+	INCQ             R10
 	ADDQ             $0x10, R12
 	DECQ             R11
 	JNZ              groups4
@@ -11646,8 +11646,8 @@ rows3:
 	CMPQ    BX, $0x03
 	JL      rows2
 	MOVQ    planes+32(FP), SI
-	MOVQ    lines+40(FP), DI
-	MOVQ    levels+48(FP), R8
+	MOVQ    lines+40(FP), R8
+	MOVQ    levels+48(FP), R9
 	VMOVUPS c0xc0c0c0c0AVX512<>+0(SB), Z0
 	VMOVUPS c0x30303030AVX512<>+0(SB), Z1
 	VMOVUPS c0x0c0c0c0cAVX512<>+0(SB), Z2
@@ -11659,9 +11659,9 @@ groups3:
 	VXORPS     Z4, Z4, Z4
 	VXORPS     Z5, Z5, Z5
 	VXORPS     Z6, Z6, Z6
-	MOVBQZX    (R8), R9
-	MOVWQZX    (DI), R12
-	MOVWQZX    2(DI), R13
+	MOVBQZX    (R9), DI
+	MOVWQZX    (R8), R12
+	MOVWQZX    2(R8), R13
 	LEAQ       (R12)(R12*2), R12
 	ADDQ       (SI)(R12*8), R13
 	VMOVUPS    (R13), Z10
@@ -11672,10 +11672,10 @@ groups3:
 	VPSLLW     $0x02, Z10, Z9
 	VPANDD     Z0, Z9, Z9
 	VPANDD     Z0, Z10, Z10
-	CMPQ       R9, $0x01
+	CMPQ       DI, $0x01
 	JE         groups3part0known
-	MOVWQZX    4(DI), R12
-	MOVWQZX    6(DI), R13
+	MOVWQZX    4(R8), R12
+	MOVWQZX    6(R8), R13
 	LEAQ       (R12)(R12*2), R12
 	ADDQ       (SI)(R12*8), R13
 	VMOVUPS    (R13), Z11
@@ -11686,10 +11686,10 @@ groups3:
 	VPTERNLOGD $0xf8, Z1, Z11, Z9
 	VPSRLW     $0x02, Z11, Z11
 	VPTERNLOGD $0xf8, Z1, Z11, Z10
-	CMPQ       R9, $0x02
+	CMPQ       DI, $0x02
 	JE         groups3part0known
-	MOVWQZX    8(DI), R12
-	MOVWQZX    10(DI), R13
+	MOVWQZX    8(R8), R12
+	MOVWQZX    10(R8), R13
 	LEAQ       (R12)(R12*2), R12
 	ADDQ       (SI)(R12*8), R13
 	VMOVUPS    (R13), Z11
@@ -11700,10 +11700,10 @@ groups3:
 	VPTERNLOGD $0xf8, Z2, Z12, Z9
 	VPSRLW     $0x04, Z11, Z11
 	VPTERNLOGD $0xf8, Z2, Z11, Z10
-	CMPQ       R9, $0x03
+	CMPQ       DI, $0x03
 	JE         groups3part0known
-	MOVWQZX    12(DI), R12
-	MOVWQZX    14(DI), R13
+	MOVWQZX    12(R8), R12
+	MOVWQZX    14(R8), R13
 	LEAQ       (R12)(R12*2), R12
 	ADDQ       (SI)(R12*8), R13
 	VMOVUPS    (R13), Z11
@@ -11829,8 +11829,8 @@ groups3part0known:
 	MOVQ             48(AX), R12
 	VADDPS           (R12)(R11*4), Z6, Z6
 	VMOVUPS          Z6, (R12)(R11*4)
-	LEAQ             (DI)(R9*4), DI
-	INCQ             R8
+	LEAQ             (R8)(DI*4), R8
+	INCQ             R9
 	ADDQ             $0x10, R11
 	DECQ             R10
 	JNZ              groups3
@@ -11845,8 +11845,8 @@ rows2:
 	CMPQ    BX, $0x02
 	JL      rows1
 	MOVQ    planes+32(FP), SI
-	MOVQ    lines+40(FP), DI
-	MOVQ    levels+48(FP), R8
+	MOVQ    lines+40(FP), R8
+	MOVQ    levels+48(FP), R9
 	VMOVUPS c0xc0c0c0c0AVX512<>+0(SB), Z0
 	VMOVUPS c0x30303030AVX512<>+0(SB), Z1
 	VMOVUPS c0x0c0c0c0cAVX512<>+0(SB), Z2
@@ -11857,9 +11857,9 @@ rows2:
 groups2:
 	VXORPS     Z4, Z4, Z4
 	VXORPS     Z5, Z5, Z5
-	MOVBQZX    (R8), R9
-	MOVWQZX    (DI), R12
-	MOVWQZX    2(DI), R13
+	MOVBQZX    (R9), DI
+	MOVWQZX    (R8), R12
+	MOVWQZX    2(R8), R13
 	LEAQ       (R12)(R12*2), R12
 	ADDQ       (SI)(R12*8), R13
 	VMOVUPS    (R13), Z9
@@ -11870,10 +11870,10 @@ groups2:
 	VPSLLW     $0x02, Z9, Z8
 	VPANDD     Z0, Z8, Z8
 	VPANDD     Z0, Z9, Z9
-	CMPQ       R9, $0x01
+	CMPQ       DI, $0x01
 	JE         groups2part0known
-	MOVWQZX    4(DI), R12
-	MOVWQZX    6(DI), R13
+	MOVWQZX    4(R8), R12
+	MOVWQZX    6(R8), R13
 	LEAQ       (R12)(R12*2), R12
 	ADDQ       (SI)(R12*8), R13
 	VMOVUPS    (R13), Z10
@@ -11884,10 +11884,10 @@ groups2:
 	VPTERNLOGD $0xf8, Z1, Z10, Z8
 	VPSRLW     $0x02, Z10, Z10
 	VPTERNLOGD $0xf8, Z1, Z10, Z9
-	CMPQ       R9, $0x02
+	CMPQ       DI, $0x02
 	JE         groups2part0known
-	MOVWQZX    8(DI), R12
-	MOVWQZX    10(DI), R13
+	MOVWQZX    8(R8), R12
+	MOVWQZX    10(R8), R13
 	LEAQ       (R12)(R12*2), R12
 	ADDQ       (SI)(R12*8), R13
 	VMOVUPS    (R13), Z10
@@ -11898,10 +11898,10 @@ groups2:
 	VPTERNLOGD $0xf8, Z2, Z11, Z8
 	VPSRLW     $0x04, Z10, Z10
 	VPTERNLOGD $0xf8, Z2, Z10, Z9
-	CMPQ       R9, $0x03
+	CMPQ       DI, $0x03
 	JE         groups2part0known
-	MOVWQZX    12(DI), R12
-	MOVWQZX    14(DI), R13
+	MOVWQZX    12(R8), R12
+	MOVWQZX    14(R8), R13
 	LEAQ       (R12)(R12*2), R12
 	ADDQ       (SI)(R12*8), R13
 	VMOVUPS    (R13), Z10
@@ -12008,8 +12008,8 @@ groups2part0known:
 	MOVQ             24(AX), R12
 	VADDPS           (R12)(R11*4), Z5, Z5
 	VMOVUPS          Z5, (R12)(R11*4)
-	LEAQ             (DI)(R9*4), DI
-	INCQ             R8
+	LEAQ             (R8)(DI*4), R8
+	INCQ             R9
 	ADDQ             $0x10, R11
 	DECQ             R10
 	JNZ              groups2
@@ -12023,8 +12023,8 @@ rows1:
 	CMPQ    BX, $0x01
 	JL      rows0
 	MOVQ    planes+32(FP), SI
-	MOVQ    lines+40(FP), DI
-	MOVQ    levels+48(FP), R8
+	MOVQ    lines+40(FP), R8
+	MOVQ    levels+48(FP), R9
 	VMOVUPS c0xc0c0c0c0AVX512<>+0(SB), Z0
 	VMOVUPS c0x30303030AVX512<>+0(SB), Z1
 	VMOVUPS c0x0c0c0c0cAVX512<>+0(SB), Z2
@@ -12034,9 +12034,9 @@ rows1:
 
 groups1:
 	VXORPS     Z4, Z4, Z4
-	MOVBQZX    (R8), R9
-	MOVWQZX    (DI), R12
-	MOVWQZX    2(DI), R13
+	MOVBQZX    (R9), DI
+	MOVWQZX    (R8), R12
+	MOVWQZX    2(R8), R13
 	LEAQ       (R12)(R12*2), R12
 	ADDQ       (SI)(R12*8), R13
 	VMOVUPS    (R13), Z8
@@ -12047,10 +12047,10 @@ groups1:
 	VPSLLW     $0x02, Z8, Z7
 	VPANDD     Z0, Z7, Z7
 	VPANDD     Z0, Z8, Z8
-	CMPQ       R9, $0x01
+	CMPQ       DI, $0x01
 	JE         groups1part0known
-	MOVWQZX    4(DI), R12
-	MOVWQZX    6(DI), R13
+	MOVWQZX    4(R8), R12
+	MOVWQZX    6(R8), R13
 	LEAQ       (R12)(R12*2), R12
 	ADDQ       (SI)(R12*8), R13
 	VMOVUPS    (R13), Z9
@@ -12061,10 +12061,10 @@ groups1:
 	VPTERNLOGD $0xf8, Z1, Z9, Z7
 	VPSRLW     $0x02, Z9, Z9
 	VPTERNLOGD $0xf8, Z1, Z9, Z8
-	CMPQ       R9, $0x02
+	CMPQ       DI, $0x02
 	JE         groups1part0known
-	MOVWQZX    8(DI), R12
-	MOVWQZX    10(DI), R13
+	MOVWQZX    8(R8), R12
+	MOVWQZX    10(R8), R13
 	LEAQ       (R12)(R12*2), R12
 	ADDQ       (SI)(R12*8), R13
 	VMOVUPS    (R13), Z9
@@ -12075,10 +12075,10 @@ groups1:
 	VPTERNLOGD $0xf8, Z2, Z10, Z7
 	VPSRLW     $0x04, Z9, Z9
 	VPTERNLOGD $0xf8, Z2, Z9, Z8
-	CMPQ       R9, $0x03
+	CMPQ       DI, $0x03
 	JE         groups1part0known
-	MOVWQZX    12(DI), R12
-	MOVWQZX    14(DI), R13
+	MOVWQZX    12(R8), R12
+	MOVWQZX    14(R8), R13
 	LEAQ       (R12)(R12*2), R12
 	ADDQ       (SI)(R12*8), R13
 	VMOVUPS    (R13), Z9
@@ -12166,8 +12166,8 @@ groups1part0known:
 	MOVQ             (AX), R12
 	VADDPS           (R12)(R11*4), Z4, Z4
 	VMOVUPS          Z4, (R12)(R11*4)
-	LEAQ             (DI)(R9*4), DI
-	INCQ             R8
+	LEAQ             (R8)(DI*4), R8
+	INCQ             R9
 	ADDQ             $0x10, R11
 	DECQ             R10
 	JNZ              groups1

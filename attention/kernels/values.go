@@ -113,14 +113,14 @@ func (b *ValueBatch) AddTo(out [][]float32, w []float32, stride int) {
 	}
 	r := rooms.Get().(*room)
 	defer rooms.Put(r)
-	vectors := variant(2*b.row) != Go
-	if vectors {
+	inGo := variant(2*b.row) == Go
+	if !inGo {
 		b.pad()
 	}
 	for first := 0; first < len(out); first += valueRows {
 		to, from := out[first:min(first+valueRows, len(out))], w[first*stride:]
 		switch {
-		case !vectors:
+		case inGo:
 			b.plainWeigh(&r.weights, len(to), from, stride)
 			b.plainAdd(to, &r.weights)
 		case b.n%LineTokens != 0:

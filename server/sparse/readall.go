@@ -155,11 +155,7 @@ func (s *scorer) group(g int) (scores []float32, err error) {
 		s.planes = s.AppendLeaves(s.planes[:0], from, to)
 		layout.ScoreLeaves(s.scores[from*tiers.LeafTokens-lo:], tiers.StepTokens, s.folded, s.planes, to-from)
 	}
-	if s.softcap != 0 {
-		for i, x := range s.scores {
-			s.scores[i] = attention.Softcap(x, s.softcap)
-		}
-	}
+	attention.SoftcapAll(s.scores, s.softcap)
 	return s.scores, nil
 }
 

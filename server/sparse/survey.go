@@ -89,11 +89,7 @@ func (u *run) scoreAll() {
 		for r := range u.rows {
 			row := u.scores[r*u.all+s.firstOfAll:][:s.view.Pages()]
 			copy(row, of[r*mostPages:])
-			if u.q.Softcap != 0 {
-				for p, x := range row {
-					row[p] = attention.Softcap(x, u.q.Softcap)
-				}
-			}
+			attention.SoftcapAll(row, u.q.Softcap)
 		}
 	}
 }

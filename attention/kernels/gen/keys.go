@@ -18,11 +18,23 @@ type planes struct {
 }
 
 func (v isa) newPlanes() *planes {
-	p := &planes{isa: v, planes: param("planes"), lines: param("lines"), levels: param("levels"), level: GP64()}
+	p := &planes{isa: v, planes: param("planes"), level: GP64()}
+	p.first()
 	for l := range 4 {
 		p.masks = append(p.masks, v.repeated(0xc0c0c0c0>>(2*l)))
 	}
 	return p
+}
+
+// first goes to the first group.
+func (p *planes) first() { p.lines, p.levels = param("lines"), param("levels") }
+
+// place loads the place of a line of the group: its offset in its plane, and where the plane is among a leaf's, in
+// words: a slice is three.
+func (p *planes) place(level int, plane, at reg.GPVirtual) {
+	MOVWQZX(Mem{Base: p.lines, Disp: 4 * level}, plane)
+	MOVWQZX(Mem{Base: p.lines, Disp: 4*level + 2}, at)
+	LEAQ(Mem{Base: plane, Index: plane, Scale: 2}, plane)
 }
 
 // repeated returns an operand that repeats 32 bits: a register if there are many.
@@ -50,9 +62,7 @@ func (p *planes) group(label string, part int) []reg.VecVirtual {
 			CMPQ(p.level, Imm(uint64(l)))
 			JE(LabelRef(label + "known"))
 		}
-		MOVWQZX(Mem{Base: p.lines, Disp: 4 * l}, plane)
-		MOVWQZX(Mem{Base: p.lines, Disp: 4*l + 2}, at)
-		LEAQ(Mem{Base: plane, Index: plane, Scale: 2}, plane) // a slice is three words
+		p.place(l, plane, at)
 		ADDQ(Mem{Base: p.planes, Index: plane, Scale: 8}, at)
 		line := p.vec()
 		VMOVUPS(Mem{Base: at, Disp: 4 * p.lanes * part}, line)

@@ -119,21 +119,25 @@ func room(size int) reg.GPVirtual {
 	return base
 }
 
-// splitWords writes the high and low signed bytes of 16 words at from.
-func (v isa) splitWords(from Mem, half, order, high, low Op) {
-	w, h := YMM(), YMM()
+// highBytes returns the high bytes of words, of which the low ones are signed; half is 128 in each.
+func highBytes(words, half reg.VecVirtual, high reg.VecVirtual) reg.VecVirtual {
+	VPADDW(half, words, high)
+	VPSRLW(Imm(8), high, high)
+	return high
+}
+
+// splitWords writes the high and low signed bytes of 16 words at from, brought into an order.
+func (v isa) splitWords(from Mem, half, order reg.VecVirtual, high, low Mem) {
+	w := YMM()
 	VMOVDQU(from, w)
-	VPADDW(half, w, h)
-	VPSRLW(Imm(8), h, h)
+	h := highBytes(w, half, YMM())
 	for _, x := range []struct {
 		from reg.VecVirtual
-		to   Op
+		to   Mem
 	}{{h, high}, {w, low}} {
 		b := XMM()
 		VPMOVWB(x.from, b)
-		if order != nil {
-			VPSHUFB(order, b, b)
-		}
+		VPSHUFB(order, b, b)
 		VMOVDQU(b, x.to)
 	}
 }
@@ -156,10 +160,7 @@ func (v isa) scoreLeaves(shapes Mem) {
 	frame, rows := room(scoresRoom), param("rows")
 	tileBegin(shapes, rows)
 	v.queryTiles(frame, rows, order)
-	p := &planes{isa: v, planes: param("planes"), level: GP64()}
-	for l := range 4 {
-		p.masks = append(p.masks, v.repeated(0xc0c0c0c0>>(2*l)))
-	}
+	p := v.newPlanes()
 	dst, left := param("dst"), slot()
 	t := param("leaves")
 	MOVQ(t, left)
@@ -229,7 +230,7 @@ func (v isa) unpackPair(p *planes, frame reg.GPVirtual, left Mem) {
 	LEAQ(Mem{Base: p.planes, Index: perLeaf, Scale: 1}, second)
 	CMPQ(left, Imm(1))
 	CMOVQEQ(p.planes, second)
-	p.lines, p.levels = param("lines"), param("levels")
+	p.first()
 	MOVQ(param("groups"), groups)
 	MOVQ(U32(4), inBlock)
 	p.ahead = param("ahead")
@@ -244,9 +245,7 @@ func (v isa) unpackPair(p *planes, frame reg.GPVirtual, left Mem) {
 		var codes [2][4]reg.VecVirtual
 		for l := range level {
 			plane, at := GP64(), GP64()
-			MOVWQZX(Mem{Base: p.lines, Disp: 4 * l}, plane)
-			MOVWQZX(Mem{Base: p.lines, Disp: 4*l + 2}, at)
-			LEAQ(Mem{Base: plane, Index: plane, Scale: 2}, plane) // a slice is three words
+			p.place(l, plane, at)
 			for i, leaf := range []reg.GPVirtual{p.planes, second} {
 				line, from := ZMM(), GP64()
 				MOVQ(at, from)

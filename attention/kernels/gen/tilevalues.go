@@ -86,10 +86,9 @@ func (v isa) weightTiles(frame, rows reg.GPVirtual) {
 	MOVQ(rows, r)
 	Label("weightRow")
 	for i := range 2 {
-		w, h := ZMM(), ZMM()
+		w := ZMM()
 		VMOVDQU64(Mem{Base: row, Disp: 64 * i}, w)
-		VPADDW(half, w, h)
-		VPSRLW(Imm(8), h, h)
+		h := highBytes(w, half, ZMM())
 		VPMOVWB(h, Mem{Base: into, Disp: 32 * i})
 		VPMOVWB(w, Mem{Base: into, Disp: 32*i + valueRows*tileRow})
 	}

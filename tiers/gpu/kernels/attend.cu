@@ -591,13 +591,7 @@ template <u32 D, bool kLow, u32 depth> DEVICE void attend(const Arguments &a, u3
   u32 index = a.first + block * 4 + warp, row = BLOCK_Y * kRows;
   const Split split = a.splits[index];
   u32 rows = a.rows - row < kRows ? a.rows - row : kRows;
-  float *q = (float *)memory;
-  const float *from = a.q + ((u64)split.head * a.rows + row) * D;
-  UNROLL for (u32 i = 0; i < kRows * D / 128; i++) {
-    u32 r = (i * 128 + THREAD) / D, c = (i * 128 + THREAD) % D;
-    q[r * kPitch<D> + c] = r < rows ? from[r * D + c] : 0;
-  }
-  sync_block();
+  take_rows<D>(a.q + ((u64)split.head * a.rows + row) * D, rows, (float *)memory);
   u32 room = shared_address(memory) + kQueryBytes<D> + warp * kWarpBytes<D, kLow, depth>;
   u64 partial = (u64)index * a.rows + row;
   attend_split<D, kLow, depth>(a.segments, a.units, split, shared_address(memory), room, room + kWarpBytes<D, kLow, 0>, a.ml + partial * 2,

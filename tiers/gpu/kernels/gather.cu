@@ -185,13 +185,7 @@ template <u32 D, bool kLow> DEVICE void gather(const Arguments &a, const Chosen 
   u32 lane = THREAD % kWarp, warp = THREAD / kWarp, index = a.first + BLOCK_X * 4 + warp, row = BLOCK_Y * kRows;
   const Split split = a.splits[index];
   u32 rows = a.rows - row < kRows ? a.rows - row : kRows;
-  float *q = (float *)memory;
-  const float *from = a.q + ((u64)split.head * a.rows + row) * D;
-  UNROLL for (u32 i = 0; i < kRows * D / 128; i++) {
-    u32 r = (i * 128 + THREAD) / D, c = (i * 128 + THREAD) % D;
-    q[r * kPitch<D> + c] = r < rows ? from[r * D + c] : 0;
-  }
-  sync_block();
+  take_rows<D>(a.q + ((u64)split.head * a.rows + row) * D, rows, (float *)memory);
   u32 words = shared_address(memory) + kQueryBytes<D> + warp * kGatherBytes<D, kLow>;
   gather_split<D, kLow>(a, to, split, index, shared_address(memory), words, row, rows, lane);
 }

@@ -59,6 +59,15 @@ constexpr float kShrink = 0.89f;
 // Query rows lie in shared memory so far apart that equal channels of different rows are in different banks.
 template <u32 D> constexpr u32 kPitch = D + 4;
 
+// take_rows brings so many query rows from from to a block's shared memory; the others are zero.
+template <u32 D> DEVICE void take_rows(const float *from, u32 rows, float *q) {
+  UNROLL for (u32 i = 0; i < kRows * D / 128; i++) {
+    u32 r = (i * 128 + THREAD) / D, c = (i * 128 + THREAD) % D;
+    q[r * kPitch<D> + c] = r < rows ? from[r * D + c] : 0;
+  }
+  sync_block();
+}
+
 // WordUnit is what 16-bit words are units of, the largest of which stands for most: 0 if that tells nothing.
 struct WordUnit {
   float unit, inverse;

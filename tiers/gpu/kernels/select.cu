@@ -224,13 +224,7 @@ KERNEL void BOUNDS(128, SCAN_BLOCKS)
   u32 lane = THREAD % kWarp, warp = THREAD / kWarp, all = (u32)rows64, row = BLOCK_Y * kRows, rows = all - row < kRows ? all - row : kRows;
   float softcap = bits<float>((u32)softcap64);
   const Split split = splits[BLOCK_X * 4 + warp];
-  float *q = (float *)memory;
-  const float *from = queries + ((u64)split.head * all + row) * D;
-  UNROLL for (u32 i = 0; i < kRows * D / 128; i++) {
-    u32 r = (i * 128 + THREAD) / D, c = (i * 128 + THREAD) % D;
-    q[r * kPitch<D> + c] = r < rows ? from[r * D + c] : 0;
-  }
-  sync_block();
+  take_rows<D>(queries + ((u64)split.head * all + row) * D, rows, (float *)memory);
   u32 at = shared_address(memory), room = at + kRows * kPitch<D> * 4 + warp * S::size, g = lane / 4;
   float most = kLowest, sum = 0;
   u32 last = ~0u;
