@@ -113,19 +113,17 @@ func (m *MeanKeys) AddTo(out, codes [][]float32, w []float32, stride int) {
 			}
 		}
 	})
-	for r, sums := range codes {
-		var mass float32
+	mass := make([]float32, len(codes))
+	for r := range codes {
 		for _, x := range w[r*stride:][:m.n] {
-			mass += x
-		}
-		for j, lo := range m.Steps.Lo {
-			out[r][j] += mass*lo + m.Steps.Step[j]*(sums[j]+middle*mass)
+			mass[r] += x
 		}
 	}
+	// What is not known of them is not asked for: nothing is added to codes in place of its variance.
+	kernels.AddBins(out, codes, codes, mass, m.Steps.Lo, m.Steps.Step, m.layout().Levels(), &noNoise)
 }
 
-// middle is where in its bin of 16 a mean key is read.
-const middle = 8
+var noNoise [levels + 1]float32
 
 // Rows writes all mean keys to dst [MeanKeyPlaces][d]; what lies behind the last one is anything.
 func (m *MeanKeys) Rows(dst []float32) {

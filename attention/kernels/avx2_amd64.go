@@ -35,7 +35,7 @@ func largestAVX2(x *float32, n int, least float32) (most float32)
 func gainsAVX2(gain *float32, w *float32, rows *float32, n int)
 
 //go:noescape
-func leafWeightsAVX2(x *float32, sums *float32, leaves int, least float32)
+func leafWeightsAVX2(x *float32, sums *float32, offsets *float32, leaves int, least float32)
 
 //go:noescape
 func squaresInt8AVX2(dst *float32, c *byte, n int, d int)

@@ -35,7 +35,7 @@ func largestAVX512(x *float32, n int, least float32) (most float32)
 func gainsAVX512(gain *float32, w *float32, rows *float32, n int)
 
 //go:noescape
-func leafWeightsAVX512(x *float32, sums *float32, leaves int, least float32)
+func leafWeightsAVX512(x *float32, sums *float32, offsets *float32, leaves int, least float32)
 
 //go:noescape
 func squaresInt8AVX512(dst *float32, c *byte, n int, d int)

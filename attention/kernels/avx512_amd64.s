@@ -4058,18 +4058,20 @@ row:
 	VZEROUPPER
 	RET
 
-// func leafWeightsAVX512(x *float32, sums *float32, leaves int, least float32)
+// func leafWeightsAVX512(x *float32, sums *float32, offsets *float32, leaves int, least float32)
 // Requires: AVX, AVX512F, AVX512VL
-TEXT ·leafWeightsAVX512(SB), NOSPLIT, $0-28
+TEXT ·leafWeightsAVX512(SB), NOSPLIT, $0-36
 	MOVQ         x+0(FP), AX
 	MOVQ         sums+8(FP), CX
-	MOVQ         leaves+16(FP), DX
-	VBROADCASTSS least+24(FP), Z0
+	MOVQ         offsets+16(FP), DX
+	MOVQ         leaves+24(FP), BX
+	VBROADCASTSS least+32(FP), Z0
 
 leaves4:
-	CMPQ          DX, $0x04
+	CMPQ          BX, $0x04
 	JL            leaves4end
-	VMOVUPS       (AX), Z1
+	VBROADCASTSS  (DX), Z1
+	VADDPS        (AX), Z1, Z1
 	VCMPPS        $0x1d, cm87p0AVX512<>+0(SB), Z1, K1
 	VMINPS        c0p0AVX512<>+0(SB), Z1, Z1
 	VMAXPS        cm87p0AVX512<>+0(SB), Z1, Z1
@@ -4094,7 +4096,8 @@ leaves4:
 	VMOVAPS.Z     Z3, K1, Z3
 	VMOVUPS       Z3, (AX)
 	VMULPS        Z3, Z3, Z1
-	VMOVUPS       64(AX), Z2
+	VBROADCASTSS  4(DX), Z2
+	VADDPS        64(AX), Z2, Z2
 	VCMPPS        $0x1d, cm87p0AVX512<>+0(SB), Z2, K1
 	VMINPS        c0p0AVX512<>+0(SB), Z2, Z2
 	VMAXPS        cm87p0AVX512<>+0(SB), Z2, Z2
@@ -4119,7 +4122,8 @@ leaves4:
 	VMOVAPS.Z     Z5, K1, Z5
 	VMOVUPS       Z5, 64(AX)
 	VMULPS        Z5, Z5, Z2
-	VMOVUPS       128(AX), Z4
+	VBROADCASTSS  8(DX), Z4
+	VADDPS        128(AX), Z4, Z4
 	VCMPPS        $0x1d, cm87p0AVX512<>+0(SB), Z4, K1
 	VMINPS        c0p0AVX512<>+0(SB), Z4, Z4
 	VMAXPS        cm87p0AVX512<>+0(SB), Z4, Z4
@@ -4144,7 +4148,8 @@ leaves4:
 	VMOVAPS.Z     Z7, K1, Z7
 	VMOVUPS       Z7, 128(AX)
 	VMULPS        Z7, Z7, Z4
-	VMOVUPS       192(AX), Z6
+	VBROADCASTSS  12(DX), Z6
+	VADDPS        192(AX), Z6, Z6
 	VCMPPS        $0x1d, cm87p0AVX512<>+0(SB), Z6, K1
 	VMINPS        c0p0AVX512<>+0(SB), Z6, Z6
 	VMAXPS        cm87p0AVX512<>+0(SB), Z6, Z6
@@ -4201,14 +4206,16 @@ leaves4:
 	VMOVUPS       X1, 16(CX)
 	ADDQ          $0x00000100, AX
 	ADDQ          $0x20, CX
-	SUBQ          $0x04, DX
+	ADDQ          $0x10, DX
+	SUBQ          $0x04, BX
 	JMP           leaves4
 
 leaves4end:
 leaves1:
-	CMPQ          DX, $0x01
+	CMPQ          BX, $0x01
 	JL            leaves1end
-	VMOVUPS       (AX), Z1
+	VBROADCASTSS  (DX), Z1
+	VADDPS        (AX), Z1, Z1
 	VCMPPS        $0x1d, cm87p0AVX512<>+0(SB), Z1, K1
 	VMINPS        c0p0AVX512<>+0(SB), Z1, Z1
 	VMAXPS        cm87p0AVX512<>+0(SB), Z1, Z1
@@ -4253,7 +4260,8 @@ leaves1:
 	VMOVSS        X1, 4(CX)
 	ADDQ          $0x00000040, AX
 	ADDQ          $0x08, CX
-	SUBQ          $0x01, DX
+	ADDQ          $0x04, DX
+	SUBQ          $0x01, BX
 	JMP           leaves1
 
 leaves1end:

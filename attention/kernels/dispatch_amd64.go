@@ -130,14 +130,14 @@ func weights(dst, x []float32, top float32) float32 {
 	return plainWeights(dst, x, top)
 }
 
-func leafWeights(x, sums []float32, least float32) {
+func leafWeights(x, sums, offsets []float32, least float32) {
 	switch vectors() {
 	case AVX512:
-		leafWeightsAVX512(&x[0], &sums[0], len(x)/LineTokens, least)
+		leafWeightsAVX512(&x[0], &sums[0], &offsets[0], len(x)/LineTokens, least)
 	case AVX2:
-		leafWeightsAVX2(&x[0], &sums[0], len(x)/LineTokens, least)
+		leafWeightsAVX2(&x[0], &sums[0], &offsets[0], len(x)/LineTokens, least)
 	default:
-		plainLeafWeights(x, sums, least)
+		plainLeafWeights(x, sums, offsets, least)
 	}
 }
 

@@ -36,7 +36,9 @@ func largest(x []float32, least float32) float32 { return plainLargest(x, least)
 
 func weights(dst, x []float32, top float32) float32 { return plainWeights(dst, x, top) }
 
-func leafWeights(x, sums []float32, least float32) { plainLeafWeights(x, sums, least) }
+func leafWeights(x, sums, offsets []float32, least float32) {
+	plainLeafWeights(x, sums, offsets, least)
+}
 
 func squaresInt8(dst []float32, c []byte, n, d int) { plainSquaresInt8(dst, c, n, d) }
 

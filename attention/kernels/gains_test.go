@@ -48,9 +48,9 @@ func TestLeafWeights(t *testing.T) {
 				}
 			}
 			got, want := slices.Clone(x), slices.Clone(x)
-			sums, wantSums := odd(rng, 2*leaves), make([]float32, 2*leaves)
-			LeafWeights(got, sums, 1e-15)
-			plain(func() { LeafWeights(want, wantSums, 1e-15) })
+			sums, wantSums, offsets := odd(rng, 2*leaves), make([]float32, 2*leaves), odd(rng, leaves)
+			LeafWeights(got, sums, offsets, 1e-15)
+			plain(func() { LeafWeights(want, wantSums, offsets, 1e-15) })
 			for i, w := range want {
 				if math.Abs(float64(got[i]-w)) > 2e-7*float64(w) {
 					t.Fatalf("exp(%v) = %v, not %v", x[i], got[i], w)
@@ -77,7 +77,7 @@ func BenchmarkGains(b *testing.B) {
 		b.Run(v.String()+", weights", func(b *testing.B) {
 			defer Use(v)()
 			for b.Loop() {
-				LeafWeights(w, sums, 0)
+				LeafWeights(w, sums, sums[rows:], 0)
 			}
 		})
 	}

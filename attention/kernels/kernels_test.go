@@ -244,7 +244,8 @@ func TestShortSlicesPanic(t *testing.T) {
 		"squares: dst":         func() { BinSquares(f(3), f(64), f(32)) },
 		"squares: d":           func() { BinSquares(f(3), f(48), f(24)) },
 		"squares int8: dst":    func() { SquaresInt8(f(1), b(32), 16) },
-		"leaf weights: sums":   func() { LeafWeights(f(32), f(3), 0) },
+		"leaf weights: sums":   func() { LeafWeights(f(32), f(3), f(2), 0) },
+		"leaf weights: offset": func() { LeafWeights(f(32), f(4), f(1), 0) },
 		"weights: dst":         func() { Weights(f(3), f(4), 0) },
 		"product: dst":         func() { MatMul(f(31), f(4), 2, 1, f(32), 2, 2, 16) },
 		"product: a":           func() { MatMul(f(32), f(3), 2, 1, f(32), 2, 2, 16) },
@@ -321,7 +322,7 @@ func TestNothing(t *testing.T) {
 		(&Layout{}).Fold(KeyQuery{}, nil, 16, nil, nil)
 		Bins(nil, nil, nil, 1)
 		BinSquares(nil, nil, make([]float32, 16))
-		LeafWeights(nil, nil, 0)
+		LeafWeights(nil, nil, nil, 0)
 		SquaresInt8(nil, nil, 16)
 		if Largest(nil, 3) != 3 || Weights(nil, nil, 3) != 0 {
 			t.Errorf("%v: of nothing", v)
@@ -362,7 +363,7 @@ func TestNoAllocations(t *testing.T) {
 			Extremes(q[:d], k[:d], k)
 			Quantise(c, k, q[:d], k[:d], 3)
 			Hadamard(k[:d])
-			LeafWeights(dst, out[0], 0)
+			LeafWeights(dst, out[0], k, 0)
 			SquaresInt8(dst, c, d)
 			l.Fold(KeyQuery{query.Words, dst}, q, d, k, k[d:])
 			Bins(q[:d], dst, c, 1)

@@ -43,13 +43,14 @@ func padded(x []float32) (out [16]float32) {
 	return out
 }
 
-// LeafWeights replaces scores x, those of 16 tokens a leaf, by their weights exp(x), and writes to sums [leaves][2] each leaf's
-// sum and the sum of its squares. No weight is more than 1; it is 0 if it is less than least, or its score less than -87 or no number.
-func LeafWeights(x, sums []float32, least float32) {
+// LeafWeights replaces scores x, those of 16 tokens a leaf, by their weights exp(x + offset), of offsets [leaves], and writes to sums [leaves][2] each
+// leaf's sum and the sum of its squares. No weight is more than 1; it is 0 if it is less than least, or its exponent less than -87 or no number.
+func LeafWeights(x, sums, offsets []float32, least float32) {
 	leaves := len(x) / LineTokens
 	must(len(sums) >= 2*leaves, "sums is too short")
+	must(len(offsets) >= leaves, "offsets is too short")
 	if leaves > 0 {
-		leafWeights(x[:leaves*LineTokens], sums, least)
+		leafWeights(x[:leaves*LineTokens], sums, offsets, least)
 	}
 }
 
@@ -74,10 +75,10 @@ func plainWeights(dst, x []float32, top float32) float32 {
 	return float32(sum)
 }
 
-func plainLeafWeights(x, sums []float32, least float32) {
-	plainWeights(x, x, 0)
+func plainLeafWeights(x, sums, offsets []float32, least float32) {
 	for leaf := range len(x) / LineTokens {
 		x := x[leaf*LineTokens:][:LineTokens]
+		plainWeights(x, x, -offsets[leaf])
 		var sum, squares float32
 		for t, w := range x {
 			if w < least {

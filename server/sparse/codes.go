@@ -100,35 +100,15 @@ func (u *run) readGroup(s *segmentRun, g *group, b []byte) error {
 	return nil
 }
 
-// query returns what makes logs of weights of a leaf's codes: the query in the bins of its keys. What unknown bits
-// raise a weight by and the unit of weights are in the offset, unless scores are capped before that.
+// query returns the query in the bins of a leaf's keys.
 func (u *run) query(x *leaf) kernels.KeyQuery {
 	s, planes := &u.segs[x.seg], int(x.planes)
 	q := &u.groups[x.group].by[planes-1].query
 	if q.Scale == nil {
 		*q = kernels.KeyQuery{Words: u.words(u.rows * s.codes.known[planes-1]), Scale: u.floats(2 * u.rows)}
 		u.layoutOf(s, planes).Fold(*q, s.codes.q, u.groups[x.group].steps)
-		if grades := u.grades(x, planes); u.q.Softcap == 0 {
-			for r := range grades {
-				q.Scale[2*r+1] += grades[r].raise - u.base[r]
-			}
-		}
 	}
 	return *q
-}
-
-// raiseQueries brings queries to a unit of weights of row r that is raised by so much, log.
-func (u *run) raiseQueries(r int, by float32) {
-	if u.q.Softcap != 0 {
-		return
-	}
-	for g := range u.groups {
-		for p := range u.groups[g].by {
-			if scale := u.groups[g].by[p].query.Scale; scale != nil {
-				scale[2*r+1] -= by
-			}
-		}
-	}
 }
 
 // grade is what the bits that are not known mean for a row's scores of a group of tokens.

@@ -32,13 +32,17 @@ func (x *leaf) all() uint16 { return uint16(1<<x.n - 1) }
 // place returns where the leaf's first token is stored.
 func (x *leaf) place() int { return int(x.i) * tiers.LeafTokens }
 
-// planesOf returns the planes that are read, until the next call.
-func (u *run) planesOf(x *leaf) [][]byte {
-	if x.deep < 0 {
-		u.single[0] = x.first
-		return u.single[:x.planes]
+// planesOf returns the planes that are read of leaves [lo, hi), as many of each, until the next call. Of more than one either only the first is
+// read, or they got deep one after the other.
+func (u *run) planesOf(lo, hi int) [][]byte {
+	if x := &u.leaves[lo]; x.deep >= 0 {
+		return u.deepPlanes[int(x.deep)*compress.NumKeyPlanes:][:(hi-lo)*compress.NumKeyPlanes]
 	}
-	return u.deepPlanes[x.deep][:x.planes]
+	u.firsts = u.firsts[:0]
+	for i := lo; i < hi; i++ {
+		u.firsts = append(u.firsts, u.leaves[i].first)
+	}
+	return u.firsts
 }
 
 // addPlane takes in a leaf's next plane.
@@ -47,18 +51,18 @@ func (u *run) addPlane(x *leaf, b []byte) {
 	case x.planes == 0:
 		x.first = b
 	case x.deep < 0:
-		x.deep = int32(len(u.deepPlanes))
-		u.deepPlanes = append(u.deepPlanes, [compress.NumKeyPlanes][]byte{x.first, b})
+		x.deep = int32(len(u.deepPlanes) / compress.NumKeyPlanes)
+		u.deepPlanes = append(u.deepPlanes, x.first, b, nil, nil, nil)
 		u.valueGain = append(u.valueGain, make([]float32, tiers.LeafTokens)...)
 	default:
-		u.deepPlanes[x.deep][x.planes] = b
+		u.deepPlanes[int(x.deep)*compress.NumKeyPlanes+int(x.planes)] = b
 	}
 	x.planes++
 }
 
 // prefetch has the processor fetch what scoring a leaf reads.
 func (u *run) prefetch(x *leaf) {
-	for _, b := range u.planesOf(x) {
+	for _, b := range u.planesOf(int(x.at), int(x.at)+1)[:x.planes] {
 		kernels.Prefetch(b)
 	}
 }
@@ -83,16 +87,6 @@ func (u *run) addLeaves(chosen []int) {
 	}
 }
 
-// scoring is how the leaves of a page are scored of which so many planes are read.
-type scoring struct {
-	page, group int32
-	planes      uint8
-	layout      *compress.KeyLayout
-	query       kernels.KeyQuery
-	scale       []float32 // [rows][2], that of the query with what is not known of keys standing at the page's mean
-	grades      []grade
-}
-
 // headroom is how far, log, the unit of weights lies above what the softmax sum is taken for at first:
 // the sum may have been underestimated, and no weight is more than 1.
 const headroom = 8
@@ -107,53 +101,87 @@ const (
 // scoreLeaf weighs the leaf's tokens by the planes that were read. Channels of
 // which nothing is known yet stand at the page's mean. What the unknown bits
 // scatter raises a weight on average, as it does a mass (attention.Mass). Padding weighs nothing.
-func (u *run) scoreLeaf(x *leaf) {
-	w, sums := u.weightsOf(x), u.sumsOf(x)
-	u.score(w, x)
-	kernels.LeafWeights(w, sums, leastWeight)
-	for r := range u.rows {
-		if sums[2*r] >= 1 { // a weight may have been more than 1
-			u.raise(x)
-			u.scoreLeaf(x)
+func (u *run) scoreLeaf(x *leaf) { u.scoreLeaves(int(x.at), int(x.at)+1) }
+
+// scoreLeaves is scoreLeaf of u.leaves[lo:hi], which share their bins and of which the same planes were read.
+func (u *run) scoreLeaves(lo, hi int) {
+	n := u.rows * tiers.LeafTokens
+	w, sums := u.w[lo*n:hi*n], u.sums[2*lo*u.rows:2*hi*u.rows]
+	u.score(w, lo, hi)
+	kernels.LeafWeights(w, sums, u.offsetsOf(lo, hi), leastWeight)
+	for at := 0; at < len(sums); at += 2 {
+		if sums[at] >= 1 { // a weight may have been more than 1
+			u.raise(&u.leaves[lo+at/(2*u.rows)])
+			u.scoreLeaves(lo, hi)
 			return
 		}
 	}
 }
 
-// score writes the logs of a leaf's weights to dst [rows][16].
-func (u *run) score(dst []float32, x *leaf) {
-	how := &u.scoring
-	if how.page != x.page || how.planes != x.planes || how.group != x.group { // a page's leaves come together
-		u.prepare(how, x)
+// score writes the scores of leaves [lo, hi) to dst [leaves][rows][16], as far as they are known: see offsetsOf.
+func (u *run) score(dst []float32, lo, hi int) {
+	x, n := &u.leaves[lo], u.rows*tiers.LeafTokens
+	s, planes := &u.segs[x.seg], int(x.planes)
+	u.layoutOf(s, planes).ScoreApart(dst, n, tiers.LeafTokens, u.query(x), u.planesOf(lo, hi), hi-lo)
+	if u.q.Softcap != 0 {
+		u.capScores(dst, lo, hi)
 	}
-	how.layout.Score(dst, tiers.LeafTokens, how.query, u.planesOf(x))
-	if u.q.Softcap == 0 && x.n == tiers.LeafTokens {
-		return
-	}
-	for r := range u.rows {
-		log := dst[r*tiers.LeafTokens:][:tiers.LeafTokens]
-		if u.q.Softcap != 0 {
-			for t, score := range log {
-				log[t] = how.grades[r].raise + attention.Softcap(score, u.q.Softcap) - u.base[r]
+	for i := lo; i < hi; i++ {
+		for t := int(u.leaves[i].n); t < tiers.LeafTokens; t++ {
+			for at := (i-lo)*n + t; at < (i-lo+1)*n; at += tiers.LeafTokens {
+				dst[at] = -inf
 			}
-		}
-		for t := int(x.n); t < len(log); t++ {
-			log[t] = -inf
 		}
 	}
 }
 
+// capScores caps scores, with what pages' means add to them.
+func (u *run) capScores(scores []float32, lo, hi int) {
+	hidden := u.hiddenOf(&u.segs[u.leaves[lo].seg], int(u.leaves[lo].planes))
+	for i := lo; i < hi; i++ {
+		for r := range u.rows {
+			row := scores[((i-lo)*u.rows+r)*tiers.LeafTokens:][:tiers.LeafTokens]
+			if hidden != nil {
+				for t := range row {
+					row[t] += hidden[r*mostPages+int(u.pageOf[u.leaves[i].page])]
+				}
+			}
+			attention.SoftcapAll(row, u.q.Softcap)
+		}
+	}
+}
+
+// offsetsOf returns, until the next call, what makes logs of weights, in the unit of weights, of scores of leaves [lo, hi), [leaves][rows]: what unknown bits raise a
+// weight by, and what the page's mean scores in the channels of which nothing is known, unless scores are capped with that.
+func (u *run) offsetsOf(lo, hi int) []float32 {
+	x := &u.leaves[lo]
+	s, planes := &u.segs[x.seg], int(x.planes)
+	grades, hidden := u.grades(x, planes), u.hiddenOf(s, planes)
+	u.offsets = sized(u.offsets, (hi-lo)*u.rows)
+	for i := range hi - lo {
+		page := int(u.pageOf[u.leaves[lo+i].page])
+		for r := range grades {
+			offset := grades[r].raise - u.base[r]
+			if hidden != nil && u.q.Softcap == 0 {
+				offset += hidden[r*mostPages+page]
+			}
+			u.offsets[i*u.rows+r] = offset
+		}
+	}
+	return u.offsets
+}
+
 // raise raises the unit of weights so that a leaf's are less than 1, and brings all weights there are to it.
 func (u *run) raise(x *leaf) {
-	u.score(u.rescored, x)
+	u.score(u.rescored, int(x.at), int(x.at)+1)
+	offsets := u.offsetsOf(int(x.at), int(x.at)+1)
 	for r := range u.rows {
-		top := kernels.Largest(u.rescored[r*tiers.LeafTokens:][:tiers.LeafTokens], -inf)
+		top := kernels.Largest(u.rescored[r*tiers.LeafTokens:][:tiers.LeafTokens], -inf) + offsets[r]
 		if top < -3 { // 16 of them are less than 1 together
 			continue
 		}
 		factor := exp(-top - headroom)
 		u.base[r] += top + headroom
-		u.raiseQueries(r, top+headroom)
 		for i := range u.leaves {
 			w, sums := u.weightsOf(&u.leaves[i])[r*tiers.LeafTokens:][:tiers.LeafTokens], u.sumsOf(&u.leaves[i])[2*r:]
 			for t := range w {
@@ -162,7 +190,6 @@ func (u *run) raise(x *leaf) {
 			sums[0], sums[1] = sums[0]*factor, sums[1]*factor*factor
 		}
 	}
-	u.scoring.page = -1
 }
 
 // weightsOf returns the weights of a leaf's tokens, [rows][16].
@@ -184,16 +211,3 @@ func (u *run) gainsOf(x *leaf) []float32 {
 
 // logOf returns the log of a weight, for traces.
 func (u *run) logOf(r int, w float32) float32 { return u.base[r] + log(max(w, leastWeight)) }
-
-func (u *run) prepare(how *scoring, x *leaf) {
-	s, planes := &u.segs[x.seg], int(x.planes)
-	how.page, how.group, how.planes = x.page, x.group, x.planes
-	how.layout, how.query, how.grades = u.layoutOf(s, planes), u.query(x), u.grades(x, planes)
-	if hidden := u.hiddenOf(s, planes); hidden != nil {
-		copy(how.scale, how.query.Scale)
-		how.query.Scale = how.scale
-		for r := range u.rows {
-			how.scale[2*r+1] += hidden[r*mostPages+int(u.pageOf[x.page])]
-		}
-	}
-}

@@ -91,23 +91,37 @@ func (u *run) readKeys(plane int, chosen []int) error {
 	}
 	return u.each(from, func(seg int, got got) error {
 		list := u.ofSegment(&chosen, seg, func(leaf int) int { return leaf })
-		for i := range len(list) + aheadLeaves {
-			if i < len(list) {
-				x := &u.leaves[list[i]]
-				if b := got.next(size); b != nil {
-					u.addPlane(x, b)
-					u.prefetch(x)
-				} else {
-					u.isLate(x, x.all())
-					x.most = x.planes // nothing behind it can be used either
-				}
-			}
-			if i >= aheadLeaves {
-				if x := &u.leaves[list[i-aheadLeaves]]; int(x.planes) > plane {
-					u.scoreLeaf(x)
-				}
+		for _, i := range list {
+			x := &u.leaves[i]
+			if b := got.next(size); b != nil {
+				u.addPlane(x, b)
+			} else {
+				u.isLate(x, x.all())
+				x.most = x.planes // nothing behind it can be used either
 			}
 		}
+		u.scoreList(list, plane)
 		return nil
 	})
+}
+
+// scoreList weighs the tokens of the listed leaves of which the plane has come, as many leaves as can be together.
+func (u *run) scoreList(list []int, plane int) {
+	fetched := 0
+	for lo, hi := 0, 0; lo < len(list); lo = hi {
+		for hi = lo + 1; hi < len(list) && u.together(list[hi-1], list[hi]); hi++ {
+		}
+		for ; fetched < min(hi+aheadLeaves, len(list)); fetched++ {
+			u.prefetch(&u.leaves[list[fetched]])
+		}
+		if int(u.leaves[list[lo]].planes) > plane {
+			u.scoreLeaves(list[lo], list[hi-1]+1)
+		}
+	}
+}
+
+// together says whether leaf j can be weighed with leaf i: it comes behind it in every table, and shares its bins and how many planes were read.
+func (u *run) together(i, j int) bool {
+	x, y := &u.leaves[i], &u.leaves[j]
+	return j == i+1 && y.group == x.group && y.planes == x.planes && (y.deep == x.deep+1 || y.deep < 0 && x.deep < 0)
 }

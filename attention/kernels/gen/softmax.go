@@ -98,10 +98,10 @@ func (v isa) largest() {
 
 // leafWeights: of four leaves at a time the sums are added across at once.
 func (v isa) leafWeights() {
-	v.function("leafWeights", "x *float32, sums *float32, leaves int, least float32")
-	at, sums, left := param("x"), param("sums"), param("leaves")
+	v.function("leafWeights", "x *float32, sums *float32, offsets *float32, leaves int, least float32")
+	at, sums, offsets, left := param("x"), param("sums"), param("offsets"), param("leaves")
 	least := v.vec()
-	VBROADCASTSS(NewParamAddr("least", 24), least)
+	VBROADCASTSS(NewParamAddr("least", 32), least)
 	for _, n := range []int{4, 1} {
 		label := fmt.Sprintf("leaves%d", n)
 		Label(label)
@@ -109,7 +109,9 @@ func (v isa) leafWeights() {
 		JL(LabelRef(label + "end"))
 		sum, squares := make([]reg.VecVirtual, n), make([]reg.VecVirtual, n)
 		for i := range n {
-			sum[i], squares[i] = v.leaf(Mem{Base: at, Disp: 64 * i}, least)
+			offset := v.vec()
+			VBROADCASTSS(Mem{Base: offsets, Disp: 4 * i}, offset)
+			sum[i], squares[i] = v.leaf(Mem{Base: at, Disp: 64 * i}, offset, least)
 		}
 		if n == 4 {
 			s, q := v.narrow(v.transposed(sum, VADDPS), VADDPS), v.narrow(v.transposed(squares, VADDPS), VADDPS)
@@ -124,6 +126,7 @@ func (v isa) leafWeights() {
 		}
 		ADDQ(U32(uint64(64*n)), at)
 		ADDQ(Imm(uint64(8*n)), sums)
+		ADDQ(Imm(uint64(4*n)), offsets)
 		SUBQ(Imm(uint64(n)), left)
 		JMP(LabelRef(label))
 		Label(label + "end")
@@ -132,11 +135,11 @@ func (v isa) leafWeights() {
 }
 
 // leaf writes a leaf's weights and returns vectors of their sums and their squares'.
-func (v isa) leaf(at Mem, least reg.VecVirtual) (sum, squares reg.VecVirtual) {
+func (v isa) leaf(at Mem, offset, least reg.VecVirtual) (sum, squares reg.VecVirtual) {
 	for i := 0; i < 16; i += v.lanes {
 		x, m := v.vec(), at
 		m.Disp += 4 * i
-		VMOVUPS(m, x)
+		VADDPS(m, offset, x)
 		keep := v.notBelow(x, v.constant(F32(-87)))
 		x = v.exp(x)
 		keep(x)
