@@ -75,3 +75,9 @@ func (l *KeyLayout) SumCodes(out [][]float32, w []float32, stride int, planes []
 func (l *KeyLayout) Fold(dst kernels.KeyQuery, q []float32, s KeySteps) {
 	l.lines.Fold(dst, q, l.d, s.Lo, s.Step)
 }
+
+// FoldStored is Fold with steps as KeySteps.Parse reads them: the first KeyStepsBytes(Known) bytes of b. The error is ErrCorrupt, and then dst may
+// hold anything.
+func (l *KeyLayout) FoldStored(dst kernels.KeyQuery, q []float32, b []byte, exp int) error {
+	return parseSteps(b, l.Known(), exp, func(unit float32) bool { return l.lines.FoldBins(dst, q, l.d, b, unit) })
+}

@@ -105,15 +105,16 @@ func (s KeySteps) Of(lo, hi int) KeySteps { return KeySteps{s.Lo[lo:hi], s.Step[
 // Parse reads the first KeyStepsBytes(d) bytes of b into s, of d channels, a multiple of 16. The
 // error is ErrCorrupt, and then s may hold anything.
 func (s KeySteps) Parse(b []byte, exp int) error {
-	d := len(s.Lo)
+	return parseSteps(b, len(s.Lo), exp, func(unit float32) bool { return kernels.Bins(s.Lo, s.Step, b, unit) })
+}
+
+// parseSteps checks what is stored of the bins of d channels, and has read read them.
+func parseSteps(b []byte, d, exp int, read func(unit float32) (ok bool)) error {
 	if exp < minKeyExp || exp > maxKeyExp || len(b) < KeyStepsBytes(d) {
 		return fmt.Errorf("key steps: %d bytes for %d channels, exponent %d: %w", len(b), d, exp, ErrCorrupt)
 	}
-	unit := float32(math.Ldexp(1, exp))
-	for at := 0; at < d; at += groupDims {
-		if !kernels.Bins(s.Lo[at:at+groupDims], s.Step[at:at+groupDims], b[at/groupDims*lineBytes:], unit) {
-			return fmt.Errorf("key steps: a channel's bins are out of range: %w", ErrCorrupt)
-		}
+	if !read(float32(math.Ldexp(1, exp))) {
+		return fmt.Errorf("key steps: a channel's bins are out of range: %w", ErrCorrupt)
 	}
 	return nil
 }

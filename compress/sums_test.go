@@ -1,6 +1,7 @@
 package compress
 
 import (
+	"errors"
 	"fmt"
 	"math"
 	"slices"
@@ -36,6 +37,33 @@ func fold(l *KeyLayout, q []float32, s KeySteps) kernels.KeyQuery {
 	out := kernels.KeyQuery{Words: make([]int16, rows*l.Known()), Scale: make([]float32, 2*rows)}
 	l.Fold(out, q, s)
 	return out
+}
+
+// FoldStored is Parse and Fold, and refuses what Parse does.
+func TestFoldStored(t *testing.T) {
+	for _, d := range []int{16, 64, 128, 256} {
+		x := normal(int64(d), 256, d)
+		exp := KeyExp(x)
+		s := FitKeySteps(x, d, exp)
+		b, q := s.Append(nil, exp), normal(9, 3, d)
+		for planes := 1; planes <= NumKeyPlanes; planes++ {
+			l := NewKeyLayout(d, anyOrder(d).Lines, planes)
+			want := fold(&l, q, s)
+			got := kernels.KeyQuery{Words: make([]int16, len(want.Words)), Scale: make([]float32, len(want.Scale))}
+			if err := l.FoldStored(got, q, b[:KeyStepsBytes(l.Known())], exp); err != nil || !slices.Equal(got.Words, want.Words) || !slices.Equal(got.Scale, want.Scale) {
+				t.Fatalf("d %d, %d planes: %v, %v, not %v", d, planes, err, got, want)
+			}
+			for name, err := range map[string]error{
+				"short":        l.FoldStored(got, q, b[:KeyStepsBytes(l.Known())-1], exp),
+				"exponent":     l.FoldStored(got, q, b, maxKeyExp+1),
+				"out of range": l.FoldStored(got, q, slices.Repeat([]byte{0xff}, len(b)), exp),
+			} {
+				if !errors.Is(err, ErrCorrupt) {
+					t.Errorf("d %d, %d planes, %s: %v", d, planes, name, err)
+				}
+			}
+		}
+	}
 }
 
 func checkScore(t *testing.T, what string, q []float32, d int, order KeyOrder, s KeySteps, planes [][]byte) {

@@ -56,7 +56,10 @@ func scoreKeysAVX2(dst *float32, stride int, q *int16, scale *float32, rows int,
 func foldAVX2(words *int16, scale *float32, q *float32, d int, rows int, lo *float32, step *float32, levels *byte, groups int)
 
 //go:noescape
-func readBinsAVX2(lo *float32, step *float32, src *byte, d int, unit float32) (bad uint64)
+func foldBinsAVX2(words *int16, scale *float32, q *float32, d int, rows int, src *byte, unit float32, levels *byte, groups int) (bad uint64)
+
+//go:noescape
+func readBinsAVX2(lo *float32, step *float32, src *byte, groups int, unit float32) (bad uint64)
 
 //go:noescape
 func binSquaresAVX2(dst *float32, q *float32, rows int, step *float32, d int)

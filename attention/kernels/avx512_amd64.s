@@ -10798,123 +10798,608 @@ GLOBL placesAVX512<>(SB), RODATA|NOPTR, $80
 
 // func foldAVX512(words *int16, scale *float32, q *float32, d int, rows int, lo *float32, step *float32, levels *byte, groups int)
 // Requires: AVX, AVX512DQ, AVX512F, AVX512VL
-TEXT ·foldAVX512(SB), NOSPLIT, $0-72
+TEXT ·foldAVX512(SB), NOSPLIT, $48-72
 	MOVQ words+0(FP), AX
-	MOVQ scale+8(FP), CX
-	MOVQ q+16(FP), DX
-	MOVQ d+24(FP), BX
-	MOVQ rows+32(FP), SI
-	MOVQ SI, DI
-	SHLQ $0x05, DI
-	LEAQ placesAVX512<>+0(SB), R8
-	SHLQ $0x02, BX
+	MOVQ q+16(FP), CX
+	MOVQ d+24(FP), DX
+	MOVQ scale+8(FP), SI
+	MOVQ rows+32(FP), DI
+	SHLQ $0x02, DX
+	LEAQ (DX)(DX*2), R8
+	LEAQ placesAVX512<>+0(SB), BX
 
-row:
+rows4:
+	CMPQ   DI, $0x04
+	JL     rows4end
 	VXORPS Z0, Z0, Z0
 	VXORPS Z1, Z1, Z1
-	MOVQ   lo+40(FP), R10
-	MOVQ   step+48(FP), R11
-	MOVQ   levels+56(FP), R12
-	MOVQ   groups+64(FP), R13
-	MOVQ   DX, R9
+	VXORPS Z2, Z2, Z2
+	VXORPS Z3, Z3, Z3
+	VXORPS Z4, Z4, Z4
+	VXORPS Z5, Z5, Z5
+	VXORPS Z6, Z6, Z6
+	VXORPS Z7, Z7, Z7
+	MOVQ   levels+56(FP), R10
+	MOVQ   groups+64(FP), R11
+	MOVQ   CX, R9
+	MOVQ   lo+40(FP), R13
+	MOVQ   step+48(FP), R14
 
-largest:
+rows4largest:
+	MOVBQZX       (R10), R12
+	SHLQ          $0x04, R12
+	ADDQ          BX, R12
+	VBROADCASTSS  4(R12), Z8
+	VMOVUPS       (R13), Z9
+	VMOVUPS       (R14), Z10
+	VBROADCASTSS  (R12), Z11
+	VFMADD231PS   Z11, Z10, Z9
+	VFMADD231PS   (R9), Z9, Z0
+	VMULPS        (R9), Z10, Z11
+	VMULPS        Z8, Z11, Z11
+	VPANDD        c0x7fffffffAVX512<>+0(SB), Z11, Z11
+	VMAXPS        Z4, Z11, Z4
+	VFMADD231PS   (R9)(DX*1), Z9, Z1
+	VMULPS        (R9)(DX*1), Z10, Z11
+	VMULPS        Z8, Z11, Z11
+	VPANDD        c0x7fffffffAVX512<>+0(SB), Z11, Z11
+	VMAXPS        Z5, Z11, Z5
+	VFMADD231PS   (R9)(DX*2), Z9, Z2
+	VMULPS        (R9)(DX*2), Z10, Z11
+	VMULPS        Z8, Z11, Z11
+	VPANDD        c0x7fffffffAVX512<>+0(SB), Z11, Z11
+	VMAXPS        Z6, Z11, Z6
+	VFMADD231PS   (R9)(R8*1), Z9, Z3
+	VMULPS        (R9)(R8*1), Z10, Z9
+	VMULPS        Z8, Z9, Z9
+	VPANDD        c0x7fffffffAVX512<>+0(SB), Z9, Z9
+	VMAXPS        Z7, Z9, Z7
+	ADDQ          $0x40, R13
+	ADDQ          $0x40, R14
+	ADDQ          $0x40, R9
+	INCQ          R10
+	DECQ          R11
+	JNZ           rows4largest
+	VUNPCKLPS     Z5, Z4, Z8
+	VUNPCKHPS     Z5, Z4, Z4
+	VMAXPS        Z4, Z8, Z8
+	VUNPCKLPS     Z7, Z6, Z4
+	VUNPCKHPS     Z7, Z6, Z5
+	VMAXPS        Z5, Z4, Z4
+	VSHUFPS       $0x44, Z4, Z8, Z5
+	VSHUFPS       $0xee, Z4, Z8, Z4
+	VMAXPS        Z4, Z5, Z5
+	VEXTRACTF64X4 $0x01, Z5, Y4
+	VMAXPS        Y4, Y5, Y4
+	VEXTRACTF32X4 $0x01, Y4, X5
+	VMAXPS        X5, X4, X12
+	VDIVPS        c32639p0AVX512<>+0(SB), Z12, Z12
+	VMOVUPS       c1p0AVX512<>+0(SB), Z4
+	VDIVPS        Z12, Z4, Z4
+	VPTERNLOGD    $0xff, Z13, Z13, Z13
+	VCMPPS        $0x1e, c0p0000000000000000000000000000007888609AVX512<>+0(SB), Z12, K1
+	VCMPPS        $0x12, c340282350000000000000000000000000000000p0AVX512<>+0(SB), Z12, K2
+	VMOVAPS.Z     Z4, K1, Z4
+	VMOVAPS.Z     Z13, K1, Z13
+	VMOVAPS.Z     Z4, K2, Z4
+	VMOVAPS.Z     Z13, K2, Z13
+	VMOVUPS       X12, (SP)
+	VMOVUPS       X4, 16(SP)
+	VMOVUPS       X13, 32(SP)
+	MOVQ          rows+32(FP), R10
+	MOVQ          AX, R9
+	SHLQ          $0x05, R10
+	MOVQ          levels+56(FP), R12
+	MOVQ          groups+64(FP), R13
+	MOVQ          CX, R11
+	MOVQ          lo+40(FP), R15
+	MOVQ          step+48(FP), BP
+
+rows4round:
 	MOVBQZX       (R12), R14
 	SHLQ          $0x04, R14
-	ADDQ          R8, R14
-	VBROADCASTSS  4(R14), Z2
-	VMOVUPS       (R9), Z3
-	VMOVUPS       (R11), Z4
-	VMULPS        Z3, Z4, Z5
-	VMULPS        Z2, Z5, Z5
-	VPANDD        c0x7fffffffAVX512<>+0(SB), Z5, Z5
-	VMAXPS        Z1, Z5, Z1
-	VBROADCASTSS  (R14), Z2
-	VFMADD213PS   (R10), Z2, Z4
-	VFMADD231PS   Z3, Z4, Z0
-	ADDQ          $0x40, R9
-	ADDQ          $0x40, R10
+	ADDQ          BX, R14
+	VBROADCASTSS  4(R14), Z4
+	VBROADCASTSS  8(R14), Z5
+	VMOVUPS       (BP), Z6
+	VMULPS        (R11), Z6, Z7
+	VMULPS        Z4, Z7, Z7
+	VBROADCASTSS  32(SP), Z8
+	VPANDD        Z8, Z7, Z7
+	VBROADCASTSS  16(SP), Z8
+	VMULPS        Z8, Z7, Z8
+	VCVTPS2DQ     Z8, Z8
+	VCVTDQ2PS     Z8, Z9
+	VBROADCASTSS  (SP), Z10
+	VFNMADD231PS  Z10, Z9, Z7
+	VFMADD231PS   Z5, Z7, Z0
+	VPSHUFD       $0xd8, Z8, Z8
+	VMULPS        (R11)(DX*1), Z6, Z7
+	VMULPS        Z4, Z7, Z7
+	VBROADCASTSS  36(SP), Z9
+	VPANDD        Z9, Z7, Z7
+	VBROADCASTSS  20(SP), Z9
+	VMULPS        Z9, Z7, Z9
+	VCVTPS2DQ     Z9, Z9
+	VCVTDQ2PS     Z9, Z10
+	VBROADCASTSS  4(SP), Z11
+	VFNMADD231PS  Z11, Z10, Z7
+	VFMADD231PS   Z5, Z7, Z1
+	VPSHUFD       $0xd8, Z9, Z9
+	VMULPS        (R11)(DX*2), Z6, Z7
+	VMULPS        Z4, Z7, Z7
+	VBROADCASTSS  40(SP), Z10
+	VPANDD        Z10, Z7, Z7
+	VBROADCASTSS  24(SP), Z10
+	VMULPS        Z10, Z7, Z10
+	VCVTPS2DQ     Z10, Z10
+	VCVTDQ2PS     Z10, Z11
+	VBROADCASTSS  8(SP), Z20
+	VFNMADD231PS  Z20, Z11, Z7
+	VFMADD231PS   Z5, Z7, Z2
+	VPSHUFD       $0xd8, Z10, Z10
+	VMULPS        (R11)(R8*1), Z6, Z6
+	VMULPS        Z4, Z6, Z6
+	VBROADCASTSS  44(SP), Z4
+	VPANDD        Z4, Z6, Z6
+	VBROADCASTSS  28(SP), Z4
+	VMULPS        Z4, Z6, Z4
+	VCVTPS2DQ     Z4, Z4
+	VCVTDQ2PS     Z4, Z7
+	VBROADCASTSS  12(SP), Z11
+	VFNMADD231PS  Z11, Z7, Z6
+	VFMADD231PS   Z5, Z6, Z3
+	VPSHUFD       $0xd8, Z4, Z4
+	VPMOVDW       Z8, (R9)
+	VPMOVDW       Z9, 32(R9)
+	VPMOVDW       Z10, 64(R9)
+	VPMOVDW       Z4, 96(R9)
+	ADDQ          R10, R9
+	ADDQ          $0x40, R15
+	ADDQ          $0x40, BP
 	ADDQ          $0x40, R11
 	INCQ          R12
 	DECQ          R13
-	JNZ           largest
+	JNZ           rows4round
+	VUNPCKLPS     Z1, Z0, Z4
+	VUNPCKHPS     Z1, Z0, Z0
+	VADDPS        Z0, Z4, Z4
+	VUNPCKLPS     Z3, Z2, Z0
+	VUNPCKHPS     Z3, Z2, Z1
+	VADDPS        Z1, Z0, Z0
+	VSHUFPS       $0x44, Z0, Z4, Z1
+	VSHUFPS       $0xee, Z0, Z4, Z0
+	VADDPS        Z0, Z1, Z1
+	VEXTRACTF64X4 $0x01, Z1, Y0
+	VADDPS        Y0, Y1, Y0
+	VEXTRACTF32X4 $0x01, Y0, X1
+	VADDPS        X1, X0, X0
+	VUNPCKLPS     X0, X12, X1
+	VMOVUPS       X1, (SI)
+	VUNPCKHPS     X0, X12, X0
+	VMOVUPS       X0, 16(SI)
+	ADDQ          $0x20, SI
+	ADDQ          $0x00000080, AX
+	ADDQ          DX, CX
+	ADDQ          DX, CX
+	ADDQ          DX, CX
+	ADDQ          DX, CX
+	SUBQ          $0x04, DI
+	JMP           rows4
+
+rows4end:
+rows3:
+	CMPQ   DI, $0x03
+	JL     rows3end
+	VXORPS Z0, Z0, Z0
+	VXORPS Z1, Z1, Z1
+	VXORPS Z2, Z2, Z2
+	VXORPS Z3, Z3, Z3
+	VXORPS Z4, Z4, Z4
+	VXORPS Z5, Z5, Z5
+	MOVQ   levels+56(FP), R9
+	MOVQ   groups+64(FP), R10
+	MOVQ   CX, R8
+	MOVQ   lo+40(FP), R12
+	MOVQ   step+48(FP), R13
+
+rows3largest:
+	MOVBQZX       (R9), R11
+	SHLQ          $0x04, R11
+	ADDQ          BX, R11
+	VBROADCASTSS  4(R11), Z6
+	VMOVUPS       (R12), Z7
+	VMOVUPS       (R13), Z8
+	VBROADCASTSS  (R11), Z9
+	VFMADD231PS   Z9, Z8, Z7
+	VFMADD231PS   (R8), Z7, Z0
+	VMULPS        (R8), Z8, Z9
+	VMULPS        Z6, Z9, Z9
+	VPANDD        c0x7fffffffAVX512<>+0(SB), Z9, Z9
+	VMAXPS        Z3, Z9, Z3
+	VFMADD231PS   (R8)(DX*1), Z7, Z1
+	VMULPS        (R8)(DX*1), Z8, Z9
+	VMULPS        Z6, Z9, Z9
+	VPANDD        c0x7fffffffAVX512<>+0(SB), Z9, Z9
+	VMAXPS        Z4, Z9, Z4
+	VFMADD231PS   (R8)(DX*2), Z7, Z2
+	VMULPS        (R8)(DX*2), Z8, Z7
+	VMULPS        Z6, Z7, Z7
+	VPANDD        c0x7fffffffAVX512<>+0(SB), Z7, Z7
+	VMAXPS        Z5, Z7, Z5
+	ADDQ          $0x40, R12
+	ADDQ          $0x40, R13
+	ADDQ          $0x40, R8
+	INCQ          R9
+	DECQ          R10
+	JNZ           rows3largest
+	VUNPCKLPS     Z4, Z3, Z6
+	VUNPCKHPS     Z4, Z3, Z3
+	VMAXPS        Z3, Z6, Z6
+	VUNPCKLPS     Z5, Z5, Z3
+	VUNPCKHPS     Z5, Z5, Z4
+	VMAXPS        Z4, Z3, Z3
+	VSHUFPS       $0x44, Z3, Z6, Z4
+	VSHUFPS       $0xee, Z3, Z6, Z3
+	VMAXPS        Z3, Z4, Z4
+	VEXTRACTF64X4 $0x01, Z4, Y3
+	VMAXPS        Y3, Y4, Y3
+	VEXTRACTF32X4 $0x01, Y3, X4
+	VMAXPS        X4, X3, X14
+	VDIVPS        c32639p0AVX512<>+0(SB), Z14, Z14
+	VMOVUPS       c1p0AVX512<>+0(SB), Z3
+	VDIVPS        Z14, Z3, Z3
+	VPTERNLOGD    $0xff, Z15, Z15, Z15
+	VCMPPS        $0x1e, c0p0000000000000000000000000000007888609AVX512<>+0(SB), Z14, K1
+	VCMPPS        $0x12, c340282350000000000000000000000000000000p0AVX512<>+0(SB), Z14, K2
+	VMOVAPS.Z     Z3, K1, Z3
+	VMOVAPS.Z     Z15, K1, Z15
+	VMOVAPS.Z     Z3, K2, Z3
+	VMOVAPS.Z     Z15, K2, Z15
+	VMOVUPS       X14, (SP)
+	VMOVUPS       X3, 16(SP)
+	VMOVUPS       X15, 32(SP)
+	MOVQ          rows+32(FP), R9
+	MOVQ          AX, R8
+	SHLQ          $0x05, R9
+	MOVQ          levels+56(FP), R11
+	MOVQ          groups+64(FP), R12
+	MOVQ          CX, R10
+	MOVQ          lo+40(FP), R14
+	MOVQ          step+48(FP), R15
+
+rows3round:
+	MOVBQZX       (R11), R13
+	SHLQ          $0x04, R13
+	ADDQ          BX, R13
+	VBROADCASTSS  4(R13), Z3
+	VBROADCASTSS  8(R13), Z4
+	VMOVUPS       (R15), Z5
+	VMULPS        (R10), Z5, Z6
+	VMULPS        Z3, Z6, Z6
+	VBROADCASTSS  32(SP), Z7
+	VPANDD        Z7, Z6, Z6
+	VBROADCASTSS  16(SP), Z7
+	VMULPS        Z7, Z6, Z7
+	VCVTPS2DQ     Z7, Z7
+	VCVTDQ2PS     Z7, Z8
+	VBROADCASTSS  (SP), Z9
+	VFNMADD231PS  Z9, Z8, Z6
+	VFMADD231PS   Z4, Z6, Z0
+	VPSHUFD       $0xd8, Z7, Z7
+	VMULPS        (R10)(DX*1), Z5, Z6
+	VMULPS        Z3, Z6, Z6
+	VBROADCASTSS  36(SP), Z8
+	VPANDD        Z8, Z6, Z6
+	VBROADCASTSS  20(SP), Z8
+	VMULPS        Z8, Z6, Z8
+	VCVTPS2DQ     Z8, Z8
+	VCVTDQ2PS     Z8, Z9
+	VBROADCASTSS  4(SP), Z10
+	VFNMADD231PS  Z10, Z9, Z6
+	VFMADD231PS   Z4, Z6, Z1
+	VPSHUFD       $0xd8, Z8, Z8
+	VMULPS        (R10)(DX*2), Z5, Z5
+	VMULPS        Z3, Z5, Z5
+	VBROADCASTSS  40(SP), Z3
+	VPANDD        Z3, Z5, Z5
+	VBROADCASTSS  24(SP), Z3
+	VMULPS        Z3, Z5, Z3
+	VCVTPS2DQ     Z3, Z3
+	VCVTDQ2PS     Z3, Z6
+	VBROADCASTSS  8(SP), Z9
+	VFNMADD231PS  Z9, Z6, Z5
+	VFMADD231PS   Z4, Z5, Z2
+	VPSHUFD       $0xd8, Z3, Z3
+	VPMOVDW       Z7, (R8)
+	VPMOVDW       Z8, 32(R8)
+	VPMOVDW       Z3, 64(R8)
+	ADDQ          R9, R8
+	ADDQ          $0x40, R14
+	ADDQ          $0x40, R15
+	ADDQ          $0x40, R10
+	INCQ          R11
+	DECQ          R12
+	JNZ           rows3round
+	VUNPCKLPS     Z1, Z0, Z3
+	VUNPCKHPS     Z1, Z0, Z0
+	VADDPS        Z0, Z3, Z3
+	VUNPCKLPS     Z2, Z2, Z0
+	VUNPCKHPS     Z2, Z2, Z1
+	VADDPS        Z1, Z0, Z0
+	VSHUFPS       $0x44, Z0, Z3, Z1
+	VSHUFPS       $0xee, Z0, Z3, Z0
+	VADDPS        Z0, Z1, Z1
+	VEXTRACTF64X4 $0x01, Z1, Y0
+	VADDPS        Y0, Y1, Y0
+	VEXTRACTF32X4 $0x01, Y0, X1
+	VADDPS        X1, X0, X0
+	VUNPCKLPS     X0, X14, X1
+	VMOVUPS       X1, (SI)
+	VUNPCKHPS     X0, X14, X0
+	VMOVLPS       X0, 16(SI)
+	ADDQ          $0x18, SI
+	ADDQ          $0x00000060, AX
+	ADDQ          DX, CX
+	ADDQ          DX, CX
+	ADDQ          DX, CX
+	SUBQ          $0x03, DI
+	JMP           rows3
+
+rows3end:
+rows2:
+	CMPQ   DI, $0x02
+	JL     rows2end
+	VXORPS Z0, Z0, Z0
+	VXORPS Z1, Z1, Z1
+	VXORPS Z2, Z2, Z2
+	VXORPS Z3, Z3, Z3
+	MOVQ   levels+56(FP), R9
+	MOVQ   groups+64(FP), R10
+	MOVQ   CX, R8
+	MOVQ   lo+40(FP), R12
+	MOVQ   step+48(FP), R13
+
+rows2largest:
+	MOVBQZX       (R9), R11
+	SHLQ          $0x04, R11
+	ADDQ          BX, R11
+	VBROADCASTSS  4(R11), Z4
+	VMOVUPS       (R12), Z5
+	VMOVUPS       (R13), Z6
+	VBROADCASTSS  (R11), Z7
+	VFMADD231PS   Z7, Z6, Z5
+	VFMADD231PS   (R8), Z5, Z0
+	VMULPS        (R8), Z6, Z7
+	VMULPS        Z4, Z7, Z7
+	VPANDD        c0x7fffffffAVX512<>+0(SB), Z7, Z7
+	VMAXPS        Z2, Z7, Z2
+	VFMADD231PS   (R8)(DX*1), Z5, Z1
+	VMULPS        (R8)(DX*1), Z6, Z5
+	VMULPS        Z4, Z5, Z5
+	VPANDD        c0x7fffffffAVX512<>+0(SB), Z5, Z5
+	VMAXPS        Z3, Z5, Z3
+	ADDQ          $0x40, R12
+	ADDQ          $0x40, R13
+	ADDQ          $0x40, R8
+	INCQ          R9
+	DECQ          R10
+	JNZ           rows2largest
+	VUNPCKLPS     Z3, Z2, Z4
+	VUNPCKHPS     Z3, Z2, Z2
+	VMAXPS        Z2, Z4, Z4
+	VUNPCKLPS     Z3, Z3, Z2
+	VUNPCKHPS     Z3, Z3, Z3
+	VMAXPS        Z3, Z2, Z2
+	VSHUFPS       $0x44, Z2, Z4, Z3
+	VSHUFPS       $0xee, Z2, Z4, Z2
+	VMAXPS        Z2, Z3, Z3
+	VEXTRACTF64X4 $0x01, Z3, Y2
+	VMAXPS        Y2, Y3, Y2
+	VEXTRACTF32X4 $0x01, Y2, X3
+	VMAXPS        X3, X2, X16
+	VDIVPS        c32639p0AVX512<>+0(SB), Z16, Z16
+	VMOVUPS       c1p0AVX512<>+0(SB), Z2
+	VDIVPS        Z16, Z2, Z2
+	VPTERNLOGD    $0xff, Z17, Z17, Z17
+	VCMPPS        $0x1e, c0p0000000000000000000000000000007888609AVX512<>+0(SB), Z16, K1
+	VCMPPS        $0x12, c340282350000000000000000000000000000000p0AVX512<>+0(SB), Z16, K2
+	VMOVAPS.Z     Z2, K1, Z2
+	VMOVAPS.Z     Z17, K1, Z17
+	VMOVAPS.Z     Z2, K2, Z2
+	VMOVAPS.Z     Z17, K2, Z17
+	VMOVUPS       X16, (SP)
+	VMOVUPS       X2, 16(SP)
+	VMOVUPS       X17, 32(SP)
+	MOVQ          rows+32(FP), R9
+	MOVQ          AX, R8
+	SHLQ          $0x05, R9
+	MOVQ          levels+56(FP), R11
+	MOVQ          groups+64(FP), R12
+	MOVQ          CX, R10
+	MOVQ          lo+40(FP), R14
+	MOVQ          step+48(FP), R15
+
+rows2round:
+	MOVBQZX       (R11), R13
+	SHLQ          $0x04, R13
+	ADDQ          BX, R13
+	VBROADCASTSS  4(R13), Z2
+	VBROADCASTSS  8(R13), Z3
+	VMOVUPS       (R15), Z4
+	VMULPS        (R10), Z4, Z5
+	VMULPS        Z2, Z5, Z5
+	VBROADCASTSS  32(SP), Z6
+	VPANDD        Z6, Z5, Z5
+	VBROADCASTSS  16(SP), Z6
+	VMULPS        Z6, Z5, Z6
+	VCVTPS2DQ     Z6, Z6
+	VCVTDQ2PS     Z6, Z7
+	VBROADCASTSS  (SP), Z8
+	VFNMADD231PS  Z8, Z7, Z5
+	VFMADD231PS   Z3, Z5, Z0
+	VPSHUFD       $0xd8, Z6, Z6
+	VMULPS        (R10)(DX*1), Z4, Z4
+	VMULPS        Z2, Z4, Z4
+	VBROADCASTSS  36(SP), Z2
+	VPANDD        Z2, Z4, Z4
+	VBROADCASTSS  20(SP), Z2
+	VMULPS        Z2, Z4, Z2
+	VCVTPS2DQ     Z2, Z2
+	VCVTDQ2PS     Z2, Z5
+	VBROADCASTSS  4(SP), Z7
+	VFNMADD231PS  Z7, Z5, Z4
+	VFMADD231PS   Z3, Z4, Z1
+	VPSHUFD       $0xd8, Z2, Z2
+	VPMOVDW       Z6, (R8)
+	VPMOVDW       Z2, 32(R8)
+	ADDQ          R9, R8
+	ADDQ          $0x40, R14
+	ADDQ          $0x40, R15
+	ADDQ          $0x40, R10
+	INCQ          R11
+	DECQ          R12
+	JNZ           rows2round
+	VUNPCKLPS     Z1, Z0, Z2
+	VUNPCKHPS     Z1, Z0, Z0
+	VADDPS        Z0, Z2, Z2
+	VUNPCKLPS     Z1, Z1, Z0
+	VUNPCKHPS     Z1, Z1, Z1
+	VADDPS        Z1, Z0, Z0
+	VSHUFPS       $0x44, Z0, Z2, Z1
+	VSHUFPS       $0xee, Z0, Z2, Z0
+	VADDPS        Z0, Z1, Z1
+	VEXTRACTF64X4 $0x01, Z1, Y0
+	VADDPS        Y0, Y1, Y0
+	VEXTRACTF32X4 $0x01, Y0, X1
+	VADDPS        X1, X0, X0
+	VUNPCKLPS     X0, X16, X1
+	VMOVUPS       X1, (SI)
+	VUNPCKHPS     X0, X16, X0
+	ADDQ          $0x10, SI
+	ADDQ          $0x00000040, AX
+	ADDQ          DX, CX
+	ADDQ          DX, CX
+	SUBQ          $0x02, DI
+	JMP           rows2
+
+rows2end:
+rows1:
+	CMPQ   DI, $0x01
+	JL     rows1end
+	VXORPS Z0, Z0, Z0
+	VXORPS Z1, Z1, Z1
+	MOVQ   levels+56(FP), R9
+	MOVQ   groups+64(FP), R10
+	MOVQ   CX, R8
+	MOVQ   lo+40(FP), R12
+	MOVQ   step+48(FP), R13
+
+rows1largest:
+	MOVBQZX       (R9), R11
+	SHLQ          $0x04, R11
+	ADDQ          BX, R11
+	VBROADCASTSS  4(R11), Z2
+	VMOVUPS       (R12), Z3
+	VMOVUPS       (R13), Z4
+	VBROADCASTSS  (R11), Z5
+	VFMADD231PS   Z5, Z4, Z3
+	VFMADD231PS   (R8), Z3, Z0
+	VMULPS        (R8), Z4, Z3
+	VMULPS        Z2, Z3, Z3
+	VPANDD        c0x7fffffffAVX512<>+0(SB), Z3, Z3
+	VMAXPS        Z1, Z3, Z1
+	ADDQ          $0x40, R12
+	ADDQ          $0x40, R13
+	ADDQ          $0x40, R8
+	INCQ          R9
+	DECQ          R10
+	JNZ           rows1largest
+	VUNPCKLPS     Z1, Z1, Z2
+	VUNPCKHPS     Z1, Z1, Z3
+	VMAXPS        Z3, Z2, Z2
+	VUNPCKLPS     Z1, Z1, Z3
+	VUNPCKHPS     Z1, Z1, Z1
+	VMAXPS        Z1, Z3, Z3
+	VSHUFPS       $0x44, Z3, Z2, Z1
+	VSHUFPS       $0xee, Z3, Z2, Z2
+	VMAXPS        Z2, Z1, Z1
 	VEXTRACTF64X4 $0x01, Z1, Y2
 	VMAXPS        Y2, Y1, Y1
 	VEXTRACTF32X4 $0x01, Y1, X2
-	VMAXPS        X2, X1, X1
-	VSHUFPS       $0xee, X1, X1, X2
-	VMAXPS        X2, X1, X1
-	VSHUFPS       $0x55, X1, X1, X2
-	VMAXPS        X2, X1, X1
-	VDIVSS        c32639p0AVX512<>+0(SB), X1, X1
-	VMOVSS        X1, (CX)
-	VUCOMISS      c0p0000000000000000000000000000007888609AVX512<>+0(SB), X1
-	JBE           nothing
-	VUCOMISS      c340282350000000000000000000000000000000p0AVX512<>+0(SB), X1
-	JA            nothing
-	MOVQ          AX, R9
-	VMOVSS        c1p0AVX512<>+0(SB), X2
-	VDIVSS        X1, X2, X2
-	VBROADCASTSS  X2, Z2
-	VBROADCASTSS  X1, Z1
-	MOVQ          lo+40(FP), R11
-	MOVQ          step+48(FP), R12
-	MOVQ          levels+56(FP), R13
-	MOVQ          groups+64(FP), R14
-	MOVQ          DX, R10
+	VMAXPS        X2, X1, X18
+	VDIVPS        c32639p0AVX512<>+0(SB), Z18, Z18
+	VMOVUPS       c1p0AVX512<>+0(SB), Z1
+	VDIVPS        Z18, Z1, Z1
+	VPTERNLOGD    $0xff, Z19, Z19, Z19
+	VCMPPS        $0x1e, c0p0000000000000000000000000000007888609AVX512<>+0(SB), Z18, K1
+	VCMPPS        $0x12, c340282350000000000000000000000000000000p0AVX512<>+0(SB), Z18, K2
+	VMOVAPS.Z     Z1, K1, Z1
+	VMOVAPS.Z     Z19, K1, Z19
+	VMOVAPS.Z     Z1, K2, Z1
+	VMOVAPS.Z     Z19, K2, Z19
+	VMOVUPS       X18, (SP)
+	VMOVUPS       X1, 16(SP)
+	VMOVUPS       X19, 32(SP)
+	MOVQ          rows+32(FP), R9
+	MOVQ          AX, R8
+	SHLQ          $0x05, R9
+	MOVQ          levels+56(FP), R11
+	MOVQ          groups+64(FP), R12
+	MOVQ          CX, R10
+	MOVQ          lo+40(FP), R14
+	MOVQ          step+48(FP), R15
 
-round:
-	MOVBQZX      (R13), R15
-	SHLQ         $0x04, R15
-	ADDQ         R8, R15
-	VBROADCASTSS 4(R15), Z3
-	VMOVUPS      (R10), Z4
-	VMOVUPS      (R12), Z5
-	VMULPS       Z4, Z5, Z4
-	VMULPS       Z3, Z4, Z4
-	VMULPS       Z2, Z4, Z3
-	VCVTPS2DQ    Z3, Z3
-	VCVTDQ2PS    Z3, Z5
-	VFNMADD231PS Z1, Z5, Z4
-	VBROADCASTSS 8(R15), Z5
-	VFMADD231PS  Z5, Z4, Z0
-	VPSHUFD      $0xd8, Z3, Z3
-	VPMOVDW      Z3, (R9)
-	ADDQ         DI, R9
-	ADDQ         $0x40, R10
-	ADDQ         $0x40, R11
-	ADDQ         $0x40, R12
-	INCQ         R13
-	DECQ         R14
-	JNZ          round
-	JMP          sum
-
-nothing:
-	MOVQ   groups+64(FP), R9
-	MOVQ   AX, R10
-	VXORPS Y1, Y1, Y1
-
-clear:
-	VMOVUPS Y1, (R10)
-	ADDQ    DI, R10
-	DECQ    R9
-	JNZ     clear
-
-sum:
+rows1round:
+	MOVBQZX       (R11), R13
+	SHLQ          $0x04, R13
+	ADDQ          BX, R13
+	VBROADCASTSS  4(R13), Z1
+	VBROADCASTSS  8(R13), Z2
+	VMOVUPS       (R15), Z3
+	VMULPS        (R10), Z3, Z3
+	VMULPS        Z1, Z3, Z3
+	VBROADCASTSS  32(SP), Z1
+	VPANDD        Z1, Z3, Z3
+	VBROADCASTSS  16(SP), Z1
+	VMULPS        Z1, Z3, Z1
+	VCVTPS2DQ     Z1, Z1
+	VCVTDQ2PS     Z1, Z4
+	VBROADCASTSS  (SP), Z5
+	VFNMADD231PS  Z5, Z4, Z3
+	VFMADD231PS   Z2, Z3, Z0
+	VPSHUFD       $0xd8, Z1, Z1
+	VPMOVDW       Z1, (R8)
+	ADDQ          R9, R8
+	ADDQ          $0x40, R14
+	ADDQ          $0x40, R15
+	ADDQ          $0x40, R10
+	INCQ          R11
+	DECQ          R12
+	JNZ           rows1round
+	VUNPCKLPS     Z0, Z0, Z1
+	VUNPCKHPS     Z0, Z0, Z2
+	VADDPS        Z2, Z1, Z1
+	VUNPCKLPS     Z0, Z0, Z2
+	VUNPCKHPS     Z0, Z0, Z0
+	VADDPS        Z0, Z2, Z2
+	VSHUFPS       $0x44, Z2, Z1, Z0
+	VSHUFPS       $0xee, Z2, Z1, Z1
+	VADDPS        Z1, Z0, Z0
 	VEXTRACTF64X4 $0x01, Z0, Y1
 	VADDPS        Y1, Y0, Y0
 	VEXTRACTF32X4 $0x01, Y0, X1
 	VADDPS        X1, X0, X0
-	VSHUFPS       $0xee, X0, X0, X1
-	VADDPS        X1, X0, X0
-	VSHUFPS       $0x55, X0, X0, X1
-	VADDPS        X1, X0, X0
-	VMOVSS        X0, 4(CX)
-	ADDQ          $0x08, CX
-	ADDQ          $0x20, AX
-	ADDQ          BX, DX
-	DECQ          SI
-	JNZ           row
+	VUNPCKLPS     X0, X18, X1
+	VMOVLPS       X1, (SI)
+	VUNPCKHPS     X0, X18, X0
+	ADDQ          $0x08, SI
+	ADDQ          $0x00000020, AX
+	ADDQ          DX, CX
+	SUBQ          $0x01, DI
+	JMP           rows1
+
+rows1end:
 	VZEROUPPER
 	RET
 
@@ -10954,45 +11439,670 @@ DATA c340282350000000000000000000000000000000p0AVX512<>+56(SB)/4, $(340282350000
 DATA c340282350000000000000000000000000000000p0AVX512<>+60(SB)/4, $(340282350000000000000000000000000000000.0)
 GLOBL c340282350000000000000000000000000000000p0AVX512<>(SB), RODATA|NOPTR, $64
 
-// func readBinsAVX512(lo *float32, step *float32, src *byte, d int, unit float32) (bad uint64)
-// Requires: AVX, AVX512F
-TEXT ·readBinsAVX512(SB), NOSPLIT, $0-48
-	MOVQ         lo+0(FP), AX
-	MOVQ         step+8(FP), CX
-	MOVQ         src+16(FP), DX
-	MOVQ         d+24(FP), BX
-	VBROADCASTSS unit+32(FP), Z0
-	LEAQ         (DX)(BX*2), SI
-	KXNORW       K1, K1, K1
+// func foldBinsAVX512(words *int16, scale *float32, q *float32, d int, rows int, src *byte, unit float32, levels *byte, groups int) (bad uint64)
+// Requires: AVX, AVX512DQ, AVX512F, AVX512VL
+TEXT ·foldBinsAVX512(SB), NOSPLIT, $48-80
+	MOVQ   words+0(FP), AX
+	MOVQ   q+16(FP), CX
+	MOVQ   d+24(FP), DX
+	KXNORW K1, K1, K1
+	MOVQ   scale+8(FP), SI
+	MOVQ   rows+32(FP), DI
+	SHLQ   $0x02, DX
+	LEAQ   (DX)(DX*2), R8
+	LEAQ   placesAVX512<>+0(SB), BX
 
-loop:
-	VCVTPH2PS (DX), Z1
-	VCVTPH2PS (SI), Z2
-	VMULPS    Z0, Z1, Z1
-	VMULPS    Z0, Z2, Z2
-	VMOVUPS   Z1, (AX)
-	VMOVUPS   Z2, (CX)
-	VCMPPS    $0x1d, c0p000000000000000000000000000000000000011754944AVX512<>+0(SB), Z2, K2
-	KANDW     K2, K1, K1
-	VMULPS    c255p5AVX512<>+0(SB), Z2, Z2
-	VCMPPS    $0x12, c340282350000000000000000000000000000000p0AVX512<>+0(SB), Z2, K2
-	KANDW     K2, K1, K1
-	VADDPS    Z1, Z2, Z2
-	VPANDD    c0x7fffffffAVX512<>+0(SB), Z1, Z1
-	VCMPPS    $0x12, c340282350000000000000000000000000000000p0AVX512<>+0(SB), Z1, K2
-	KANDW     K2, K1, K1
-	VPANDD    c0x7fffffffAVX512<>+0(SB), Z2, Z2
-	VCMPPS    $0x12, c340282350000000000000000000000000000000p0AVX512<>+0(SB), Z2, K2
-	KANDW     K2, K1, K1
-	ADDQ      $0x40, AX
-	ADDQ      $0x40, CX
-	ADDQ      $0x20, DX
-	ADDQ      $0x20, SI
-	SUBQ      $0x10, BX
-	JNZ       loop
-	KMOVW     K1, AX
-	XORQ      $0x0000ffff, AX
-	MOVQ      AX, bad+40(FP)
+rows4:
+	CMPQ         DI, $0x04
+	JL           rows4end
+	VXORPS       Z0, Z0, Z0
+	VXORPS       Z1, Z1, Z1
+	VXORPS       Z2, Z2, Z2
+	VXORPS       Z3, Z3, Z3
+	VXORPS       Z4, Z4, Z4
+	VXORPS       Z5, Z5, Z5
+	VXORPS       Z6, Z6, Z6
+	VXORPS       Z7, Z7, Z7
+	MOVQ         levels+56(FP), R10
+	MOVQ         groups+64(FP), R11
+	MOVQ         CX, R9
+	MOVQ         src+40(FP), R13
+	VBROADCASTSS unit+48(FP), Z8
+
+rows4largest:
+	MOVBQZX       (R10), R12
+	SHLQ          $0x04, R12
+	ADDQ          BX, R12
+	VBROADCASTSS  4(R12), Z9
+	VCVTPH2PS     (R13), Z10
+	VMULPS        Z8, Z10, Z10
+	VCVTPH2PS     32(R13), Z11
+	VMULPS        Z8, Z11, Z11
+	VCMPPS        $0x1d, c0p000000000000000000000000000000000000011754944AVX512<>+0(SB), Z11, K2
+	KANDW         K2, K1, K1
+	VMULPS        c255p5AVX512<>+0(SB), Z11, Z12
+	VCMPPS        $0x12, c340282350000000000000000000000000000000p0AVX512<>+0(SB), Z12, K2
+	KANDW         K2, K1, K1
+	VADDPS        Z10, Z12, Z12
+	VPANDD        c0x7fffffffAVX512<>+0(SB), Z12, Z12
+	VCMPPS        $0x12, c340282350000000000000000000000000000000p0AVX512<>+0(SB), Z12, K2
+	KANDW         K2, K1, K1
+	VMOVUPS       c0x7fffffffAVX512<>+0(SB), Z12
+	VPANDD        Z10, Z12, Z12
+	VCMPPS        $0x12, c340282350000000000000000000000000000000p0AVX512<>+0(SB), Z12, K2
+	KANDW         K2, K1, K1
+	VBROADCASTSS  (R12), Z12
+	VFMADD231PS   Z12, Z11, Z10
+	VFMADD231PS   (R9), Z10, Z0
+	VMULPS        (R9), Z11, Z12
+	VMULPS        Z9, Z12, Z12
+	VPANDD        c0x7fffffffAVX512<>+0(SB), Z12, Z12
+	VMAXPS        Z4, Z12, Z4
+	VFMADD231PS   (R9)(DX*1), Z10, Z1
+	VMULPS        (R9)(DX*1), Z11, Z12
+	VMULPS        Z9, Z12, Z12
+	VPANDD        c0x7fffffffAVX512<>+0(SB), Z12, Z12
+	VMAXPS        Z5, Z12, Z5
+	VFMADD231PS   (R9)(DX*2), Z10, Z2
+	VMULPS        (R9)(DX*2), Z11, Z12
+	VMULPS        Z9, Z12, Z12
+	VPANDD        c0x7fffffffAVX512<>+0(SB), Z12, Z12
+	VMAXPS        Z6, Z12, Z6
+	VFMADD231PS   (R9)(R8*1), Z10, Z3
+	VMULPS        (R9)(R8*1), Z11, Z10
+	VMULPS        Z9, Z10, Z10
+	VPANDD        c0x7fffffffAVX512<>+0(SB), Z10, Z10
+	VMAXPS        Z7, Z10, Z7
+	ADDQ          $0x40, R13
+	ADDQ          $0x40, R9
+	INCQ          R10
+	DECQ          R11
+	JNZ           rows4largest
+	VUNPCKLPS     Z5, Z4, Z8
+	VUNPCKHPS     Z5, Z4, Z4
+	VMAXPS        Z4, Z8, Z8
+	VUNPCKLPS     Z7, Z6, Z4
+	VUNPCKHPS     Z7, Z6, Z5
+	VMAXPS        Z5, Z4, Z4
+	VSHUFPS       $0x44, Z4, Z8, Z5
+	VSHUFPS       $0xee, Z4, Z8, Z4
+	VMAXPS        Z4, Z5, Z5
+	VEXTRACTF64X4 $0x01, Z5, Y4
+	VMAXPS        Y4, Y5, Y4
+	VEXTRACTF32X4 $0x01, Y4, X5
+	VMAXPS        X5, X4, X13
+	VDIVPS        c32639p0AVX512<>+0(SB), Z13, Z13
+	VMOVUPS       c1p0AVX512<>+0(SB), Z4
+	VDIVPS        Z13, Z4, Z4
+	VPTERNLOGD    $0xff, Z14, Z14, Z14
+	VCMPPS        $0x1e, c0p0000000000000000000000000000007888609AVX512<>+0(SB), Z13, K2
+	VCMPPS        $0x12, c340282350000000000000000000000000000000p0AVX512<>+0(SB), Z13, K3
+	VMOVAPS.Z     Z4, K2, Z4
+	VMOVAPS.Z     Z14, K2, Z14
+	VMOVAPS.Z     Z4, K3, Z4
+	VMOVAPS.Z     Z14, K3, Z14
+	VMOVUPS       X13, (SP)
+	VMOVUPS       X4, 16(SP)
+	VMOVUPS       X14, 32(SP)
+	MOVQ          rows+32(FP), R10
+	MOVQ          AX, R9
+	SHLQ          $0x05, R10
+	MOVQ          levels+56(FP), R12
+	MOVQ          groups+64(FP), R13
+	MOVQ          CX, R11
+	MOVQ          src+40(FP), R15
+	VBROADCASTSS  unit+48(FP), Z4
+
+rows4round:
+	MOVBQZX       (R12), R14
+	SHLQ          $0x04, R14
+	ADDQ          BX, R14
+	VBROADCASTSS  4(R14), Z5
+	VBROADCASTSS  8(R14), Z6
+	VCVTPH2PS     32(R15), Z7
+	VMULPS        Z4, Z7, Z7
+	VMULPS        (R11), Z7, Z8
+	VMULPS        Z5, Z8, Z8
+	VBROADCASTSS  32(SP), Z9
+	VPANDD        Z9, Z8, Z8
+	VBROADCASTSS  16(SP), Z9
+	VMULPS        Z9, Z8, Z9
+	VCVTPS2DQ     Z9, Z9
+	VCVTDQ2PS     Z9, Z10
+	VBROADCASTSS  (SP), Z11
+	VFNMADD231PS  Z11, Z10, Z8
+	VFMADD231PS   Z6, Z8, Z0
+	VPSHUFD       $0xd8, Z9, Z9
+	VMULPS        (R11)(DX*1), Z7, Z8
+	VMULPS        Z5, Z8, Z8
+	VBROADCASTSS  36(SP), Z10
+	VPANDD        Z10, Z8, Z8
+	VBROADCASTSS  20(SP), Z10
+	VMULPS        Z10, Z8, Z10
+	VCVTPS2DQ     Z10, Z10
+	VCVTDQ2PS     Z10, Z11
+	VBROADCASTSS  4(SP), Z12
+	VFNMADD231PS  Z12, Z11, Z8
+	VFMADD231PS   Z6, Z8, Z1
+	VPSHUFD       $0xd8, Z10, Z10
+	VMULPS        (R11)(DX*2), Z7, Z8
+	VMULPS        Z5, Z8, Z8
+	VBROADCASTSS  40(SP), Z11
+	VPANDD        Z11, Z8, Z8
+	VBROADCASTSS  24(SP), Z11
+	VMULPS        Z11, Z8, Z11
+	VCVTPS2DQ     Z11, Z11
+	VCVTDQ2PS     Z11, Z12
+	VBROADCASTSS  8(SP), Z21
+	VFNMADD231PS  Z21, Z12, Z8
+	VFMADD231PS   Z6, Z8, Z2
+	VPSHUFD       $0xd8, Z11, Z11
+	VMULPS        (R11)(R8*1), Z7, Z7
+	VMULPS        Z5, Z7, Z7
+	VBROADCASTSS  44(SP), Z5
+	VPANDD        Z5, Z7, Z7
+	VBROADCASTSS  28(SP), Z5
+	VMULPS        Z5, Z7, Z5
+	VCVTPS2DQ     Z5, Z5
+	VCVTDQ2PS     Z5, Z8
+	VBROADCASTSS  12(SP), Z12
+	VFNMADD231PS  Z12, Z8, Z7
+	VFMADD231PS   Z6, Z7, Z3
+	VPSHUFD       $0xd8, Z5, Z5
+	VPMOVDW       Z9, (R9)
+	VPMOVDW       Z10, 32(R9)
+	VPMOVDW       Z11, 64(R9)
+	VPMOVDW       Z5, 96(R9)
+	ADDQ          R10, R9
+	ADDQ          $0x40, R15
+	ADDQ          $0x40, R11
+	INCQ          R12
+	DECQ          R13
+	JNZ           rows4round
+	VUNPCKLPS     Z1, Z0, Z4
+	VUNPCKHPS     Z1, Z0, Z0
+	VADDPS        Z0, Z4, Z4
+	VUNPCKLPS     Z3, Z2, Z0
+	VUNPCKHPS     Z3, Z2, Z1
+	VADDPS        Z1, Z0, Z0
+	VSHUFPS       $0x44, Z0, Z4, Z1
+	VSHUFPS       $0xee, Z0, Z4, Z0
+	VADDPS        Z0, Z1, Z1
+	VEXTRACTF64X4 $0x01, Z1, Y0
+	VADDPS        Y0, Y1, Y0
+	VEXTRACTF32X4 $0x01, Y0, X1
+	VADDPS        X1, X0, X0
+	VUNPCKLPS     X0, X13, X1
+	VMOVUPS       X1, (SI)
+	VUNPCKHPS     X0, X13, X0
+	VMOVUPS       X0, 16(SI)
+	ADDQ          $0x20, SI
+	ADDQ          $0x00000080, AX
+	ADDQ          DX, CX
+	ADDQ          DX, CX
+	ADDQ          DX, CX
+	ADDQ          DX, CX
+	SUBQ          $0x04, DI
+	JMP           rows4
+
+rows4end:
+rows3:
+	CMPQ         DI, $0x03
+	JL           rows3end
+	VXORPS       Z0, Z0, Z0
+	VXORPS       Z1, Z1, Z1
+	VXORPS       Z2, Z2, Z2
+	VXORPS       Z3, Z3, Z3
+	VXORPS       Z4, Z4, Z4
+	VXORPS       Z5, Z5, Z5
+	MOVQ         levels+56(FP), R9
+	MOVQ         groups+64(FP), R10
+	MOVQ         CX, R8
+	MOVQ         src+40(FP), R12
+	VBROADCASTSS unit+48(FP), Z6
+
+rows3largest:
+	MOVBQZX       (R9), R11
+	SHLQ          $0x04, R11
+	ADDQ          BX, R11
+	VBROADCASTSS  4(R11), Z7
+	VCVTPH2PS     (R12), Z8
+	VMULPS        Z6, Z8, Z8
+	VCVTPH2PS     32(R12), Z9
+	VMULPS        Z6, Z9, Z9
+	VCMPPS        $0x1d, c0p000000000000000000000000000000000000011754944AVX512<>+0(SB), Z9, K2
+	KANDW         K2, K1, K1
+	VMULPS        c255p5AVX512<>+0(SB), Z9, Z10
+	VCMPPS        $0x12, c340282350000000000000000000000000000000p0AVX512<>+0(SB), Z10, K2
+	KANDW         K2, K1, K1
+	VADDPS        Z8, Z10, Z10
+	VPANDD        c0x7fffffffAVX512<>+0(SB), Z10, Z10
+	VCMPPS        $0x12, c340282350000000000000000000000000000000p0AVX512<>+0(SB), Z10, K2
+	KANDW         K2, K1, K1
+	VMOVUPS       c0x7fffffffAVX512<>+0(SB), Z10
+	VPANDD        Z8, Z10, Z10
+	VCMPPS        $0x12, c340282350000000000000000000000000000000p0AVX512<>+0(SB), Z10, K2
+	KANDW         K2, K1, K1
+	VBROADCASTSS  (R11), Z10
+	VFMADD231PS   Z10, Z9, Z8
+	VFMADD231PS   (R8), Z8, Z0
+	VMULPS        (R8), Z9, Z10
+	VMULPS        Z7, Z10, Z10
+	VPANDD        c0x7fffffffAVX512<>+0(SB), Z10, Z10
+	VMAXPS        Z3, Z10, Z3
+	VFMADD231PS   (R8)(DX*1), Z8, Z1
+	VMULPS        (R8)(DX*1), Z9, Z10
+	VMULPS        Z7, Z10, Z10
+	VPANDD        c0x7fffffffAVX512<>+0(SB), Z10, Z10
+	VMAXPS        Z4, Z10, Z4
+	VFMADD231PS   (R8)(DX*2), Z8, Z2
+	VMULPS        (R8)(DX*2), Z9, Z8
+	VMULPS        Z7, Z8, Z8
+	VPANDD        c0x7fffffffAVX512<>+0(SB), Z8, Z8
+	VMAXPS        Z5, Z8, Z5
+	ADDQ          $0x40, R12
+	ADDQ          $0x40, R8
+	INCQ          R9
+	DECQ          R10
+	JNZ           rows3largest
+	VUNPCKLPS     Z4, Z3, Z6
+	VUNPCKHPS     Z4, Z3, Z3
+	VMAXPS        Z3, Z6, Z6
+	VUNPCKLPS     Z5, Z5, Z3
+	VUNPCKHPS     Z5, Z5, Z4
+	VMAXPS        Z4, Z3, Z3
+	VSHUFPS       $0x44, Z3, Z6, Z4
+	VSHUFPS       $0xee, Z3, Z6, Z3
+	VMAXPS        Z3, Z4, Z4
+	VEXTRACTF64X4 $0x01, Z4, Y3
+	VMAXPS        Y3, Y4, Y3
+	VEXTRACTF32X4 $0x01, Y3, X4
+	VMAXPS        X4, X3, X15
+	VDIVPS        c32639p0AVX512<>+0(SB), Z15, Z15
+	VMOVUPS       c1p0AVX512<>+0(SB), Z3
+	VDIVPS        Z15, Z3, Z3
+	VPTERNLOGD    $0xff, Z16, Z16, Z16
+	VCMPPS        $0x1e, c0p0000000000000000000000000000007888609AVX512<>+0(SB), Z15, K2
+	VCMPPS        $0x12, c340282350000000000000000000000000000000p0AVX512<>+0(SB), Z15, K3
+	VMOVAPS.Z     Z3, K2, Z3
+	VMOVAPS.Z     Z16, K2, Z16
+	VMOVAPS.Z     Z3, K3, Z3
+	VMOVAPS.Z     Z16, K3, Z16
+	VMOVUPS       X15, (SP)
+	VMOVUPS       X3, 16(SP)
+	VMOVUPS       X16, 32(SP)
+	MOVQ          rows+32(FP), R9
+	MOVQ          AX, R8
+	SHLQ          $0x05, R9
+	MOVQ          levels+56(FP), R11
+	MOVQ          groups+64(FP), R12
+	MOVQ          CX, R10
+	MOVQ          src+40(FP), R14
+	VBROADCASTSS  unit+48(FP), Z3
+
+rows3round:
+	MOVBQZX       (R11), R13
+	SHLQ          $0x04, R13
+	ADDQ          BX, R13
+	VBROADCASTSS  4(R13), Z4
+	VBROADCASTSS  8(R13), Z5
+	VCVTPH2PS     32(R14), Z6
+	VMULPS        Z3, Z6, Z6
+	VMULPS        (R10), Z6, Z7
+	VMULPS        Z4, Z7, Z7
+	VBROADCASTSS  32(SP), Z8
+	VPANDD        Z8, Z7, Z7
+	VBROADCASTSS  16(SP), Z8
+	VMULPS        Z8, Z7, Z8
+	VCVTPS2DQ     Z8, Z8
+	VCVTDQ2PS     Z8, Z9
+	VBROADCASTSS  (SP), Z10
+	VFNMADD231PS  Z10, Z9, Z7
+	VFMADD231PS   Z5, Z7, Z0
+	VPSHUFD       $0xd8, Z8, Z8
+	VMULPS        (R10)(DX*1), Z6, Z7
+	VMULPS        Z4, Z7, Z7
+	VBROADCASTSS  36(SP), Z9
+	VPANDD        Z9, Z7, Z7
+	VBROADCASTSS  20(SP), Z9
+	VMULPS        Z9, Z7, Z9
+	VCVTPS2DQ     Z9, Z9
+	VCVTDQ2PS     Z9, Z10
+	VBROADCASTSS  4(SP), Z11
+	VFNMADD231PS  Z11, Z10, Z7
+	VFMADD231PS   Z5, Z7, Z1
+	VPSHUFD       $0xd8, Z9, Z9
+	VMULPS        (R10)(DX*2), Z6, Z6
+	VMULPS        Z4, Z6, Z6
+	VBROADCASTSS  40(SP), Z4
+	VPANDD        Z4, Z6, Z6
+	VBROADCASTSS  24(SP), Z4
+	VMULPS        Z4, Z6, Z4
+	VCVTPS2DQ     Z4, Z4
+	VCVTDQ2PS     Z4, Z7
+	VBROADCASTSS  8(SP), Z10
+	VFNMADD231PS  Z10, Z7, Z6
+	VFMADD231PS   Z5, Z6, Z2
+	VPSHUFD       $0xd8, Z4, Z4
+	VPMOVDW       Z8, (R8)
+	VPMOVDW       Z9, 32(R8)
+	VPMOVDW       Z4, 64(R8)
+	ADDQ          R9, R8
+	ADDQ          $0x40, R14
+	ADDQ          $0x40, R10
+	INCQ          R11
+	DECQ          R12
+	JNZ           rows3round
+	VUNPCKLPS     Z1, Z0, Z3
+	VUNPCKHPS     Z1, Z0, Z0
+	VADDPS        Z0, Z3, Z3
+	VUNPCKLPS     Z2, Z2, Z0
+	VUNPCKHPS     Z2, Z2, Z1
+	VADDPS        Z1, Z0, Z0
+	VSHUFPS       $0x44, Z0, Z3, Z1
+	VSHUFPS       $0xee, Z0, Z3, Z0
+	VADDPS        Z0, Z1, Z1
+	VEXTRACTF64X4 $0x01, Z1, Y0
+	VADDPS        Y0, Y1, Y0
+	VEXTRACTF32X4 $0x01, Y0, X1
+	VADDPS        X1, X0, X0
+	VUNPCKLPS     X0, X15, X1
+	VMOVUPS       X1, (SI)
+	VUNPCKHPS     X0, X15, X0
+	VMOVLPS       X0, 16(SI)
+	ADDQ          $0x18, SI
+	ADDQ          $0x00000060, AX
+	ADDQ          DX, CX
+	ADDQ          DX, CX
+	ADDQ          DX, CX
+	SUBQ          $0x03, DI
+	JMP           rows3
+
+rows3end:
+rows2:
+	CMPQ         DI, $0x02
+	JL           rows2end
+	VXORPS       Z0, Z0, Z0
+	VXORPS       Z1, Z1, Z1
+	VXORPS       Z2, Z2, Z2
+	VXORPS       Z3, Z3, Z3
+	MOVQ         levels+56(FP), R9
+	MOVQ         groups+64(FP), R10
+	MOVQ         CX, R8
+	MOVQ         src+40(FP), R12
+	VBROADCASTSS unit+48(FP), Z4
+
+rows2largest:
+	MOVBQZX       (R9), R11
+	SHLQ          $0x04, R11
+	ADDQ          BX, R11
+	VBROADCASTSS  4(R11), Z5
+	VCVTPH2PS     (R12), Z6
+	VMULPS        Z4, Z6, Z6
+	VCVTPH2PS     32(R12), Z7
+	VMULPS        Z4, Z7, Z7
+	VCMPPS        $0x1d, c0p000000000000000000000000000000000000011754944AVX512<>+0(SB), Z7, K2
+	KANDW         K2, K1, K1
+	VMULPS        c255p5AVX512<>+0(SB), Z7, Z8
+	VCMPPS        $0x12, c340282350000000000000000000000000000000p0AVX512<>+0(SB), Z8, K2
+	KANDW         K2, K1, K1
+	VADDPS        Z6, Z8, Z8
+	VPANDD        c0x7fffffffAVX512<>+0(SB), Z8, Z8
+	VCMPPS        $0x12, c340282350000000000000000000000000000000p0AVX512<>+0(SB), Z8, K2
+	KANDW         K2, K1, K1
+	VMOVUPS       c0x7fffffffAVX512<>+0(SB), Z8
+	VPANDD        Z6, Z8, Z8
+	VCMPPS        $0x12, c340282350000000000000000000000000000000p0AVX512<>+0(SB), Z8, K2
+	KANDW         K2, K1, K1
+	VBROADCASTSS  (R11), Z8
+	VFMADD231PS   Z8, Z7, Z6
+	VFMADD231PS   (R8), Z6, Z0
+	VMULPS        (R8), Z7, Z8
+	VMULPS        Z5, Z8, Z8
+	VPANDD        c0x7fffffffAVX512<>+0(SB), Z8, Z8
+	VMAXPS        Z2, Z8, Z2
+	VFMADD231PS   (R8)(DX*1), Z6, Z1
+	VMULPS        (R8)(DX*1), Z7, Z6
+	VMULPS        Z5, Z6, Z6
+	VPANDD        c0x7fffffffAVX512<>+0(SB), Z6, Z6
+	VMAXPS        Z3, Z6, Z3
+	ADDQ          $0x40, R12
+	ADDQ          $0x40, R8
+	INCQ          R9
+	DECQ          R10
+	JNZ           rows2largest
+	VUNPCKLPS     Z3, Z2, Z4
+	VUNPCKHPS     Z3, Z2, Z2
+	VMAXPS        Z2, Z4, Z4
+	VUNPCKLPS     Z3, Z3, Z2
+	VUNPCKHPS     Z3, Z3, Z3
+	VMAXPS        Z3, Z2, Z2
+	VSHUFPS       $0x44, Z2, Z4, Z3
+	VSHUFPS       $0xee, Z2, Z4, Z2
+	VMAXPS        Z2, Z3, Z3
+	VEXTRACTF64X4 $0x01, Z3, Y2
+	VMAXPS        Y2, Y3, Y2
+	VEXTRACTF32X4 $0x01, Y2, X3
+	VMAXPS        X3, X2, X17
+	VDIVPS        c32639p0AVX512<>+0(SB), Z17, Z17
+	VMOVUPS       c1p0AVX512<>+0(SB), Z2
+	VDIVPS        Z17, Z2, Z2
+	VPTERNLOGD    $0xff, Z18, Z18, Z18
+	VCMPPS        $0x1e, c0p0000000000000000000000000000007888609AVX512<>+0(SB), Z17, K2
+	VCMPPS        $0x12, c340282350000000000000000000000000000000p0AVX512<>+0(SB), Z17, K3
+	VMOVAPS.Z     Z2, K2, Z2
+	VMOVAPS.Z     Z18, K2, Z18
+	VMOVAPS.Z     Z2, K3, Z2
+	VMOVAPS.Z     Z18, K3, Z18
+	VMOVUPS       X17, (SP)
+	VMOVUPS       X2, 16(SP)
+	VMOVUPS       X18, 32(SP)
+	MOVQ          rows+32(FP), R9
+	MOVQ          AX, R8
+	SHLQ          $0x05, R9
+	MOVQ          levels+56(FP), R11
+	MOVQ          groups+64(FP), R12
+	MOVQ          CX, R10
+	MOVQ          src+40(FP), R14
+	VBROADCASTSS  unit+48(FP), Z2
+
+rows2round:
+	MOVBQZX       (R11), R13
+	SHLQ          $0x04, R13
+	ADDQ          BX, R13
+	VBROADCASTSS  4(R13), Z3
+	VBROADCASTSS  8(R13), Z4
+	VCVTPH2PS     32(R14), Z5
+	VMULPS        Z2, Z5, Z5
+	VMULPS        (R10), Z5, Z6
+	VMULPS        Z3, Z6, Z6
+	VBROADCASTSS  32(SP), Z7
+	VPANDD        Z7, Z6, Z6
+	VBROADCASTSS  16(SP), Z7
+	VMULPS        Z7, Z6, Z7
+	VCVTPS2DQ     Z7, Z7
+	VCVTDQ2PS     Z7, Z8
+	VBROADCASTSS  (SP), Z9
+	VFNMADD231PS  Z9, Z8, Z6
+	VFMADD231PS   Z4, Z6, Z0
+	VPSHUFD       $0xd8, Z7, Z7
+	VMULPS        (R10)(DX*1), Z5, Z5
+	VMULPS        Z3, Z5, Z5
+	VBROADCASTSS  36(SP), Z3
+	VPANDD        Z3, Z5, Z5
+	VBROADCASTSS  20(SP), Z3
+	VMULPS        Z3, Z5, Z3
+	VCVTPS2DQ     Z3, Z3
+	VCVTDQ2PS     Z3, Z6
+	VBROADCASTSS  4(SP), Z8
+	VFNMADD231PS  Z8, Z6, Z5
+	VFMADD231PS   Z4, Z5, Z1
+	VPSHUFD       $0xd8, Z3, Z3
+	VPMOVDW       Z7, (R8)
+	VPMOVDW       Z3, 32(R8)
+	ADDQ          R9, R8
+	ADDQ          $0x40, R14
+	ADDQ          $0x40, R10
+	INCQ          R11
+	DECQ          R12
+	JNZ           rows2round
+	VUNPCKLPS     Z1, Z0, Z2
+	VUNPCKHPS     Z1, Z0, Z0
+	VADDPS        Z0, Z2, Z2
+	VUNPCKLPS     Z1, Z1, Z0
+	VUNPCKHPS     Z1, Z1, Z1
+	VADDPS        Z1, Z0, Z0
+	VSHUFPS       $0x44, Z0, Z2, Z1
+	VSHUFPS       $0xee, Z0, Z2, Z0
+	VADDPS        Z0, Z1, Z1
+	VEXTRACTF64X4 $0x01, Z1, Y0
+	VADDPS        Y0, Y1, Y0
+	VEXTRACTF32X4 $0x01, Y0, X1
+	VADDPS        X1, X0, X0
+	VUNPCKLPS     X0, X17, X1
+	VMOVUPS       X1, (SI)
+	VUNPCKHPS     X0, X17, X0
+	ADDQ          $0x10, SI
+	ADDQ          $0x00000040, AX
+	ADDQ          DX, CX
+	ADDQ          DX, CX
+	SUBQ          $0x02, DI
+	JMP           rows2
+
+rows2end:
+rows1:
+	CMPQ         DI, $0x01
+	JL           rows1end
+	VXORPS       Z0, Z0, Z0
+	VXORPS       Z1, Z1, Z1
+	MOVQ         levels+56(FP), R9
+	MOVQ         groups+64(FP), R10
+	MOVQ         CX, R8
+	MOVQ         src+40(FP), R12
+	VBROADCASTSS unit+48(FP), Z2
+
+rows1largest:
+	MOVBQZX       (R9), R11
+	SHLQ          $0x04, R11
+	ADDQ          BX, R11
+	VBROADCASTSS  4(R11), Z3
+	VCVTPH2PS     (R12), Z4
+	VMULPS        Z2, Z4, Z4
+	VCVTPH2PS     32(R12), Z5
+	VMULPS        Z2, Z5, Z5
+	VCMPPS        $0x1d, c0p000000000000000000000000000000000000011754944AVX512<>+0(SB), Z5, K2
+	KANDW         K2, K1, K1
+	VMULPS        c255p5AVX512<>+0(SB), Z5, Z6
+	VCMPPS        $0x12, c340282350000000000000000000000000000000p0AVX512<>+0(SB), Z6, K2
+	KANDW         K2, K1, K1
+	VADDPS        Z4, Z6, Z6
+	VPANDD        c0x7fffffffAVX512<>+0(SB), Z6, Z6
+	VCMPPS        $0x12, c340282350000000000000000000000000000000p0AVX512<>+0(SB), Z6, K2
+	KANDW         K2, K1, K1
+	VMOVUPS       c0x7fffffffAVX512<>+0(SB), Z6
+	VPANDD        Z4, Z6, Z6
+	VCMPPS        $0x12, c340282350000000000000000000000000000000p0AVX512<>+0(SB), Z6, K2
+	KANDW         K2, K1, K1
+	VBROADCASTSS  (R11), Z6
+	VFMADD231PS   Z6, Z5, Z4
+	VFMADD231PS   (R8), Z4, Z0
+	VMULPS        (R8), Z5, Z4
+	VMULPS        Z3, Z4, Z4
+	VPANDD        c0x7fffffffAVX512<>+0(SB), Z4, Z4
+	VMAXPS        Z1, Z4, Z1
+	ADDQ          $0x40, R12
+	ADDQ          $0x40, R8
+	INCQ          R9
+	DECQ          R10
+	JNZ           rows1largest
+	VUNPCKLPS     Z1, Z1, Z2
+	VUNPCKHPS     Z1, Z1, Z3
+	VMAXPS        Z3, Z2, Z2
+	VUNPCKLPS     Z1, Z1, Z3
+	VUNPCKHPS     Z1, Z1, Z1
+	VMAXPS        Z1, Z3, Z3
+	VSHUFPS       $0x44, Z3, Z2, Z1
+	VSHUFPS       $0xee, Z3, Z2, Z2
+	VMAXPS        Z2, Z1, Z1
+	VEXTRACTF64X4 $0x01, Z1, Y2
+	VMAXPS        Y2, Y1, Y1
+	VEXTRACTF32X4 $0x01, Y1, X2
+	VMAXPS        X2, X1, X19
+	VDIVPS        c32639p0AVX512<>+0(SB), Z19, Z19
+	VMOVUPS       c1p0AVX512<>+0(SB), Z1
+	VDIVPS        Z19, Z1, Z1
+	VPTERNLOGD    $0xff, Z20, Z20, Z20
+	VCMPPS        $0x1e, c0p0000000000000000000000000000007888609AVX512<>+0(SB), Z19, K2
+	VCMPPS        $0x12, c340282350000000000000000000000000000000p0AVX512<>+0(SB), Z19, K3
+	VMOVAPS.Z     Z1, K2, Z1
+	VMOVAPS.Z     Z20, K2, Z20
+	VMOVAPS.Z     Z1, K3, Z1
+	VMOVAPS.Z     Z20, K3, Z20
+	VMOVUPS       X19, (SP)
+	VMOVUPS       X1, 16(SP)
+	VMOVUPS       X20, 32(SP)
+	MOVQ          rows+32(FP), R9
+	MOVQ          AX, R8
+	SHLQ          $0x05, R9
+	MOVQ          levels+56(FP), R11
+	MOVQ          groups+64(FP), R12
+	MOVQ          CX, R10
+	MOVQ          src+40(FP), R14
+	VBROADCASTSS  unit+48(FP), Z1
+
+rows1round:
+	MOVBQZX       (R11), R13
+	SHLQ          $0x04, R13
+	ADDQ          BX, R13
+	VBROADCASTSS  4(R13), Z2
+	VBROADCASTSS  8(R13), Z3
+	VCVTPH2PS     32(R14), Z4
+	VMULPS        Z1, Z4, Z4
+	VMULPS        (R10), Z4, Z4
+	VMULPS        Z2, Z4, Z4
+	VBROADCASTSS  32(SP), Z2
+	VPANDD        Z2, Z4, Z4
+	VBROADCASTSS  16(SP), Z2
+	VMULPS        Z2, Z4, Z2
+	VCVTPS2DQ     Z2, Z2
+	VCVTDQ2PS     Z2, Z5
+	VBROADCASTSS  (SP), Z6
+	VFNMADD231PS  Z6, Z5, Z4
+	VFMADD231PS   Z3, Z4, Z0
+	VPSHUFD       $0xd8, Z2, Z2
+	VPMOVDW       Z2, (R8)
+	ADDQ          R9, R8
+	ADDQ          $0x40, R14
+	ADDQ          $0x40, R10
+	INCQ          R11
+	DECQ          R12
+	JNZ           rows1round
+	VUNPCKLPS     Z0, Z0, Z1
+	VUNPCKHPS     Z0, Z0, Z2
+	VADDPS        Z2, Z1, Z1
+	VUNPCKLPS     Z0, Z0, Z2
+	VUNPCKHPS     Z0, Z0, Z0
+	VADDPS        Z0, Z2, Z2
+	VSHUFPS       $0x44, Z2, Z1, Z0
+	VSHUFPS       $0xee, Z2, Z1, Z1
+	VADDPS        Z1, Z0, Z0
+	VEXTRACTF64X4 $0x01, Z0, Y1
+	VADDPS        Y1, Y0, Y0
+	VEXTRACTF32X4 $0x01, Y0, X1
+	VADDPS        X1, X0, X0
+	VUNPCKLPS     X0, X19, X1
+	VMOVLPS       X1, (SI)
+	VUNPCKHPS     X0, X19, X0
+	ADDQ          $0x08, SI
+	ADDQ          $0x00000020, AX
+	ADDQ          DX, CX
+	SUBQ          $0x01, DI
+	JMP           rows1
+
+rows1end:
+	KMOVW K1, AX
+	XORQ  $0x0000ffff, AX
+	MOVQ  AX, bad+72(FP)
 	VZEROUPPER
 	RET
 
@@ -11031,6 +12141,47 @@ DATA c255p5AVX512<>+52(SB)/4, $(255.5)
 DATA c255p5AVX512<>+56(SB)/4, $(255.5)
 DATA c255p5AVX512<>+60(SB)/4, $(255.5)
 GLOBL c255p5AVX512<>(SB), RODATA|NOPTR, $64
+
+// func readBinsAVX512(lo *float32, step *float32, src *byte, groups int, unit float32) (bad uint64)
+// Requires: AVX, AVX512F
+TEXT ·readBinsAVX512(SB), NOSPLIT, $0-48
+	MOVQ         lo+0(FP), AX
+	MOVQ         step+8(FP), CX
+	MOVQ         src+16(FP), DX
+	MOVQ         groups+24(FP), BX
+	VBROADCASTSS unit+32(FP), Z0
+	KXNORW       K1, K1, K1
+
+group:
+	VCVTPH2PS (DX), Z1
+	VMULPS    Z0, Z1, Z1
+	VCVTPH2PS 32(DX), Z2
+	VMULPS    Z0, Z2, Z2
+	VMOVUPS   Z1, (AX)
+	VMOVUPS   Z2, (CX)
+	VCMPPS    $0x1d, c0p000000000000000000000000000000000000011754944AVX512<>+0(SB), Z2, K2
+	KANDW     K2, K1, K1
+	VMULPS    c255p5AVX512<>+0(SB), Z2, Z2
+	VCMPPS    $0x12, c340282350000000000000000000000000000000p0AVX512<>+0(SB), Z2, K2
+	KANDW     K2, K1, K1
+	VADDPS    Z1, Z2, Z2
+	VPANDD    c0x7fffffffAVX512<>+0(SB), Z2, Z2
+	VCMPPS    $0x12, c340282350000000000000000000000000000000p0AVX512<>+0(SB), Z2, K2
+	KANDW     K2, K1, K1
+	VMOVUPS   c0x7fffffffAVX512<>+0(SB), Z2
+	VPANDD    Z1, Z2, Z2
+	VCMPPS    $0x12, c340282350000000000000000000000000000000p0AVX512<>+0(SB), Z2, K2
+	KANDW     K2, K1, K1
+	ADDQ      $0x40, AX
+	ADDQ      $0x40, CX
+	ADDQ      $0x40, DX
+	DECQ      BX
+	JNZ       group
+	KMOVW     K1, AX
+	XORQ      $0x0000ffff, AX
+	MOVQ      AX, bad+40(FP)
+	VZEROUPPER
+	RET
 
 // func binSquaresAVX512(dst *float32, q *float32, rows int, step *float32, d int)
 // Requires: AVX, AVX512F, AVX512VL

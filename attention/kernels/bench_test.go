@@ -16,6 +16,7 @@ func BenchmarkKernels(b *testing.B) {
 	var batch ValueBatch
 	scales := slices.Repeat(valueScale(1, 100), n)
 	steps, query := odd(rng, d), KeyQuery{make([]int16, rows*d), odd(rng, 2*rows)}
+	bins := storedBins(rng, d, 0)
 	planes := [][]byte{oddBytes(rng, d/LineTokens*4*Line)}
 	layout := func(levels int) (l Layout) {
 		var lines []LinePlace
@@ -49,6 +50,8 @@ func BenchmarkKernels(b *testing.B) {
 		{"score 8 bits", func() {
 			ScoreLeaves(dst, LineTokens, n, query, &bits8, leaves, n/LineTokens, 0)
 		}},
+		{"fold", func() { bits4.Fold(query, q, d, steps, steps) }},
+		{"fold bins", func() { bits4.FoldBins(query, q, d, bins, 1) }},
 		{"unpack 8 bits", func() {
 			for range n / LineTokens {
 				UnpackKeys(k, d, &bits8, planes, steps, steps)

@@ -163,12 +163,22 @@ func fold(dst KeyQuery, q []float32, rows, d int, lo, step []float32, l *Layout)
 	}
 }
 
-func readBins(lo, step []float32, src []byte, unit float32) bool {
-	switch variant(len(lo)) {
+func foldBins(dst KeyQuery, q []float32, rows, d int, src []byte, unit float32, l *Layout) bool {
+	switch vectors() {
 	case AVX512:
-		return readBinsAVX512(&lo[0], &step[0], &src[0], len(lo), unit) == 0
+		return foldBinsAVX512(&dst.Words[0], &dst.Scale[0], &q[0], d, rows, &src[0], unit, &l.levels[0], l.groups) == 0
 	case AVX2:
-		return readBinsAVX2(&lo[0], &step[0], &src[0], len(lo), unit) == 0
+		return foldBinsAVX2(&dst.Words[0], &dst.Scale[0], &q[0], d, rows, &src[0], unit, &l.levels[0], l.groups) == 0
+	}
+	return plainFoldBins(dst, q, rows, d, src, unit, l)
+}
+
+func readBins(lo, step []float32, src []byte, unit float32) bool {
+	switch vectors() {
+	case AVX512:
+		return readBinsAVX512(&lo[0], &step[0], &src[0], len(lo)/LineTokens, unit) == 0
+	case AVX2:
+		return readBinsAVX2(&lo[0], &step[0], &src[0], len(lo)/LineTokens, unit) == 0
 	}
 	return plainReadBins(lo, step, src, unit)
 }

@@ -46,6 +46,10 @@ func fold(dst KeyQuery, q []float32, rows, d int, lo, step []float32, l *Layout)
 	plainFold(dst, q, rows, d, lo, step, l)
 }
 
+func foldBins(dst KeyQuery, q []float32, rows, d int, src []byte, unit float32, l *Layout) bool {
+	return plainFoldBins(dst, q, rows, d, src, unit, l)
+}
+
 func readBins(lo, step []float32, src []byte, unit float32) bool {
 	return plainReadBins(lo, step, src, unit)
 }

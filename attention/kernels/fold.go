@@ -31,24 +31,46 @@ const leastUnit = 0x1p-100
 // codes are in the middle of their range: a score then errs by about .00002 of
 // what the channel that matters most can change it by. dst.Words is [groups][rows][16], dst.Scale [rows][2].
 func (l *Layout) Fold(dst KeyQuery, q []float32, d int, lo, step []float32) {
-	must(d > 0, "d is not positive")
-	rows, channels := len(q)/d, l.groups*LineTokens
-	must(channels <= d && len(lo) >= channels && len(step) >= channels, "more groups than channels")
-	must(len(dst.Words) >= rows*channels && len(dst.Scale) >= 2*rows, "dst is too short")
-	if rows == 0 {
-		return
+	channels := l.groups * LineTokens
+	must(len(lo) >= channels && len(step) >= channels, "lo or step is too short")
+	if rows := l.mayFold(dst, q, d); rows > 0 {
+		fold(dst, q, rows, d, lo, step, l)
 	}
-	if l.groups == 0 {
-		clear(dst.Scale[:2*rows])
-		return
-	}
-	fold(dst, q, rows, d, lo, step, l)
 }
 
-// Bins reads lower ends and sizes of bins, binary16 in units, of len(lo) channels: those are first all lower ends, then all
+// FoldBins is Fold with bins as Bins reads them, of the channels of the layout's groups. Then ok says what that of Bins does; if it is
+// false, dst may hold anything.
+func (l *Layout) FoldBins(dst KeyQuery, q []float32, d int, src []byte, unit float32) (ok bool) {
+	must(len(src)/binLine >= l.groups, "src is too short")
+	rows := l.mayFold(dst, q, d)
+	if rows == 0 {
+		var lo, step [mostGroups * LineTokens]float32
+		return Bins(lo[:l.groups*LineTokens], step[:], src, unit)
+	}
+	return foldBins(dst, q, rows, d, src, unit, l)
+}
+
+// mayFold checks what Fold may touch, and returns how many rows there are to fold.
+func (l *Layout) mayFold(dst KeyQuery, q []float32, d int) (rows int) {
+	must(d > 0, "d is not positive")
+	rows, channels := len(q)/d, l.groups*LineTokens
+	must(channels <= d, "more groups than channels")
+	must(len(dst.Words) >= rows*channels && len(dst.Scale) >= 2*rows, "dst is too short")
+	if l.groups == 0 {
+		clear(dst.Scale[:2*rows])
+		return 0
+	}
+	return rows
+}
+
+// binLine is the size of the bins of 16 channels.
+const binLine = 4 * LineTokens
+
+// Bins reads lower ends and sizes of bins, binary16 in units, of len(lo) channels, a multiple of 16: of each 16, first their lower ends, then their
 // sizes. ok is false if one is not finite, a size less than 2^-126, or the upper end of the last of 256 bins not finite.
 func Bins(lo, step []float32, src []byte, unit float32) (ok bool) {
 	d := len(lo)
+	must(vectorDim(d), "channels are no multiple of 16")
 	must(len(step) >= d && len(src)/4 >= d, "step or src is too short")
 	return d == 0 || readBins(lo, step, src, unit)
 }
@@ -124,10 +146,19 @@ func plainFold(dst KeyQuery, q []float32, rows, d int, lo, step []float32, l *La
 	}
 }
 
+func plainFoldBins(dst KeyQuery, q []float32, rows, d int, src []byte, unit float32, l *Layout) bool {
+	var lo, step [mostGroups * LineTokens]float32
+	n := l.groups * LineTokens
+	ok := plainReadBins(lo[:n], step[:n], src, unit)
+	plainFold(dst, q, rows, d, lo[:n], step[:n], l)
+	return ok
+}
+
 func plainReadBins(lo, step []float32, src []byte, unit float32) bool {
-	d, ok := len(lo), true
-	for j := range d {
-		a, w := widenF16(src[2*j:])*unit, widenF16(src[2*(d+j):])*unit
+	ok := true
+	for j := range lo {
+		at := j/LineTokens*binLine + j%LineTokens*2
+		a, w := widenF16(src[at:])*unit, widenF16(src[at+binLine/2:])*unit
 		lo[j], step[j] = a, w
 		top := 255.5 * w
 		ok = ok && w >= 0x1p-126 && finite(top) && finite(a+top) && finite(a)

@@ -89,32 +89,62 @@ func TestFoldedScores(t *testing.T) {
 	}
 }
 
+// storedBins returns bins that are in order, as Bins reads them, with lower ends and sizes that no exponent but the least makes too large or small.
+func storedBins(rng *rand.Rand, d, exp int) []byte {
+	src := oddBytes(rng, 4*d)
+	for i := range d {
+		putBin(src, i, false, uint16(rng.Uint32())&^0x4000)      // below 2
+		putBin(src, i, true, uint16(1+rng.IntN(0x3bff))&^0x8000) // positive, below 1
+		if exp == -110 {                                         // steps below 2^-126 are refused
+			putBin(src, i, true, 0x2c00)
+		}
+	}
+	return src
+}
+
+// binAt returns where channel i's lower end or size lies.
+func binAt(i int, size bool) int {
+	at := i/16*64 + i%16*2
+	if size {
+		at += 32
+	}
+	return at
+}
+
+func putBin(b []byte, i int, size bool, h uint16) {
+	binary.LittleEndian.PutUint16(b[binAt(i, size):], h)
+}
+
+// spoilBin puts a channel's bins out of order.
+func spoilBin(rng *rand.Rand, b []byte, i int) {
+	switch rng.IntN(4) {
+	case 0:
+		putBin(b, i, false, 0xfc00) // a lower end of -Inf
+	case 1:
+		putBin(b, i, false, 0x7e01) // that is no number
+	case 2:
+		putBin(b, i, true, 0) // an empty bin
+	case 3:
+		putBin(b, i, true, 0x8400) // a negative one
+	}
+}
+
 // Bins are read bit for bit, and those out of order found wherever they are.
 func TestBins(t *testing.T) {
-	half := func(b []byte, i int, h uint16) { binary.LittleEndian.PutUint16(b[2*i:], h) }
 	for _, v := range Variants() {
 		undo := Use(v)
 		rng := rand.New(rand.NewPCG(33, 34))
-		for _, d := range append([]int{1, 24}, dims...) {
+		for _, d := range dims {
 			for _, exp := range []int{0, -110, 113, 5} {
 				unit := float32(math.Ldexp(1, exp))
-				src := oddBytes(rng, 4*d)
-				for i := range d {
-					half(src, i, uint16(rng.Uint32())&^0x4000)         // below 2
-					half(src, d+i, uint16(1+rng.IntN(0x3bff))&^0x8000) // positive, below 1
-				}
-				if exp == -110 { // steps below 2^-126 are refused
-					for i := range d {
-						half(src, d+i, 0x2c00)
-					}
-				}
+				src := storedBins(rng, d, exp)
 				lo, step := odd(rng, d), odd(rng, d)
 				if !Bins(lo, step, src, unit) {
 					t.Fatalf("%v: d %d, exponent %d: refused", v, d, exp)
 				}
 				for i := range d {
 					for j, got := range []float32{lo[i], step[i]} {
-						h := binary.LittleEndian.Uint16(src[2*(i+j*d):])
+						h := binary.LittleEndian.Uint16(src[binAt(i, j == 1):])
 						e, m, sign := int(h>>10&31), float64(h&1023), 1-2*float64(h>>15)
 						want := sign * math.Ldexp(m, exp-24)
 						if e > 0 {
@@ -125,31 +155,72 @@ func TestBins(t *testing.T) {
 						}
 					}
 				}
-				bad := slices.Clone(src)
 				at := rng.IntN(d)
-				switch rng.IntN(4) {
-				case 0:
-					half(bad, at, 0xfc00) // a lower end of -Inf
-				case 1:
-					half(bad, at, 0x7e01) // that is no number
-				case 2:
-					half(bad, d+at, 0) // an empty bin
-				case 3:
-					half(bad, d+at, 0x8400) // a negative one
-				}
-				if Bins(lo, step, bad, unit) {
+				if spoilBin(rng, src, at); Bins(lo, step, src, unit) {
 					t.Fatalf("%v: d %d: bad channel %d is taken", v, d, at)
 				}
 			}
 		}
 		src := make([]byte, 4*16)
 		for i := range 16 {
-			half(src, 16+i, 0x7bff) // 2^16 bins of 2^113: the last one's end is not finite
+			putBin(src, i, true, 0x7bff) // 2^16 bins of 2^113: the last one's end is not finite
 		}
 		if Bins(make([]float32, 16), make([]float32, 16), src, 0x1p113) {
 			t.Errorf("%v: an upper end that is not finite is taken", v)
 		}
 		undo()
+	}
+}
+
+// FoldBins is Bins and then Fold, bit for bit.
+func TestFoldBins(t *testing.T) {
+	for _, v := range Variants() {
+		undo := Use(v)
+		for groups := range mostGroups + 1 {
+			for _, rows := range []int{0, 1, 2, 3, 4, 5, 8, 17} {
+				checkFoldBins(t, rand.New(rand.NewPCG(uint64(groups), uint64(rows))), groups, rows)
+			}
+		}
+		undo()
+	}
+}
+
+func checkFoldBins(t *testing.T, rng *rand.Rand, groups, rows int) {
+	t.Helper()
+	l := NewLayout(nil, nil)
+	if groups > 0 {
+		l, _ = leaf(rng, groups)
+	}
+	channels, exp := groups*LineTokens, []int{0, -110, 113, 5}[rng.IntN(4)]
+	d := channels + LineTokens*(1+rng.IntN(3))
+	unit, src := float32(math.Ldexp(1, exp)), storedBins(rng, channels, exp)
+	q, lo, step := odd(rng, rows*d), make([]float32, channels), make([]float32, channels)
+	for range rng.IntN(3) * min(rows, 1) {
+		q[rng.IntN(len(q))] = []float32{float32(math.Inf(1)), float32(math.NaN()), 1e38, 0}[rng.IntN(4)]
+	}
+	query := func() KeyQuery {
+		q := KeyQuery{make([]int16, rows*channels+1), odd(rng, 2*rows+1)} // with a guard
+		q.Words[rows*channels], q.Scale[2*rows] = 77, 77
+		return q
+	}
+	got, want := query(), query()
+	if !l.FoldBins(got, q, d, src, unit) || !Bins(lo, step, src, unit) {
+		t.Fatalf("%d groups, %d rows, exponent %d: refused", groups, rows, exp)
+	}
+	l.Fold(want, q, d, lo, step)
+	for i, x := range want.Scale {
+		if y := got.Scale[i]; x != y && (x == x || y == y) {
+			t.Fatalf("%d groups, %d rows: scale %v, not %v", groups, rows, y, x)
+		}
+	}
+	if !slices.Equal(got.Words, want.Words) {
+		t.Fatalf("%d groups, %d rows: words %v, not %v", groups, rows, got.Words, want.Words)
+	}
+	if channels == 0 {
+		return
+	}
+	if spoilBin(rng, src, rng.IntN(channels)); l.FoldBins(got, q, d, src, unit) {
+		t.Fatalf("%d groups, %d rows: a bad channel is taken", groups, rows)
 	}
 }
 

@@ -229,6 +229,11 @@ func TestShortSlicesPanic(t *testing.T) {
 		"fold: more than d":    func() { l.Fold(query(32, 1), f(32), 16, f(32), f(32)) },
 		"bins: src":            func() { Bins(f(16), f(16), b(63), 1) },
 		"bins: step":           func() { Bins(f(16), f(15), b(64), 1) },
+		"bins: 24":             func() { Bins(f(24), f(24), b(128), 1) },
+		"fold bins: src":       func() { l.FoldBins(query(32, 1), f(32), 32, b(127), 1) },
+		"fold bins: words":     func() { l.FoldBins(query(31, 1), f(32), 32, b(128), 1) },
+		"fold bins: scale":     func() { l.FoldBins(KeyQuery{make([]int16, 64), f(3)}, f(64), 32, b(128), 1) },
+		"fold bins: d":         func() { l.FoldBins(query(32, 1), f(32), 16, b(128), 1) },
 		"sums of codes: w":     func() { SumCodes(rowsOf(f(64), 32), f(31), 16, &l, planes) },
 		"sums of codes: row":   func() { SumCodes([][]float32{f(31)}, f(16), 16, &l, planes) },
 		"sums of codes: plane": func() { SumCodes([][]float32{f(32)}, f(16), 16, &l, [][]byte{b(127)}) },
@@ -320,6 +325,7 @@ func TestNothing(t *testing.T) {
 		Gains(make([]float32, 16), nil, nil)
 		UnpackKeys(make([]float32, 256), 16, &Layout{}, nil, nil, nil)
 		(&Layout{}).Fold(KeyQuery{}, nil, 16, nil, nil)
+		(&Layout{}).FoldBins(KeyQuery{}, nil, 16, nil, 1)
 		Bins(nil, nil, nil, 1)
 		BinSquares(nil, nil, make([]float32, 16))
 		LeafWeights(nil, nil, nil, 0)
@@ -367,6 +373,7 @@ func TestNoAllocations(t *testing.T) {
 			SquaresInt8(dst, c, d)
 			l.Fold(KeyQuery{query.Words, dst}, q, d, k, k[d:])
 			Bins(q[:d], dst, c, 1)
+			l.FoldBins(KeyQuery{query.Words, dst}, q, d, c, 1)
 			SumCodes(out, dst, LineTokens, &l, planes)
 			AddBins(out[:1], out[1:2], out[2:], dst, k, k, l.Levels(), new([5]float32))
 			BinSquares(dst, q, k[:d])
@@ -427,6 +434,7 @@ func FuzzKernels(f *testing.F) {
 				checkLeaves(t, rng, query, g)
 			}
 			checkUnpack(t, rng, l, planes, d)
+			checkFoldBins(t, rng, g, r)
 		})
 	})
 }

@@ -33,7 +33,7 @@ func newWhole(ctx context.Context, r Reader, q Query, tr *Trace) *whole {
 	d := len(q.Q) / rows
 	w := &whole{ctx: ctx, r: r, tr: tr, q: q, ps: attention.NewPartials(rows, d)}
 	w.out = attention.AppendSums(nil, w.ps)
-	w.scorer = scorer{q: make([]float32, rows*d), softcap: q.Softcap, scores: make([]float32, rows*tiers.StepTokens), steps: compress.NewKeySteps(d),
+	w.scorer = scorer{q: make([]float32, rows*d), softcap: q.Softcap, scores: make([]float32, rows*tiers.StepTokens),
 		folded: kernels.KeyQuery{Words: make([]int16, rows*d), Scale: make([]float32, 2*rows)}}
 	return w
 }
@@ -128,8 +128,7 @@ type scorer struct {
 	*seal.Codes
 	q       []float32 // [rows][d], channels in stored order
 	softcap float32
-	scores  []float32 // [rows][tiers.StepTokens]
-	steps   compress.KeySteps
+	scores  []float32        // [rows][tiers.StepTokens]
 	folded  kernels.KeyQuery // the query in the bins of the group, by the layout
 	planes  [][]byte
 }
@@ -142,16 +141,15 @@ func (s *scorer) begin(c *seal.Codes, q Query) {
 
 // group returns the scores [rows][tiers.StepTokens] of group g, until the next call.
 func (s *scorer) group(g int) (scores []float32, err error) {
-	if err := s.Steps(s.steps, g); err != nil {
-		return nil, err
-	}
 	lo, hi := s.GroupPlaces(g)
 	end := (hi + tiers.LeafTokens - 1) / tiers.LeafTokens
 	for from, to := lo/tiers.LeafTokens, 0; from < end; from = to {
 		layout := s.Layout(from)
 		for to = from + 1; to < end && s.Layout(to) == layout; to++ {
 		}
-		layout.Fold(s.folded, s.q, s.steps)
+		if err := s.Fold(s.folded, s.q, layout, g); err != nil {
+			return nil, err
+		}
 		s.planes = s.AppendLeaves(s.planes[:0], from, to)
 		layout.ScoreLeaves(s.scores[from*tiers.LeafTokens-lo:], tiers.StepTokens, s.folded, s.planes, to-from)
 	}

@@ -1,6 +1,7 @@
 package seal
 
 import (
+	"kvtier/attention/kernels"
 	"kvtier/compress"
 	"kvtier/tiers"
 )
@@ -51,8 +52,18 @@ func (c *Codes) Order() compress.KeyOrder { return c.order }
 
 // Steps parses the bins of the keys of a group of tokens into s, of D channels. The error is compress.ErrCorrupt.
 func (c *Codes) Steps(s compress.KeySteps, group int) error {
+	return s.Parse(c.stored(group), c.Info.KeyExp)
+}
+
+// stored returns what is stored of the bins of a group of tokens.
+func (c *Codes) stored(group int) []byte {
 	r := c.View.Steps(group)
-	return s.Parse(c.planes[tiers.PlaneSteps][r.Off:r.Off+r.Len], c.Info.KeyExp)
+	return c.planes[tiers.PlaneSteps][r.Off : r.Off+r.Len]
+}
+
+// Fold prepares query rows q [rows][D], channels in stored order, for keys of a group of tokens that have a Layout. The error is compress.ErrCorrupt.
+func (c *Codes) Fold(dst kernels.KeyQuery, q []float32, l *compress.KeyLayout, group int) error {
+	return l.FoldStored(dst, q, c.stored(group), c.Info.KeyExp)
 }
 
 // Layout returns the layout of leaf l's keys, which is one of two.

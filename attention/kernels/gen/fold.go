@@ -1,6 +1,7 @@
 package main
 
 import (
+	"fmt"
 	"math"
 
 	. "github.com/mmcloughlin/avo/build"
@@ -30,106 +31,235 @@ func (v isa) placeTable() Mem {
 // maxFloat is the largest finite number.
 const maxFloat = F32(math.MaxFloat32)
 
-// fold: the first pass over a row's channels finds the largest product and sums
-// the offset, the second rounds the products to words. It computes products anew.
-func (v isa) fold() {
+// fold: of some rows at a time, the first pass over the channels finds the largest products and sums the
+// offsets, the second computes products anew and rounds them to words. foldBins reads bins as they are stored, in either pass.
+func (v isa) fold(stored bool) {
 	table := v.placeTable()
-	v.function("fold", "words *int16, scale *float32, q *float32, d int, rows int, lo *float32, step *float32, levels *byte, groups int")
-	words, scale, q, d, rows := param("words"), param("scale"), param("q"), param("d"), param("rows")
-	pitch, base := GP64(), GP64() // from group to group of words
-	MOVQ(rows, pitch)
-	SHLQ(Imm(5), pitch)
-	LEAQ(table, base)
-	SHLQ(Imm(2), d)
-	Label("row")
-	offset, most := v.vec(), v.vec()
-	v.zero(offset)
-	v.zero(most)
-	v.eachGroup("largest", base, q, func(entry reg.GPVirtual, x, p reg.VecVirtual, lo Mem, w reg.VecVirtual, _ int) {
-		v.and(v.constant(U32(0x7fffffff)), p)
-		VMAXPS(most, p, most) // of a NaN in p, most remains; it shows in the offset
-		place := v.vec()
-		VBROADCASTSS(Mem{Base: entry, Disp: placeOffset}, place)
-		VFMADD213PS(lo, place, w)
-		VFMADD231PS(x, w, offset)
-	})
-	unit := v.scalar(most, VMAXPS).AsX()
-	VDIVSS(v.constant(F32(127<<8|127)), unit, unit)
-	VMOVSS(unit, Mem{Base: scale})
-	VUCOMISS(v.constant(F32(0x1p-100)), unit)
-	JBE(LabelRef("nothing"))
-	VUCOMISS(v.constant(maxFloat), unit)
-	JA(LabelRef("nothing"))
-	to := GP64()
-	MOVQ(words, to)
-	one, inverse, units := XMM(), v.vec(), v.vec()
-	VMOVSS(v.constant(F32(1)), one)
-	VDIVSS(unit, one, one)
-	VBROADCASTSS(one, inverse)
-	VBROADCASTSS(unit, units)
-	var halves []reg.VecVirtual
-	v.eachGroup("round", base, q, func(entry reg.GPVirtual, _, p reg.VecVirtual, _ Mem, _ reg.VecVirtual, part int) {
-		i, f := v.vec(), v.vec()
-		VMULPS(inverse, p, i)
-		VCVTPS2DQ(i, i)
-		VCVTDQ2PS(i, f)
-		VFNMADD231PS(units, f, p)
-		middle := v.vec()
-		VBROADCASTSS(Mem{Base: entry, Disp: placeMiddle}, middle)
-		VFMADD231PS(middle, p, offset)
-		VPSHUFD(Imm(0b11011000), i, i)
-		if halves = append(halves, i); part == 16/v.lanes-1 {
-			v.narrowWords(halves, Mem{Base: to})
-			ADDQ(pitch, to)
-			halves = nil
+	if stored {
+		v.function("foldBins", "words *int16, scale *float32, q *float32, d int, rows int, src *byte, unit float32, levels *byte, groups int) (bad uint64")
+	} else {
+		v.function("fold", "words *int16, scale *float32, q *float32, d int, rows int, lo *float32, step *float32, levels *byte, groups int")
+	}
+	f := &folding{isa: v, words: param("words"), q: param("q"), d: param("d"), base: GP64(),
+		unit: AllocLocal(16), inverse: AllocLocal(16), tells: AllocLocal(16)}
+	if stored {
+		f.good = v.mask()
+	}
+	scale, rows := param("scale"), param("rows")
+	SHLQ(Imm(2), f.d)
+	f.d3 = triple(f.d)
+	LEAQ(table, f.base)
+	for r := v.rows; r >= 1; r-- {
+		label := fmt.Sprintf("rows%d", r)
+		Label(label)
+		CMPQ(rows, Imm(uint64(r)))
+		JL(LabelRef(label + "end"))
+		offset, most := f.largest(label+"largest", r)
+		unit := f.units(most)
+		f.round(label+"round", offset)
+		v.storePairs(unit, v.byRow(offset, VADDPS), Mem{Base: scale}, r)
+		ADDQ(Imm(uint64(8*r)), scale)
+		ADDQ(U32(uint64(32*r)), f.words)
+		for range r {
+			ADDQ(f.d, f.q)
 		}
-	})
-	JMP(LabelRef("sum"))
-	Label("nothing")
-	left, at, none := param("groups"), GP64(), YMM()
-	MOVQ(words, at)
-	VXORPS(none, none, none)
-	Label("clear")
-	VMOVUPS(none, Mem{Base: at})
-	ADDQ(pitch, at)
-	DECQ(left)
-	JNZ(LabelRef("clear"))
-	Label("sum")
-	VMOVSS(v.scalar(offset, VADDPS), Mem{Base: scale, Disp: 4})
-	ADDQ(Imm(8), scale)
-	ADDQ(Imm(32), words)
-	ADDQ(d, q)
-	DECQ(rows)
-	JNZ(LabelRef("row"))
+		SUBQ(Imm(uint64(r)), rows)
+		JMP(LabelRef(label))
+		Label(label + "end")
+	}
+	if stored {
+		Store(f.good.missing(), Return("bad"))
+	}
 	end()
 }
 
-// eachGroup emits a loop over the groups of channels: for each vector of them x of the query, its product p
-// with the bins' size, where the bins' lower ends lie, and their size w.
-func (v isa) eachGroup(label string, table, q reg.GPVirtual, use func(entry reg.GPVirtual, x, p reg.VecVirtual, lo Mem, w reg.VecVirtual, part int)) {
-	at, lo, step, levels, left := GP64(), param("lo"), param("step"), param("levels"), param("groups")
-	MOVQ(q, at)
-	Label(label)
-	entry := GP64()
-	MOVBQZX(Mem{Base: levels}, entry)
-	SHLQ(Imm(4), entry)
-	ADDQ(table, entry)
-	scale := v.vec()
-	VBROADCASTSS(Mem{Base: entry, Disp: placeScale}, scale)
-	for part := range 16 / v.lanes {
-		x, w, p := v.vec(), v.vec(), v.vec()
-		VMOVUPS(Mem{Base: at, Disp: 4 * v.lanes * part}, x)
-		VMOVUPS(Mem{Base: step, Disp: 4 * v.lanes * part}, w)
-		VMULPS(x, w, p)
-		VMULPS(scale, p, p)
-		use(entry, x, p, Mem{Base: lo, Disp: 4 * v.lanes * part}, w, part)
+// folding emits fold. It walks along the groups of channels.
+type folding struct {
+	isa
+	words, q, d, d3, base reg.GPVirtual
+	good                  *lanesMask // of stored bins; nil: they are floats
+	// By row; tells is a mask, 0 if the unit is nothing to tell keys apart by, or no number. Then so are unit and inverse.
+	unit, inverse, tells Mem
+
+	at, levels, left, entry reg.GPVirtual
+	bins                    []reg.GPVirtual // lower ends and sizes, or lines of both
+	binUnit, scale          reg.VecVirtual
+}
+
+// first begins a loop over the groups.
+func (f *folding) first(label string) {
+	f.at, f.levels, f.left, f.entry = GP64(), param("levels"), param("groups"), GP64()
+	MOVQ(f.q, f.at)
+	if f.good != nil {
+		f.bins, f.binUnit = []reg.GPVirtual{param("src")}, f.vec()
+		VBROADCASTSS(NewParamAddr("unit", 48), f.binUnit)
+	} else {
+		f.bins = []reg.GPVirtual{param("lo"), param("step")}
 	}
-	for _, r := range []reg.GPVirtual{at, lo, step} {
+	Label(label)
+	MOVBQZX(Mem{Base: f.levels}, f.entry)
+	SHLQ(Imm(4), f.entry)
+	ADDQ(f.base, f.entry)
+	f.scale = f.broadcast(Mem{Base: f.entry, Disp: placeScale})
+}
+
+// next ends it.
+func (f *folding) next(label string) {
+	for _, r := range append(f.bins, f.at) {
 		ADDQ(Imm(64), r)
 	}
-	INCQ(levels)
-	DECQ(left)
+	INCQ(f.levels)
+	DECQ(f.left)
 	JNZ(LabelRef(label))
+}
+
+// x is a part of a row of the query, product its product with the bins' size.
+func (f *folding) x(r, part int) Mem {
+	m := strided(f.at, f.d, f.d3, 1, r)
+	m.Disp += 4 * f.lanes * part
+	return m
+}
+
+func (f *folding) product(r, part int, width reg.VecVirtual) reg.VecVirtual {
+	p := f.vec()
+	VMULPS(f.x(r, part), width, p)
+	VMULPS(f.scale, p, p)
+	return p
+}
+
+// lower and width load bins' lower ends and sizes.
+func (f *folding) lower(part int) reg.VecVirtual {
+	if f.good != nil {
+		return f.readF16(Mem{Base: f.bins[0], Disp: 2 * f.lanes * part}, f.binUnit)
+	}
+	x := f.vec()
+	VMOVUPS(Mem{Base: f.bins[0], Disp: 4 * f.lanes * part}, x)
+	return x
+}
+
+func (f *folding) width(part int) reg.VecVirtual {
+	if f.good != nil {
+		return f.readF16(Mem{Base: f.bins[0], Disp: 32 + 2*f.lanes*part}, f.binUnit)
+	}
+	x := f.vec()
+	VMOVUPS(Mem{Base: f.bins[1], Disp: 4 * f.lanes * part}, x)
+	return x
+}
+
+// largest returns, lane by lane, the rows' offsets but for what rounding takes, and their largest products.
+func (f *folding) largest(label string, rows int) (offset, most []reg.VecVirtual) {
+	offset, most = f.zeros(rows), f.zeros(rows)
+	f.first(label)
+	for part := range 16 / f.lanes {
+		base, w := f.lower(part), f.width(part)
+		if f.good != nil {
+			f.good.ofBins(base, w)
+		}
+		VFMADD231PS(f.broadcast(Mem{Base: f.entry, Disp: placeOffset}), w, base)
+		for r := range rows {
+			VFMADD231PS(f.x(r, part), base, offset[r])
+			p := f.product(r, part, w)
+			f.and(f.constant(U32(0x7fffffff)), p)
+			VMAXPS(most[r], p, most[r]) // of a NaN in p, most remains; it shows in the offset
+		}
+	}
+	f.next(label)
+	return offset, most
+}
+
+// units makes and returns the rows' units.
+func (f *folding) units(most []reg.VecVirtual) (unit reg.VecVirtual) {
+	unit, inverse, tells := f.byRow(most, VMAXPS), f.vec(), f.vec()
+	VDIVPS(f.constant(F32(127<<8|127)), unit, unit)
+	VMOVUPS(f.constant(F32(1)), inverse)
+	VDIVPS(unit, inverse, inverse)
+	if f.lanes == 16 {
+		VPTERNLOGD(Imm(0xff), tells, tells, tells)
+	} else {
+		VPCMPEQD(tells, tells, tells)
+	}
+	for _, keep := range []func(reg.VecVirtual){f.keep(greater, f.constant(F32(0x1p-100)), unit), f.keep(lessOrEqual, f.constant(maxFloat), unit)} {
+		keep(inverse)
+		keep(tells)
+	}
+	for _, x := range []struct {
+		x  reg.VecVirtual
+		to Mem
+	}{{unit, f.unit}, {inverse, f.inverse}, {tells, f.tells}} {
+		VMOVUPS(x.x.AsX(), x.to)
+	}
+	return unit
+}
+
+// round writes the words, and adds what rounding takes to the offsets.
+func (f *folding) round(label string, offset []reg.VecVirtual) {
+	to, pitch := GP64(), param("rows") // from group to group of words
+	MOVQ(f.words, to)
+	SHLQ(Imm(5), pitch)
+	f.first(label)
+	middle := f.broadcast(Mem{Base: f.entry, Disp: placeMiddle})
+	halves := make([][]reg.VecVirtual, len(offset))
+	for part := range 16 / f.lanes {
+		w := f.width(part)
+		for r := range offset {
+			ofRow := func(m Mem) reg.VecVirtual { m.Disp += 4 * r; return f.broadcast(m) }
+			p, i, whole := f.product(r, part, w), f.vec(), f.vec()
+			f.and(ofRow(f.tells), p)
+			VMULPS(ofRow(f.inverse), p, i)
+			VCVTPS2DQ(i, i)
+			VCVTDQ2PS(i, whole)
+			VFNMADD231PS(ofRow(f.unit), whole, p)
+			VFMADD231PS(middle, p, offset[r])
+			VPSHUFD(Imm(0b11011000), i, i)
+			halves[r] = append(halves[r], i)
+		}
+	}
+	for r, x := range halves {
+		f.narrowWords(x, Mem{Base: to, Disp: 32 * r})
+	}
+	ADDQ(pitch, to)
+	f.next(label)
+}
+
+// byRow reduces up to four vectors, each to the lane of its number; the other lanes hold anything.
+func (v isa) byRow(x []reg.VecVirtual, add func(...Op)) reg.VecVirtual {
+	for len(x) < 4 {
+		x = append(x, x[len(x)-1])
+	}
+	out := v.narrow(v.transposed(x, add), add)
+	if v.lanes == 16 {
+		return out.AsZ().(reg.VecVirtual)
+	}
+	return out.AsY().(reg.VecVirtual)
+}
+
+// storePairs stores the lowest n numbers of a and b in turns.
+func (v isa) storePairs(a, b reg.VecVirtual, to Mem, n int) {
+	for i, unpack := range []func(...Op){VUNPCKLPS, VUNPCKHPS} {
+		x := XMM()
+		unpack(b.AsX(), a.AsX(), x)
+		switch to := to.Offset(16 * i); n - 2*i {
+		case 1:
+			VMOVLPS(x, to)
+		case 2, 3, 4:
+			VMOVUPS(x, to)
+		}
+	}
+}
+
+// broadcast returns what lies at m in all lanes.
+func (v isa) broadcast(m Mem) reg.VecVirtual {
+	x := v.vec()
+	VBROADCASTSS(m, x)
+	return x
+}
+
+// readF16 reads binary16 in units.
+func (v isa) readF16(m Mem, unit reg.VecVirtual) reg.VecVirtual {
+	x := v.vec()
+	VCVTPH2PS(m, x)
+	VMULPS(unit, x, x)
+	return x
 }
 
 // narrowWords writes 16 numbers of 32 bits as words.
@@ -146,38 +276,22 @@ func (v isa) narrowWords(x []reg.VecVirtual, to Mem) {
 
 // readBins returns a mask of bins that are not in order, of some channels: 0 if there are none.
 func (v isa) readBins() {
-	v.function("readBins", "lo *float32, step *float32, src *byte, d int, unit float32) (bad uint64")
-	lo, step, low, d := param("lo"), param("step"), param("src"), param("d")
-	unit := v.vec()
-	VBROADCASTSS(NewParamAddr("unit", 32), unit)
-	high := GP64()
-	LEAQ(Mem{Base: low, Index: d, Scale: 2}, high)
+	v.function("readBins", "lo *float32, step *float32, src *byte, groups int, unit float32) (bad uint64")
+	lo, step, src, left := param("lo"), param("step"), param("src"), param("groups")
+	unit := v.broadcast(NewParamAddr("unit", 32))
 	good := v.mask()
-	Label("loop")
-	a, w, top := v.vec(), v.vec(), v.vec()
-	VCVTPH2PS(Mem{Base: low}, a)
-	VCVTPH2PS(Mem{Base: high}, w)
-	VMULPS(unit, a, a)
-	VMULPS(unit, w, w)
-	VMOVUPS(a, Mem{Base: lo})
-	VMOVUPS(w, Mem{Base: step})
-	const greaterOrEqual, lessOrEqual = U8(0x1d), U8(0x12)
-	good.and(greaterOrEqual, v.constant(F32(0x1p-126)), w)
-	VMULPS(v.constant(F32(255.5)), w, top)
-	good.and(lessOrEqual, v.constant(maxFloat), top)
-	VADDPS(a, top, top)
-	for _, x := range []reg.VecVirtual{a, top} {
-		v.and(v.constant(U32(0x7fffffff)), x)
-		good.and(lessOrEqual, v.constant(maxFloat), x)
+	Label("group")
+	for part := range 16 / v.lanes {
+		a, w := v.readF16(Mem{Base: src, Disp: 2 * v.lanes * part}, unit), v.readF16(Mem{Base: src, Disp: 32 + 2*v.lanes*part}, unit)
+		VMOVUPS(a, Mem{Base: lo, Disp: 4 * v.lanes * part})
+		VMOVUPS(w, Mem{Base: step, Disp: 4 * v.lanes * part})
+		good.ofBins(a, w)
 	}
-	for _, r := range []reg.GPVirtual{lo, step} {
-		ADDQ(Imm(uint64(4*v.lanes)), r)
+	for _, r := range []reg.GPVirtual{lo, step, src} {
+		ADDQ(Imm(64), r)
 	}
-	for _, r := range []reg.GPVirtual{low, high} {
-		ADDQ(Imm(uint64(2*v.lanes)), r)
-	}
-	SUBQ(Imm(uint64(v.lanes)), d)
-	JNZ(LabelRef("loop"))
+	DECQ(left)
+	JNZ(LabelRef("group"))
 	Store(good.missing(), Return("bad"))
 	end()
 }
@@ -211,6 +325,21 @@ func (m *lanesMask) and(predicate Op, y Mem, x reg.VecVirtual) {
 	t := m.vec()
 	VCMPPS(predicate, y, x, t)
 	VANDPS(t, m.all, m.all)
+}
+
+// ofBins passes bins of lower end a and size w that are in order.
+func (m *lanesMask) ofBins(a, w reg.VecVirtual) {
+	size, top := m.constant(U32(0x7fffffff)), m.vec()
+	m.and(greaterOrEqual, m.constant(F32(0x1p-126)), w)
+	VMULPS(m.constant(F32(255.5)), w, top)
+	m.and(lessOrEqual, m.constant(maxFloat), top)
+	VADDPS(a, top, top)
+	m.isa.and(size, top)
+	m.and(lessOrEqual, m.constant(maxFloat), top)
+	t := m.vec()
+	VMOVUPS(size, t)
+	m.isa.and(a, t)
+	m.and(lessOrEqual, m.constant(maxFloat), t)
 }
 
 // missing returns the lanes that did not pass.

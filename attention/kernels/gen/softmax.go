@@ -42,15 +42,22 @@ func (v isa) weights() {
 
 // notBelow returns what clears lanes where x was below limit, or no number.
 func (v isa) notBelow(x reg.VecVirtual, limit Mem) (keep func(reg.VecVirtual)) {
-	const greaterOrEqual = U8(0x1d)
+	return v.keep(greaterOrEqual, limit, x)
+}
+
+// Predicates of comparisons, which no NaN passes.
+const greater, greaterOrEqual, lessOrEqual = U8(0x1e), U8(0x1d), U8(0x12)
+
+// keep returns what clears lanes where x is not as predicate says, compared with y.
+func (v isa) keep(predicate U8, y Op, x reg.VecVirtual) func(reg.VecVirtual) {
 	if v.lanes == 16 {
 		mask := K()
-		VCMPPS(greaterOrEqual, limit, x, mask)
-		return func(y reg.VecVirtual) { VMOVAPS_Z(y, mask, y) }
+		VCMPPS(predicate, y, x, mask)
+		return func(z reg.VecVirtual) { VMOVAPS_Z(z, mask, z) }
 	}
 	mask := YMM()
-	VCMPPS(greaterOrEqual, limit, x, mask)
-	return func(y reg.VecVirtual) { VANDPS(mask, y, y) }
+	VCMPPS(predicate, y, x, mask)
+	return func(z reg.VecVirtual) { VANDPS(mask, z, z) }
 }
 
 // exp returns exp(x) for x in -87..0; what is outside is taken for its end.
@@ -143,7 +150,7 @@ func (v isa) leaf(at Mem, offset, least reg.VecVirtual) (sum, squares reg.VecVir
 		keep := v.notBelow(x, v.constant(F32(-87)))
 		x = v.exp(x)
 		keep(x)
-		v.clearBelow(x, least)
+		v.keep(greaterOrEqual, least, x)(x)
 		VMOVUPS(x, m)
 		if i == 0 {
 			sum, squares = x, v.vec()
@@ -154,18 +161,4 @@ func (v isa) leaf(at Mem, offset, least reg.VecVirtual) (sum, squares reg.VecVir
 		}
 	}
 	return sum, squares
-}
-
-// clearBelow clears lanes of x that are less than least, or no number.
-func (v isa) clearBelow(x, least reg.VecVirtual) {
-	const greaterOrEqual = U8(0x1d)
-	if v.lanes == 16 {
-		mask := K()
-		VCMPPS(greaterOrEqual, least, x, mask)
-		VMOVAPS_Z(x, mask, x)
-		return
-	}
-	mask := YMM()
-	VCMPPS(greaterOrEqual, least, x, mask)
-	VANDPS(mask, x, x)
 }
