@@ -52,10 +52,10 @@ func (l *KeyLayout) Score(dst []float32, stride int, q kernels.KeyQuery, planes 
 	kernels.ScoreKeys(dst, stride, q, &l.lines, planes)
 }
 
-// ScoreLeaves is Score of some leaves, which are read in the order in which they lie: planes holds as many of each, leaf after leaf, and
+// ScoreLeaves is Score of some leaves, which are read in the order in which they lie: each plane has them one after the other, steps bytes apart;
 // dst is [rows][leaves][16].
-func (l *KeyLayout) ScoreLeaves(dst []float32, stride int, q kernels.KeyQuery, planes [][]byte, leaves int) {
-	kernels.ScoreLeaves(dst, kernels.LineTokens, stride, q, &l.lines, planes, leaves, kernels.Ahead)
+func (l *KeyLayout) ScoreLeaves(dst []float32, stride int, q kernels.KeyQuery, planes [][]byte, steps []int, leaves int) {
+	kernels.ScoreLeaves(dst, kernels.LineTokens, stride, q, &l.lines, planes, steps, leaves, kernels.Ahead)
 }
 
 // ScoreApart is ScoreLeaves of leaves that lie anywhere; scores of a leaf begin leafStride behind those of the one before.

@@ -600,10 +600,10 @@ DATA naturallyAMX<>+14(SB)/1, $0x0d
 DATA naturallyAMX<>+15(SB)/1, $0x0f
 GLOBL naturallyAMX<>(SB), RODATA|NOPTR, $16
 
-// func scoreLeavesAMX(dst *float32, leafStride int, stride int, q *int16, pitch int, scale *float32, rows int, planes *[]byte, perLeaf int, leaves int, lines *uint16, levels *byte, groups int, ahead int, room *byte)
-// Requires: AVX, AVX2, AVX512BW, AVX512DQ, AVX512F, AVX512VL, CMOV, MMX+
-TEXT ·scoreLeavesAMX(SB), NOSPLIT, $8-120
-	MOVQ      room+112(FP), DX
+// func scoreLeafTilesAMX(dst *float32, leafStride int, stride int, q *int16, pitch int, scale *float32, rows int, planes *[]byte, steps *int, numPlanes int, leaves int, lines *uint16, levels *byte, groups int, ahead int, room *byte)
+// Requires: AVX, AVX2, AVX512BW, AVX512DQ, AVX512F, AVX512VL, MMX+
+TEXT ·scoreLeafTilesAMX(SB), NOSPLIT, $136-128
+	MOVQ      room+120(FP), DX
 	ADDQ      $0x3f, DX
 	ANDQ      $-64, DX
 	MOVQ      rows+48(FP), CX
@@ -618,7 +618,7 @@ TEXT ·scoreLeavesAMX(SB), NOSPLIT, $8-120
 	BYTE      $0x00
 	MOVQ      q+24(FP), AX
 	MOVQ      pitch+32(FP), BX
-	MOVQ      groups+96(FP), SI
+	MOVQ      groups+104(FP), SI
 	VMOVDQU   c0x00800080AMX<>+0(SB), Y0
 	VMOVDQU   naturallyAMX<>+0(SB), X1
 	VXORPS    Z2, Z2, Z2
@@ -676,42 +676,61 @@ splitRow:
 sameBlock:
 	DECQ    SI
 	JNZ     split
-	MOVQ    planes+56(FP), BX
-	MOVQ    lines+80(FP), AX
-	MOVQ    levels+88(FP), AX
 	VMOVUPS c0xc0c0c0c0AMX<>+0(SB), Z0
 	VMOVUPS c0x30303030AMX<>+0(SB), Z1
 	VMOVUPS c0x0c0c0c0cAMX<>+0(SB), Z2
 	VMOVUPS c0x03030303AMX<>+0(SB), Z3
-	MOVQ    dst+0(FP), SI
-	MOVQ    leaves+72(FP), AX
-	MOVQ    AX, (SP)
+	MOVQ    planes+56(FP), AX
+	MOVQ    numPlanes+72(FP), CX
+
+planes:
+	LEAQ (CX)(CX*2), BX
+	MOVQ -24(AX)(BX*8), BX
+	MOVQ BX, -8(SP)(CX*8)
+	DECQ CX
+	JNZ  planes
+	MOVQ dst+0(FP), BX
+	MOVQ leaves+80(FP), AX
+	MOVQ AX, 128(SP)
 
 pair:
-	LEAQ    4096(DX), CX
-	MOVQ    perLeaf+64(FP), AX
-	IMUL3Q  $0x18, AX, AX
-	LEAQ    (BX)(AX*1), DI
-	CMPQ    (SP), $0x01
-	CMOVQEQ BX, DI
-	MOVQ    lines+80(FP), R10
-	MOVQ    levels+88(FP), R11
-	MOVQ    groups+96(FP), AX
-	MOVQ    AX, R8
-	MOVQ    $0x00000004, R9
-	MOVQ    ahead+104(FP), R12
+	MOVQ numPlanes+72(FP), AX
+
+second:
+	MOVQ -8(SP)(AX*8), CX
+	MOVQ CX, 56(SP)(AX*8)
+	DECQ AX
+	JNZ  second
+	CMPQ 128(SP), $0x01
+	JE   last
+	MOVQ steps+64(FP), AX
+	MOVQ numPlanes+72(FP), CX
+
+secondPlanes:
+	MOVQ -8(AX)(CX*8), SI
+	ADDQ SI, 56(SP)(CX*8)
+	DECQ CX
+	JNZ  secondPlanes
+
+last:
+	LEAQ 4096(DX), CX
+	MOVQ lines+88(FP), R8
+	MOVQ levels+96(FP), R9
+	MOVQ groups+104(FP), AX
+	MOVQ AX, SI
+	MOVQ $0x00000004, DI
+	MOVQ ahead+112(FP), R10
 
 group:
-	MOVBQZX    (R11), AX
+	MOVBQZX    (R9), AX
 	CMPQ       AX, $0x01
 	JNE        lines1not
-	MOVWQZX    (R10), R13
-	MOVWQZX    2(R10), R14
-	LEAQ       (R13)(R13*2), R13
-	MOVQ       R14, R15
-	ADDQ       (BX)(R13*8), R15
-	VMOVDQU64  (R15), Z4
-	PREFETCHT0 (R15)(R12*1)
+	MOVWQZX    (R8), R11
+	MOVWQZX    2(R8), R12
+	MOVQ       R12, R13
+	ADDQ       (SP)(R11*8), R13
+	VMOVDQU64  (R13), Z4
+	PREFETCHT0 (R13)(R10*1)
 	VPSLLW     $0x06, Z4, Z5
 	VPANDD     Z0, Z5, Z5
 	VPSLLW     $0x04, Z4, Z6
@@ -719,9 +738,9 @@ group:
 	VPSLLW     $0x02, Z4, Z7
 	VPANDD     Z0, Z7, Z7
 	VPANDD     Z0, Z4, Z4
-	ADDQ       (DI)(R13*8), R14
-	VMOVDQU64  (R14), Z8
-	PREFETCHT0 (R14)(R12*1)
+	ADDQ       64(SP)(R11*8), R12
+	VMOVDQU64  (R12), Z8
+	PREFETCHT0 (R12)(R10*1)
 	VPSLLW     $0x06, Z8, Z9
 	VPANDD     Z0, Z9, Z9
 	VPSLLW     $0x04, Z8, Z10
@@ -742,13 +761,12 @@ group:
 lines1not:
 	CMPQ       AX, $0x02
 	JNE        lines2not
-	MOVWQZX    (R10), R13
-	MOVWQZX    2(R10), R14
-	LEAQ       (R13)(R13*2), R13
-	MOVQ       R14, R15
-	ADDQ       (BX)(R13*8), R15
-	VMOVDQU64  (R15), Z4
-	PREFETCHT0 (R15)(R12*1)
+	MOVWQZX    (R8), R11
+	MOVWQZX    2(R8), R12
+	MOVQ       R12, R13
+	ADDQ       (SP)(R11*8), R13
+	VMOVDQU64  (R13), Z4
+	PREFETCHT0 (R13)(R10*1)
 	VPSLLW     $0x06, Z4, Z5
 	VPANDD     Z0, Z5, Z5
 	VPSLLW     $0x04, Z4, Z6
@@ -756,9 +774,9 @@ lines1not:
 	VPSLLW     $0x02, Z4, Z7
 	VPANDD     Z0, Z7, Z7
 	VPANDD     Z0, Z4, Z4
-	ADDQ       (DI)(R13*8), R14
-	VMOVDQU64  (R14), Z8
-	PREFETCHT0 (R14)(R12*1)
+	ADDQ       64(SP)(R11*8), R12
+	VMOVDQU64  (R12), Z8
+	PREFETCHT0 (R12)(R10*1)
 	VPSLLW     $0x06, Z8, Z9
 	VPANDD     Z0, Z9, Z9
 	VPSLLW     $0x04, Z8, Z10
@@ -766,13 +784,12 @@ lines1not:
 	VPSLLW     $0x02, Z8, Z11
 	VPANDD     Z0, Z11, Z11
 	VPANDD     Z0, Z8, Z8
-	MOVWQZX    4(R10), R13
-	MOVWQZX    6(R10), R14
-	LEAQ       (R13)(R13*2), R13
-	MOVQ       R14, R15
-	ADDQ       (BX)(R13*8), R15
-	VMOVDQU64  (R15), Z12
-	PREFETCHT0 (R15)(R12*1)
+	MOVWQZX    4(R8), R11
+	MOVWQZX    6(R8), R12
+	MOVQ       R12, R13
+	ADDQ       (SP)(R11*8), R13
+	VMOVDQU64  (R13), Z12
+	PREFETCHT0 (R13)(R10*1)
 	VPSLLW     $0x04, Z12, Z13
 	VPTERNLOGD $0xf8, Z1, Z13, Z5
 	VPSLLW     $0x02, Z12, Z13
@@ -780,9 +797,9 @@ lines1not:
 	VPTERNLOGD $0xf8, Z1, Z12, Z7
 	VPSRLW     $0x02, Z12, Z12
 	VPTERNLOGD $0xf8, Z1, Z12, Z4
-	ADDQ       (DI)(R13*8), R14
-	VMOVDQU64  (R14), Z12
-	PREFETCHT0 (R14)(R12*1)
+	ADDQ       64(SP)(R11*8), R12
+	VMOVDQU64  (R12), Z12
+	PREFETCHT0 (R12)(R10*1)
 	VPSLLW     $0x04, Z12, Z13
 	VPTERNLOGD $0xf8, Z1, Z13, Z9
 	VPSLLW     $0x02, Z12, Z13
@@ -803,13 +820,12 @@ lines1not:
 lines2not:
 	CMPQ       AX, $0x03
 	JNE        lines3not
-	MOVWQZX    (R10), R13
-	MOVWQZX    2(R10), R14
-	LEAQ       (R13)(R13*2), R13
-	MOVQ       R14, R15
-	ADDQ       (BX)(R13*8), R15
-	VMOVDQU64  (R15), Z4
-	PREFETCHT0 (R15)(R12*1)
+	MOVWQZX    (R8), R11
+	MOVWQZX    2(R8), R12
+	MOVQ       R12, R13
+	ADDQ       (SP)(R11*8), R13
+	VMOVDQU64  (R13), Z4
+	PREFETCHT0 (R13)(R10*1)
 	VPSLLW     $0x06, Z4, Z5
 	VPANDD     Z0, Z5, Z5
 	VPSLLW     $0x04, Z4, Z6
@@ -817,9 +833,9 @@ lines2not:
 	VPSLLW     $0x02, Z4, Z7
 	VPANDD     Z0, Z7, Z7
 	VPANDD     Z0, Z4, Z4
-	ADDQ       (DI)(R13*8), R14
-	VMOVDQU64  (R14), Z8
-	PREFETCHT0 (R14)(R12*1)
+	ADDQ       64(SP)(R11*8), R12
+	VMOVDQU64  (R12), Z8
+	PREFETCHT0 (R12)(R10*1)
 	VPSLLW     $0x06, Z8, Z9
 	VPANDD     Z0, Z9, Z9
 	VPSLLW     $0x04, Z8, Z10
@@ -827,13 +843,12 @@ lines2not:
 	VPSLLW     $0x02, Z8, Z11
 	VPANDD     Z0, Z11, Z11
 	VPANDD     Z0, Z8, Z8
-	MOVWQZX    4(R10), R13
-	MOVWQZX    6(R10), R14
-	LEAQ       (R13)(R13*2), R13
-	MOVQ       R14, R15
-	ADDQ       (BX)(R13*8), R15
-	VMOVDQU64  (R15), Z12
-	PREFETCHT0 (R15)(R12*1)
+	MOVWQZX    4(R8), R11
+	MOVWQZX    6(R8), R12
+	MOVQ       R12, R13
+	ADDQ       (SP)(R11*8), R13
+	VMOVDQU64  (R13), Z12
+	PREFETCHT0 (R13)(R10*1)
 	VPSLLW     $0x04, Z12, Z13
 	VPTERNLOGD $0xf8, Z1, Z13, Z5
 	VPSLLW     $0x02, Z12, Z13
@@ -841,9 +856,9 @@ lines2not:
 	VPTERNLOGD $0xf8, Z1, Z12, Z7
 	VPSRLW     $0x02, Z12, Z12
 	VPTERNLOGD $0xf8, Z1, Z12, Z4
-	ADDQ       (DI)(R13*8), R14
-	VMOVDQU64  (R14), Z12
-	PREFETCHT0 (R14)(R12*1)
+	ADDQ       64(SP)(R11*8), R12
+	VMOVDQU64  (R12), Z12
+	PREFETCHT0 (R12)(R10*1)
 	VPSLLW     $0x04, Z12, Z13
 	VPTERNLOGD $0xf8, Z1, Z13, Z9
 	VPSLLW     $0x02, Z12, Z13
@@ -851,13 +866,12 @@ lines2not:
 	VPTERNLOGD $0xf8, Z1, Z12, Z11
 	VPSRLW     $0x02, Z12, Z12
 	VPTERNLOGD $0xf8, Z1, Z12, Z8
-	MOVWQZX    8(R10), R13
-	MOVWQZX    10(R10), R14
-	LEAQ       (R13)(R13*2), R13
-	MOVQ       R14, R15
-	ADDQ       (BX)(R13*8), R15
-	VMOVDQU64  (R15), Z12
-	PREFETCHT0 (R15)(R12*1)
+	MOVWQZX    8(R8), R11
+	MOVWQZX    10(R8), R12
+	MOVQ       R12, R13
+	ADDQ       (SP)(R11*8), R13
+	VMOVDQU64  (R13), Z12
+	PREFETCHT0 (R13)(R10*1)
 	VPSLLW     $0x02, Z12, Z13
 	VPTERNLOGD $0xf8, Z2, Z13, Z5
 	VPTERNLOGD $0xf8, Z2, Z12, Z6
@@ -865,9 +879,9 @@ lines2not:
 	VPTERNLOGD $0xf8, Z2, Z13, Z7
 	VPSRLW     $0x04, Z12, Z12
 	VPTERNLOGD $0xf8, Z2, Z12, Z4
-	ADDQ       (DI)(R13*8), R14
-	VMOVDQU64  (R14), Z12
-	PREFETCHT0 (R14)(R12*1)
+	ADDQ       64(SP)(R11*8), R12
+	VMOVDQU64  (R12), Z12
+	PREFETCHT0 (R12)(R10*1)
 	VPSLLW     $0x02, Z12, Z13
 	VPTERNLOGD $0xf8, Z2, Z13, Z9
 	VPTERNLOGD $0xf8, Z2, Z12, Z10
@@ -886,13 +900,12 @@ lines2not:
 	JMP        groupDone
 
 lines3not:
-	MOVWQZX    (R10), R13
-	MOVWQZX    2(R10), R14
-	LEAQ       (R13)(R13*2), R13
-	MOVQ       R14, R15
-	ADDQ       (BX)(R13*8), R15
-	VMOVDQU64  (R15), Z4
-	PREFETCHT0 (R15)(R12*1)
+	MOVWQZX    (R8), R11
+	MOVWQZX    2(R8), R12
+	MOVQ       R12, R13
+	ADDQ       (SP)(R11*8), R13
+	VMOVDQU64  (R13), Z4
+	PREFETCHT0 (R13)(R10*1)
 	VPSLLW     $0x06, Z4, Z5
 	VPANDD     Z0, Z5, Z5
 	VPSLLW     $0x04, Z4, Z6
@@ -900,9 +913,9 @@ lines3not:
 	VPSLLW     $0x02, Z4, Z7
 	VPANDD     Z0, Z7, Z7
 	VPANDD     Z0, Z4, Z4
-	ADDQ       (DI)(R13*8), R14
-	VMOVDQU64  (R14), Z8
-	PREFETCHT0 (R14)(R12*1)
+	ADDQ       64(SP)(R11*8), R12
+	VMOVDQU64  (R12), Z8
+	PREFETCHT0 (R12)(R10*1)
 	VPSLLW     $0x06, Z8, Z9
 	VPANDD     Z0, Z9, Z9
 	VPSLLW     $0x04, Z8, Z10
@@ -910,13 +923,12 @@ lines3not:
 	VPSLLW     $0x02, Z8, Z11
 	VPANDD     Z0, Z11, Z11
 	VPANDD     Z0, Z8, Z8
-	MOVWQZX    4(R10), R13
-	MOVWQZX    6(R10), R14
-	LEAQ       (R13)(R13*2), R13
-	MOVQ       R14, R15
-	ADDQ       (BX)(R13*8), R15
-	VMOVDQU64  (R15), Z12
-	PREFETCHT0 (R15)(R12*1)
+	MOVWQZX    4(R8), R11
+	MOVWQZX    6(R8), R12
+	MOVQ       R12, R13
+	ADDQ       (SP)(R11*8), R13
+	VMOVDQU64  (R13), Z12
+	PREFETCHT0 (R13)(R10*1)
 	VPSLLW     $0x04, Z12, Z13
 	VPTERNLOGD $0xf8, Z1, Z13, Z5
 	VPSLLW     $0x02, Z12, Z13
@@ -924,9 +936,9 @@ lines3not:
 	VPTERNLOGD $0xf8, Z1, Z12, Z7
 	VPSRLW     $0x02, Z12, Z12
 	VPTERNLOGD $0xf8, Z1, Z12, Z4
-	ADDQ       (DI)(R13*8), R14
-	VMOVDQU64  (R14), Z12
-	PREFETCHT0 (R14)(R12*1)
+	ADDQ       64(SP)(R11*8), R12
+	VMOVDQU64  (R12), Z12
+	PREFETCHT0 (R12)(R10*1)
 	VPSLLW     $0x04, Z12, Z13
 	VPTERNLOGD $0xf8, Z1, Z13, Z9
 	VPSLLW     $0x02, Z12, Z13
@@ -934,13 +946,12 @@ lines3not:
 	VPTERNLOGD $0xf8, Z1, Z12, Z11
 	VPSRLW     $0x02, Z12, Z12
 	VPTERNLOGD $0xf8, Z1, Z12, Z8
-	MOVWQZX    8(R10), R13
-	MOVWQZX    10(R10), R14
-	LEAQ       (R13)(R13*2), R13
-	MOVQ       R14, R15
-	ADDQ       (BX)(R13*8), R15
-	VMOVDQU64  (R15), Z12
-	PREFETCHT0 (R15)(R12*1)
+	MOVWQZX    8(R8), R11
+	MOVWQZX    10(R8), R12
+	MOVQ       R12, R13
+	ADDQ       (SP)(R11*8), R13
+	VMOVDQU64  (R13), Z12
+	PREFETCHT0 (R13)(R10*1)
 	VPSLLW     $0x02, Z12, Z13
 	VPTERNLOGD $0xf8, Z2, Z13, Z5
 	VPTERNLOGD $0xf8, Z2, Z12, Z6
@@ -948,9 +959,9 @@ lines3not:
 	VPTERNLOGD $0xf8, Z2, Z13, Z7
 	VPSRLW     $0x04, Z12, Z12
 	VPTERNLOGD $0xf8, Z2, Z12, Z4
-	ADDQ       (DI)(R13*8), R14
-	VMOVDQU64  (R14), Z12
-	PREFETCHT0 (R14)(R12*1)
+	ADDQ       64(SP)(R11*8), R12
+	VMOVDQU64  (R12), Z12
+	PREFETCHT0 (R12)(R10*1)
 	VPSLLW     $0x02, Z12, Z13
 	VPTERNLOGD $0xf8, Z2, Z13, Z9
 	VPTERNLOGD $0xf8, Z2, Z12, Z10
@@ -958,13 +969,12 @@ lines3not:
 	VPTERNLOGD $0xf8, Z2, Z13, Z11
 	VPSRLW     $0x04, Z12, Z12
 	VPTERNLOGD $0xf8, Z2, Z12, Z8
-	MOVWQZX    12(R10), R13
-	MOVWQZX    14(R10), R14
-	LEAQ       (R13)(R13*2), R13
-	MOVQ       R14, R15
-	ADDQ       (BX)(R13*8), R15
-	VMOVDQU64  (R15), Z12
-	PREFETCHT0 (R15)(R12*1)
+	MOVWQZX    12(R8), R11
+	MOVWQZX    14(R8), R12
+	MOVQ       R12, R13
+	ADDQ       (SP)(R11*8), R13
+	VMOVDQU64  (R13), Z12
+	PREFETCHT0 (R13)(R10*1)
 	VPTERNLOGD $0xf8, Z3, Z12, Z5
 	VPSRLW     $0x02, Z12, Z13
 	VPTERNLOGD $0xf8, Z3, Z13, Z6
@@ -972,9 +982,9 @@ lines3not:
 	VPTERNLOGD $0xf8, Z3, Z13, Z7
 	VPSRLW     $0x06, Z12, Z12
 	VPTERNLOGD $0xf8, Z3, Z12, Z4
-	ADDQ       (DI)(R13*8), R14
-	VMOVDQU64  (R14), Z12
-	PREFETCHT0 (R14)(R12*1)
+	ADDQ       64(SP)(R11*8), R12
+	VMOVDQU64  (R12), Z12
+	PREFETCHT0 (R12)(R10*1)
 	VPTERNLOGD $0xf8, Z3, Z12, Z9
 	VPSRLW     $0x02, Z12, Z13
 	VPTERNLOGD $0xf8, Z3, Z13, Z10
@@ -992,36 +1002,48 @@ lines3not:
 	VMOVDQU64  Z8, 1216(CX)
 
 groupDone:
-	LEAQ (R10)(AX*4), R10
-	INCQ R11
+	LEAQ (R8)(AX*4), R8
+	INCQ R9
 	ADDQ $0x00000100, CX
-	DECQ R9
+	DECQ DI
 	JNZ  sameTiles
-	MOVQ $0x00000004, R9
+	MOVQ $0x00000004, DI
 	ADDQ $0x00000400, CX
 
 sameTiles:
-	DECQ   R8
-	JNZ    group
-	MOVQ   perLeaf+64(FP), AX
-	IMUL3Q $0x18, AX, AX
-	LEAQ   (DI)(AX*1), BX
-	MOVQ   groups+96(FP), R9
-	MOVQ   DX, DI
-	LEAQ   4096(DX), R8
-	BYTE   $0xc4
-	BYTE   $0xe2
-	BYTE   $0x7b
-	BYTE   $0x49
-	BYTE   $0xc0
-	BYTE   $0xc4
-	BYTE   $0xe2
-	BYTE   $0x7b
-	BYTE   $0x49
-	BYTE   $0xc8
+	DECQ SI
+	JNZ  group
+	MOVQ numPlanes+72(FP), AX
+
+first:
+	MOVQ 56(SP)(AX*8), CX
+	MOVQ CX, -8(SP)(AX*8)
+	DECQ AX
+	JNZ  first
+	MOVQ steps+64(FP), AX
+	MOVQ numPlanes+72(FP), CX
+
+firstPlanes:
+	MOVQ -8(AX)(CX*8), SI
+	ADDQ SI, -8(SP)(CX*8)
+	DECQ CX
+	JNZ  firstPlanes
+	MOVQ groups+104(FP), R8
+	MOVQ DX, SI
+	LEAQ 4096(DX), DI
+	BYTE $0xc4
+	BYTE $0xe2
+	BYTE $0x7b
+	BYTE $0x49
+	BYTE $0xc0
+	BYTE $0xc4
+	BYTE $0xe2
+	BYTE $0x7b
+	BYTE $0x49
+	BYTE $0xc8
 
 multiply:
-	LEAQ (DI), AX
+	LEAQ (SI), AX
 	MOVQ $0x00000040, CX
 	BYTE $0xc4
 	BYTE $0xe2
@@ -1029,7 +1051,7 @@ multiply:
 	BYTE $0x4b
 	BYTE $0x24
 	BYTE $0x08
-	LEAQ (R8), AX
+	LEAQ (DI), AX
 	MOVQ $0x00000040, CX
 	BYTE $0xc4
 	BYTE $0xe2
@@ -1042,7 +1064,7 @@ multiply:
 	BYTE $0x4a
 	BYTE $0x5e
 	BYTE $0xc4
-	LEAQ 1024(R8), AX
+	LEAQ 1024(DI), AX
 	MOVQ $0x00000040, CX
 	BYTE $0xc4
 	BYTE $0xe2
@@ -1055,9 +1077,9 @@ multiply:
 	BYTE $0x42
 	BYTE $0x5e
 	BYTE $0xcc
-	ADDQ $0x00000400, DI
-	ADDQ $0x00000800, R8
-	SUBQ $0x04, R9
+	ADDQ $0x00000400, SI
+	ADDQ $0x00000800, DI
+	SUBQ $0x04, R8
 	JG   multiply
 	LEAQ 12288(DX), AX
 	MOVQ $0x00000040, CX
@@ -1079,39 +1101,39 @@ multiply:
 	MOVQ $0x00000002, CX
 
 scores:
-	MOVQ scale+40(FP), R9
-	MOVQ rows+48(FP), R10
-	MOVQ stride+16(FP), R12
-	MOVQ AX, DI
-	MOVQ SI, R8
-	MOVQ R10, R11
-	SHLQ $0x06, R11
+	MOVQ scale+40(FP), R8
+	MOVQ rows+48(FP), R9
+	MOVQ stride+16(FP), R11
+	MOVQ AX, SI
+	MOVQ BX, DI
+	MOVQ R9, R10
+	SHLQ $0x06, R10
 
 scoreRow:
-	VMOVDQU32    (DI), Z4
+	VMOVDQU32    (SI), Z4
 	VPSLLD       $0x08, Z4, Z4
-	VPADDD       (DI)(R11*1), Z4, Z4
+	VPADDD       (SI)(R10*1), Z4, Z4
 	VCVTDQ2PS    Z4, Z4
-	VBROADCASTSS (R9), Z5
+	VBROADCASTSS (R8), Z5
 	VMULPS       Z5, Z4, Z4
-	VBROADCASTSS 4(R9), Z5
+	VBROADCASTSS 4(R8), Z5
 	VADDPS       Z5, Z4, Z4
-	VMOVUPS      Z4, (R8)
-	ADDQ         $0x40, DI
-	ADDQ         $0x08, R9
-	LEAQ         (R8)(R12*4), R8
-	DECQ         R10
+	VMOVUPS      Z4, (DI)
+	ADDQ         $0x40, SI
+	ADDQ         $0x08, R8
+	LEAQ         (DI)(R11*4), DI
+	DECQ         R9
 	JNZ          scoreRow
 	ADDQ         $0x00000400, AX
-	MOVQ         leafStride+8(FP), DI
-	LEAQ         (SI)(DI*4), SI
-	DECQ         (SP)
+	MOVQ         leafStride+8(FP), SI
+	LEAQ         (BX)(SI*4), BX
+	DECQ         128(SP)
 	JZ           written
 	DECQ         CX
 	JNZ          scores
 
 written:
-	CMPQ (SP), $0x00
+	CMPQ 128(SP), $0x00
 	JG   pair
 	BYTE $0xc4
 	BYTE $0xe2

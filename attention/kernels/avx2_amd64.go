@@ -50,7 +50,7 @@ func readValueScalesAVX2(step *float32, offset *float32, src *byte, n int, middl
 func addValuesAVX2(out *[]float32, words *int16, place *float32, rows int, high **byte, low **byte, n int, d int, ahead int)
 
 //go:noescape
-func scoreKeysAVX2(dst *float32, stride int, q *int16, scale *float32, rows int, planes *[]byte, lines *uint16, levels *byte, groups int, ahead int)
+func scoreLeavesAVX2(dst *float32, leafStride int, stride int, q *int16, scale *float32, rows int, planes *[]byte, steps *int, numPlanes int, leaves int, lines *uint16, levels *byte, groups int, ahead int)
 
 //go:noescape
 func foldAVX2(words *int16, scale *float32, q *float32, d int, rows int, lo *float32, step *float32, levels *byte, groups int)

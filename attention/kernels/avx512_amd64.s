@@ -10101,19 +10101,33 @@ DATA c0x00f000f0AVX512<>+56(SB)/4, $0x00f000f0
 DATA c0x00f000f0AVX512<>+60(SB)/4, $0x00f000f0
 GLOBL c0x00f000f0AVX512<>(SB), RODATA|NOPTR, $64
 
-// func scoreKeysAVX512(dst *float32, stride int, q *int16, scale *float32, rows int, planes *[]byte, lines *uint16, levels *byte, groups int, ahead int)
+// func scoreLeavesAVX512(dst *float32, leafStride int, stride int, q *int16, scale *float32, rows int, planes *[]byte, steps *int, numPlanes int, leaves int, lines *uint16, levels *byte, groups int, ahead int)
 // Requires: AVX, AVX512BW, AVX512DQ, AVX512F, AVX512VNNI, MMX+
-TEXT ·scoreKeysAVX512(SB), NOSPLIT, $0-80
+TEXT ·scoreLeavesAVX512(SB), NOSPLIT, $72-112
+	MOVQ planes+48(FP), AX
+	MOVQ numPlanes+64(FP), CX
+
+planes:
+	LEAQ    (CX)(CX*2), DX
+	MOVQ    -24(AX)(DX*8), DX
+	MOVQ    DX, -8(SP)(CX*8)
+	DECQ    CX
+	JNZ     planes
 	MOVQ    dst+0(FP), AX
-	MOVQ    q+16(FP), CX
-	MOVQ    scale+24(FP), DX
-	MOVQ    rows+32(FP), BX
-	MOVQ    BX, SI
-	SHLQ    $0x05, SI
+	MOVQ    rows+40(FP), CX
+	SHLQ    $0x05, CX
 	VMOVUPS c0x00ff00ffAVX512<>+0(SB), Z0
+	MOVQ    leaves+72(FP), DX
+	MOVQ    DX, 64(SP)
+
+leaf:
+	MOVQ q+24(FP), BX
+	MOVQ scale+32(FP), SI
+	MOVQ rows+40(FP), DI
+	MOVQ AX, DX
 
 rows4:
-	CMPQ    BX, $0x04
+	CMPQ    DI, $0x04
 	JL      rows3
 	VXORPS  Z1, Z1, Z1
 	VXORPS  Z2, Z2, Z2
@@ -10123,25 +10137,23 @@ rows4:
 	VXORPS  Z6, Z6, Z6
 	VXORPS  Z7, Z7, Z7
 	VXORPS  Z8, Z8, Z8
-	MOVQ    planes+40(FP), DI
-	MOVQ    lines+48(FP), R9
-	MOVQ    levels+56(FP), R10
 	VMOVUPS c0xc0c0c0c0AVX512<>+0(SB), Z9
 	VMOVUPS c0x30303030AVX512<>+0(SB), Z10
 	VMOVUPS c0x0c0c0c0cAVX512<>+0(SB), Z11
 	VMOVUPS c0x03030303AVX512<>+0(SB), Z12
-	MOVQ    groups+64(FP), R11
-	MOVQ    ahead+72(FP), R13
-	MOVQ    CX, R12
+	MOVQ    groups+96(FP), R9
+	MOVQ    ahead+104(FP), R11
+	MOVQ    lines+80(FP), R12
+	MOVQ    levels+88(FP), R13
+	MOVQ    BX, R10
 
 part0x4:
-	MOVBQZX    (R10), R8
-	MOVWQZX    (R9), R14
-	MOVWQZX    2(R9), R15
-	LEAQ       (R14)(R14*2), R14
-	ADDQ       (DI)(R14*8), R15
+	MOVBQZX    (R13), R8
+	MOVWQZX    (R12), R14
+	MOVWQZX    2(R12), R15
+	ADDQ       (SP)(R14*8), R15
 	VMOVUPS    (R15), Z16
-	PREFETCHT0 (R15)(R13*1)
+	PREFETCHT0 (R15)(R11*1)
 	VPSLLW     $0x06, Z16, Z13
 	VPANDD     Z9, Z13, Z13
 	VPSLLW     $0x04, Z16, Z14
@@ -10151,12 +10163,11 @@ part0x4:
 	VPANDD     Z9, Z16, Z16
 	CMPQ       R8, $0x01
 	JE         part0x4known
-	MOVWQZX    4(R9), R14
-	MOVWQZX    6(R9), R15
-	LEAQ       (R14)(R14*2), R14
-	ADDQ       (DI)(R14*8), R15
+	MOVWQZX    4(R12), R14
+	MOVWQZX    6(R12), R15
+	ADDQ       (SP)(R14*8), R15
 	VMOVUPS    (R15), Z17
-	PREFETCHT0 (R15)(R13*1)
+	PREFETCHT0 (R15)(R11*1)
 	VPSLLW     $0x04, Z17, Z18
 	VPTERNLOGD $0xf8, Z10, Z18, Z13
 	VPSLLW     $0x02, Z17, Z18
@@ -10166,12 +10177,11 @@ part0x4:
 	VPTERNLOGD $0xf8, Z10, Z17, Z16
 	CMPQ       R8, $0x02
 	JE         part0x4known
-	MOVWQZX    8(R9), R14
-	MOVWQZX    10(R9), R15
-	LEAQ       (R14)(R14*2), R14
-	ADDQ       (DI)(R14*8), R15
+	MOVWQZX    8(R12), R14
+	MOVWQZX    10(R12), R15
+	ADDQ       (SP)(R14*8), R15
 	VMOVUPS    (R15), Z17
-	PREFETCHT0 (R15)(R13*1)
+	PREFETCHT0 (R15)(R11*1)
 	VPSLLW     $0x02, Z17, Z18
 	VPTERNLOGD $0xf8, Z11, Z18, Z13
 	VPTERNLOGD $0xf8, Z11, Z17, Z14
@@ -10181,12 +10191,11 @@ part0x4:
 	VPTERNLOGD $0xf8, Z11, Z17, Z16
 	CMPQ       R8, $0x03
 	JE         part0x4known
-	MOVWQZX    12(R9), R14
-	MOVWQZX    14(R9), R15
-	LEAQ       (R14)(R14*2), R14
-	ADDQ       (DI)(R14*8), R15
+	MOVWQZX    12(R12), R14
+	MOVWQZX    14(R12), R15
+	ADDQ       (SP)(R14*8), R15
 	VMOVUPS    (R15), Z17
-	PREFETCHT0 (R15)(R13*1)
+	PREFETCHT0 (R15)(R11*1)
 	VPTERNLOGD $0xf8, Z12, Z17, Z13
 	VPSRLW     $0x02, Z17, Z18
 	VPTERNLOGD $0xf8, Z12, Z18, Z14
@@ -10198,91 +10207,91 @@ part0x4:
 part0x4known:
 	VPSRLW        $0x08, Z13, Z17
 	VPANDD        Z0, Z13, Z13
-	VPDPWSSD.BCST (R12), Z13, Z1
-	VPDPWSSD.BCST 4(R12), Z17, Z2
-	VPDPWSSD.BCST 32(R12), Z13, Z3
-	VPDPWSSD.BCST 36(R12), Z17, Z4
-	VPDPWSSD.BCST 64(R12), Z13, Z5
-	VPDPWSSD.BCST 68(R12), Z17, Z6
-	VPDPWSSD.BCST 96(R12), Z13, Z7
-	VPDPWSSD.BCST 100(R12), Z17, Z8
+	VPDPWSSD.BCST (R10), Z13, Z1
+	VPDPWSSD.BCST 4(R10), Z17, Z2
+	VPDPWSSD.BCST 32(R10), Z13, Z3
+	VPDPWSSD.BCST 36(R10), Z17, Z4
+	VPDPWSSD.BCST 64(R10), Z13, Z5
+	VPDPWSSD.BCST 68(R10), Z17, Z6
+	VPDPWSSD.BCST 96(R10), Z13, Z7
+	VPDPWSSD.BCST 100(R10), Z17, Z8
 	VPSRLW        $0x08, Z14, Z13
 	VPANDD        Z0, Z14, Z14
-	VPDPWSSD.BCST 8(R12), Z14, Z1
-	VPDPWSSD.BCST 12(R12), Z13, Z2
-	VPDPWSSD.BCST 40(R12), Z14, Z3
-	VPDPWSSD.BCST 44(R12), Z13, Z4
-	VPDPWSSD.BCST 72(R12), Z14, Z5
-	VPDPWSSD.BCST 76(R12), Z13, Z6
-	VPDPWSSD.BCST 104(R12), Z14, Z7
-	VPDPWSSD.BCST 108(R12), Z13, Z8
+	VPDPWSSD.BCST 8(R10), Z14, Z1
+	VPDPWSSD.BCST 12(R10), Z13, Z2
+	VPDPWSSD.BCST 40(R10), Z14, Z3
+	VPDPWSSD.BCST 44(R10), Z13, Z4
+	VPDPWSSD.BCST 72(R10), Z14, Z5
+	VPDPWSSD.BCST 76(R10), Z13, Z6
+	VPDPWSSD.BCST 104(R10), Z14, Z7
+	VPDPWSSD.BCST 108(R10), Z13, Z8
 	VPSRLW        $0x08, Z15, Z13
 	VPANDD        Z0, Z15, Z15
-	VPDPWSSD.BCST 16(R12), Z15, Z1
-	VPDPWSSD.BCST 20(R12), Z13, Z2
-	VPDPWSSD.BCST 48(R12), Z15, Z3
-	VPDPWSSD.BCST 52(R12), Z13, Z4
-	VPDPWSSD.BCST 80(R12), Z15, Z5
-	VPDPWSSD.BCST 84(R12), Z13, Z6
-	VPDPWSSD.BCST 112(R12), Z15, Z7
-	VPDPWSSD.BCST 116(R12), Z13, Z8
+	VPDPWSSD.BCST 16(R10), Z15, Z1
+	VPDPWSSD.BCST 20(R10), Z13, Z2
+	VPDPWSSD.BCST 48(R10), Z15, Z3
+	VPDPWSSD.BCST 52(R10), Z13, Z4
+	VPDPWSSD.BCST 80(R10), Z15, Z5
+	VPDPWSSD.BCST 84(R10), Z13, Z6
+	VPDPWSSD.BCST 112(R10), Z15, Z7
+	VPDPWSSD.BCST 116(R10), Z13, Z8
 	VPSRLW        $0x08, Z16, Z13
 	VPANDD        Z0, Z16, Z16
-	VPDPWSSD.BCST 24(R12), Z16, Z1
-	VPDPWSSD.BCST 28(R12), Z13, Z2
-	VPDPWSSD.BCST 56(R12), Z16, Z3
-	VPDPWSSD.BCST 60(R12), Z13, Z4
-	VPDPWSSD.BCST 88(R12), Z16, Z5
-	VPDPWSSD.BCST 92(R12), Z13, Z6
-	VPDPWSSD.BCST 120(R12), Z16, Z7
-	VPDPWSSD.BCST 124(R12), Z13, Z8
-	LEAQ          (R9)(R8*4), R9
-	INCQ          R10
-	ADDQ          SI, R12
-	DECQ          R11
+	VPDPWSSD.BCST 24(R10), Z16, Z1
+	VPDPWSSD.BCST 28(R10), Z13, Z2
+	VPDPWSSD.BCST 56(R10), Z16, Z3
+	VPDPWSSD.BCST 60(R10), Z13, Z4
+	VPDPWSSD.BCST 88(R10), Z16, Z5
+	VPDPWSSD.BCST 92(R10), Z13, Z6
+	VPDPWSSD.BCST 120(R10), Z16, Z7
+	VPDPWSSD.BCST 124(R10), Z13, Z8
+	LEAQ          (R12)(R8*4), R12
+	INCQ          R13
+	ADDQ          CX, R10
+	DECQ          R9
 	JNZ           part0x4
 	VPADDD        Z2, Z1, Z1
 	VPADDD        Z4, Z3, Z3
 	VPADDD        Z6, Z5, Z5
 	VPADDD        Z8, Z7, Z7
-	MOVQ          stride+8(FP), DI
-	LEAQ          (DI)(DI*2), R8
+	MOVQ          stride+16(FP), R8
+	LEAQ          (R8)(R8*2), R9
 	VCVTDQ2PS     Z1, Z1
-	VBROADCASTSS  (DX), Z2
+	VBROADCASTSS  (SI), Z2
 	VMULPS        Z2, Z1, Z1
-	VBROADCASTSS  4(DX), Z2
+	VBROADCASTSS  4(SI), Z2
 	VADDPS        Z2, Z1, Z1
-	VMOVUPS       Z1, (AX)
+	VMOVUPS       Z1, (DX)
 	VCVTDQ2PS     Z3, Z3
-	VBROADCASTSS  8(DX), Z1
+	VBROADCASTSS  8(SI), Z1
 	VMULPS        Z1, Z3, Z3
-	VBROADCASTSS  12(DX), Z1
+	VBROADCASTSS  12(SI), Z1
 	VADDPS        Z1, Z3, Z3
-	VMOVUPS       Z3, (AX)(DI*4)
+	VMOVUPS       Z3, (DX)(R8*4)
 	VCVTDQ2PS     Z5, Z5
-	VBROADCASTSS  16(DX), Z1
+	VBROADCASTSS  16(SI), Z1
 	VMULPS        Z1, Z5, Z5
-	VBROADCASTSS  20(DX), Z1
+	VBROADCASTSS  20(SI), Z1
 	VADDPS        Z1, Z5, Z5
-	VMOVUPS       Z5, (AX)(DI*8)
+	VMOVUPS       Z5, (DX)(R8*8)
 	VCVTDQ2PS     Z7, Z7
-	VBROADCASTSS  24(DX), Z1
+	VBROADCASTSS  24(SI), Z1
 	VMULPS        Z1, Z7, Z7
-	VBROADCASTSS  28(DX), Z1
+	VBROADCASTSS  28(SI), Z1
 	VADDPS        Z1, Z7, Z7
-	VMOVUPS       Z7, (AX)(R8*4)
-	MOVQ          stride+8(FP), DI
-	LEAQ          (AX)(DI*4), AX
-	LEAQ          (AX)(DI*4), AX
-	LEAQ          (AX)(DI*4), AX
-	LEAQ          (AX)(DI*4), AX
-	ADDQ          $0x20, DX
-	ADDQ          $0x00000080, CX
-	SUBQ          $0x04, BX
+	VMOVUPS       Z7, (DX)(R9*4)
+	MOVQ          stride+16(FP), R8
+	LEAQ          (DX)(R8*4), DX
+	LEAQ          (DX)(R8*4), DX
+	LEAQ          (DX)(R8*4), DX
+	LEAQ          (DX)(R8*4), DX
+	ADDQ          $0x20, SI
+	ADDQ          $0x00000080, BX
+	SUBQ          $0x04, DI
 	JMP           rows4
 
 rows3:
-	CMPQ    BX, $0x03
+	CMPQ    DI, $0x03
 	JL      rows2
 	VXORPS  Z1, Z1, Z1
 	VXORPS  Z2, Z2, Z2
@@ -10290,25 +10299,23 @@ rows3:
 	VXORPS  Z4, Z4, Z4
 	VXORPS  Z5, Z5, Z5
 	VXORPS  Z6, Z6, Z6
-	MOVQ    planes+40(FP), DI
-	MOVQ    lines+48(FP), R9
-	MOVQ    levels+56(FP), R10
 	VMOVUPS c0xc0c0c0c0AVX512<>+0(SB), Z7
 	VMOVUPS c0x30303030AVX512<>+0(SB), Z8
 	VMOVUPS c0x0c0c0c0cAVX512<>+0(SB), Z9
 	VMOVUPS c0x03030303AVX512<>+0(SB), Z10
-	MOVQ    groups+64(FP), R11
-	MOVQ    ahead+72(FP), R13
-	MOVQ    CX, R12
+	MOVQ    groups+96(FP), R9
+	MOVQ    ahead+104(FP), R11
+	MOVQ    lines+80(FP), R12
+	MOVQ    levels+88(FP), R13
+	MOVQ    BX, R10
 
 part0x3:
-	MOVBQZX    (R10), R8
-	MOVWQZX    (R9), R14
-	MOVWQZX    2(R9), R15
-	LEAQ       (R14)(R14*2), R14
-	ADDQ       (DI)(R14*8), R15
+	MOVBQZX    (R13), R8
+	MOVWQZX    (R12), R14
+	MOVWQZX    2(R12), R15
+	ADDQ       (SP)(R14*8), R15
 	VMOVUPS    (R15), Z14
-	PREFETCHT0 (R15)(R13*1)
+	PREFETCHT0 (R15)(R11*1)
 	VPSLLW     $0x06, Z14, Z11
 	VPANDD     Z7, Z11, Z11
 	VPSLLW     $0x04, Z14, Z12
@@ -10318,12 +10325,11 @@ part0x3:
 	VPANDD     Z7, Z14, Z14
 	CMPQ       R8, $0x01
 	JE         part0x3known
-	MOVWQZX    4(R9), R14
-	MOVWQZX    6(R9), R15
-	LEAQ       (R14)(R14*2), R14
-	ADDQ       (DI)(R14*8), R15
+	MOVWQZX    4(R12), R14
+	MOVWQZX    6(R12), R15
+	ADDQ       (SP)(R14*8), R15
 	VMOVUPS    (R15), Z15
-	PREFETCHT0 (R15)(R13*1)
+	PREFETCHT0 (R15)(R11*1)
 	VPSLLW     $0x04, Z15, Z16
 	VPTERNLOGD $0xf8, Z8, Z16, Z11
 	VPSLLW     $0x02, Z15, Z16
@@ -10333,12 +10339,11 @@ part0x3:
 	VPTERNLOGD $0xf8, Z8, Z15, Z14
 	CMPQ       R8, $0x02
 	JE         part0x3known
-	MOVWQZX    8(R9), R14
-	MOVWQZX    10(R9), R15
-	LEAQ       (R14)(R14*2), R14
-	ADDQ       (DI)(R14*8), R15
+	MOVWQZX    8(R12), R14
+	MOVWQZX    10(R12), R15
+	ADDQ       (SP)(R14*8), R15
 	VMOVUPS    (R15), Z15
-	PREFETCHT0 (R15)(R13*1)
+	PREFETCHT0 (R15)(R11*1)
 	VPSLLW     $0x02, Z15, Z16
 	VPTERNLOGD $0xf8, Z9, Z16, Z11
 	VPTERNLOGD $0xf8, Z9, Z15, Z12
@@ -10348,12 +10353,11 @@ part0x3:
 	VPTERNLOGD $0xf8, Z9, Z15, Z14
 	CMPQ       R8, $0x03
 	JE         part0x3known
-	MOVWQZX    12(R9), R14
-	MOVWQZX    14(R9), R15
-	LEAQ       (R14)(R14*2), R14
-	ADDQ       (DI)(R14*8), R15
+	MOVWQZX    12(R12), R14
+	MOVWQZX    14(R12), R15
+	ADDQ       (SP)(R14*8), R15
 	VMOVUPS    (R15), Z15
-	PREFETCHT0 (R15)(R13*1)
+	PREFETCHT0 (R15)(R11*1)
 	VPTERNLOGD $0xf8, Z10, Z15, Z11
 	VPSRLW     $0x02, Z15, Z16
 	VPTERNLOGD $0xf8, Z10, Z16, Z12
@@ -10365,99 +10369,97 @@ part0x3:
 part0x3known:
 	VPSRLW        $0x08, Z11, Z15
 	VPANDD        Z0, Z11, Z11
-	VPDPWSSD.BCST (R12), Z11, Z1
-	VPDPWSSD.BCST 4(R12), Z15, Z2
-	VPDPWSSD.BCST 32(R12), Z11, Z3
-	VPDPWSSD.BCST 36(R12), Z15, Z4
-	VPDPWSSD.BCST 64(R12), Z11, Z5
-	VPDPWSSD.BCST 68(R12), Z15, Z6
+	VPDPWSSD.BCST (R10), Z11, Z1
+	VPDPWSSD.BCST 4(R10), Z15, Z2
+	VPDPWSSD.BCST 32(R10), Z11, Z3
+	VPDPWSSD.BCST 36(R10), Z15, Z4
+	VPDPWSSD.BCST 64(R10), Z11, Z5
+	VPDPWSSD.BCST 68(R10), Z15, Z6
 	VPSRLW        $0x08, Z12, Z11
 	VPANDD        Z0, Z12, Z12
-	VPDPWSSD.BCST 8(R12), Z12, Z1
-	VPDPWSSD.BCST 12(R12), Z11, Z2
-	VPDPWSSD.BCST 40(R12), Z12, Z3
-	VPDPWSSD.BCST 44(R12), Z11, Z4
-	VPDPWSSD.BCST 72(R12), Z12, Z5
-	VPDPWSSD.BCST 76(R12), Z11, Z6
+	VPDPWSSD.BCST 8(R10), Z12, Z1
+	VPDPWSSD.BCST 12(R10), Z11, Z2
+	VPDPWSSD.BCST 40(R10), Z12, Z3
+	VPDPWSSD.BCST 44(R10), Z11, Z4
+	VPDPWSSD.BCST 72(R10), Z12, Z5
+	VPDPWSSD.BCST 76(R10), Z11, Z6
 	VPSRLW        $0x08, Z13, Z11
 	VPANDD        Z0, Z13, Z13
-	VPDPWSSD.BCST 16(R12), Z13, Z1
-	VPDPWSSD.BCST 20(R12), Z11, Z2
-	VPDPWSSD.BCST 48(R12), Z13, Z3
-	VPDPWSSD.BCST 52(R12), Z11, Z4
-	VPDPWSSD.BCST 80(R12), Z13, Z5
-	VPDPWSSD.BCST 84(R12), Z11, Z6
+	VPDPWSSD.BCST 16(R10), Z13, Z1
+	VPDPWSSD.BCST 20(R10), Z11, Z2
+	VPDPWSSD.BCST 48(R10), Z13, Z3
+	VPDPWSSD.BCST 52(R10), Z11, Z4
+	VPDPWSSD.BCST 80(R10), Z13, Z5
+	VPDPWSSD.BCST 84(R10), Z11, Z6
 	VPSRLW        $0x08, Z14, Z11
 	VPANDD        Z0, Z14, Z14
-	VPDPWSSD.BCST 24(R12), Z14, Z1
-	VPDPWSSD.BCST 28(R12), Z11, Z2
-	VPDPWSSD.BCST 56(R12), Z14, Z3
-	VPDPWSSD.BCST 60(R12), Z11, Z4
-	VPDPWSSD.BCST 88(R12), Z14, Z5
-	VPDPWSSD.BCST 92(R12), Z11, Z6
-	LEAQ          (R9)(R8*4), R9
-	INCQ          R10
-	ADDQ          SI, R12
-	DECQ          R11
+	VPDPWSSD.BCST 24(R10), Z14, Z1
+	VPDPWSSD.BCST 28(R10), Z11, Z2
+	VPDPWSSD.BCST 56(R10), Z14, Z3
+	VPDPWSSD.BCST 60(R10), Z11, Z4
+	VPDPWSSD.BCST 88(R10), Z14, Z5
+	VPDPWSSD.BCST 92(R10), Z11, Z6
+	LEAQ          (R12)(R8*4), R12
+	INCQ          R13
+	ADDQ          CX, R10
+	DECQ          R9
 	JNZ           part0x3
 	VPADDD        Z2, Z1, Z1
 	VPADDD        Z4, Z3, Z3
 	VPADDD        Z6, Z5, Z5
-	MOVQ          stride+8(FP), DI
-	LEAQ          (DI)(DI*2), R8
+	MOVQ          stride+16(FP), R8
+	LEAQ          (R8)(R8*2), R9
 	VCVTDQ2PS     Z1, Z1
-	VBROADCASTSS  (DX), Z2
+	VBROADCASTSS  (SI), Z2
 	VMULPS        Z2, Z1, Z1
-	VBROADCASTSS  4(DX), Z2
+	VBROADCASTSS  4(SI), Z2
 	VADDPS        Z2, Z1, Z1
-	VMOVUPS       Z1, (AX)
+	VMOVUPS       Z1, (DX)
 	VCVTDQ2PS     Z3, Z3
-	VBROADCASTSS  8(DX), Z1
+	VBROADCASTSS  8(SI), Z1
 	VMULPS        Z1, Z3, Z3
-	VBROADCASTSS  12(DX), Z1
+	VBROADCASTSS  12(SI), Z1
 	VADDPS        Z1, Z3, Z3
-	VMOVUPS       Z3, (AX)(DI*4)
+	VMOVUPS       Z3, (DX)(R8*4)
 	VCVTDQ2PS     Z5, Z5
-	VBROADCASTSS  16(DX), Z1
+	VBROADCASTSS  16(SI), Z1
 	VMULPS        Z1, Z5, Z5
-	VBROADCASTSS  20(DX), Z1
+	VBROADCASTSS  20(SI), Z1
 	VADDPS        Z1, Z5, Z5
-	VMOVUPS       Z5, (AX)(DI*8)
-	MOVQ          stride+8(FP), DI
-	LEAQ          (AX)(DI*4), AX
-	LEAQ          (AX)(DI*4), AX
-	LEAQ          (AX)(DI*4), AX
-	ADDQ          $0x18, DX
-	ADDQ          $0x00000060, CX
-	SUBQ          $0x03, BX
+	VMOVUPS       Z5, (DX)(R8*8)
+	MOVQ          stride+16(FP), R8
+	LEAQ          (DX)(R8*4), DX
+	LEAQ          (DX)(R8*4), DX
+	LEAQ          (DX)(R8*4), DX
+	ADDQ          $0x18, SI
+	ADDQ          $0x00000060, BX
+	SUBQ          $0x03, DI
 	JMP           rows3
 
 rows2:
-	CMPQ    BX, $0x02
+	CMPQ    DI, $0x02
 	JL      rows1
 	VXORPS  Z1, Z1, Z1
 	VXORPS  Z2, Z2, Z2
 	VXORPS  Z3, Z3, Z3
 	VXORPS  Z4, Z4, Z4
-	MOVQ    planes+40(FP), DI
-	MOVQ    lines+48(FP), R9
-	MOVQ    levels+56(FP), R10
 	VMOVUPS c0xc0c0c0c0AVX512<>+0(SB), Z5
 	VMOVUPS c0x30303030AVX512<>+0(SB), Z6
 	VMOVUPS c0x0c0c0c0cAVX512<>+0(SB), Z7
 	VMOVUPS c0x03030303AVX512<>+0(SB), Z8
-	MOVQ    groups+64(FP), R11
-	MOVQ    ahead+72(FP), R13
-	MOVQ    CX, R12
+	MOVQ    groups+96(FP), R9
+	MOVQ    ahead+104(FP), R11
+	MOVQ    lines+80(FP), R12
+	MOVQ    levels+88(FP), R13
+	MOVQ    BX, R10
 
 part0x2:
-	MOVBQZX    (R10), R8
-	MOVWQZX    (R9), R14
-	MOVWQZX    2(R9), R15
-	LEAQ       (R14)(R14*2), R14
-	ADDQ       (DI)(R14*8), R15
+	MOVBQZX    (R13), R8
+	MOVWQZX    (R12), R14
+	MOVWQZX    2(R12), R15
+	ADDQ       (SP)(R14*8), R15
 	VMOVUPS    (R15), Z12
-	PREFETCHT0 (R15)(R13*1)
+	PREFETCHT0 (R15)(R11*1)
 	VPSLLW     $0x06, Z12, Z9
 	VPANDD     Z5, Z9, Z9
 	VPSLLW     $0x04, Z12, Z10
@@ -10467,12 +10469,11 @@ part0x2:
 	VPANDD     Z5, Z12, Z12
 	CMPQ       R8, $0x01
 	JE         part0x2known
-	MOVWQZX    4(R9), R14
-	MOVWQZX    6(R9), R15
-	LEAQ       (R14)(R14*2), R14
-	ADDQ       (DI)(R14*8), R15
+	MOVWQZX    4(R12), R14
+	MOVWQZX    6(R12), R15
+	ADDQ       (SP)(R14*8), R15
 	VMOVUPS    (R15), Z13
-	PREFETCHT0 (R15)(R13*1)
+	PREFETCHT0 (R15)(R11*1)
 	VPSLLW     $0x04, Z13, Z14
 	VPTERNLOGD $0xf8, Z6, Z14, Z9
 	VPSLLW     $0x02, Z13, Z14
@@ -10482,12 +10483,11 @@ part0x2:
 	VPTERNLOGD $0xf8, Z6, Z13, Z12
 	CMPQ       R8, $0x02
 	JE         part0x2known
-	MOVWQZX    8(R9), R14
-	MOVWQZX    10(R9), R15
-	LEAQ       (R14)(R14*2), R14
-	ADDQ       (DI)(R14*8), R15
+	MOVWQZX    8(R12), R14
+	MOVWQZX    10(R12), R15
+	ADDQ       (SP)(R14*8), R15
 	VMOVUPS    (R15), Z13
-	PREFETCHT0 (R15)(R13*1)
+	PREFETCHT0 (R15)(R11*1)
 	VPSLLW     $0x02, Z13, Z14
 	VPTERNLOGD $0xf8, Z7, Z14, Z9
 	VPTERNLOGD $0xf8, Z7, Z13, Z10
@@ -10497,12 +10497,11 @@ part0x2:
 	VPTERNLOGD $0xf8, Z7, Z13, Z12
 	CMPQ       R8, $0x03
 	JE         part0x2known
-	MOVWQZX    12(R9), R14
-	MOVWQZX    14(R9), R15
-	LEAQ       (R14)(R14*2), R14
-	ADDQ       (DI)(R14*8), R15
+	MOVWQZX    12(R12), R14
+	MOVWQZX    14(R12), R15
+	ADDQ       (SP)(R14*8), R15
 	VMOVUPS    (R15), Z13
-	PREFETCHT0 (R15)(R13*1)
+	PREFETCHT0 (R15)(R11*1)
 	VPTERNLOGD $0xf8, Z8, Z13, Z9
 	VPSRLW     $0x02, Z13, Z14
 	VPTERNLOGD $0xf8, Z8, Z14, Z10
@@ -10514,81 +10513,79 @@ part0x2:
 part0x2known:
 	VPSRLW        $0x08, Z9, Z13
 	VPANDD        Z0, Z9, Z9
-	VPDPWSSD.BCST (R12), Z9, Z1
-	VPDPWSSD.BCST 4(R12), Z13, Z2
-	VPDPWSSD.BCST 32(R12), Z9, Z3
-	VPDPWSSD.BCST 36(R12), Z13, Z4
+	VPDPWSSD.BCST (R10), Z9, Z1
+	VPDPWSSD.BCST 4(R10), Z13, Z2
+	VPDPWSSD.BCST 32(R10), Z9, Z3
+	VPDPWSSD.BCST 36(R10), Z13, Z4
 	VPSRLW        $0x08, Z10, Z9
 	VPANDD        Z0, Z10, Z10
-	VPDPWSSD.BCST 8(R12), Z10, Z1
-	VPDPWSSD.BCST 12(R12), Z9, Z2
-	VPDPWSSD.BCST 40(R12), Z10, Z3
-	VPDPWSSD.BCST 44(R12), Z9, Z4
+	VPDPWSSD.BCST 8(R10), Z10, Z1
+	VPDPWSSD.BCST 12(R10), Z9, Z2
+	VPDPWSSD.BCST 40(R10), Z10, Z3
+	VPDPWSSD.BCST 44(R10), Z9, Z4
 	VPSRLW        $0x08, Z11, Z9
 	VPANDD        Z0, Z11, Z11
-	VPDPWSSD.BCST 16(R12), Z11, Z1
-	VPDPWSSD.BCST 20(R12), Z9, Z2
-	VPDPWSSD.BCST 48(R12), Z11, Z3
-	VPDPWSSD.BCST 52(R12), Z9, Z4
+	VPDPWSSD.BCST 16(R10), Z11, Z1
+	VPDPWSSD.BCST 20(R10), Z9, Z2
+	VPDPWSSD.BCST 48(R10), Z11, Z3
+	VPDPWSSD.BCST 52(R10), Z9, Z4
 	VPSRLW        $0x08, Z12, Z9
 	VPANDD        Z0, Z12, Z12
-	VPDPWSSD.BCST 24(R12), Z12, Z1
-	VPDPWSSD.BCST 28(R12), Z9, Z2
-	VPDPWSSD.BCST 56(R12), Z12, Z3
-	VPDPWSSD.BCST 60(R12), Z9, Z4
-	LEAQ          (R9)(R8*4), R9
-	INCQ          R10
-	ADDQ          SI, R12
-	DECQ          R11
+	VPDPWSSD.BCST 24(R10), Z12, Z1
+	VPDPWSSD.BCST 28(R10), Z9, Z2
+	VPDPWSSD.BCST 56(R10), Z12, Z3
+	VPDPWSSD.BCST 60(R10), Z9, Z4
+	LEAQ          (R12)(R8*4), R12
+	INCQ          R13
+	ADDQ          CX, R10
+	DECQ          R9
 	JNZ           part0x2
 	VPADDD        Z2, Z1, Z1
 	VPADDD        Z4, Z3, Z3
-	MOVQ          stride+8(FP), DI
-	LEAQ          (DI)(DI*2), R8
+	MOVQ          stride+16(FP), R8
+	LEAQ          (R8)(R8*2), R9
 	VCVTDQ2PS     Z1, Z1
-	VBROADCASTSS  (DX), Z2
+	VBROADCASTSS  (SI), Z2
 	VMULPS        Z2, Z1, Z1
-	VBROADCASTSS  4(DX), Z2
+	VBROADCASTSS  4(SI), Z2
 	VADDPS        Z2, Z1, Z1
-	VMOVUPS       Z1, (AX)
+	VMOVUPS       Z1, (DX)
 	VCVTDQ2PS     Z3, Z3
-	VBROADCASTSS  8(DX), Z1
+	VBROADCASTSS  8(SI), Z1
 	VMULPS        Z1, Z3, Z3
-	VBROADCASTSS  12(DX), Z1
+	VBROADCASTSS  12(SI), Z1
 	VADDPS        Z1, Z3, Z3
-	VMOVUPS       Z3, (AX)(DI*4)
-	MOVQ          stride+8(FP), DI
-	LEAQ          (AX)(DI*4), AX
-	LEAQ          (AX)(DI*4), AX
-	ADDQ          $0x10, DX
-	ADDQ          $0x00000040, CX
-	SUBQ          $0x02, BX
+	VMOVUPS       Z3, (DX)(R8*4)
+	MOVQ          stride+16(FP), R8
+	LEAQ          (DX)(R8*4), DX
+	LEAQ          (DX)(R8*4), DX
+	ADDQ          $0x10, SI
+	ADDQ          $0x00000040, BX
+	SUBQ          $0x02, DI
 	JMP           rows2
 
 rows1:
-	CMPQ    BX, $0x01
-	JL      rows0
+	CMPQ    DI, $0x01
+	JL      nextLeaf
 	VXORPS  Z1, Z1, Z1
 	VXORPS  Z2, Z2, Z2
-	MOVQ    planes+40(FP), DI
-	MOVQ    lines+48(FP), R9
-	MOVQ    levels+56(FP), R10
 	VMOVUPS c0xc0c0c0c0AVX512<>+0(SB), Z3
 	VMOVUPS c0x30303030AVX512<>+0(SB), Z4
 	VMOVUPS c0x0c0c0c0cAVX512<>+0(SB), Z5
 	VMOVUPS c0x03030303AVX512<>+0(SB), Z6
-	MOVQ    groups+64(FP), R11
-	MOVQ    ahead+72(FP), R13
-	MOVQ    CX, R12
+	MOVQ    groups+96(FP), R9
+	MOVQ    ahead+104(FP), R11
+	MOVQ    lines+80(FP), R12
+	MOVQ    levels+88(FP), R13
+	MOVQ    BX, R10
 
 part0x1:
-	MOVBQZX    (R10), R8
-	MOVWQZX    (R9), R14
-	MOVWQZX    2(R9), R15
-	LEAQ       (R14)(R14*2), R14
-	ADDQ       (DI)(R14*8), R15
+	MOVBQZX    (R13), R8
+	MOVWQZX    (R12), R14
+	MOVWQZX    2(R12), R15
+	ADDQ       (SP)(R14*8), R15
 	VMOVUPS    (R15), Z10
-	PREFETCHT0 (R15)(R13*1)
+	PREFETCHT0 (R15)(R11*1)
 	VPSLLW     $0x06, Z10, Z7
 	VPANDD     Z3, Z7, Z7
 	VPSLLW     $0x04, Z10, Z8
@@ -10598,12 +10595,11 @@ part0x1:
 	VPANDD     Z3, Z10, Z10
 	CMPQ       R8, $0x01
 	JE         part0x1known
-	MOVWQZX    4(R9), R14
-	MOVWQZX    6(R9), R15
-	LEAQ       (R14)(R14*2), R14
-	ADDQ       (DI)(R14*8), R15
+	MOVWQZX    4(R12), R14
+	MOVWQZX    6(R12), R15
+	ADDQ       (SP)(R14*8), R15
 	VMOVUPS    (R15), Z11
-	PREFETCHT0 (R15)(R13*1)
+	PREFETCHT0 (R15)(R11*1)
 	VPSLLW     $0x04, Z11, Z12
 	VPTERNLOGD $0xf8, Z4, Z12, Z7
 	VPSLLW     $0x02, Z11, Z12
@@ -10613,12 +10609,11 @@ part0x1:
 	VPTERNLOGD $0xf8, Z4, Z11, Z10
 	CMPQ       R8, $0x02
 	JE         part0x1known
-	MOVWQZX    8(R9), R14
-	MOVWQZX    10(R9), R15
-	LEAQ       (R14)(R14*2), R14
-	ADDQ       (DI)(R14*8), R15
+	MOVWQZX    8(R12), R14
+	MOVWQZX    10(R12), R15
+	ADDQ       (SP)(R14*8), R15
 	VMOVUPS    (R15), Z11
-	PREFETCHT0 (R15)(R13*1)
+	PREFETCHT0 (R15)(R11*1)
 	VPSLLW     $0x02, Z11, Z12
 	VPTERNLOGD $0xf8, Z5, Z12, Z7
 	VPTERNLOGD $0xf8, Z5, Z11, Z8
@@ -10628,12 +10623,11 @@ part0x1:
 	VPTERNLOGD $0xf8, Z5, Z11, Z10
 	CMPQ       R8, $0x03
 	JE         part0x1known
-	MOVWQZX    12(R9), R14
-	MOVWQZX    14(R9), R15
-	LEAQ       (R14)(R14*2), R14
-	ADDQ       (DI)(R14*8), R15
+	MOVWQZX    12(R12), R14
+	MOVWQZX    14(R12), R15
+	ADDQ       (SP)(R14*8), R15
 	VMOVUPS    (R15), Z11
-	PREFETCHT0 (R15)(R13*1)
+	PREFETCHT0 (R15)(R11*1)
 	VPTERNLOGD $0xf8, Z6, Z11, Z7
 	VPSRLW     $0x02, Z11, Z12
 	VPTERNLOGD $0xf8, Z6, Z12, Z8
@@ -10645,42 +10639,57 @@ part0x1:
 part0x1known:
 	VPSRLW        $0x08, Z7, Z11
 	VPANDD        Z0, Z7, Z7
-	VPDPWSSD.BCST (R12), Z7, Z1
-	VPDPWSSD.BCST 4(R12), Z11, Z2
+	VPDPWSSD.BCST (R10), Z7, Z1
+	VPDPWSSD.BCST 4(R10), Z11, Z2
 	VPSRLW        $0x08, Z8, Z7
 	VPANDD        Z0, Z8, Z8
-	VPDPWSSD.BCST 8(R12), Z8, Z1
-	VPDPWSSD.BCST 12(R12), Z7, Z2
+	VPDPWSSD.BCST 8(R10), Z8, Z1
+	VPDPWSSD.BCST 12(R10), Z7, Z2
 	VPSRLW        $0x08, Z9, Z7
 	VPANDD        Z0, Z9, Z9
-	VPDPWSSD.BCST 16(R12), Z9, Z1
-	VPDPWSSD.BCST 20(R12), Z7, Z2
+	VPDPWSSD.BCST 16(R10), Z9, Z1
+	VPDPWSSD.BCST 20(R10), Z7, Z2
 	VPSRLW        $0x08, Z10, Z7
 	VPANDD        Z0, Z10, Z10
-	VPDPWSSD.BCST 24(R12), Z10, Z1
-	VPDPWSSD.BCST 28(R12), Z7, Z2
-	LEAQ          (R9)(R8*4), R9
-	INCQ          R10
-	ADDQ          SI, R12
-	DECQ          R11
+	VPDPWSSD.BCST 24(R10), Z10, Z1
+	VPDPWSSD.BCST 28(R10), Z7, Z2
+	LEAQ          (R12)(R8*4), R12
+	INCQ          R13
+	ADDQ          CX, R10
+	DECQ          R9
 	JNZ           part0x1
 	VPADDD        Z2, Z1, Z1
-	MOVQ          stride+8(FP), DI
-	LEAQ          (DI)(DI*2), DI
+	MOVQ          stride+16(FP), R8
+	LEAQ          (R8)(R8*2), R8
 	VCVTDQ2PS     Z1, Z1
-	VBROADCASTSS  (DX), Z2
+	VBROADCASTSS  (SI), Z2
 	VMULPS        Z2, Z1, Z1
-	VBROADCASTSS  4(DX), Z2
+	VBROADCASTSS  4(SI), Z2
 	VADDPS        Z2, Z1, Z1
-	VMOVUPS       Z1, (AX)
-	MOVQ          stride+8(FP), DI
-	LEAQ          (AX)(DI*4), AX
-	ADDQ          $0x08, DX
-	ADDQ          $0x00000020, CX
-	SUBQ          $0x01, BX
+	VMOVUPS       Z1, (DX)
+	MOVQ          stride+16(FP), R8
+	LEAQ          (DX)(R8*4), DX
+	ADDQ          $0x08, SI
+	ADDQ          $0x00000020, BX
+	SUBQ          $0x01, DI
 	JMP           rows1
 
-rows0:
+nextLeaf:
+	DECQ 64(SP)
+	JZ   done
+	MOVQ leafStride+8(FP), DX
+	LEAQ (AX)(DX*4), AX
+	MOVQ steps+56(FP), DX
+	MOVQ numPlanes+64(FP), BX
+
+nextPlanes:
+	MOVQ -8(DX)(BX*8), SI
+	ADDQ SI, -8(SP)(BX*8)
+	DECQ BX
+	JNZ  nextPlanes
+	JMP  leaf
+
+done:
 	VZEROUPPER
 	RET
 
@@ -10810,7 +10819,7 @@ TEXT ·foldAVX512(SB), NOSPLIT, $48-72
 
 rows4:
 	CMPQ   DI, $0x04
-	JL     rows4end
+	JL     rows3
 	VXORPS Z0, Z0, Z0
 	VXORPS Z1, Z1, Z1
 	VXORPS Z2, Z2, Z2
@@ -10987,10 +10996,9 @@ rows4round:
 	SUBQ          $0x04, DI
 	JMP           rows4
 
-rows4end:
 rows3:
 	CMPQ   DI, $0x03
-	JL     rows3end
+	JL     rows2
 	VXORPS Z0, Z0, Z0
 	VXORPS Z1, Z1, Z1
 	VXORPS Z2, Z2, Z2
@@ -11146,10 +11154,9 @@ rows3round:
 	SUBQ          $0x03, DI
 	JMP           rows3
 
-rows3end:
 rows2:
 	CMPQ   DI, $0x02
-	JL     rows2end
+	JL     rows1
 	VXORPS Z0, Z0, Z0
 	VXORPS Z1, Z1, Z1
 	VXORPS Z2, Z2, Z2
@@ -11283,10 +11290,9 @@ rows2round:
 	SUBQ          $0x02, DI
 	JMP           rows2
 
-rows2end:
 rows1:
 	CMPQ   DI, $0x01
-	JL     rows1end
+	JL     folded
 	VXORPS Z0, Z0, Z0
 	VXORPS Z1, Z1, Z1
 	MOVQ   levels+56(FP), R9
@@ -11399,7 +11405,7 @@ rows1round:
 	SUBQ          $0x01, DI
 	JMP           rows1
 
-rows1end:
+folded:
 	VZEROUPPER
 	RET
 
@@ -11454,7 +11460,7 @@ TEXT ·foldBinsAVX512(SB), NOSPLIT, $48-80
 
 rows4:
 	CMPQ         DI, $0x04
-	JL           rows4end
+	JL           rows3
 	VXORPS       Z0, Z0, Z0
 	VXORPS       Z1, Z1, Z1
 	VXORPS       Z2, Z2, Z2
@@ -11645,10 +11651,9 @@ rows4round:
 	SUBQ          $0x04, DI
 	JMP           rows4
 
-rows4end:
 rows3:
 	CMPQ         DI, $0x03
-	JL           rows3end
+	JL           rows2
 	VXORPS       Z0, Z0, Z0
 	VXORPS       Z1, Z1, Z1
 	VXORPS       Z2, Z2, Z2
@@ -11818,10 +11823,9 @@ rows3round:
 	SUBQ          $0x03, DI
 	JMP           rows3
 
-rows3end:
 rows2:
 	CMPQ         DI, $0x02
-	JL           rows2end
+	JL           rows1
 	VXORPS       Z0, Z0, Z0
 	VXORPS       Z1, Z1, Z1
 	VXORPS       Z2, Z2, Z2
@@ -11969,10 +11973,9 @@ rows2round:
 	SUBQ          $0x02, DI
 	JMP           rows2
 
-rows2end:
 rows1:
 	CMPQ         DI, $0x01
-	JL           rows1end
+	JL           folded
 	VXORPS       Z0, Z0, Z0
 	VXORPS       Z1, Z1, Z1
 	MOVQ         levels+56(FP), R9
@@ -12099,7 +12102,7 @@ rows1round:
 	SUBQ          $0x01, DI
 	JMP           rows1
 
-rows1end:
+folded:
 	KMOVW K1, AX
 	XORQ  $0x0000ffff, AX
 	MOVQ  AX, bad+72(FP)
@@ -12329,21 +12332,21 @@ TEXT ·unpackKeysAVX512(SB), NOSPLIT, $0-64
 	MOVQ    step+56(FP), BX
 	MOVQ    groups+40(FP), SI
 	LEAQ    (CX)(CX*2), DI
-	MOVQ    planes+16(FP), R8
-	MOVQ    lines+24(FP), R10
-	MOVQ    levels+32(FP), R11
 	VMOVUPS c0xc0c0c0c0AVX512<>+0(SB), Z0
 	VMOVUPS c0x30303030AVX512<>+0(SB), Z1
 	VMOVUPS c0x0c0c0c0cAVX512<>+0(SB), Z2
 	VMOVUPS c0x03030303AVX512<>+0(SB), Z3
+	MOVQ    planes+16(FP), R9
+	MOVQ    lines+24(FP), R10
+	MOVQ    levels+32(FP), R11
 
 group:
 	MOVQ       AX, R12
-	MOVBQZX    (R11), R9
+	MOVBQZX    (R11), R8
 	MOVWQZX    (R10), R13
 	MOVWQZX    2(R10), R14
 	LEAQ       (R13)(R13*2), R13
-	ADDQ       (R8)(R13*8), R14
+	ADDQ       (R9)(R13*8), R14
 	VMOVUPS    (R14), Z7
 	VPSLLW     $0x06, Z7, Z4
 	VPANDD     Z0, Z4, Z4
@@ -12352,12 +12355,12 @@ group:
 	VPSLLW     $0x02, Z7, Z6
 	VPANDD     Z0, Z6, Z6
 	VPANDD     Z0, Z7, Z7
-	CMPQ       R9, $0x01
+	CMPQ       R8, $0x01
 	JE         part0known
 	MOVWQZX    4(R10), R13
 	MOVWQZX    6(R10), R14
 	LEAQ       (R13)(R13*2), R13
-	ADDQ       (R8)(R13*8), R14
+	ADDQ       (R9)(R13*8), R14
 	VMOVUPS    (R14), Z8
 	VPSLLW     $0x04, Z8, Z9
 	VPTERNLOGD $0xf8, Z1, Z9, Z4
@@ -12366,12 +12369,12 @@ group:
 	VPTERNLOGD $0xf8, Z1, Z8, Z6
 	VPSRLW     $0x02, Z8, Z8
 	VPTERNLOGD $0xf8, Z1, Z8, Z7
-	CMPQ       R9, $0x02
+	CMPQ       R8, $0x02
 	JE         part0known
 	MOVWQZX    8(R10), R13
 	MOVWQZX    10(R10), R14
 	LEAQ       (R13)(R13*2), R13
-	ADDQ       (R8)(R13*8), R14
+	ADDQ       (R9)(R13*8), R14
 	VMOVUPS    (R14), Z8
 	VPSLLW     $0x02, Z8, Z9
 	VPTERNLOGD $0xf8, Z2, Z9, Z4
@@ -12380,12 +12383,12 @@ group:
 	VPTERNLOGD $0xf8, Z2, Z9, Z6
 	VPSRLW     $0x04, Z8, Z8
 	VPTERNLOGD $0xf8, Z2, Z8, Z7
-	CMPQ       R9, $0x03
+	CMPQ       R8, $0x03
 	JE         part0known
 	MOVWQZX    12(R10), R13
 	MOVWQZX    14(R10), R14
 	LEAQ       (R13)(R13*2), R13
-	ADDQ       (R8)(R13*8), R14
+	ADDQ       (R9)(R13*8), R14
 	VMOVUPS    (R14), Z8
 	VPTERNLOGD $0xf8, Z3, Z8, Z4
 	VPSRLW     $0x02, Z8, Z9
@@ -12405,7 +12408,7 @@ part0known:
 	VPUNPCKLQDQ   Z7, Z9, Z6
 	VPUNPCKHQDQ   Z7, Z9, Z7
 	LEAQ          binsAVX512<>+0(SB), R13
-	MOVQ          R9, R14
+	MOVQ          R8, R14
 	SHLQ          $0x04, R14
 	VBROADCASTSS  (R13)(R14*1), Z8
 	VBROADCASTSS  4(R13)(R14*1), Z9
@@ -12562,7 +12565,7 @@ part0known:
 	VMOVUPS       Z4, (R12)(DI*4)
 	LEAQ          (R12)(CX*8), R12
 	LEAQ          (R12)(CX*8), R12
-	LEAQ          (R10)(R9*4), R10
+	LEAQ          (R10)(R8*4), R10
 	INCQ          R11
 	ADDQ          $0x40, AX
 	ADDQ          $0x40, DX
@@ -12584,13 +12587,13 @@ TEXT ·sumCodesAVX512(SB), NOSPLIT, $0-64
 rows4:
 	CMPQ    BX, $0x04
 	JL      rows3
-	MOVQ    planes+32(FP), DI
-	MOVQ    lines+40(FP), R9
-	MOVQ    levels+48(FP), R10
 	VMOVUPS c0xc0c0c0c0AVX512<>+0(SB), Z0
 	VMOVUPS c0x30303030AVX512<>+0(SB), Z1
 	VMOVUPS c0x0c0c0c0cAVX512<>+0(SB), Z2
 	VMOVUPS c0x03030303AVX512<>+0(SB), Z3
+	MOVQ    planes+32(FP), R8
+	MOVQ    lines+40(FP), R9
+	MOVQ    levels+48(FP), R10
 	MOVQ    groups+56(FP), R11
 	XORQ    R12, R12
 
@@ -12599,11 +12602,11 @@ groups4:
 	VXORPS     Z5, Z5, Z5
 	VXORPS     Z6, Z6, Z6
 	VXORPS     Z7, Z7, Z7
-	MOVBQZX    (R10), R8
+	MOVBQZX    (R10), DI
 	MOVWQZX    (R9), R13
 	MOVWQZX    2(R9), R14
 	LEAQ       (R13)(R13*2), R13
-	ADDQ       (DI)(R13*8), R14
+	ADDQ       (R8)(R13*8), R14
 	VMOVUPS    (R14), Z11
 	VPSLLW     $0x06, Z11, Z8
 	VPANDD     Z0, Z8, Z8
@@ -12612,12 +12615,12 @@ groups4:
 	VPSLLW     $0x02, Z11, Z10
 	VPANDD     Z0, Z10, Z10
 	VPANDD     Z0, Z11, Z11
-	CMPQ       R8, $0x01
+	CMPQ       DI, $0x01
 	JE         groups4part0known
 	MOVWQZX    4(R9), R13
 	MOVWQZX    6(R9), R14
 	LEAQ       (R13)(R13*2), R13
-	ADDQ       (DI)(R13*8), R14
+	ADDQ       (R8)(R13*8), R14
 	VMOVUPS    (R14), Z12
 	VPSLLW     $0x04, Z12, Z13
 	VPTERNLOGD $0xf8, Z1, Z13, Z8
@@ -12626,12 +12629,12 @@ groups4:
 	VPTERNLOGD $0xf8, Z1, Z12, Z10
 	VPSRLW     $0x02, Z12, Z12
 	VPTERNLOGD $0xf8, Z1, Z12, Z11
-	CMPQ       R8, $0x02
+	CMPQ       DI, $0x02
 	JE         groups4part0known
 	MOVWQZX    8(R9), R13
 	MOVWQZX    10(R9), R14
 	LEAQ       (R13)(R13*2), R13
-	ADDQ       (DI)(R13*8), R14
+	ADDQ       (R8)(R13*8), R14
 	VMOVUPS    (R14), Z12
 	VPSLLW     $0x02, Z12, Z13
 	VPTERNLOGD $0xf8, Z2, Z13, Z8
@@ -12640,12 +12643,12 @@ groups4:
 	VPTERNLOGD $0xf8, Z2, Z13, Z10
 	VPSRLW     $0x04, Z12, Z12
 	VPTERNLOGD $0xf8, Z2, Z12, Z11
-	CMPQ       R8, $0x03
+	CMPQ       DI, $0x03
 	JE         groups4part0known
 	MOVWQZX    12(R9), R13
 	MOVWQZX    14(R9), R14
 	LEAQ       (R13)(R13*2), R13
-	ADDQ       (DI)(R13*8), R14
+	ADDQ       (R8)(R13*8), R14
 	VMOVUPS    (R14), Z12
 	VPTERNLOGD $0xf8, Z3, Z12, Z8
 	VPSRLW     $0x02, Z12, Z13
@@ -12788,7 +12791,7 @@ groups4part0known:
 	MOVQ             72(AX), R13
 	VADDPS           (R13)(R12*4), Z7, Z7
 	VMOVUPS          Z7, (R13)(R12*4)
-	LEAQ             (R9)(R8*4), R9
+	LEAQ             (R9)(DI*4), R9
 	INCQ             R10
 	ADDQ             $0x10, R12
 	DECQ             R11
@@ -12804,13 +12807,13 @@ groups4part0known:
 rows3:
 	CMPQ    BX, $0x03
 	JL      rows2
-	MOVQ    planes+32(FP), SI
-	MOVQ    lines+40(FP), R8
-	MOVQ    levels+48(FP), R9
 	VMOVUPS c0xc0c0c0c0AVX512<>+0(SB), Z0
 	VMOVUPS c0x30303030AVX512<>+0(SB), Z1
 	VMOVUPS c0x0c0c0c0cAVX512<>+0(SB), Z2
 	VMOVUPS c0x03030303AVX512<>+0(SB), Z3
+	MOVQ    planes+32(FP), DI
+	MOVQ    lines+40(FP), R8
+	MOVQ    levels+48(FP), R9
 	MOVQ    groups+56(FP), R10
 	XORQ    R11, R11
 
@@ -12818,11 +12821,11 @@ groups3:
 	VXORPS     Z4, Z4, Z4
 	VXORPS     Z5, Z5, Z5
 	VXORPS     Z6, Z6, Z6
-	MOVBQZX    (R9), DI
+	MOVBQZX    (R9), SI
 	MOVWQZX    (R8), R12
 	MOVWQZX    2(R8), R13
 	LEAQ       (R12)(R12*2), R12
-	ADDQ       (SI)(R12*8), R13
+	ADDQ       (DI)(R12*8), R13
 	VMOVUPS    (R13), Z10
 	VPSLLW     $0x06, Z10, Z7
 	VPANDD     Z0, Z7, Z7
@@ -12831,12 +12834,12 @@ groups3:
 	VPSLLW     $0x02, Z10, Z9
 	VPANDD     Z0, Z9, Z9
 	VPANDD     Z0, Z10, Z10
-	CMPQ       DI, $0x01
+	CMPQ       SI, $0x01
 	JE         groups3part0known
 	MOVWQZX    4(R8), R12
 	MOVWQZX    6(R8), R13
 	LEAQ       (R12)(R12*2), R12
-	ADDQ       (SI)(R12*8), R13
+	ADDQ       (DI)(R12*8), R13
 	VMOVUPS    (R13), Z11
 	VPSLLW     $0x04, Z11, Z12
 	VPTERNLOGD $0xf8, Z1, Z12, Z7
@@ -12845,12 +12848,12 @@ groups3:
 	VPTERNLOGD $0xf8, Z1, Z11, Z9
 	VPSRLW     $0x02, Z11, Z11
 	VPTERNLOGD $0xf8, Z1, Z11, Z10
-	CMPQ       DI, $0x02
+	CMPQ       SI, $0x02
 	JE         groups3part0known
 	MOVWQZX    8(R8), R12
 	MOVWQZX    10(R8), R13
 	LEAQ       (R12)(R12*2), R12
-	ADDQ       (SI)(R12*8), R13
+	ADDQ       (DI)(R12*8), R13
 	VMOVUPS    (R13), Z11
 	VPSLLW     $0x02, Z11, Z12
 	VPTERNLOGD $0xf8, Z2, Z12, Z7
@@ -12859,12 +12862,12 @@ groups3:
 	VPTERNLOGD $0xf8, Z2, Z12, Z9
 	VPSRLW     $0x04, Z11, Z11
 	VPTERNLOGD $0xf8, Z2, Z11, Z10
-	CMPQ       DI, $0x03
+	CMPQ       SI, $0x03
 	JE         groups3part0known
 	MOVWQZX    12(R8), R12
 	MOVWQZX    14(R8), R13
 	LEAQ       (R12)(R12*2), R12
-	ADDQ       (SI)(R12*8), R13
+	ADDQ       (DI)(R12*8), R13
 	VMOVUPS    (R13), Z11
 	VPTERNLOGD $0xf8, Z3, Z11, Z7
 	VPSRLW     $0x02, Z11, Z12
@@ -12988,7 +12991,7 @@ groups3part0known:
 	MOVQ             48(AX), R12
 	VADDPS           (R12)(R11*4), Z6, Z6
 	VMOVUPS          Z6, (R12)(R11*4)
-	LEAQ             (R8)(DI*4), R8
+	LEAQ             (R8)(SI*4), R8
 	INCQ             R9
 	ADDQ             $0x10, R11
 	DECQ             R10
@@ -13003,24 +13006,24 @@ groups3part0known:
 rows2:
 	CMPQ    BX, $0x02
 	JL      rows1
-	MOVQ    planes+32(FP), SI
-	MOVQ    lines+40(FP), R8
-	MOVQ    levels+48(FP), R9
 	VMOVUPS c0xc0c0c0c0AVX512<>+0(SB), Z0
 	VMOVUPS c0x30303030AVX512<>+0(SB), Z1
 	VMOVUPS c0x0c0c0c0cAVX512<>+0(SB), Z2
 	VMOVUPS c0x03030303AVX512<>+0(SB), Z3
+	MOVQ    planes+32(FP), DI
+	MOVQ    lines+40(FP), R8
+	MOVQ    levels+48(FP), R9
 	MOVQ    groups+56(FP), R10
 	XORQ    R11, R11
 
 groups2:
 	VXORPS     Z4, Z4, Z4
 	VXORPS     Z5, Z5, Z5
-	MOVBQZX    (R9), DI
+	MOVBQZX    (R9), SI
 	MOVWQZX    (R8), R12
 	MOVWQZX    2(R8), R13
 	LEAQ       (R12)(R12*2), R12
-	ADDQ       (SI)(R12*8), R13
+	ADDQ       (DI)(R12*8), R13
 	VMOVUPS    (R13), Z9
 	VPSLLW     $0x06, Z9, Z6
 	VPANDD     Z0, Z6, Z6
@@ -13029,12 +13032,12 @@ groups2:
 	VPSLLW     $0x02, Z9, Z8
 	VPANDD     Z0, Z8, Z8
 	VPANDD     Z0, Z9, Z9
-	CMPQ       DI, $0x01
+	CMPQ       SI, $0x01
 	JE         groups2part0known
 	MOVWQZX    4(R8), R12
 	MOVWQZX    6(R8), R13
 	LEAQ       (R12)(R12*2), R12
-	ADDQ       (SI)(R12*8), R13
+	ADDQ       (DI)(R12*8), R13
 	VMOVUPS    (R13), Z10
 	VPSLLW     $0x04, Z10, Z11
 	VPTERNLOGD $0xf8, Z1, Z11, Z6
@@ -13043,12 +13046,12 @@ groups2:
 	VPTERNLOGD $0xf8, Z1, Z10, Z8
 	VPSRLW     $0x02, Z10, Z10
 	VPTERNLOGD $0xf8, Z1, Z10, Z9
-	CMPQ       DI, $0x02
+	CMPQ       SI, $0x02
 	JE         groups2part0known
 	MOVWQZX    8(R8), R12
 	MOVWQZX    10(R8), R13
 	LEAQ       (R12)(R12*2), R12
-	ADDQ       (SI)(R12*8), R13
+	ADDQ       (DI)(R12*8), R13
 	VMOVUPS    (R13), Z10
 	VPSLLW     $0x02, Z10, Z11
 	VPTERNLOGD $0xf8, Z2, Z11, Z6
@@ -13057,12 +13060,12 @@ groups2:
 	VPTERNLOGD $0xf8, Z2, Z11, Z8
 	VPSRLW     $0x04, Z10, Z10
 	VPTERNLOGD $0xf8, Z2, Z10, Z9
-	CMPQ       DI, $0x03
+	CMPQ       SI, $0x03
 	JE         groups2part0known
 	MOVWQZX    12(R8), R12
 	MOVWQZX    14(R8), R13
 	LEAQ       (R12)(R12*2), R12
-	ADDQ       (SI)(R12*8), R13
+	ADDQ       (DI)(R12*8), R13
 	VMOVUPS    (R13), Z10
 	VPTERNLOGD $0xf8, Z3, Z10, Z6
 	VPSRLW     $0x02, Z10, Z11
@@ -13167,7 +13170,7 @@ groups2part0known:
 	MOVQ             24(AX), R12
 	VADDPS           (R12)(R11*4), Z5, Z5
 	VMOVUPS          Z5, (R12)(R11*4)
-	LEAQ             (R8)(DI*4), R8
+	LEAQ             (R8)(SI*4), R8
 	INCQ             R9
 	ADDQ             $0x10, R11
 	DECQ             R10
@@ -13181,23 +13184,23 @@ groups2part0known:
 rows1:
 	CMPQ    BX, $0x01
 	JL      rows0
-	MOVQ    planes+32(FP), SI
-	MOVQ    lines+40(FP), R8
-	MOVQ    levels+48(FP), R9
 	VMOVUPS c0xc0c0c0c0AVX512<>+0(SB), Z0
 	VMOVUPS c0x30303030AVX512<>+0(SB), Z1
 	VMOVUPS c0x0c0c0c0cAVX512<>+0(SB), Z2
 	VMOVUPS c0x03030303AVX512<>+0(SB), Z3
+	MOVQ    planes+32(FP), DI
+	MOVQ    lines+40(FP), R8
+	MOVQ    levels+48(FP), R9
 	MOVQ    groups+56(FP), R10
 	XORQ    R11, R11
 
 groups1:
 	VXORPS     Z4, Z4, Z4
-	MOVBQZX    (R9), DI
+	MOVBQZX    (R9), SI
 	MOVWQZX    (R8), R12
 	MOVWQZX    2(R8), R13
 	LEAQ       (R12)(R12*2), R12
-	ADDQ       (SI)(R12*8), R13
+	ADDQ       (DI)(R12*8), R13
 	VMOVUPS    (R13), Z8
 	VPSLLW     $0x06, Z8, Z5
 	VPANDD     Z0, Z5, Z5
@@ -13206,12 +13209,12 @@ groups1:
 	VPSLLW     $0x02, Z8, Z7
 	VPANDD     Z0, Z7, Z7
 	VPANDD     Z0, Z8, Z8
-	CMPQ       DI, $0x01
+	CMPQ       SI, $0x01
 	JE         groups1part0known
 	MOVWQZX    4(R8), R12
 	MOVWQZX    6(R8), R13
 	LEAQ       (R12)(R12*2), R12
-	ADDQ       (SI)(R12*8), R13
+	ADDQ       (DI)(R12*8), R13
 	VMOVUPS    (R13), Z9
 	VPSLLW     $0x04, Z9, Z10
 	VPTERNLOGD $0xf8, Z1, Z10, Z5
@@ -13220,12 +13223,12 @@ groups1:
 	VPTERNLOGD $0xf8, Z1, Z9, Z7
 	VPSRLW     $0x02, Z9, Z9
 	VPTERNLOGD $0xf8, Z1, Z9, Z8
-	CMPQ       DI, $0x02
+	CMPQ       SI, $0x02
 	JE         groups1part0known
 	MOVWQZX    8(R8), R12
 	MOVWQZX    10(R8), R13
 	LEAQ       (R12)(R12*2), R12
-	ADDQ       (SI)(R12*8), R13
+	ADDQ       (DI)(R12*8), R13
 	VMOVUPS    (R13), Z9
 	VPSLLW     $0x02, Z9, Z10
 	VPTERNLOGD $0xf8, Z2, Z10, Z5
@@ -13234,12 +13237,12 @@ groups1:
 	VPTERNLOGD $0xf8, Z2, Z10, Z7
 	VPSRLW     $0x04, Z9, Z9
 	VPTERNLOGD $0xf8, Z2, Z9, Z8
-	CMPQ       DI, $0x03
+	CMPQ       SI, $0x03
 	JE         groups1part0known
 	MOVWQZX    12(R8), R12
 	MOVWQZX    14(R8), R13
 	LEAQ       (R12)(R12*2), R12
-	ADDQ       (SI)(R12*8), R13
+	ADDQ       (DI)(R12*8), R13
 	VMOVUPS    (R13), Z9
 	VPTERNLOGD $0xf8, Z3, Z9, Z5
 	VPSRLW     $0x02, Z9, Z10
@@ -13325,7 +13328,7 @@ groups1part0known:
 	MOVQ             (AX), R12
 	VADDPS           (R12)(R11*4), Z4, Z4
 	VMOVUPS          Z4, (R12)(R11*4)
-	LEAQ             (R8)(DI*4), R8
+	LEAQ             (R8)(SI*4), R8
 	INCQ             R9
 	ADDQ             $0x10, R11
 	DECQ             R10

@@ -25,7 +25,7 @@ func BenchmarkKernels(b *testing.B) {
 		}
 		return NewLayout(slices.Repeat([]uint8{uint8(levels)}, d/LineTokens), lines)
 	}
-	leaves := slices.Repeat(planes, n/LineTokens)
+	same := []int{0} // the same leaf again
 	bits2, bits4, bits8 := layout(1), layout(2), layout(4)
 	for _, x := range []struct {
 		name string
@@ -42,13 +42,13 @@ func BenchmarkKernels(b *testing.B) {
 			batch.AddTo(out, dst, n)
 		}},
 		{"score 2 bits", func() {
-			ScoreLeaves(dst, LineTokens, n, query, &bits2, leaves, n/LineTokens, 0)
+			ScoreLeaves(dst, LineTokens, n, query, &bits2, planes, same, n/LineTokens, 0)
 		}},
 		{"score 4 bits", func() {
-			ScoreLeaves(dst, LineTokens, n, query, &bits4, leaves, n/LineTokens, 0)
+			ScoreLeaves(dst, LineTokens, n, query, &bits4, planes, same, n/LineTokens, 0)
 		}},
 		{"score 8 bits", func() {
-			ScoreLeaves(dst, LineTokens, n, query, &bits8, leaves, n/LineTokens, 0)
+			ScoreLeaves(dst, LineTokens, n, query, &bits8, planes, same, n/LineTokens, 0)
 		}},
 		{"fold", func() { bits4.Fold(query, q, d, steps, steps) }},
 		{"fold bins", func() { bits4.FoldBins(query, q, d, bins, 1) }},

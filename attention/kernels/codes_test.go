@@ -193,11 +193,10 @@ func checkScores(t *testing.T, rng *rand.Rand, q KeyQuery, l Layout, planes [][]
 func checkLeaves(t *testing.T, rng *rand.Rand, q KeyQuery, groups int) {
 	t.Helper()
 	l, planes := leaf(rng, groups)
-	leaves, per := 1+rng.IntN(20), len(planes)
-	for range leaves - 1 {
-		for _, p := range planes[:per] {
-			planes = append(planes, oddBytes(rng, len(p)))
-		}
+	leaves, steps := 1+rng.IntN(20), make([]int, len(planes))
+	for p, b := range planes { // some planes' leaves overlap, or are all the same
+		steps[p] = rng.IntN(len(b) + 5)
+		planes[p] = slices.Clip(append(b, oddBytes(rng, (leaves-1)*steps[p])...))
 	}
 	rows, stride := len(q.Scale)/2, LineTokens*leaves+rng.IntN(5)
 	leafStride := LineTokens
@@ -206,10 +205,14 @@ func checkLeaves(t *testing.T, rng *rand.Rand, q KeyQuery, groups int) {
 	}
 	got := odd(rng, (leaves-1)*leafStride+(rows-1)*stride+LineTokens)
 	want := slices.Clone(got)
-	ScoreLeaves(got, leafStride, stride, q, &l, planes, leaves, 0)
+	ScoreLeaves(got, leafStride, stride, q, &l, planes, steps, leaves, 0)
 	plain(func() {
 		for i := range leaves {
-			ScoreKeys(want[i*leafStride:], stride, q, &l, planes[i*per:][:per])
+			var leaf [][]byte
+			for p, b := range planes {
+				leaf = append(leaf, b[i*steps[p]:])
+			}
+			ScoreKeys(want[i*leafStride:], stride, q, &l, leaf)
 		}
 	})
 	if !slices.Equal(got, want) {

@@ -263,27 +263,26 @@ const tileChannels = 64
 // tileBytes is from how many bytes of values on tiles are faster than vectors.
 const tileBytes = 8192
 
-func scoreKeys(dst []float32, leafStride, stride int, q KeyQuery, l *Layout, planes [][]byte, leaves, rows, ahead int) {
-	per := len(planes) / leaves
-	if Variant(active.Load()) == AMX && l.groups*leaves >= tileGroups && rows*l.groups*LineTokens >= tileProducts {
+func scoreLeaves(dst []float32, leafStride, stride int, q KeyQuery, l *Layout, planes [][]byte, steps []int, leaves, rows, ahead int) {
+	var none int // steps of one leaf
+	by := &none
+	if leaves > 1 {
+		by = &steps[0]
+	}
+	switch v := vectors(); {
+	case Variant(active.Load()) == AMX && l.groups*leaves >= tileGroups && rows*l.groups*LineTokens >= tileProducts:
 		room := rooms.Get().(*room)
 		defer rooms.Put(room)
 		for r := 0; r < rows; r += tileRows {
-			scoreLeavesAMX(&dst[r*stride], leafStride, stride, &q.Words[r*LineTokens], 2*rows*LineTokens, &q.Scale[2*r], min(tileRows, rows-r),
-				&planes[0], per, leaves, &l.lines[0].Plane, &l.levels[0], l.groups, ahead, &room.tiles[0])
+			scoreLeafTilesAMX(&dst[r*stride], leafStride, stride, &q.Words[r*LineTokens], 2*rows*LineTokens, &q.Scale[2*r], min(tileRows, rows-r),
+				&planes[0], by, l.planes, leaves, &l.lines[0].Plane, &l.levels[0], l.groups, ahead, &room.tiles[0])
 		}
-		return
-	}
-	for i := range leaves {
-		dst, planes := dst[i*leafStride:], planes[i*per:][:per]
-		switch vectors() {
-		case AVX512:
-			scoreKeysAVX512(&dst[0], stride, &q.Words[0], &q.Scale[0], rows, &planes[0], &l.lines[0].Plane, &l.levels[0], l.groups, ahead)
-		case AVX2:
-			scoreKeysAVX2(&dst[0], stride, &q.Words[0], &q.Scale[0], rows, &planes[0], &l.lines[0].Plane, &l.levels[0], l.groups, ahead)
-		default:
-			plainScoreKeys(dst, stride, q, l, planes, rows)
-		}
+	case v == AVX512:
+		scoreLeavesAVX512(&dst[0], leafStride, stride, &q.Words[0], &q.Scale[0], rows, &planes[0], by, l.planes, leaves, &l.lines[0].Plane, &l.levels[0], l.groups, ahead)
+	case v == AVX2:
+		scoreLeavesAVX2(&dst[0], leafStride, stride, &q.Words[0], &q.Scale[0], rows, &planes[0], by, l.planes, leaves, &l.lines[0].Plane, &l.levels[0], l.groups, ahead)
+	default:
+		plainScoreLeaves(dst, leafStride, stride, q, l, planes, steps, leaves, rows)
 	}
 }
 

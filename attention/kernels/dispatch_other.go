@@ -67,11 +67,8 @@ func readValueScales(step, offset []float32, src []byte, all bool) {
 	plainReadValueScales(step, offset, src, all)
 }
 
-func scoreKeys(dst []float32, leafStride, stride int, q KeyQuery, l *Layout, planes [][]byte, leaves, rows, _ int) {
-	per := len(planes) / leaves
-	for i := range leaves {
-		plainScoreKeys(dst[i*leafStride:], stride, q, l, planes[i*per:][:per], rows)
-	}
+func scoreLeaves(dst []float32, leafStride, stride int, q KeyQuery, l *Layout, planes [][]byte, steps []int, leaves, rows, _ int) {
+	plainScoreLeaves(dst, leafStride, stride, q, l, planes, steps, leaves, rows)
 }
 
 func unpackKeys(dst []float32, d int, l *Layout, planes [][]byte, lo, step []float32) {

@@ -198,7 +198,7 @@ func TestShortSlicesPanic(t *testing.T) {
 	b := func(n int) []byte { return make([]byte, n) }
 	two, one := []LinePlace{{0, 0}, {0, 64}}, []LinePlace{{0, 0}}
 	l := NewLayout([]uint8{1, 1}, two)
-	planes := [][]byte{b(128)}
+	planes, two128 := [][]byte{b(128)}, [][]byte{b(256)}
 	batch := func(scales, high, low []byte, n, d int) *ValueBatch {
 		x := new(ValueBatch)
 		must(x.AppendRun(scales, high, low, n, d, 0), "they do not fit")
@@ -289,9 +289,13 @@ func TestShortSlicesPanic(t *testing.T) {
 		"scores: words":        func() { ScoreKeys(f(16), 16, query(31, 1), &l, planes) },
 		"scores: no planes":    func() { ScoreKeys(f(16), 16, query(32, 1), &l, nil) },
 		"scores: short plane":  func() { ScoreKeys(f(16), 16, query(32, 1), &l, [][]byte{b(127)}) },
-		"scores: leaves":       func() { ScoreLeaves(f(31), 16, 32, query(32, 1), &l, [][]byte{planes[0], planes[0]}, 2, 0) },
-		"scores: leaf stride":  func() { ScoreLeaves(f(32), -1, 32, query(32, 1), &l, [][]byte{planes[0], planes[0]}, 2, 0) },
-		"scores: third plane":  func() { ScoreLeaves(f(48), 16, 48, query(32, 1), &l, [][]byte{planes[0], planes[0]}, 3, 0) },
+		"scores: leaves":       func() { ScoreLeaves(f(31), 16, 32, query(32, 1), &l, two128, []int{128}, 2, 0) },
+		"scores: leaf stride":  func() { ScoreLeaves(f(32), -1, 32, query(32, 1), &l, two128, []int{128}, 2, 0) },
+		"scores: third leaf":   func() { ScoreLeaves(f(48), 16, 48, query(32, 1), &l, two128, []int{128}, 3, 0) },
+		"scores: step":         func() { ScoreLeaves(f(32), 16, 32, query(32, 1), &l, two128, []int{129}, 2, 0) },
+		"scores: step back":    func() { ScoreLeaves(f(32), 16, 32, query(32, 1), &l, two128, []int{-1}, 2, 0) },
+		"scores: no steps":     func() { ScoreLeaves(f(32), 16, 32, query(32, 1), &l, two128, nil, 2, 0) },
+		"scores: huge step":    func() { ScoreLeaves(f(48), 16, 48, query(32, 1), &l, two128, []int{math.MaxInt}, 3, 0) },
 		"unpack: dst":          func() { UnpackKeys(f(511), 32, &l, planes, f(32), f(32)) },
 		"unpack: steps":        func() { UnpackKeys(f(512), 32, &l, planes, f(31), f(32)) },
 		"unpack: more than d":  func() { UnpackKeys(f(512), 16, &l, planes, f(32), f(32)) },

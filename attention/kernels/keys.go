@@ -64,6 +64,18 @@ func (l *Layout) mustFit(planes [][]byte) {
 	}
 }
 
+// mustFitAll checks that the planes hold all lines of some leaves, from leaf to leaf steps bytes apart.
+func (l *Layout) mustFitAll(planes [][]byte, steps []int, leaves int) {
+	l.mustFit(planes)
+	if leaves == 1 {
+		return
+	}
+	must(len(steps) >= l.planes, "steps are missing")
+	for p, n := range l.need[:l.planes] {
+		must(steps[p] >= 0 && steps[p] <= (len(planes[p])-n)/(leaves-1), "a plane is too short")
+	}
+}
+
 // line returns the i-th line.
 func (l *Layout) line(planes [][]byte, i int) *[Line]byte {
 	return (*[Line]byte)(planes[l.lines[i].Plane][l.lines[i].At:])
@@ -92,12 +104,12 @@ const Ahead = 2048
 // ScoreKeys writes the scores of a leaf's 16 tokens, of which planes holds the lines, to
 // dst [rows][16], a row beginning every stride scores.
 func ScoreKeys(dst []float32, stride int, q KeyQuery, l *Layout, planes [][]byte) {
-	ScoreLeaves(dst, 0, stride, q, l, planes, 1, 0)
+	ScoreLeaves(dst, 0, stride, q, l, planes, nil, 1, 0)
 }
 
-// ScoreLeaves is ScoreKeys of some leaves: planes holds as many of each, leaf after leaf, and scores of
+// ScoreLeaves is ScoreKeys of some leaves: each plane has the lines of a leaf steps bytes behind those of the one before, and scores of
 // a leaf begin leafStride behind those of the one before. What lies ahead bytes behind each line is fetched, for later.
-func ScoreLeaves(dst []float32, leafStride, stride int, q KeyQuery, l *Layout, planes [][]byte, leaves, ahead int) {
+func ScoreLeaves(dst []float32, leafStride, stride int, q KeyQuery, l *Layout, planes [][]byte, steps []int, leaves, ahead int) {
 	rows := len(q.Scale) / 2
 	must(len(q.Words) >= l.groups*rows*LineTokens, "the query is too short")
 	if leaves == 0 || rows == 0 {
@@ -105,12 +117,9 @@ func ScoreLeaves(dst []float32, leafStride, stride int, q KeyQuery, l *Layout, p
 	}
 	must(leaves > 0 && (leaves == 1 || leafStride >= 0 && leafStride <= len(dst)/(leaves-1)), "dst is too short")
 	mustHold(len(dst)-(leaves-1)*leafStride, rows, stride, LineTokens, "dst is too short")
-	per := len(planes) / leaves
-	for i := range leaves {
-		l.mustFit(planes[i*per : (i+1)*per])
-	}
+	l.mustFitAll(planes, steps, leaves)
 	if l.groups > 0 {
-		scoreKeys(dst, leafStride, stride, q, l, planes, leaves, rows, ahead)
+		scoreLeaves(dst, leafStride, stride, q, l, planes, steps, leaves, rows, ahead)
 		return
 	}
 	for i := range leaves {

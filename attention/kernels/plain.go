@@ -167,6 +167,19 @@ func inOrder(words []int16) (out [LineTokens]int32) {
 	return out
 }
 
+func plainScoreLeaves(dst []float32, leafStride, stride int, q KeyQuery, l *Layout, planes [][]byte, steps []int, leaves, rows int) {
+	var leaf [mostPlanes][]byte
+	for i := range leaves {
+		for p := range l.planes {
+			leaf[p] = planes[p]
+			if i > 0 {
+				leaf[p] = planes[p][i*steps[p]:]
+			}
+		}
+		plainScoreKeys(dst[i*leafStride:], stride, q, l, leaf[:l.planes], rows)
+	}
+}
+
 func plainScoreKeys(dst []float32, stride int, q KeyQuery, l *Layout, planes [][]byte, rows int) {
 	for first := 0; first < rows; first += LineTokens {
 		plainScoreRows(dst, stride, q, l, planes, first, min(LineTokens, rows-first), rows)

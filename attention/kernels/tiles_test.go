@@ -34,7 +34,7 @@ func TestTilesUnderSignals(t *testing.T) {
 			rng := rand.New(rand.NewPCG(uint64(i), 1))
 			rows, groups, leaves := 4+rng.IntN(6), 8+rng.IntN(mostGroups-7), 16
 			l, planes := leaf(rng, groups)
-			planes = slices.Repeat(planes, leaves)
+			steps := make([]int, len(planes)) // all leaves are the same one
 			q := KeyQuery{Words: make([]int16, groups*rows*LineTokens), Scale: odd(rng, 2*rows)}
 			for i := range q.Words {
 				q.Words[i] = int16(rng.IntN(2*mostWord+1) - mostWord)
@@ -43,7 +43,7 @@ func TestTilesUnderSignals(t *testing.T) {
 			scales, codes, w := slices.Repeat(valueScale(1, 7), n), oddBytes(rng, n*d/2), odd(rng, rows*n)
 			compute := func() (scores, sums []float32) {
 				scores, sums = make([]float32, rows*leaves*LineTokens), make([]float32, rows*d)
-				ScoreLeaves(scores, LineTokens, leaves*LineTokens, q, &l, planes, leaves, 0)
+				ScoreLeaves(scores, LineTokens, leaves*LineTokens, q, &l, planes, steps, leaves, 0)
 				var b ValueBatch
 				b.AppendRun(scales, codes, nil, n, d, 0)
 				b.AddTo(rowsOf(sums, d), w, n)

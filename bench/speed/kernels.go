@@ -32,9 +32,10 @@ type scratch struct {
 	scales   []byte // of values
 	values   kernels.ValueBatch
 	query    kernels.KeyQuery
-	layouts  [5]kernels.Layout                  // by lines of a group
-	leaves   [block / kernels.LineTokens][]byte // of one plane
-	ahead    int                                // how far behind what is read lies what will be
+	layouts  [5]kernels.Layout // by lines of a group
+	plane    [1][]byte         // of keys, of leaves one after the other
+	leaf     [1]int            // its size
+	ahead    int               // how far behind what is read lies what will be
 }
 
 func newScratch(o Options) *scratch {
@@ -116,8 +117,7 @@ func (s *scratch) coded(b []byte, levels int) {
 func page(b []byte, s *scratch) {
 	keys, high := b[:len(b)/2], b[len(b)/2:]
 	const leaves = tiers.PageTokens / kernels.LineTokens
-	s.cut(keys, leaves)
-	kernels.ScoreLeaves(s.scores, kernels.LineTokens, block, s.query, &s.layouts[2], s.leaves[:leaves], leaves, s.ahead)
+	s.scoreLeaves(keys, 2, leaves, s.ahead)
 	attention.Weigh(s.ps, s.scores, block, tiers.PageTokens)
 	s.values.Reset()
 	s.values.AppendRun(s.scales, high, nil, tiers.PageTokens, s.d, s.ahead)
@@ -139,23 +139,20 @@ func means(b []byte, s *scratch) { kernels.DotsInt8(s.scores, block, s.q, b, s.d
 
 // score scores leaves of which each group has so many lines.
 func (s *scratch) score(b []byte, levels int) {
-	s.cut(b, len(s.leaves))
-	kernels.ScoreLeaves(s.scores, kernels.LineTokens, block, s.query, &s.layouts[levels], s.leaves[:], len(s.leaves), kernels.Ahead)
+	s.scoreLeaves(b, levels, block/kernels.LineTokens, kernels.Ahead)
+}
+
+func (s *scratch) scoreLeaves(b []byte, levels, leaves, ahead int) {
+	s.plane[0], s.leaf[0] = b, len(b)/leaves
+	kernels.ScoreLeaves(s.scores, kernels.LineTokens, block, s.query, &s.layouts[levels], s.plane[:], s.leaf[:], leaves, ahead)
 }
 
 // unpack unpacks their keys.
 func (s *scratch) unpack(b []byte, levels int) {
-	s.cut(b, len(s.leaves))
-	for i := range s.leaves {
-		kernels.UnpackKeys(s.unpacked, s.d, &s.layouts[levels], s.leaves[i:i+1], s.q, s.q)
-	}
-}
-
-// cut cuts keys into n leaves.
-func (s *scratch) cut(b []byte, n int) {
-	size := len(b) / n
-	for i := range n {
-		s.leaves[i] = b[i*size : (i+1)*size]
+	size := len(b) / (block / kernels.LineTokens)
+	for ; len(b) > 0; b = b[size:] {
+		s.plane[0] = b
+		kernels.UnpackKeys(s.unpacked, s.d, &s.layouts[levels], s.plane[:], s.q, s.q)
 	}
 }
 

@@ -130,7 +130,6 @@ type scorer struct {
 	softcap float32
 	scores  []float32        // [rows][tiers.StepTokens]
 	folded  kernels.KeyQuery // the query in the bins of the group, by the layout
-	planes  [][]byte
 }
 
 // begin goes on to the next segment.
@@ -150,8 +149,8 @@ func (s *scorer) group(g int) (scores []float32, err error) {
 		if err := s.Fold(s.folded, s.q, layout, g); err != nil {
 			return nil, err
 		}
-		s.planes = s.AppendLeaves(s.planes[:0], from, to)
-		layout.ScoreLeaves(s.scores[from*tiers.LeafTokens-lo:], tiers.StepTokens, s.folded, s.planes, to-from)
+		planes, steps := s.Leaves(from)
+		layout.ScoreLeaves(s.scores[from*tiers.LeafTokens-lo:], tiers.StepTokens, s.folded, planes[:], steps[:], to-from)
 	}
 	attention.SoftcapAll(s.scores, s.softcap)
 	return s.scores, nil

@@ -74,25 +74,16 @@ func (c *Codes) Layout(l int) *compress.KeyLayout {
 	return &c.layout
 }
 
-// Leaf returns the planes of leaf l's keys, to be read by Layout(l).
-func (c *Codes) Leaf(l int) (out [compress.NumKeyPlanes][]byte) {
+// Leaves returns the planes of keys from leaf l on, to be read by Layout(l), and how far apart they have their leaves.
+func (c *Codes) Leaves(l int) (out [compress.NumKeyPlanes][]byte, steps [compress.NumKeyPlanes]int) {
 	for i, p := range tiers.KeyPlanes {
-		if b, n := c.planes[p], c.sizes[i]; b != nil {
-			out[i] = b[l*n : (l+1)*n]
+		if b := c.planes[p]; b != nil {
+			out[i] = b[l*c.sizes[i]:]
 		} else if p == tiers.PlaneK8 && c.IsDrain(l) {
-			out[i] = c.planes[tiers.PlaneDrains][:n]
+			out[i] = c.planes[tiers.PlaneDrains]
 		}
 	}
-	return out
-}
-
-// AppendLeaves appends the planes of leaves [first, end), which have one Layout, leaf after leaf.
-func (c *Codes) AppendLeaves(planes [][]byte, first, end int) [][]byte {
-	for l := first; l < end; l++ {
-		leaf := c.Leaf(l)
-		planes = append(planes, leaf[:]...)
-	}
-	return planes
+	return out, c.sizes
 }
 
 // Values returns what is stored of the values of places [lo, hi) of page p: their scales, then the rows

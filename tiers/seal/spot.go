@@ -44,7 +44,8 @@ func (c *Codes) holds(l int, r *Rows, head int) error {
 	if err := c.Steps(steps, c.StepGroup(l)); err != nil {
 		return err
 	}
-	layout, planes := c.Layout(l), c.Leaf(l)
+	layout := c.Layout(l)
+	planes, _ := c.Leaves(l)
 	layout.Unpack(keys, steps, planes[:])
 	levels, at := layout.Levels(), r.HeadDim*r.Type.Size()
 	row := make([]float32, d)

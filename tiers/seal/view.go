@@ -244,7 +244,7 @@ func (v View) Keys(dst []float32, of func(tiers.Plane) []byte) error {
 			}
 			group = g
 		}
-		planes := c.Leaf(l)
+		planes, _ := c.Leaves(l)
 		c.Layout(l).Unpack(leaf, s, planes[:])
 		c.order.Restore(dst[l*tiers.LeafTokens*d:], leaf[:v.LeafTokens(l)*d])
 	}

@@ -49,11 +49,8 @@ func (v isa) fold(stored bool) {
 	SHLQ(Imm(2), f.d)
 	f.d3 = triple(f.d)
 	LEAQ(table, f.base)
-	for r := v.rows; r >= 1; r-- {
+	rowBlocksUntil("folded", v.rows, rows, func(r int) {
 		label := fmt.Sprintf("rows%d", r)
-		Label(label)
-		CMPQ(rows, Imm(uint64(r)))
-		JL(LabelRef(label + "end"))
 		offset, most := f.largest(label+"largest", r)
 		unit := f.units(most)
 		f.round(label+"round", offset)
@@ -63,10 +60,7 @@ func (v isa) fold(stored bool) {
 		for range r {
 			ADDQ(f.d, f.q)
 		}
-		SUBQ(Imm(uint64(r)), rows)
-		JMP(LabelRef(label))
-		Label(label + "end")
-	}
+	})
 	if stored {
 		Store(f.good.missing(), Return("bad"))
 	}

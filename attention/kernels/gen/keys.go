@@ -13,28 +13,80 @@ import (
 type planes struct {
 	isa
 	planes, lines, levels, level reg.GPVirtual
+	leaf                         *leafPlanes  // nil: planes are slices, those of one leaf
 	masks                        []Op         // 2 bits of each byte, from the top
 	ahead                        reg.Register // how far ahead of a line memory is fetched; nil: it is not
 }
 
 func (v isa) newPlanes() *planes {
-	p := &planes{isa: v, planes: param("planes"), level: GP64()}
-	p.first()
+	p := &planes{isa: v, level: GP64()}
 	for l := range 4 {
 		p.masks = append(p.masks, v.repeated(0xc0c0c0c0>>(2*l)))
 	}
 	return p
 }
 
+// ofSlices has lines lie in the parameter planes.
+func (p *planes) ofSlices() *planes {
+	p.planes = param("planes")
+	p.first()
+	return p
+}
+
 // first goes to the first group.
 func (p *planes) first() { p.lines, p.levels = param("lines"), param("levels") }
 
-// place loads the place of a line of the group: its offset in its plane, and where the plane is among a leaf's, in
-// words: a slice is three.
+// place loads the place of a line of the group: its plane's number and its offset in there.
 func (p *planes) place(level int, plane, at reg.GPVirtual) {
 	MOVWQZX(Mem{Base: p.lines, Disp: 4 * level}, plane)
 	MOVWQZX(Mem{Base: p.lines, Disp: 4*level + 2}, at)
-	LEAQ(Mem{Base: plane, Index: plane, Scale: 2}, plane)
+}
+
+// base is where a plane begins.
+func (p *planes) base(plane reg.GPVirtual) Mem {
+	if p.leaf != nil {
+		return p.leaf.at.Idx(plane, 8)
+	}
+	LEAQ(Mem{Base: plane, Index: plane, Scale: 2}, plane) // a slice is three words
+	return Mem{Base: p.planes, Index: plane, Scale: 8}
+}
+
+// leafPlanes is a table of where the planes of a leaf lie, for leaves one after the other.
+type leafPlanes struct{ at Mem }
+
+const mostPlanes = 8
+
+// newLeafPlanes makes that of the first leaf from the parameters planes and numPlanes.
+func newLeafPlanes(label string) *leafPlanes {
+	t := &leafPlanes{AllocLocal(8 * mostPlanes)}
+	from, i, x := param("planes"), param("numPlanes"), GP64()
+	Label(label)
+	LEAQ(Mem{Base: i, Index: i, Scale: 2}, x)
+	MOVQ(Mem{Base: from, Index: x, Scale: 8, Disp: -sliceSize}, x)
+	MOVQ(x, t.at.Offset(-8).Idx(i, 8))
+	DECQ(i)
+	JNZ(LabelRef(label))
+	return t
+}
+
+// set takes over another's.
+func (t *leafPlanes) set(label string, from *leafPlanes) {
+	i, x := param("numPlanes"), GP64()
+	Label(label)
+	MOVQ(from.at.Offset(-8).Idx(i, 8), x)
+	MOVQ(x, t.at.Offset(-8).Idx(i, 8))
+	DECQ(i)
+	JNZ(LabelRef(label))
+}
+
+// next goes on to the next leaf, by the parameter steps.
+func (t *leafPlanes) next(label string) {
+	steps, i, x := param("steps"), param("numPlanes"), GP64()
+	Label(label)
+	MOVQ(Mem{Base: steps, Index: i, Scale: 8, Disp: -8}, x)
+	ADDQ(x, t.at.Offset(-8).Idx(i, 8))
+	DECQ(i)
+	JNZ(LabelRef(label))
 }
 
 // repeated returns an operand that repeats 32 bits: a register if there are many.
@@ -63,7 +115,7 @@ func (p *planes) group(label string, part int) []reg.VecVirtual {
 			JE(LabelRef(label + "known"))
 		}
 		p.place(l, plane, at)
-		ADDQ(Mem{Base: p.planes, Index: plane, Scale: 8}, at)
+		ADDQ(p.base(plane), at)
 		line := p.vec()
 		VMOVUPS(Mem{Base: at, Disp: 4 * p.lanes * part}, line)
 		if p.ahead != nil && part == 0 {
@@ -110,18 +162,21 @@ func (p *planes) next() {
 	INCQ(p.levels)
 }
 
-// scoreKeys: codes are split into words of even and of odd channels, whose
+// scoreLeaves: codes are split into words of even and of odd channels, whose
 // products with the query's words are added in 32 bits.
-func (v isa) scoreKeys() {
-	v.function("scoreKeys", "dst *float32, stride int, q *int16, scale *float32, rows int, planes *[]byte, lines *uint16, levels *byte, groups int, ahead int")
-	dst, q, scale, rows := param("dst"), param("q"), param("scale"), param("rows")
-	pitch := GP64() // from group to group of the query
-	MOVQ(rows, pitch)
+func (v isa) scoreLeaves() {
+	v.function("scoreLeaves", "dst *float32, leafStride int, stride int, q *int16, scale *float32, rows int, planes *[]byte, steps *int, numPlanes int, leaves int, lines *uint16, levels *byte, groups int, ahead int")
+	leaf := newLeafPlanes("planes")
+	first, pitch := param("dst"), param("rows") // from group to group of the query
 	SHLQ(Imm(5), pitch)
-	even := v.repeated(0x00ff00ff)
-	rowBlocks(4, rows, func(r int) {
+	even, left := v.repeated(0x00ff00ff), slot()
+	MOVQ(param("leaves"), left)
+	Label("leaf")
+	dst, q, scale, rows := GP64(), param("q"), param("scale"), param("rows")
+	MOVQ(first, dst)
+	rowBlocksUntil("nextLeaf", 4, rows, func(r int) {
 		for part := range 16 / v.lanes {
-			v.scorePart(q, pitch, even, r, part, func(acc []reg.VecVirtual) {
+			v.scorePart(leaf, q, pitch, even, r, part, func(acc []reg.VecVirtual) {
 				stride := param("stride")
 				stride3 := triple(stride)
 				for i, a := range acc {
@@ -139,6 +194,14 @@ func (v isa) scoreKeys() {
 		ADDQ(Imm(uint64(8*r)), scale)
 		ADDQ(U32(uint64(32*r)), q)
 	})
+	DECQ(left)
+	JZ(LabelRef("done"))
+	leafStride := param("leafStride")
+	LEAQ(Mem{Base: first, Index: leafStride, Scale: 4}, first)
+	leaf.next("nextPlanes")
+	JMP(LabelRef("leaf"))
+	Label("done")
+	end()
 }
 
 // placeScores turns sums of products into scores of the i-th row from scale.
@@ -151,7 +214,8 @@ func (v isa) placeScores(x reg.VecVirtual, scale reg.GPVirtual, i int) {
 	VADDPS(y, x, x)
 }
 
-func (v isa) scorePart(q, pitch reg.GPVirtual, even Op, r, part int, use func(acc []reg.VecVirtual)) {
+// scorePart sums a group's products of r rows and a part of a leaf's tokens.
+func (v isa) scorePart(leaf *leafPlanes, q, pitch reg.GPVirtual, even Op, r, part int, use func(acc []reg.VecVirtual)) {
 	label := fmt.Sprintf("part%dx%d", part, r)
 	// Even and odd channels have sums of their own: one would be waited for at each product.
 	chains := 1
@@ -160,7 +224,8 @@ func (v isa) scorePart(q, pitch reg.GPVirtual, even Op, r, part int, use func(ac
 	}
 	acc := v.zeros(chains * r)
 	p, left, at := v.newPlanes(), param("groups"), GP64()
-	p.ahead = param("ahead")
+	p.leaf, p.ahead = leaf, param("ahead")
+	p.first()
 	MOVQ(q, at)
 	Label(label)
 	for quad, codes := range p.group(label, part) {
@@ -213,7 +278,7 @@ func (v isa) unpackKeys() {
 	v.function("unpackKeys", "dst *float32, d int, planes *[]byte, lines *uint16, levels *byte, groups int, lo *float32, step *float32")
 	dst, d, lo, step, left := param("dst"), param("d"), param("lo"), param("step"), param("groups")
 	d3 := triple(d)
-	p := v.newPlanes()
+	p := v.newPlanes().ofSlices()
 	Label("group")
 	row := GP64()
 	MOVQ(dst, row)
@@ -292,7 +357,7 @@ func (v isa) sumCodes() {
 	out, w, stride, rows := param("out"), param("w"), param("stride"), param("rows")
 	stride3 := triple(stride)
 	rowBlocks(v.rows, rows, func(r int) {
-		p, left, col := v.newPlanes(), param("groups"), GP64()
+		p, left, col := v.newPlanes().ofSlices(), param("groups"), GP64()
 		XORQ(col, col)
 		label := fmt.Sprintf("groups%d", r)
 		Label(label)

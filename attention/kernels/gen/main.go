@@ -38,7 +38,7 @@ func main() {
 	ConstraintExpr("amd64")
 	if *name == "amx" {
 		shapes := v.tileShapes()
-		v.scoreLeaves(shapes)
+		v.scoreLeafTiles(shapes)
 		v.addValueTiles(shapes)
 		Generate()
 		return
@@ -59,7 +59,7 @@ func main() {
 	v.weigh()
 	v.readValueScales()
 	v.addValues()
-	v.scoreKeys()
+	v.scoreLeaves()
 	v.fold(false)
 	v.fold(true)
 	v.readBins()
@@ -186,20 +186,29 @@ func (v isa) constant(x Constant) Mem {
 	return constants[name]
 }
 
-// rowBlocks emits code for v.rows rows at a time, then for what is left of
-// them. body emits that for r rows and moves what it keeps to the next ones.
+// rowBlocks emits code for most rows at a time, then for what is left of
+// them, and ends the function. body emits that for r rows and moves what it keeps to the next ones.
 func rowBlocks(most int, rows reg.GPVirtual, body func(r int)) {
+	rowBlocksUntil("rows0", most, rows, body)
+	end()
+}
+
+// rowBlocksUntil is rowBlocks that goes on at a label.
+func rowBlocksUntil(done string, most int, rows reg.GPVirtual, body func(r int)) {
 	for r := most; r >= 1; r-- {
 		label := fmt.Sprintf("rows%d", r)
+		next := fmt.Sprintf("rows%d", r-1)
+		if r == 1 {
+			next = done
+		}
 		Label(label)
 		CMPQ(rows, Imm(uint64(r)))
-		JL(LabelRef(fmt.Sprintf("rows%d", r-1)))
+		JL(LabelRef(next))
 		body(r)
 		SUBQ(Imm(uint64(r)), rows)
 		JMP(LabelRef(label))
 	}
-	Label("rows0")
-	end()
+	Label(done)
 }
 
 // strided addresses the i-th of up to four things of size bytes, each step

@@ -142,7 +142,7 @@ func (v isa) splitWords(from Mem, half, order reg.VecVirtual, high, low Mem) {
 	}
 }
 
-// Of scoreLeaves' room.
+// Of scoreLeafTiles' room.
 const (
 	mostBlocks = 4                     // of 64 channels
 	scoreCodes = mostBlocks * tileSize // behind the words
@@ -150,22 +150,24 @@ const (
 	scoresRoom = scoreSums + 2*tileSize
 )
 
-// scoreLeaves: codes of two leaves are unpacked to memory and multiplied with all rows at once.
-func (v isa) scoreLeaves(shapes Mem) {
+// scoreLeafTiles: codes of two leaves are unpacked to memory and multiplied with all rows at once.
+func (v isa) scoreLeafTiles(shapes Mem) {
 	order := GLOBL("naturally"+v.suffix, RODATA|NOPTR) // of the words of a group, see Place
 	for c := range 16 {
 		DATA(c, U8(byte(c&^3|c&1<<1|c>>1&1)))
 	}
-	v.function("scoreLeaves", "dst *float32, leafStride int, stride int, q *int16, pitch int, scale *float32, rows int, planes *[]byte, perLeaf int, leaves int, lines *uint16, levels *byte, groups int, ahead int, room *byte")
+	v.function("scoreLeafTiles", "dst *float32, leafStride int, stride int, q *int16, pitch int, scale *float32, rows int, planes *[]byte, steps *int, numPlanes int, leaves int, lines *uint16, levels *byte, groups int, ahead int, room *byte")
 	frame, rows := room(scoresRoom), param("rows")
 	tileBegin(shapes, rows)
 	v.queryTiles(frame, rows, order)
 	p := v.newPlanes()
+	p.leaf = newLeafPlanes("planes")
+	second := &leafPlanes{AllocLocal(8 * mostPlanes)}
 	dst, left := param("dst"), slot()
 	t := param("leaves")
 	MOVQ(t, left)
 	Label("pair")
-	v.unpackPair(p, frame, left)
+	v.unpackPair(p, second, frame, left)
 	v.multiplyPair(frame)
 	v.writePair(frame, dst, left)
 	CMPQ(left, Imm(0))
@@ -221,15 +223,14 @@ func (v isa) queryTiles(frame, rows reg.GPVirtual, order Mem) {
 
 // unpackPair writes the codes of the next two leaves to their tiles, those of 64 channels side by side. If there is
 // only one left, it is the second one, too.
-func (v isa) unpackPair(p *planes, frame reg.GPVirtual, left Mem) {
-	to, second, groups, inBlock := GP64(), GP64(), GP64(), GP64()
-	LEAQ(Mem{Base: frame, Disp: scoreCodes}, to)
-	perLeaf := GP64()
-	Load(Param("perLeaf"), perLeaf)
-	IMUL3Q(Imm(sliceSize), perLeaf, perLeaf)
-	LEAQ(Mem{Base: p.planes, Index: perLeaf, Scale: 1}, second)
+func (v isa) unpackPair(p *planes, second *leafPlanes, frame reg.GPVirtual, left Mem) {
+	second.set("second", p.leaf)
 	CMPQ(left, Imm(1))
-	CMOVQEQ(p.planes, second)
+	JE(LabelRef("last"))
+	second.next("secondPlanes")
+	Label("last")
+	to, groups, inBlock := GP64(), GP64(), GP64()
+	LEAQ(Mem{Base: frame, Disp: scoreCodes}, to)
 	p.first()
 	MOVQ(param("groups"), groups)
 	MOVQ(U32(4), inBlock)
@@ -246,10 +247,10 @@ func (v isa) unpackPair(p *planes, frame reg.GPVirtual, left Mem) {
 		for l := range level {
 			plane, at := GP64(), GP64()
 			p.place(l, plane, at)
-			for i, leaf := range []reg.GPVirtual{p.planes, second} {
+			for i, leaf := range []*leafPlanes{p.leaf, second} {
 				line, from := ZMM(), GP64()
 				MOVQ(at, from)
-				ADDQ(Mem{Base: leaf, Index: plane, Scale: 8}, from)
+				ADDQ(leaf.at.Idx(plane, 8), from)
 				VMOVDQU64(Mem{Base: from}, line)
 				PREFETCHT0(Mem{Base: from, Index: p.ahead, Scale: 1})
 				for r := range 4 {
@@ -280,9 +281,8 @@ func (v isa) unpackPair(p *planes, frame reg.GPVirtual, left Mem) {
 	Label("sameTiles")
 	DECQ(groups)
 	JNZ(LabelRef("group"))
-	Load(Param("perLeaf"), perLeaf)
-	IMUL3Q(Imm(sliceSize), perLeaf, perLeaf)
-	LEAQ(Mem{Base: second, Index: perLeaf, Scale: 1}, p.planes)
+	p.leaf.set("first", second)
+	p.leaf.next("firstPlanes")
 }
 
 // multiplyPair multiplies the pair's codes.

@@ -317,7 +317,7 @@ func checkIntegers(t *testing.T, s *sealed, u unit, q []float32, words, sums []i
 
 // codesOf returns a leaf's codes [16][d].
 func codesOf(c *seal.Codes, leaf, d int) []int32 {
-	planes := c.Leaf(leaf)
+	planes, _ := c.Leaves(leaf)
 	return codesBy(c.Layout(leaf), planes[:], d)
 }
 
