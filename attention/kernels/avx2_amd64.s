@@ -1487,7 +1487,66 @@ TEXT ·weightsAVX2(SB), NOSPLIT, $0-36
 	VBROADCASTSS top+24(FP), Y0
 	VXORPS       Y1, Y1, Y1
 
-loop:
+vectors2:
+	CMPQ         DX, $0x10
+	JL           vectors2end
+	VMOVUPS      (CX), Y2
+	VSUBPS       Y0, Y2, Y2
+	VCMPPS       $0x1d, cm87p0AVX2<>+0(SB), Y2, Y3
+	VMOVUPS      32(CX), Y4
+	VSUBPS       Y0, Y4, Y4
+	VCMPPS       $0x1d, cm87p0AVX2<>+0(SB), Y4, Y5
+	VMINPS       c0p0AVX2<>+0(SB), Y2, Y2
+	VMINPS       c0p0AVX2<>+0(SB), Y4, Y4
+	VMAXPS       cm87p0AVX2<>+0(SB), Y2, Y2
+	VMAXPS       cm87p0AVX2<>+0(SB), Y4, Y4
+	VMULPS       c1p442695AVX2<>+0(SB), Y2, Y6
+	VMULPS       c1p442695AVX2<>+0(SB), Y4, Y7
+	VROUNDPS     $0x00, Y6, Y6
+	VROUNDPS     $0x00, Y7, Y7
+	VFNMADD231PS c0p6933594AVX2<>+0(SB), Y6, Y2
+	VFNMADD231PS c0p6933594AVX2<>+0(SB), Y7, Y4
+	VFNMADD231PS cm0p00021219444AVX2<>+0(SB), Y6, Y2
+	VFNMADD231PS cm0p00021219444AVX2<>+0(SB), Y7, Y4
+	VMOVUPS      c0p00019875691AVX2<>+0(SB), Y8
+	VMOVUPS      c0p00019875691AVX2<>+0(SB), Y9
+	VFMADD213PS  c0p0013981999AVX2<>+0(SB), Y2, Y8
+	VFMADD213PS  c0p0013981999AVX2<>+0(SB), Y4, Y9
+	VFMADD213PS  c0p008333452AVX2<>+0(SB), Y2, Y8
+	VFMADD213PS  c0p008333452AVX2<>+0(SB), Y4, Y9
+	VFMADD213PS  c0p041665796AVX2<>+0(SB), Y2, Y8
+	VFMADD213PS  c0p041665796AVX2<>+0(SB), Y4, Y9
+	VFMADD213PS  c0p16666666AVX2<>+0(SB), Y2, Y8
+	VFMADD213PS  c0p16666666AVX2<>+0(SB), Y4, Y9
+	VFMADD213PS  c0p5AVX2<>+0(SB), Y2, Y8
+	VFMADD213PS  c0p5AVX2<>+0(SB), Y4, Y9
+	VMULPS       Y2, Y8, Y8
+	VMULPS       Y4, Y9, Y9
+	VFMADD213PS  Y2, Y2, Y8
+	VFMADD213PS  Y4, Y4, Y9
+	VADDPS       c1p0AVX2<>+0(SB), Y8, Y8
+	VADDPS       c1p0AVX2<>+0(SB), Y9, Y9
+	VCVTPS2DQ    Y6, Y6
+	VCVTPS2DQ    Y7, Y7
+	VPSLLD       $0x17, Y6, Y6
+	VPSLLD       $0x17, Y7, Y7
+	VPADDD       Y6, Y8, Y8
+	VPADDD       Y7, Y9, Y9
+	VANDPS       Y3, Y8, Y8
+	VMOVUPS      Y8, (AX)
+	VADDPS       Y8, Y1, Y1
+	VANDPS       Y5, Y9, Y9
+	VMOVUPS      Y9, 32(AX)
+	VADDPS       Y9, Y1, Y1
+	ADDQ         $0x00000040, AX
+	ADDQ         $0x00000040, CX
+	SUBQ         $0x10, DX
+	JMP          vectors2
+
+vectors2end:
+vectors1:
+	CMPQ         DX, $0x08
+	JL           vectors1end
 	VMOVUPS      (CX), Y2
 	VSUBPS       Y0, Y2, Y2
 	VCMPPS       $0x1d, cm87p0AVX2<>+0(SB), Y2, Y3
@@ -1512,10 +1571,12 @@ loop:
 	VANDPS       Y3, Y5, Y5
 	VMOVUPS      Y5, (AX)
 	VADDPS       Y5, Y1, Y1
-	ADDQ         $0x20, AX
-	ADDQ         $0x20, CX
+	ADDQ         $0x00000020, AX
+	ADDQ         $0x00000020, CX
 	SUBQ         $0x08, DX
-	JNZ          loop
+	JMP          vectors1
+
+vectors1end:
 	VEXTRACTF128 $0x01, Y1, X0
 	VADDPS       X0, X1, X0
 	VSHUFPS      $0xee, X0, X0, X1
@@ -1748,13 +1809,31 @@ TEXT ·largestAVX2(SB), NOSPLIT, $0-28
 	MOVQ         x+0(FP), AX
 	MOVQ         n+8(FP), CX
 	VBROADCASTSS least+16(FP), Y0
+	VBROADCASTSS least+16(FP), Y1
 
-loop:
-	VMOVUPS      (AX), Y1
-	VMAXPS       Y0, Y1, Y0
-	ADDQ         $0x20, AX
-	SUBQ         $0x08, CX
-	JNZ          loop
+vectors2:
+	CMPQ    CX, $0x10
+	JL      vectors2end
+	VMOVUPS (AX), Y2
+	VMAXPS  Y0, Y2, Y0
+	VMOVUPS 32(AX), Y2
+	VMAXPS  Y1, Y2, Y1
+	ADDQ    $0x00000040, AX
+	SUBQ    $0x10, CX
+	JMP     vectors2
+
+vectors2end:
+vectors1:
+	CMPQ    CX, $0x08
+	JL      vectors1end
+	VMOVUPS (AX), Y2
+	VMAXPS  Y0, Y2, Y0
+	ADDQ    $0x00000020, AX
+	SUBQ    $0x08, CX
+	JMP     vectors1
+
+vectors1end:
+	VMAXPS       Y1, Y0, Y0
 	VEXTRACTF128 $0x01, Y0, X1
 	VMAXPS       X1, X0, X0
 	VSHUFPS      $0xee, X0, X0, X1
@@ -2316,7 +2395,8 @@ TEXT ·readValueScalesAVX2(SB), NOSPLIT, $0-36
 	VBROADCASTSS middle+32(FP), X0
 
 tokens:
-	VMOVUPS   (DX), X1
+	VMOVQ     (DX), X1
+	VPINSRD   $0x02, 8(DX), X1, X1
 	VPSHUFB   scaleBytesAVX2<>+0(SB), X1, X1
 	VPSLLD    $0x10, X1, X2
 	VPSRLD    $0x01, X2, X2

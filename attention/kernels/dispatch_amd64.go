@@ -235,9 +235,9 @@ func addValues(out [][]float32, r *room, b *ValueBatch) {
 	}
 }
 
-// readValueScales: vectors read 16 bytes for 4 tokens.
+// readValueScales: vectors take 4 tokens at a time.
 func readValueScales(step, offset []float32, src []byte, all bool) {
-	n := min(len(step), max(0, len(src)-4)/ValueScale) &^ 3
+	n := len(step) &^ 3
 	if n > 0 {
 		switch vectors() {
 		case AVX512:

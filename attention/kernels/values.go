@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"math"
 	"sync"
+	"unsafe"
 )
 
 const (
@@ -66,17 +67,29 @@ func (b *ValueBatch) AppendRun(scales, high, low []byte, n, d, ahead int) bool {
 	}
 	b.ahead = ahead
 	must(len(scales) >= n*ValueScale && len(high) >= n*b.row && (low == nil || len(low) >= n*b.row), "there are fewer scales or codes")
-	readValueScales(b.step[b.n:b.n+n], b.offset[b.n:b.n+n], scales, b.all)
-	for t := range n {
-		b.high[b.n+t] = &high[t*b.row]
-	}
-	if b.all {
-		for t := range n {
-			b.low[b.n+t] = &low[t*b.row]
+	if n > 0 {
+		readValueScales(b.step[b.n:b.n+n], b.offset[b.n:b.n+n], scales, b.all)
+		placeRows(b.high[b.n:b.n+n], high, b.row)
+		if b.all {
+			placeRows(b.low[b.n:b.n+n], low, b.row)
 		}
 	}
 	b.n += n
 	return true
+}
+
+// placeRows writes where rows lie that follow one another, four at a time: the garbage collector is asked once for all of them whether it wants to know.
+func placeRows(dst []*byte, rows []byte, size int) {
+	first := unsafe.Pointer(&rows[0])
+	at := func(t int) *byte { return (*byte)(unsafe.Add(first, t*size)) }
+	t := 0
+	for ; t+4 <= len(dst); t += 4 {
+		x := (*[4]*byte)(dst[t:])
+		x[0], x[1], x[2], x[3] = at(t), at(t+1), at(t+2), at(t+3)
+	}
+	for ; t < len(dst); t++ {
+		dst[t] = at(t)
+	}
 }
 
 // fits says whether n tokens fit in. The first ones say how long rows are, and whether there are low codes.

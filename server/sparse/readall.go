@@ -26,6 +26,13 @@ type whole struct {
 	out    [][]float32         // their sums
 	scorer scorer
 	batch  kernels.ValueBatch
+	runs   []valueRun // of the group
+}
+
+// valueRun is what is stored of n values that lie one after the other, see seal.Codes.Values.
+type valueRun struct {
+	n                 int
+	scales, high, low []byte
 }
 
 func newWhole(ctx context.Context, r Reader, q Query, tr *Trace) *whole {
@@ -66,18 +73,19 @@ func (w *whole) attend(b *pinned, index int, s Segment) (n int64, err error) {
 	}
 	w.scorer.begin(codes, w.q)
 	for g := range v.StepGroups() {
+		lo, hi := v.GroupPlaces(g)
+		w.takeRuns(codes, lo, hi)
 		scores, err := w.scorer.group(g)
 		if err != nil {
 			return 0, corrupt(s, err)
 		}
-		lo, hi := v.GroupPlaces(g)
 		if s.Cut() || w.tr.Token != nil {
 			n += w.sift(b, index, s, lo, hi, scores)
 		} else {
 			n += int64(hi - lo)
 		}
 		attention.Weigh(w.ps, scores, tiers.StepTokens, hi-lo)
-		w.addValues(scores, codes, lo, hi)
+		w.addValues(scores, codes.D)
 	}
 	return n, nil
 }
@@ -102,25 +110,34 @@ func (w *whole) sift(b *pinned, index int, s Segment, lo, hi int, scores []float
 	return n
 }
 
-// addValues adds the values at places [lo, hi), weighted by scores [rows][tiers.StepTokens], to the sums.
-func (w *whole) addValues(scores []float32, codes *seal.Codes, lo, hi int) {
-	from := lo // of the batch
-	for at, end := lo, lo; at < hi; at = end {
-		var scales, high, low []byte
-		end, scales, high, low = codes.Values(at/tiers.PageTokens, at)
-		if !w.batch.AppendRun(scales, high, low, end-at, codes.D, kernels.Ahead) {
-			w.flush(scores[from-lo:])
-			from = at
-			w.batch.AppendRun(scales, high, low, end-at, codes.D, kernels.Ahead)
-		}
+// takeRuns finds the values at places [lo, hi), and has the processor fetch their scales, which are read long before the rows beside them.
+func (w *whole) takeRuns(codes *seal.Codes, lo, hi int) {
+	w.runs = w.runs[:0]
+	for at := lo; at < hi; {
+		end, scales, high, low := codes.Values(at/tiers.PageTokens, at)
+		kernels.Prefetch(scales)
+		w.runs = append(w.runs, valueRun{end - at, scales, high, low})
+		at = end
 	}
-	w.flush(scores[from-lo:])
 }
 
-// flush adds the batch's values to the sums.
-func (w *whole) flush(weights []float32) {
+// addValues adds the values of the runs, d channels each, weighted by scores [rows][tiers.StepTokens], to the sums.
+func (w *whole) addValues(scores []float32, d int) {
+	for _, r := range w.runs {
+		if !w.batch.AppendRun(r.scales, r.high, r.low, r.n, d, kernels.Ahead) {
+			scores = w.flush(scores)
+			w.batch.AppendRun(r.scales, r.high, r.low, r.n, d, kernels.Ahead)
+		}
+	}
+	w.flush(scores)
+}
+
+// flush adds the batch's values to the sums, and returns the weights of those behind them.
+func (w *whole) flush(weights []float32) (rest []float32) {
+	n := w.batch.Len()
 	w.batch.AddTo(w.out, weights, tiers.StepTokens)
 	w.batch.Reset()
+	return weights[n:]
 }
 
 // scorer scores groups of tokens in their order.

@@ -23,21 +23,38 @@ func (v isa) weights() {
 	top, sum := v.vec(), v.vec()
 	VBROADCASTSS(NewParamAddr("top", 24), top)
 	v.zero(sum)
-	Label("loop")
-	x := v.vec()
-	VMOVUPS(Mem{Base: at}, x)
-	VSUBPS(top, x, x)
-	keep := v.notBelow(x, v.constant(F32(-87)))
-	e := v.exp(x)
-	keep(e)
-	VMOVUPS(e, Mem{Base: dst})
-	VADDPS(e, sum, sum)
-	ADDQ(Imm(uint64(4*v.lanes)), dst)
-	ADDQ(Imm(uint64(4*v.lanes)), at)
-	SUBQ(Imm(uint64(v.lanes)), n)
-	JNZ(LabelRef("loop"))
+	v.eachScores(n, func(vectors int) {
+		x, keep := make([]reg.VecVirtual, vectors), make([]func(reg.VecVirtual), vectors)
+		for i := range x {
+			x[i] = v.vec()
+			VMOVUPS(Mem{Base: at, Disp: 4 * v.lanes * i}, x[i])
+			VSUBPS(top, x[i], x[i])
+			keep[i] = v.notBelow(x[i], v.constant(F32(-87)))
+		}
+		for i, e := range v.exps(x) {
+			keep[i](e)
+			VMOVUPS(e, Mem{Base: dst, Disp: 4 * v.lanes * i})
+			VADDPS(e, sum, sum)
+		}
+		ADDQ(U32(uint64(4*v.lanes*vectors)), dst)
+		ADDQ(U32(uint64(4*v.lanes*vectors)), at)
+	})
 	Store(v.scalar(sum, VADDPS), Return("sum"))
 	end()
+}
+
+// eachScores emits loops over n scores, 16 of them at least: some vectors at a time, so that they need not wait for one another.
+func (v isa) eachScores(n reg.GPVirtual, body func(vectors int)) {
+	for _, vectors := range []int{v.lanes / 4, 1} { // of AVX2, 16 scores
+		label := fmt.Sprintf("vectors%d", vectors)
+		Label(label)
+		CMPQ(n, Imm(uint64(v.lanes*vectors)))
+		JL(LabelRef(label + "end"))
+		body(vectors)
+		SUBQ(Imm(uint64(v.lanes*vectors)), n)
+		JMP(LabelRef(label))
+		Label(label + "end")
+	}
 }
 
 // notBelow returns what clears lanes where x was below limit, or no number.
@@ -61,45 +78,60 @@ func (v isa) keep(predicate U8, y Op, x reg.VecVirtual) func(reg.VecVirtual) {
 }
 
 // exp returns exp(x) for x in -87..0; what is outside is taken for its end.
-func (v isa) exp(x reg.VecVirtual) reg.VecVirtual {
-	VMINPS(v.constant(F32(0)), x, x)
-	VMAXPS(v.constant(F32(-87)), x, x)
-	n := v.vec()
-	VMULPS(v.constant(F32(1.44269504088896341)), x, n)
-	if v.lanes == 16 {
-		VRNDSCALEPS(Imm(0), n, n)
-	} else {
-		VROUNDPS(Imm(0), n, n)
+func (v isa) exp(x reg.VecVirtual) reg.VecVirtual { return v.exps([]reg.VecVirtual{x})[0] }
+
+// exps is exp of some vectors, step by step.
+func (v isa) exps(x []reg.VecVirtual) []reg.VecVirtual {
+	n, p := make([]reg.VecVirtual, len(x)), make([]reg.VecVirtual, len(x))
+	each := func(step func(i int, x, n, p reg.VecVirtual)) {
+		for i := range x {
+			step(i, x[i], n[i], p[i])
+		}
 	}
-	VFNMADD231PS(v.constant(F32(ln2High)), n, x)
-	VFNMADD231PS(v.constant(F32(ln2Low)), n, x)
-	p := v.vec()
-	VMOVUPS(v.constant(expPolynomial[0]), p)
+	each(func(_ int, x, _, _ reg.VecVirtual) { VMINPS(v.constant(F32(0)), x, x) })
+	each(func(_ int, x, _, _ reg.VecVirtual) { VMAXPS(v.constant(F32(-87)), x, x) })
+	each(func(i int, x, _, _ reg.VecVirtual) {
+		n[i] = v.vec()
+		VMULPS(v.constant(F32(1.44269504088896341)), x, n[i])
+	})
+	each(func(_ int, _, n, _ reg.VecVirtual) { v.round(n) })
+	each(func(_ int, x, n, _ reg.VecVirtual) { VFNMADD231PS(v.constant(F32(ln2High)), n, x) })
+	each(func(_ int, x, n, _ reg.VecVirtual) { VFNMADD231PS(v.constant(F32(ln2Low)), n, x) })
+	each(func(i int, _, _, _ reg.VecVirtual) {
+		p[i] = v.vec()
+		VMOVUPS(v.constant(expPolynomial[0]), p[i])
+	})
 	for _, c := range expPolynomial[1:] {
-		VFMADD213PS(v.constant(c), x, p)
+		each(func(_ int, x, _, p reg.VecVirtual) { VFMADD213PS(v.constant(c), x, p) })
 	}
-	VMULPS(x, p, p)
-	VFMADD213PS(x, x, p)
-	VADDPS(v.constant(F32(1)), p, p)
-	VCVTPS2DQ(n, n)
-	VPSLLD(Imm(23), n, n)
-	VPADDD(n, p, p)
+	each(func(_ int, x, _, p reg.VecVirtual) { VMULPS(x, p, p) })
+	each(func(_ int, x, _, p reg.VecVirtual) { VFMADD213PS(x, x, p) })
+	each(func(_ int, _, _, p reg.VecVirtual) { VADDPS(v.constant(F32(1)), p, p) })
+	each(func(_ int, _, n, _ reg.VecVirtual) { VCVTPS2DQ(n, n) })
+	each(func(_ int, _, n, _ reg.VecVirtual) { VPSLLD(Imm(23), n, n) })
+	each(func(_ int, _, n, p reg.VecVirtual) { VPADDD(n, p, p) })
 	return p
 }
 
 func (v isa) largest() {
 	v.function("largest", "x *float32, n int, least float32) (most float32")
 	at, n := param("x"), param("n")
-	most := v.vec()
-	VBROADCASTSS(NewParamAddr("least", 16), most)
-	Label("loop")
-	x := v.vec()
-	VMOVUPS(Mem{Base: at}, x)
-	VMAXPS(most, x, most) // of a NaN in x, most remains
-	ADDQ(Imm(uint64(4*v.lanes)), at)
-	SUBQ(Imm(uint64(v.lanes)), n)
-	JNZ(LabelRef("loop"))
-	Store(v.scalar(most, VMAXPS), Return("most"))
+	most := make([]reg.VecVirtual, v.lanes/4)
+	for i := range most {
+		most[i] = v.broadcast(NewParamAddr("least", 16))
+	}
+	v.eachScores(n, func(vectors int) {
+		for i := range vectors {
+			x := v.vec()
+			VMOVUPS(Mem{Base: at, Disp: 4 * v.lanes * i}, x)
+			VMAXPS(most[i], x, most[i]) // of a NaN in x, most remains
+		}
+		ADDQ(U32(uint64(4*v.lanes*vectors)), at)
+	})
+	for _, x := range most[1:] {
+		VMAXPS(x, most[0], most[0])
+	}
+	Store(v.scalar(most[0], VMAXPS), Return("most"))
 	end()
 }
 
