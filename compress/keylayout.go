@@ -58,11 +58,6 @@ func (l *KeyLayout) ScoreLeaves(dst []float32, stride int, q kernels.KeyQuery, p
 	kernels.ScoreLeaves(dst, kernels.LineTokens, stride, q, &l.lines, planes, steps, leaves, kernels.Ahead)
 }
 
-// ScoreApart is ScoreLeaves of leaves that lie anywhere; scores of a leaf begin leafStride behind those of the one before.
-func (l *KeyLayout) ScoreApart(dst []float32, leafStride, stride int, q kernels.KeyQuery, planes [][]byte, leaves int) {
-	kernels.ScoreLeaves(dst, leafStride, stride, q, &l.lines, planes, leaves, 0)
-}
-
 // SumCodes adds to each row of out, at least [Known], the codes of a leaf's tokens, weighted by its row of
 // w [rows][16], a row beginning every stride; kernels.AddBins makes sums of keys of them.
 func (l *KeyLayout) SumCodes(out [][]float32, w []float32, stride int, planes [][]byte) {

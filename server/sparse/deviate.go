@@ -75,7 +75,7 @@ func (u *run) deviate(f *followers, x *leaf, share []float32) {
 		f.mass[p][r] += sums[2*r]
 		f.pages[p][r*mostPages+int(u.pageOf[x.page])] += sums[2*r]
 	}
-	u.layoutOf(s, p+1).SumCodes(f.codes[p], u.weightsOf(x), tiers.LeafTokens, u.planesOf(int(x.at), int(x.at)+1))
+	u.layoutOf(s, p+1).SumCodes(f.codes[p], u.weightsOf(x), tiers.LeafTokens, u.planesOf(x))
 }
 
 // endGroup brings sums of codes into the group's bins.

@@ -32,17 +32,13 @@ func (x *leaf) all() uint16 { return uint16(1<<x.n - 1) }
 // place returns where the leaf's first token is stored.
 func (x *leaf) place() int { return int(x.i) * tiers.LeafTokens }
 
-// planesOf returns the planes that are read of leaves [lo, hi), as many of each, until the next call. Of more than one either only the first is
-// read, or they got deep one after the other.
-func (u *run) planesOf(lo, hi int) [][]byte {
-	if x := &u.leaves[lo]; x.deep >= 0 {
-		return u.deepPlanes[int(x.deep)*compress.NumKeyPlanes:][:(hi-lo)*compress.NumKeyPlanes]
+// planesOf returns the planes that are read, until the next call.
+func (u *run) planesOf(x *leaf) [][]byte {
+	if x.deep < 0 {
+		u.single[0] = x.first
+		return u.single[:x.planes]
 	}
-	u.firsts = u.firsts[:0]
-	for i := lo; i < hi; i++ {
-		u.firsts = append(u.firsts, u.leaves[i].first)
-	}
-	return u.firsts
+	return u.deepPlanes[x.deep][:x.planes]
 }
 
 // addPlane takes in a leaf's next plane.
@@ -51,18 +47,18 @@ func (u *run) addPlane(x *leaf, b []byte) {
 	case x.planes == 0:
 		x.first = b
 	case x.deep < 0:
-		x.deep = int32(len(u.deepPlanes) / compress.NumKeyPlanes)
-		u.deepPlanes = append(u.deepPlanes, x.first, b, nil, nil, nil)
+		x.deep = int32(len(u.deepPlanes))
+		u.deepPlanes = append(u.deepPlanes, [compress.NumKeyPlanes][]byte{x.first, b})
 		u.valueGain = append(u.valueGain, make([]float32, tiers.LeafTokens)...)
 	default:
-		u.deepPlanes[int(x.deep)*compress.NumKeyPlanes+int(x.planes)] = b
+		u.deepPlanes[x.deep][x.planes] = b
 	}
 	x.planes++
 }
 
 // prefetch has the processor fetch what scoring a leaf reads.
 func (u *run) prefetch(x *leaf) {
-	for _, b := range u.planesOf(int(x.at), int(x.at)+1)[:x.planes] {
+	for _, b := range u.planesOf(x) {
 		kernels.Prefetch(b)
 	}
 }
@@ -122,7 +118,10 @@ func (u *run) scoreLeaves(lo, hi int) {
 func (u *run) score(dst []float32, lo, hi int) {
 	x, n := &u.leaves[lo], u.rows*tiers.LeafTokens
 	s, planes := &u.segs[x.seg], int(x.planes)
-	u.layoutOf(s, planes).ScoreApart(dst, n, tiers.LeafTokens, u.query(x), u.planesOf(lo, hi), hi-lo)
+	layout, query := u.layoutOf(s, planes), u.query(x)
+	for i := lo; i < hi; i++ {
+		layout.Score(dst[(i-lo)*n:], tiers.LeafTokens, query, u.planesOf(&u.leaves[i]))
+	}
 	if u.q.Softcap != 0 {
 		u.capScores(dst, lo, hi)
 	}

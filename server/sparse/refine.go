@@ -120,8 +120,8 @@ func (u *run) scoreList(list []int, plane int) {
 	}
 }
 
-// together says whether leaf j can be weighed with leaf i: it comes behind it in every table, and shares its bins and how many planes were read.
+// together says whether leaf j can be weighed with leaf i: it comes behind it, and shares its bins and how many planes were read.
 func (u *run) together(i, j int) bool {
 	x, y := &u.leaves[i], &u.leaves[j]
-	return j == i+1 && y.group == x.group && y.planes == x.planes && (y.deep == x.deep+1 || y.deep < 0 && x.deep < 0)
+	return j == i+1 && y.group == x.group && y.planes == x.planes
 }

@@ -47,13 +47,13 @@ type scratch struct {
 	surprise, rankOfAll   []float32
 	tops                  []float32 // [rows][2], log of the heaviest page's weight, and the sum of all in that unit
 
-	leaves []leaf   // of the pages that are scanned
-	firsts [][]byte // see planesOf
+	leaves []leaf    // of the pages that are scanned
+	single [1][]byte // see planesOf
 	// Of each leaf: [rows][16] its tokens' weights, of which exp(run.base) is 1, 0 once the value is read; [rows][2] their sum and
 	// that of their squares.
 	w, sums []float32
 	// Of deep leaves: planes of keys; [16] what reading a value takes away of the error, as far as is known.
-	deepPlanes [][]byte // [..][compress.NumKeyPlanes]
+	deepPlanes [][compress.NumKeyPlanes][]byte
 	valueGain  []float32
 	inOrder    []int // all leaves, by place
 	deep       []int // those of which more than the first plane is read
@@ -119,7 +119,7 @@ func (s *scratch) free() {
 	s.pins, s.pinned, s.wanted, s.ranges = s.pins[:0], s.pinned[:0], s.wanted[:0], s.ranges[:0]
 	clear(s.leaves) // of pinned bytes
 	clear(s.deepPlanes)
-	clear(s.firsts)
+	s.single[0] = nil
 	scratches.Put(s)
 }
 
