@@ -38,7 +38,7 @@ func (u *run) estimatePages(e estimate) {
 		ruled, noise := u.ofRow(u.ruled, r), u.ofRow(u.noise, r)
 		for i, x := range share {
 			if squares[i] = x * x * ruled[i]; x > 0 {
-				variance[i] = x * x * max(u.massVar[r], noise[i])
+				variance[i] = x * x * noise[i]
 			}
 		}
 		u.traceEstimates(r)
@@ -103,7 +103,7 @@ func (u *run) addEstimate(e estimate) {
 		}
 	}
 	u.addMeans(outs, weights)
-	u.rest.addTo(outs, u.bias)
+	u.rest.addTo(outs)
 	for r := range outs {
 		u.rot[r].Merge(&outs[r])
 	}
@@ -129,7 +129,7 @@ func (u *run) estimateError(e estimate) {
 		for at := range u.pages {
 			err2 += float64(u.values.Spread(at)*squares[at] + variance[at]*distance2[at])
 		}
-		err2 += float64(u.rest.error2(r, u.bias[r]-u.total[r], u.massVar[r], norm2))
+		err2 += float64(u.rest.error2(r, u.total[r], norm2))
 		for i := range u.segs {
 			s := &u.segs[i]
 			if s.view.Drains() > 0 { // their values scatter like the other outliers', for all that is known
@@ -171,7 +171,7 @@ func (u *run) traceEstimates(r int) {
 				at++
 			}
 			for t := range n {
-				u.tr.Token(r, s.index, p*tiers.PageTokens+t, mass+u.bias[r]-attention.LogN(n), Estimated)
+				u.tr.Token(r, s.index, p*tiers.PageTokens+t, mass-attention.LogN(n), Estimated)
 			}
 		}
 	}

@@ -29,7 +29,6 @@ func (u *run) scorePages() error {
 		u.total[r] = logAdd(logAdd(u.q.Partials[r].LSE(), u.rest.mass[r]), u.logSum(u.ofRow(u.mass, r)))
 		u.base[r] = u.total[r] + headroom
 	}
-	copy(u.byMeans, u.mass)
 	if err := u.heaviestMeans(); err != nil {
 		return err
 	}
@@ -58,10 +57,17 @@ func (u *run) scoreMeans() {
 		kernels.Weights(noise, noise, 0)
 		for i, e := range noise {
 			raised, n := e*raiseUnit, float32(u.tokens[i])
-			ruled[i], noise[i] = min(1, raised/n), min(1, (raised-1)/n)
+			ruled[i], noise[i] = min(1, raised/n), massNoise(raised, n)
 		}
 	}
 }
+
+// leastNoise is the relative variance of a page's mass that the scatter of its keys does not account for.
+const leastNoise = .1
+
+// massNoise is the relative variance of the mass of n tokens of which the mean of the square of a weight is so many times the
+// square of the mean.
+func massNoise(raised, n float32) float32 { return leastNoise + min(1, (raised-1)/n) }
 
 // mostRaise bounds how far the spread of keys is believed to rule which of a page's tokens weigh.
 const mostRaise = 4
@@ -84,7 +90,7 @@ func (u *run) judge() {
 	copy(weights, u.mass)
 	attention.Weigh(outs, weights, u.slots, u.slots)
 	u.addMeans(outs, weights)
-	u.rest.addTo(outs, nil)
+	u.rest.addTo(outs)
 	out := u.floats(u.rows * u.d)
 	for r := range u.rows {
 		outs[r].Output(out[r*u.d : (r+1)*u.d])

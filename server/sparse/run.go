@@ -48,9 +48,6 @@ type run struct {
 	closely     bool    // outliers' keys are read at 2 bits, see plan.go
 	sparing     bool    // mean values are read only if they are worth it, see standins.go
 	pageBytes   float32 // what scanning a page costs
-	// What scanned pages taught about their means, [rows]: the log by which they
-	// underestimate masses, and the relative variance of what is left of the error.
-	bias, massVar []float32
 	*scratch
 }
 
@@ -101,8 +98,7 @@ func newRun(ctx context.Context, r Reader, segments []Segment, part []int, q Que
 	}
 	u.valueBytes = valueBytes(d)
 	u.scratch.reset(u, max(u.first, u.most)*tiers.PageTokens/tiers.LeafTokens, groups)
-	u.norm2, u.bias, u.massVar = u.floats(rows), u.floats(rows), u.floats(rows)
-	u.total, u.base, u.unit = u.floats(rows), u.floats(rows), u.floats(rows)
+	u.norm2, u.total, u.base, u.unit = u.floats(rows), u.floats(rows), u.floats(rows), u.floats(rows)
 	for i := range rows {
 		u.norm2[i] = attention.Dot(u.row(i), u.row(i))
 	}

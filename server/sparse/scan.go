@@ -73,7 +73,6 @@ func (u *run) look(chosen []int) error {
 			u.leaves[i].weighed = false
 		}
 	}
-	u.calibrate()
 	return nil
 }
 
@@ -167,8 +166,8 @@ func (u *run) promising() []int {
 // firstBits is what the first bits of a page's keys take away of its error; further ones and values have to take the rest.
 const firstBits = .5
 
-// pageGains returns the error that scanning each page may take away: of that of its mass, as
-// scanned pages taught it, and of what its tokens' values scatter. It is 0 of those that are scanned.
+// pageGains returns the error that scanning each page may take away: of that of its mass, and of
+// what its tokens' values scatter. It is 0 of those that are scanned.
 func (u *run) pageGains() []float32 {
 	gain := u.floats(u.pages)
 	for r := range u.rows {
@@ -177,7 +176,7 @@ func (u *run) pageGains() []float32 {
 		ruled, noise := u.ofRow(u.ruled, r), u.ofRow(u.noise, r)
 		for p := range gain {
 			at := p*u.rows + r
-			gain[p] += firstBits * shares[p] * shares[p] * (max(u.massVar[r], noise[p])*u.far[at] + ruled[p]*u.scatter[at])
+			gain[p] += firstBits * shares[p] * shares[p] * (noise[p]*u.far[at] + ruled[p]*u.scatter[at])
 		}
 	}
 	return gain
@@ -188,7 +187,7 @@ func (u *run) estimatedShares(dst []float32, r int) {
 	mass := u.ofRow(u.mass, r)
 	top := kernels.Largest(mass, -inf)
 	kernels.Weights(dst, mass, top)
-	factor := exp(top + u.bias[r] - u.total[r])
+	factor := exp(top - u.total[r])
 	for i := range dst {
 		dst[i] *= factor
 	}
@@ -251,59 +250,4 @@ func (u *run) readBins(leaves []int, plane int) error {
 // hasBins says whether the bins are read that a plane of a leaf needs.
 func (u *run) hasBins(x *leaf, plane int) bool {
 	return u.groups[x.group].read*kernels.LineTokens >= u.segs[x.seg].codes.known[plane]
-}
-
-// Bounds on what is learned from few pages.
-const (
-	maxBias    = 1
-	maxMassVar = 4
-	// leastLearned is the least share of the softmax from which anything is learned.
-	leastLearned = 1e-20
-)
-
-// calibrate learns from the weaker half of the pages that are scanned how far
-// means misjudge masses: the pages that are not scanned are like them.
-func (u *run) calibrate() {
-	scanned := u.list[:0]
-	for i, yes := range u.scanned {
-		if yes {
-			scanned = append(scanned, i)
-		}
-	}
-	u.list = scanned
-	half := (len(scanned) + 1) / 2
-	was, found := u.floats(half), u.floats(u.pages)
-	for r := range u.rows {
-		clear(found)
-		for i := range u.leaves {
-			x := &u.leaves[i]
-			found[x.page] += u.sumsOf(x)[2*r] * u.unit[r]
-		}
-		masses := u.ofRow(u.byMeans, r)
-		keys := u.sortKeys(len(scanned))
-		for i, p := range scanned {
-			keys[i] = descending(-masses[p])<<32 | uint64(p)
-		}
-		weak := u.sortByUpper(keys)[:half]
-		sum := float32(0)
-		for i, key := range weak {
-			p := uint32(key)
-			was[i] = masses[p]
-			sum += found[p]
-		}
-		if u.bias[r], u.massVar[r] = 0, 0; sum < leastLearned {
-			continue
-		}
-		top := kernels.Largest(was, -inf)
-		estimated := kernels.Weights(was, was, top)
-		bias := log(sum) + u.total[r] - top - log(estimated)
-		u.bias[r] = min(maxBias, max(-maxBias, bias))
-		factor := exp(top+u.bias[r]-u.total[r]) / sum
-		var err2, mass2 float32
-		for i, key := range weak {
-			was, is := was[i]*factor, found[uint32(key)]/sum
-			err2, mass2 = err2+(is-was)*(is-was), mass2+was*was
-		}
-		u.massVar[r] = min(maxMassVar, err2/max(mass2, 1e-9))
-	}
 }

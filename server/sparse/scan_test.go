@@ -1,6 +1,7 @@
 package sparse
 
 import (
+	"math"
 	"math/rand/v2"
 	"testing"
 
@@ -123,5 +124,27 @@ func TestBinsOfKnownChannels(t *testing.T) {
 			t.Errorf("dimension %d: all bins are read", d)
 		}
 		u.release()
+	}
+}
+
+// Masses of made-up pages, whose scores scatter normally around their mean's, vary as they are said to.
+func TestMassNoise(t *testing.T) {
+	rng := rand.New(rand.NewPCG(85, 86))
+	const n, pages = 64, 4000
+	for _, spread := range []float64{.1, .5, 1, 2} {
+		var sum, squares float64
+		for range pages {
+			var mass float64
+			for range n {
+				mass += math.Exp(math.Sqrt(spread)*rng.NormFloat64() - spread/2)
+			}
+			sum, squares = sum+mass/n, squares+mass*mass/n/n
+		}
+		mean := sum / pages
+		want := squares/pages/mean/mean - 1
+		got := float64(massNoise(exp(float32(spread)), n) - leastNoise)
+		if got < .8*want || got > 1.25*want {
+			t.Errorf("spread %v: masses vary by %v, not %v", spread, got, want)
+		}
 	}
 }

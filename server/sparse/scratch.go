@@ -25,7 +25,6 @@ type scratch struct {
 	// Tables of slots, see run: estimates of what is not read: its mass, log, -Inf if there is nothing; which part of its
 	// square are the squares of its tokens' (1/n if all weigh the same, 1 if one rules); and its relative variance.
 	mass, ruled, noise []float32
-	byMeans            []float32       // masses as page means have them
 	rank               []float32       // log weight by which pages are ranked
 	tokens             []int32         // [slots], those that are not read
 	scanned            []bool          // [pages]
@@ -91,7 +90,7 @@ func (s *scratch) reset(u *run, leaves, groups int) {
 	rows := u.rows
 	s.groups = sized(s.groups, groups)
 	clear(s.groups)
-	s.byMeans, s.tokens = sized(s.byMeans, rows*u.slots), sized(s.tokens, u.slots)
+	s.tokens = sized(s.tokens, u.slots)
 	clear(s.tokens)
 	s.scanned = sized(s.scanned, u.pages)
 	clear(s.scanned)

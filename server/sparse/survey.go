@@ -36,6 +36,7 @@ type rest struct {
 	mass    []float32   // [rows], log of the sum of their weights; -Inf if there are none
 	means   [][]float32 // [rows][d], sum of mean values times weights, of which exp(mass) is the unit
 	squares []float32   // [rows], sum of the squares of their weights, in the same unit
+	noise   []float32   // [rows], relative variance of a page's mass, of their mean spread of keys
 	ruled   float32     // mean of how far single tokens rule a page's square
 	spread  float32     // mean spread of values
 }
@@ -184,7 +185,7 @@ func (u *run) tellApart(rank []float32, least float32) {
 func (u *run) shrink(pages int) {
 	u.pages, u.slots = pages, pages+len(u.segs)
 	clear(u.tokens[pages:])
-	u.byMeans, u.tokens = u.byMeans[:u.rows*u.slots], u.tokens[:u.slots]
+	u.tokens = u.tokens[:u.slots]
 	u.scanned, u.known, u.norms, u.spreads, u.pageOf = u.scanned[:pages], u.known[:pages], u.norms[:pages], u.spreads[:pages], u.pageOf[:pages]
 	u.scatter, u.far = u.scatter[:u.rows*pages], u.far[:u.rows*pages]
 }
@@ -192,7 +193,7 @@ func (u *run) shrink(pages int) {
 // sumRest adds up what is not told apart.
 func (u *run) sumRest() {
 	x := &u.rest
-	x.means, x.squares = u.newRows(), u.floats(u.rows)
+	x.means, x.squares, x.noise = u.newRows(), u.floats(u.rows), u.floats(u.rows)
 	weights, scales := u.restWeights, u.floats(u.rows)
 	for r := range u.rows {
 		w, top := weights[r*u.all:][:u.all], u.tops[2*r]
@@ -203,7 +204,7 @@ func (u *run) sumRest() {
 			scales[r] = 1 / sum
 		}
 	}
-	var ruled, spread float32
+	var ruled, spread, keys float32
 	for i := range u.segs {
 		s := &u.segs[i]
 		s.means.Values.AddTo(x.means, weights[s.firstOfAll:], u.all)
@@ -215,7 +216,7 @@ func (u *run) sumRest() {
 			}
 			n := s.view.PageTokens(p)
 			x.tokens += int64(n)
-			ruled, spread = ruled+1/float32(n), spread+s.means.Values.Spread(p)
+			ruled, spread, keys = ruled+1/float32(n), spread+s.means.Values.Spread(p), keys+s.means.Spreads.Of(p)
 		}
 	}
 	for r, row := range x.means {
@@ -225,6 +226,9 @@ func (u *run) sumRest() {
 	}
 	n := max(1, float32(u.all-u.pages))
 	x.ruled, x.spread = ruled/n, spread/n
+	for r := range x.noise {
+		x.noise[r] = massNoise(exp(min(keys/n*u.norm2[r], mostRaise)), 1/x.ruled)
+	}
 }
 
 // withoutPages sets weights of pages that are told apart to 0, and returns their sum.
@@ -239,26 +243,21 @@ func (u *run) withoutPages(w []float32) (sum float32) {
 	return sum
 }
 
-// addTo adds the rest to partials that are in rotated space. bias [rows], log, is what its mass is to be raised by; nil: nothing.
-func (x *rest) addTo(outs []attention.Partial, bias []float32) {
+// addTo adds the rest to partials that are in rotated space.
+func (x *rest) addTo(outs []attention.Partial) {
 	for r := range outs {
-		if x.mass[r] == -inf {
-			continue
+		if x.mass[r] > -inf {
+			outs[r].Add(x.mass[r], x.means[r])
 		}
-		mass := x.mass[r]
-		if bias != nil {
-			mass += bias[r]
-		}
-		outs[r].Add(mass, x.means[r])
 	}
 }
 
-// error2 is the square of the error that the rest causes in row r, if its weights are to be raised by so much, log, to be shares:
-// each page errs by its mass and by the scatter of its values, and lies as far from the output as that is from nothing.
-func (x *rest) error2(r int, raise, massVar, norm2 float32) float32 {
+// error2 is the square of the error that the rest causes in row r, if exp(total) is the softmax sum and norm2 the square of the
+// output: each page errs by its mass and by the scatter of its values, and lies as far from the output as that is from nothing.
+func (x *rest) error2(r int, total, norm2 float32) float32 {
 	if x.mass[r] == -inf {
 		return 0
 	}
-	share := exp(min(x.mass[r]+raise, 0))
-	return share * share * x.squares[r] * (massVar*(x.spread+2*norm2) + x.ruled*x.spread)
+	share := exp(min(x.mass[r]-total, 0))
+	return share * share * x.squares[r] * (x.noise[r]*(x.spread+2*norm2) + x.ruled*x.spread)
 }
