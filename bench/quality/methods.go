@@ -34,6 +34,7 @@ type method struct {
 func methods() []method {
 	return []method{
 		{name: "kvtier", answer: kvtier},
+		{name: "pages", answer: byPage, named: true},
 		{name: "gpu", answer: gpu, named: true},
 		{name: "oracle", answer: selecting(oracle)},
 		{name: "quest16", answer: selecting(quest)},
@@ -47,6 +48,11 @@ func methods() []method {
 // kvtier runs the daemon's own path.
 func kvtier(ctx context.Context, h *headContext, x *question, share float64) (*answer, error) {
 	return viaSparse(ctx, h, x, sparse.Budget{Share: float32(share)}, h.segs)
+}
+
+// byPage is what the daemon does where everything lies in RAM.
+func byPage(ctx context.Context, h *headContext, x *question, share float64) (*answer, error) {
+	return viaSparse(ctx, h, x, sparse.Budget{Share: float32(share), ByPage: true}, h.segs)
 }
 
 // readAll reads everything: at 4 bits, or all that is stored.

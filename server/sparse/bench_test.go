@@ -23,7 +23,8 @@ func BenchmarkLong(b *testing.B) {
 			}
 			f := sealed(rng, newSample(rng, n, 1, d), seal.Options{Profile: tiers.ProfileBalanced, Sinks: tiers.SinkTokens}, compress.BF16, ends...)
 			q := f.query(rng, 0, rows)
-			for name, budget := range map[string]Budget{"all": {All: true}, "share.2": {Share: .2}, "share.1": {Share: .1}} {
+			for name, budget := range map[string]Budget{"all": {All: true}, "share.2": {Share: .2}, "share.1": {Share: .1},
+				"pages.2": {Share: .2, ByPage: true}, "pages.1": {Share: .1, ByPage: true}, "pages.5": {Share: .5, ByPage: true}} {
 				b.Run(name, func(b *testing.B) {
 					b.ReportAllocs()
 					for b.Loop() {

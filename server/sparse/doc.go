@@ -72,6 +72,8 @@ type Budget struct {
 	All bool
 	// Share of the bytes that reading all sealed tokens at 4 bits would take, in (0, 1].
 	Share float32
+	// ByPage has pages be read whole, chosen by their means alone: for the same bytes the answer errs more, for the same time less.
+	ByPage bool
 }
 
 // Account is what an answer cost and how good it is believed to be.
@@ -163,8 +165,12 @@ func Attend(ctx context.Context, r Reader, segments []Segment, q Query, b Budget
 		mergeRotated(q.Partials, w.ps, len(q.Q)/len(q.Partials))
 	}
 	if len(part) > 0 {
-		run := newRun(ctx, r, segments, part, q, b.Share, tr)
-		if err := run.answer(); err != nil {
+		run := newRun(ctx, r, segments, part, q, b, tr)
+		answer := run.answer
+		if b.ByPage {
+			answer = (&byPage{run: run}).answer
+		}
+		if err := answer(); err != nil {
 			return acc, err
 		}
 		acc.Add(run.acc)

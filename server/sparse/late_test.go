@@ -99,11 +99,11 @@ func equal(t *testing.T, what string, got, want [][]float32) {
 func TestInTime(t *testing.T) {
 	rng := rand.New(rand.NewPCG(71, 72))
 	f := lateFixture(rng)
-	for _, share := range []float32{.03, .1, .3, .9} {
+	for _, b := range []Budget{{Share: .03}, {Share: .1}, {Share: .3}, {Share: .9}, {Share: .3, ByPage: true}} {
 		q := f.query(rng, 0, 3)
-		got, acc := f.askLate(t, q, Budget{Share: share}, func(*tiers.Request, tiers.Range) bool { return false })
+		got, acc := f.askLate(t, q, b, func(*tiers.Request, tiers.Range) bool { return false })
 		q.Partials = attention.NewPartials(3, f.d)
-		want, plain := f.ask(t, q, Budget{Share: share})
+		want, plain := f.ask(t, q, b)
 		equal(t, "nothing late", got, want)
 		if acc.Late != 0 || acc.Read != plain.Read || acc.Scanned != plain.Scanned || acc.Error != plain.Error {
 			t.Errorf("accounts %+v and %+v", acc, plain)
@@ -133,7 +133,7 @@ func TestLateIsUnread(t *testing.T) {
 		for range 5 {
 			q := f.query(rng, 0, 3)
 			got, acc := f.askLate(t, q, Budget{Share: .5}, blocksLate(1, 0, c.planes))
-			u := newRun(t.Context(), f.reader, f.segs, part, Query{Q: q.Q, Partials: attention.ClonePartials(q.Partials)}, .5, &Trace{})
+			u := newRun(t.Context(), f.reader, f.segs, part, Query{Q: q.Q, Partials: attention.ClonePartials(q.Partials)}, Budget{Share: .5}, &Trace{})
 			for _, stage := range c.stages(u) {
 				if err := stage(); err != nil {
 					t.Fatal(err)
@@ -171,7 +171,8 @@ func TestLateTrace(t *testing.T) {
 		}
 	}
 	counts := map[How]int{}
-	for i := range 24 {
+	for i := range 36 {
+		b := Budget{Share: .5, ByPage: i >= 24}
 		q := f.query(rng, 0, 2)
 		late := blocksLate([]float64{.02, .2, .6}[i%3], uint64(i), notMeans)
 		lateK1 := func(seg, place int) bool {
@@ -215,7 +216,7 @@ func TestLateTrace(t *testing.T) {
 		}}
 		h := &hasty{memReader: f.reader, late: late}
 		q.Hasty = h
-		acc, err := Attend(t.Context(), f.reader, f.segs, q, Budget{Share: .5}, tr)
+		acc, err := Attend(t.Context(), f.reader, f.segs, q, b, tr)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -290,16 +291,17 @@ func TestLateAndFailed(t *testing.T) {
 	rng := rand.New(rand.NewPCG(81, 82))
 	f := lateFixture(rng)
 	h := &hasty{memReader: f.reader, late: blocksLate(.3, 1, notMeans)}
-	for i := range 12 {
+	for i := range 14 {
+		b := Budget{Share: .2, ByPage: i >= 12}
 		f.reader.calls.Store(0)
-		f.reader.fail = int64(i + 1)
+		f.reader.fail = int64(i%12 + 1)
 		q := f.query(rng, 0, 2)
 		q.Hasty = h
-		_, err := Attend(t.Context(), f.reader, f.segs, q, Budget{Share: .2}, nil)
+		_, err := Attend(t.Context(), f.reader, f.segs, q, b, nil)
 		if n := f.reader.live.Load(); n != 0 {
 			t.Fatalf("call %d: %d pins leaked", i+1, n)
 		}
-		if i < 6 && err == nil {
+		if (i < 6 || b.ByPage) && err == nil {
 			t.Errorf("call %d failed, and the answer says nothing", i+1)
 		}
 	}

@@ -21,7 +21,7 @@ func TestUnitIsRaised(t *testing.T) {
 	for _, softcap := range []float32{0, 300} {
 		q := randn(rng, rows*64, 1.5)
 		look := func(higher float32) (u *run, raised bool) {
-			u = newRun(t.Context(), f.reader, f.segs, []int{0, 1}, Query{Q: q, Softcap: softcap, Partials: attention.NewPartials(rows, 64)}, 1, &Trace{})
+			u = newRun(t.Context(), f.reader, f.segs, []int{0, 1}, Query{Q: q, Softcap: softcap, Partials: attention.NewPartials(rows, 64)}, Budget{Share: 1}, &Trace{})
 			if err := u.scorePages(); err != nil {
 				t.Fatal(err)
 			}

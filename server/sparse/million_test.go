@@ -39,15 +39,18 @@ func BenchmarkMillion(b *testing.B) {
 	}
 	q := f.query(rng, 0, rows)
 	for _, tokens := range []int{4096, 16384} {
-		b.Run(fmt.Sprint(tokens), func(b *testing.B) {
-			share := float32(tokens)/(n*times) + MeansShare(d)
-			b.ReportAllocs()
-			for b.Loop() {
-				q.Partials = attention.NewPartials(rows, d)
-				if _, err := Attend(b.Context(), f.reader, f.segs, q, Budget{Share: share}, nil); err != nil {
-					b.Fatal(err)
+		budget := Budget{Share: float32(tokens)/(n*times) + MeansShare(d)}
+		for _, budget.ByPage = range []bool{false, true} {
+			name := map[bool]string{false: "lines", true: "pages"}[budget.ByPage]
+			b.Run(fmt.Sprintf("%d/%s", tokens, name), func(b *testing.B) {
+				b.ReportAllocs()
+				for b.Loop() {
+					q.Partials = attention.NewPartials(rows, d)
+					if _, err := Attend(b.Context(), f.reader, f.segs, q, budget, nil); err != nil {
+						b.Fatal(err)
+					}
 				}
-			}
-		})
+			})
+		}
 	}
 }

@@ -68,7 +68,8 @@ type segmentRun struct {
 // A token among those of run.leaves is known by the leaf's index there and its place in the leaf.
 func leafOf(token int) (leaf, t int) { return token / tiers.LeafTokens, token % tiers.LeafTokens }
 
-func newRun(ctx context.Context, r Reader, segments []Segment, part []int, q Query, share float32, tr *Trace) *run {
+func newRun(ctx context.Context, r Reader, segments []Segment, part []int, q Query, budget Budget, tr *Trace) *run {
+	share := budget.Share
 	d, rows := segments[part[0]].Header.HeadDim, len(q.Partials)
 	u := &run{ctx: ctx, r: r, keen: r, tr: tr, q: q, d: d, rows: rows,
 		rot: attention.NewPartials(rows, d), scratch: scratches.Get().(*scratch)}
@@ -85,12 +86,17 @@ func newRun(ctx context.Context, r Reader, segments []Segment, part []int, q Que
 		groups += v.StepGroups()
 		b.add(v)
 	}
-	u.follows = b.withMap(share)
-	u.left, u.pageBytes = float64(share)*b.full, float32(b.scanOfPage())
-	u.closely = b.closely(share)
-	u.first, u.most = b.scannedPages(share)
-	u.pages = toldApart(u.all, max(u.first, u.most))
-	u.sparing = b.sparing(share)
+	u.left = float64(share) * b.full
+	if budget.ByPage {
+		u.pages = b.wholePages(share)
+	} else {
+		u.follows = b.withMap(share)
+		u.pageBytes = float32(b.scanOfPage())
+		u.closely = b.closely(share)
+		u.first, u.most = b.scannedPages(share)
+		u.pages = toldApart(u.all, max(u.first, u.most))
+		u.sparing = b.sparing(share)
+	}
 	u.slots = u.pages + len(u.segs)
 	u.planeBytes = compress.KeyPlaneBytes(d)
 	for p, n := range u.planeBytes {

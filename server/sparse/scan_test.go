@@ -81,7 +81,7 @@ func TestBinsOfKnownChannels(t *testing.T) {
 	for _, d := range []int{64, 128, 256} {
 		s := newSample(rng, 4096, 1, d)
 		f := sealed(rng, s, seal.Options{Profile: tiers.ProfileBalanced}, compress.BF16, 2048, 4096)
-		u := newRun(t.Context(), f.reader, f.segs, []int{0, 1}, f.query(rng, 0, 2), .15, &Trace{})
+		u := newRun(t.Context(), f.reader, f.segs, []int{0, 1}, f.query(rng, 0, 2), Budget{Share: .15}, &Trace{})
 		for _, stage := range []func() error{u.scorePages, u.scan, func() error { return u.refine(1) }} {
 			if err := stage(); err != nil {
 				t.Fatal(err)

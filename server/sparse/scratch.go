@@ -58,11 +58,12 @@ type scratch struct {
 	deep       []int // those of which more than the first plane is read
 
 	// What is asked for, see want; and what is pinned, of which segments.
-	wanted []wanted
-	ranges []tiers.Range
-	reqs   []tiers.Request
-	pins   []tiers.Pin
-	pinned []int
+	wanted  []wanted
+	ranges  []tiers.Range
+	reqs    []tiers.Request
+	pins    []tiers.Pin
+	pinned  []int
+	askedOf []int // by reqs, see byPage
 
 	newGroups      []int32 // see readSteps
 	list, outliers []int   // of leaves, tokens or pages
@@ -74,6 +75,8 @@ type scratch struct {
 	lost           []int             // pages whose first bits of keys are late
 	offsets        []float32         // see offsetsOf
 	gainRows       []kernels.GainRow // [rows], see weigh
+	places, binsOf []int32           // [all], see byPage.choose
+	fetched        []wholePage       // in order, see byPage
 	rescored       []float32         // [rows][16], see raise
 }
 
@@ -118,6 +121,7 @@ func (s *scratch) free() {
 	s.pins, s.pinned, s.wanted, s.ranges = s.pins[:0], s.pinned[:0], s.wanted[:0], s.ranges[:0]
 	clear(s.leaves) // of pinned bytes
 	clear(s.deepPlanes)
+	clear(s.fetched)
 	s.single[0] = nil
 	scratches.Put(s)
 }

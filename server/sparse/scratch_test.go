@@ -17,15 +17,15 @@ import (
 func TestScratchIsReused(t *testing.T) {
 	rng := rand.New(rand.NewPCG(71, 72))
 	type question struct {
-		f     *fixture
-		q     Query
-		share float32
-		want  []float32
+		f    *fixture
+		q    Query
+		b    Budget
+		want []float32
 	}
 	ask := func(x *question) []float32 {
 		q := x.q
 		q.Partials = attention.NewPartials(len(q.Partials), x.f.d)
-		if _, err := Attend(context.Background(), x.f.reader, x.f.segs, q, Budget{Share: x.share}, nil); err != nil {
+		if _, err := Attend(context.Background(), x.f.reader, x.f.segs, q, x.b, nil); err != nil {
 			t.Error(err)
 		}
 		var out []float32
@@ -38,8 +38,8 @@ func TestScratchIsReused(t *testing.T) {
 	for _, c := range []struct{ n, d, rows int }{{700, 64, 3}, {3000, 16, 1}, {1200, 128, 4}} {
 		o := seal.Options{Profile: tiers.ProfileBalanced, Sinks: tiers.SinkTokens}
 		f := sealed(rng, newSample(rng, c.n, 1, c.d), o, compress.F32, c.n/2, c.n)
-		for _, share := range []float32{.1, .3} {
-			x := &question{f: f, q: f.query(rng, 0, c.rows), share: share}
+		for _, b := range []Budget{{Share: .1}, {Share: .3}, {Share: .3, ByPage: true}} {
+			x := &question{f: f, q: f.query(rng, 0, c.rows), b: b}
 			x.want = ask(x)
 			questions = append(questions, x)
 		}
@@ -49,7 +49,7 @@ func TestScratchIsReused(t *testing.T) {
 		wg.Go(func() {
 			for range 5 {
 				if !slices.Equal(ask(x), x.want) {
-					t.Errorf("%d tokens of %d, share %v: another answer", x.f.n, x.f.d, x.share)
+					t.Errorf("%d tokens of %d, %+v: another answer", x.f.n, x.f.d, x.b)
 				}
 			}
 		})

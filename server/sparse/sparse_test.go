@@ -301,8 +301,8 @@ func TestValuesFollowKeys(t *testing.T) {
 // More bytes, less error: true and estimated. No budget is overdrawn.
 func TestShares(t *testing.T) {
 	rng := rand.New(rand.NewPCG(11, 12))
-	for _, d := range []int{64, 128} {
-		s := newSample(rng, 6144, 1, d)
+	for i, d := range []int{64, 128, 64, 128} {
+		s, byPage := newSample(rng, 6144, 1, d), i > 1
 		f := sealed(rng, s, seal.Options{Profile: tiers.ProfileBalanced}, compress.BF16, 2048, 4096, 6144)
 		var before, beforeEstimated float32 = 9, 9
 		for _, share := range []float32{.1, .2, .4, .7, 1} {
@@ -311,18 +311,18 @@ func TestShares(t *testing.T) {
 			for i := range n {
 				q := f.query(rand.New(rand.NewPCG(13, uint64(i))), 0, 3)
 				want, _ := f.dense(q, s.k, s.v)
-				got, acc := f.ask(t, q, Budget{Share: share})
+				got, acc := f.ask(t, q, Budget{Share: share, ByPage: byPage})
 				e, estimated = e+meanError(got, want)/n, estimated+acc.Error/n
 				if limit := float64(share) * float64(acc.Full); float64(acc.Moved.RAM) > limit*1.01 {
-					t.Errorf("d %d, share %v: moved %d, budget %.0f", d, share, acc.Moved.RAM, limit)
+					t.Errorf("d %d, by page %v, share %v: moved %d, budget %.0f", d, byPage, share, acc.Moved.RAM, limit)
 				}
 				if acc.Read+acc.Estimated != int64(s.n) || acc.Scanned > int64(s.n) {
 					t.Errorf("read %d + estimated %d of %d tokens, %d scanned", acc.Read, acc.Estimated, s.n, acc.Scanned)
 				}
 			}
-			t.Logf("d %d, share %v: error %.4f, estimated %.4f", d, share, e, estimated)
+			t.Logf("d %d, by page %v, share %v: error %.4f, estimated %.4f", d, byPage, share, e, estimated)
 			if e > before*1.05 || estimated > beforeEstimated*1.05 {
-				t.Errorf("d %d, share %v: error %v after %v, estimated %v after %v", d, share, e, before, estimated, beforeEstimated)
+				t.Errorf("d %d, by page %v, share %v: error %v after %v, estimated %v after %v", d, byPage, share, e, before, estimated, beforeEstimated)
 			}
 			before, beforeEstimated = e, estimated
 		}
@@ -336,18 +336,18 @@ func TestFarApartScores(t *testing.T) {
 	s := newSample(rng, 6144, 1, 64)
 	f := sealed(rng, s, seal.Options{Profile: tiers.ProfileBalanced}, compress.BF16, 2048, 4096, 6144)
 	for _, scale := range []float32{5, 20, 60, 200} {
-		for _, share := range []float32{.05, .1, .2} {
+		for _, b := range []Budget{{Share: .05}, {Share: .1}, {Share: .2}, {Share: .1, ByPage: true}, {Share: .4, ByPage: true}} {
 			q := f.query(rng, 0, 6)
 			for i := range q.Q {
 				q.Q[i] *= scale * float32(1+i/s.d) / 6 // no two rows alike
 			}
-			got, acc := f.ask(t, q, Budget{Share: share})
+			got, acc := f.ask(t, q, b)
 			if !(acc.Error >= 0 && acc.Error <= 1) {
-				t.Errorf("scale %v, share %v: estimated error %v", scale, share, acc.Error)
+				t.Errorf("scale %v, %+v: estimated error %v", scale, b, acc.Error)
 			}
 			for r := range got {
 				if n := attention.Norm2(got[r]); !(n >= 0) || math.IsInf(float64(n), 0) {
-					t.Errorf("scale %v, share %v, row %d: an output of norm %v", scale, share, r, n)
+					t.Errorf("scale %v, %+v, row %d: an output of norm %v", scale, b, r, n)
 				}
 			}
 		}
@@ -360,7 +360,7 @@ func TestMergesAndRows(t *testing.T) {
 	rng := rand.New(rand.NewPCG(15, 16))
 	s := newSample(rng, 3000, 2, 64)
 	f := sealed(rng, s, seal.Options{Profile: tiers.ProfileNeutral}, compress.F32, 2048, 2500)
-	for _, b := range []Budget{{All: true}, {Share: 1}, {Share: .3}} {
+	for _, b := range []Budget{{All: true}, {Share: 1}, {Share: .3}, {Share: .6, ByPage: true}} {
 		for _, softcap := range []float32{0, 3} {
 			q := f.query(rng, 1, 5)
 			q.Softcap = softcap
@@ -368,7 +368,7 @@ func TestMergesAndRows(t *testing.T) {
 			want, _ := f.dense(q, k, v)
 			attention.Attend(q.Partials, q.Q, k[2500*s.d:], v[2500*s.d:], s.d, softcap, nil)
 			got, _ := f.ask(t, q, b)
-			limit := map[Budget]float32{{All: true}: .02, {Share: 1}: .2, {Share: .3}: .4}[b]
+			limit := map[Budget]float32{{All: true}: .02, {Share: 1}: .2, {Share: .3}: .4, {Share: .6, ByPage: true}: .4}[b]
 			if e := meanError(got, want); e > limit {
 				t.Errorf("%+v, softcap %v: error %v", b, softcap, e)
 			}
@@ -381,7 +381,7 @@ func TestErrors(t *testing.T) {
 	rng := rand.New(rand.NewPCG(17, 18))
 	f := sealed(rng, newSample(rng, 3000, 1, 64), seal.Options{Profile: tiers.ProfileBalanced}, compress.BF16, 2048, 3000)
 	calls := 0
-	for _, b := range []Budget{{All: true}, {Share: .2}} {
+	for _, b := range []Budget{{All: true}, {Share: .2, ByPage: true}, {Share: .2}} {
 		f.reader.fail = 0
 		before := f.reader.calls.Load()
 		q := f.query(rng, 0, 2)
@@ -415,7 +415,7 @@ func TestErrors(t *testing.T) {
 	}
 	// Bins that no writer makes: checked, though checksums let them through.
 	for _, p := range []tiers.Plane{tiers.PlaneSteps, tiers.PlanePages} {
-		for _, b := range []Budget{{Share: .5}, {All: true}} { // enough to scan some of every segment
+		for _, b := range []Budget{{Share: .5}, {Share: .9, ByPage: true}, {All: true}} { // enough to scan some of every segment
 			if b.All && p == tiers.PlanePages {
 				continue // not read
 			}
@@ -439,7 +439,7 @@ func TestTrace(t *testing.T) {
 	rng := rand.New(rand.NewPCG(19, 20))
 	s := newSample(rng, 2500, 1, 64)
 	f := sealed(rng, s, seal.Options{Profile: tiers.ProfileNeutral}, compress.F32, 2048, 2500)
-	for _, b := range []Budget{{All: true}, {Share: .3}} {
+	for _, b := range []Budget{{All: true}, {Share: .3}, {Share: .3, ByPage: true}} {
 		q := f.query(rng, 0, 2)
 		seen, off := make(map[string]How), 0.
 		tr := &Trace{Token: func(row, segment, place int, log float32, how How) {

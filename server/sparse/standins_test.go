@@ -17,7 +17,7 @@ func TestStandIns(t *testing.T) {
 	s := newSample(rng, 6000, 1, 64)
 	f := sealed(rng, s, seal.Options{Profile: tiers.ProfileBalanced}, compress.BF16, 2048, 4096, 6000)
 	q := f.query(rng, 0, 3)
-	u := newRun(t.Context(), f.reader, f.segs, []int{0, 1, 2}, q, .1, &Trace{})
+	u := newRun(t.Context(), f.reader, f.segs, []int{0, 1, 2}, q, Budget{Share: .1}, &Trace{})
 	defer u.release()
 	if err := u.scorePages(); err != nil {
 		t.Fatal(err)
@@ -90,7 +90,7 @@ func TestAllMeans(t *testing.T) {
 		all   bool
 	}{{.1, 1 << 20, false}, {.5, 1 << 20, true}, {.1, 80, true}} {
 		tellApart(t, c.apart)
-		u := newRun(t.Context(), f.reader, f.segs, []int{0, 1, 2, 3}, f.query(rng, 0, 2), c.share, &Trace{})
+		u := newRun(t.Context(), f.reader, f.segs, []int{0, 1, 2, 3}, f.query(rng, 0, 2), Budget{Share: c.share}, &Trace{})
 		if err := u.scorePages(); err != nil {
 			t.Fatal(err)
 		}

@@ -41,8 +41,28 @@ type rest struct {
 	spread  float32     // mean spread of values
 }
 
-// survey reads all pages' mean keys, and their mean values if these are not chosen one by one.
+// survey scores all pages' means, and tells those apart that may matter.
 func (u *run) survey() error {
+	if err := u.readMeanKeys(); err != nil {
+		return err
+	}
+	for p := range u.known {
+		u.known[p] = !u.sparing
+	}
+	if u.pages == u.all {
+		u.tellApart(nil, 0)
+		return nil
+	}
+	u.massAll()
+	u.weighAll()
+	rank := u.rankAll()
+	u.tellApart(rank, kthLargest(rank, u.pages))
+	u.sumRest()
+	return nil
+}
+
+// readMeanKeys reads all pages' mean keys, and their mean values if these are not chosen one by one, and scores the keys.
+func (u *run) readMeanKeys() error {
 	for i := range u.segs {
 		means := u.segs[i].view.MeanKeys()
 		if !u.sparing {
@@ -61,18 +81,7 @@ func (u *run) survey() error {
 	for r := range u.rest.mass {
 		u.rest.mass[r] = -inf
 	}
-	for p := range u.known {
-		u.known[p] = !u.sparing
-	}
 	u.scoreAll()
-	if u.pages == u.all {
-		u.tellApart(nil, 0)
-		return nil
-	}
-	u.massAll()
-	rank := u.rankAll()
-	u.tellApart(rank, kthLargest(rank, u.pages))
-	u.sumRest()
 	return nil
 }
 
@@ -116,21 +125,31 @@ func (u *run) massAll() {
 	}
 }
 
-// rankAll weighs pages, by row in units of the heaviest, and returns by how much, log, a page's strongest token may weigh at most of any row's softmax sum, as far as that is known.
-func (u *run) rankAll() []float32 {
-	rank := sized(u.rankOfAll, u.all)
-	u.rankOfAll, u.restWeights = rank, sized(u.restWeights, u.rows*u.all)
-	for i := range rank {
-		rank[i] = -inf
-	}
-	u.tops = u.floats(2 * u.rows)
+// weighAll weighs pages, by row in units of the heaviest.
+func (u *run) weighAll() {
+	u.restWeights, u.tops = sized(u.restWeights, u.rows*u.all), u.floats(2*u.rows)
 	for r := range u.rows {
 		mass := u.surveyed[r*u.all:][:u.all]
 		top := kernels.Largest(mass, -inf)
-		sum := kernels.Weights(u.restWeights[r*u.all:][:u.all], mass, top)
-		u.tops[2*r], u.tops[2*r+1] = top, sum
-		total, norm := logAdd(u.q.Partials[r].LSE(), top+log(sum)), float32(math.Sqrt(float64(u.norm2[r])))
-		for i, x := range mass {
+		u.tops[2*r], u.tops[2*r+1] = top, kernels.Weights(u.restWeights[r*u.all:][:u.all], mass, top)
+	}
+}
+
+// totalOfAll is the estimated log of row r's softmax sum, by the exact zone and means.
+func (u *run) totalOfAll(r int) float32 {
+	return logAdd(u.q.Partials[r].LSE(), u.tops[2*r]+log(u.tops[2*r+1]))
+}
+
+// rankAll returns by how much, log, a page's strongest token may weigh at most of any row's softmax sum, as far as that is known.
+func (u *run) rankAll() []float32 {
+	rank := sized(u.rankOfAll, u.all)
+	u.rankOfAll = rank
+	for i := range rank {
+		rank[i] = -inf
+	}
+	for r := range u.rows {
+		total, norm := u.totalOfAll(r), float32(math.Sqrt(float64(u.norm2[r])))
+		for i, x := range u.surveyed[r*u.all:][:u.all] {
 			rank[i] = max(rank[i], x-total+norm*u.surprise[i])
 		}
 	}

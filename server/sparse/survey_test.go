@@ -93,7 +93,7 @@ func TestRestIsSum(t *testing.T) {
 	q := f.query(rng, 0, 2)
 	make_ := func(apart int) *run {
 		tellApart(t, apart)
-		u := newRun(t.Context(), f.reader, f.segs, []int{0, 1, 2, 3}, q, .05, &Trace{})
+		u := newRun(t.Context(), f.reader, f.segs, []int{0, 1, 2, 3}, q, Budget{Share: .05}, &Trace{})
 		if err := u.scorePages(); err != nil {
 			t.Fatal(err)
 		}

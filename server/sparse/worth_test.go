@@ -19,7 +19,7 @@ func TestExpectedSquares(t *testing.T) {
 	far := 0
 	for _, scale := range []float32{.1, 1, 3, 10} {
 		q := Query{Q: randn(rng, 3*64, .15*scale), Partials: attention.NewPartials(3, 64)}
-		u := newRun(t.Context(), f.reader, f.segs, []int{0}, q, 1, &Trace{})
+		u := newRun(t.Context(), f.reader, f.segs, []int{0}, q, Budget{Share: 1}, &Trace{})
 		if err := u.scorePages(); err != nil {
 			t.Fatal(err)
 		}
@@ -65,7 +65,7 @@ func TestWeighTokens(t *testing.T) {
 	rng := rand.New(rand.NewPCG(55, 56))
 	f := sealed(rng, newSample(rng, 3000, 1, 64), seal.Options{Profile: tiers.ProfileBalanced}, compress.BF16, 2048, 3000)
 	q := Query{Q: randn(rng, 3*64, .3), Partials: attention.NewPartials(3, 64)}
-	u := newRun(t.Context(), f.reader, f.segs, []int{0, 1}, q, 1, &Trace{})
+	u := newRun(t.Context(), f.reader, f.segs, []int{0, 1}, q, Budget{Share: 1}, &Trace{})
 	defer u.release()
 	if err := u.scorePages(); err != nil {
 		t.Fatal(err)

@@ -153,6 +153,12 @@ func (v View) ValueRanges(t int) (scale, codes tiers.Range) {
 		tiers.Range{Off: base + n*compress.ValueScaleBytes + i*row, Len: row}
 }
 
+// PageValues returns where the scales and, behind them, the high codes of the values of page p lie in PlaneV4.
+func (v View) PageValues(p int) tiers.Range {
+	value := compress.ValueScaleBytes + compress.ValueRowBytes(v.D)
+	return tiers.Range{Off: p * tiers.PageTokens * value, Len: v.PageTokens(p) * value}
+}
+
 // size is how many bytes plane p has at least and at most in a segment of a profile.
 func (v View) size(p tiers.Plane, t compress.ElementType, profile tiers.Profile) (least, most int) {
 	keys := compress.KeyPlaneBytes(v.D)
