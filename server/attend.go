@@ -99,6 +99,7 @@ type lastQuery struct {
 	q        []float32 // [queryHeads][headDim], scaled
 	budget   budget
 	shares   []float32 // that its KV heads might read, in the end
+	way      way
 }
 
 // attend appends, if the query asks for it, and answers.
@@ -234,7 +235,7 @@ func (s *sequence) wasSparse(pos uint64) {
 
 func (s *sequence) remember(c *call) {
 	row := s.spec.queryHeads * s.spec.headDim
-	l := &lastQuery{position: c.start + uint64(c.n) - 1, budget: c.budget,
+	l := &lastQuery{position: c.start + uint64(c.n) - 1, budget: c.budget, way: c.way,
 		q: append([]float32(nil), c.q[(c.n-1)*row:]...)}
 	for h := range c.heads {
 		l.shares = append(l.shares, c.heads[h].share)

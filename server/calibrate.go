@@ -40,10 +40,11 @@ var (
 	targetEdges = []float32{.02, .05, .1, 1}
 )
 
-// The kinds of calls of which a GPU chose what it read come behind the others, by the share.
+// The kinds of calls of which a GPU chose what it read come behind the others, by the share, and then those of answers by page.
 const (
 	deviceKinds = 9
-	numKinds    = deviceKinds + 5
+	pageKinds   = deviceKinds + 5
+	numKinds    = pageKinds + 5
 )
 
 // kindOf returns the kind of a call whose positions may read that share each.
@@ -57,6 +58,9 @@ func kindOf(b budget, share float32) kind {
 // onDevice is the kind of a call of that kind of share, of which a GPU chose what it read: it estimates errors in another way.
 func (k kind) onDevice() kind { return k + deviceKinds }
 
+// ofPages is the kind of a call of that kind of share that is answered by page.
+func (k kind) ofPages() kind { return k + pageKinds }
+
 func edge(edges []float32, x float32) int {
 	i, _ := slices.BinarySearch(edges, x)
 	return min(i, len(edges)-1)
@@ -64,7 +68,9 @@ func edge(edges []float32, x float32) int {
 
 func (k kind) String() string {
 	name, edges, i := "share", shareEdges, int(k)
-	if i >= deviceKinds {
+	if i >= pageKinds {
+		name, i = "share by page", i-pageKinds
+	} else if i >= deviceKinds {
 		name, i = "share on a GPU", i-deviceKinds
 	} else if i >= len(shareEdges) {
 		name, edges, i = "target", targetEdges, i-len(shareEdges)

@@ -133,6 +133,9 @@ func TestKinds(t *testing.T) {
 		}
 		names[k.String()] = true
 	}
+	if got := kindOf(budget{}, .1).ofPages().String(); got != "share by page 0.075-0.15" {
+		t.Errorf("a call by page is of kind %s", got)
+	}
 	if got := kindOf(budget{}, .1).onDevice().String(); len(names) != numKinds || got != "share on a GPU 0.075-0.15" {
 		t.Errorf("%d names of %d kinds, %s", len(names), numKinds, got)
 	}

@@ -29,7 +29,7 @@ type call struct {
 	// hasty reads keys and values that may be late, patient all else; nil: everything is waited for.
 	hasty, patient sparse.Reader
 	patience       *tiers.Patience // of hasty; or nil
-	whole          bool            // everything is read, whatever the budget: see inRAM
+	way            way
 
 	byHead    []float32 // q as [kvHeads][n][group][headDim]
 	acc       sparse.Account
@@ -84,7 +84,7 @@ func (c *call) answer(ctx context.Context) ([]attention.Partial, error) {
 	c.heads = make([]headResult, sp.kvHeads)
 	again := c.shares == nil // what was answered before is answered as it was
 	if again {
-		c.whole = c.inRAM()
+		c.way = c.chooseWay()
 		c.shares = c.firstShares()
 	}
 	for h := range c.heads {
@@ -149,6 +149,9 @@ func (res *headResult) rawError() float32 {
 func (c *call) kind() kind {
 	if c.device.chose() {
 		return kindOf(c.budget, c.asked()).onDevice()
+	}
+	if c.way == byPage {
+		return kindOf(c.budget, c.share()).ofPages()
 	}
 	return kindOf(c.budget, c.share())
 }
@@ -270,39 +273,29 @@ func (c *call) together(ctx context.Context, head int, q []float32, res *headRes
 // share is the share of the sealed bytes that one position may read, before
 // budgets are moved among heads; in mode target the most it may read.
 func (c *call) share() float32 {
-	if c.whole {
+	switch c.way {
+	case whole:
 		return 1
+	case byPage:
+		return c.times(pageFactor)
 	}
 	return c.asked()
 }
 
 // asked is that share, wherever the bytes lie.
-func (c *call) asked() float32 {
+func (c *call) asked() float32 { return c.times(1) }
+
+// times is so many times the bytes of what the budget says.
+func (c *call) times(factor float32) float32 {
 	switch {
 	case c.budget.mode == kvtierv1.AttendMode_ATTEND_MODE_EXACT,
 		c.start+uint64(c.n) <= uint64(c.seq.srv.opt.ReadAllTokens),
 		c.budget.mode == kvtierv1.AttendMode_ATTEND_MODE_TARGET && c.budget.share == 0:
 		return 1
 	case c.budget.tokens > 0:
-		return min(1, sparse.MeansShare(c.seq.spec.headDim)+float32(float64(c.budget.tokens)/float64(c.st.sealed())))
+		return min(1, sparse.MeansShare(c.seq.spec.headDim)+factor*float32(float64(c.budget.tokens)/float64(c.st.sealed())))
 	}
-	return c.budget.share
-}
-
-// inRAM says whether the call is to be answered from everything because all of it lies in RAM: from there a choice takes longer than what it
-// saves, where the budget is not small.
-func (c *call) inRAM() bool {
-	least, share := c.seq.srv.opt.ReadAllInRAM, c.share()
-	if least == 0 || c.budget.mode != kvtierv1.AttendMode_ATTEND_MODE_BUDGET || c.seq.spec.window[c.layer] > 0 || share < least || share >= wholeShare {
-		return false // the last: everything is read anyway
-	}
-	for _, s := range c.seq.srv.segmentsOf(c.st, c.layer, c.st.sealed()) {
-		// Lossless rows take longer to read than a choice among their codes does.
-		if s.Header.Profile == tiers.ProfileExact || !c.seq.srv.store.InRAM(s.Header, sparse.WholePlanes(s)) {
-			return false
-		}
-	}
-	return true
+	return min(1, factor*c.budget.share)
 }
 
 // wholeShare is where reading in part no longer pays.
@@ -317,7 +310,7 @@ func (c *call) rows(ctx context.Context, head int, segs []sparse.Segment, q []fl
 	}
 	share := min(1, res.share*positions)
 	sq := sparse.Query{Head: head, Q: q[lo*d : hi*d], Softcap: c.seq.spec.softcap, Hasty: c.hasty, Partials: res.ps[lo:hi]}
-	acc, err := sparse.Attend(ctx, c.reader(), segs, sq, sparse.Budget{All: share >= wholeShare, Share: share}, tr)
+	acc, err := sparse.Attend(ctx, c.reader(), segs, sq, sparse.Budget{All: share >= wholeShare, Share: share, ByPage: c.way == byPage}, tr)
 	if err != nil {
 		return err
 	}

@@ -100,7 +100,7 @@ func (s *sequence) explain(ctx context.Context, layer, top, topSpans int) (*kvti
 		return nil, fail(codes.NotFound, ReasonUnknown, "the layer's newest query was truncated away")
 	}
 	run := newExplainRun(s.srv.segmentsOf(&st, layer, last.position+1), s.spec.queryHeads)
-	c := &call{seq: s, st: &st, layer: layer, start: last.position, n: 1, q: last.q, budget: last.budget, shares: last.shares, trace: s.traceHow(run)}
+	c := &call{seq: s, st: &st, layer: layer, start: last.position, n: 1, q: last.q, budget: last.budget, shares: last.shares, way: last.way, trace: s.traceHow(run)}
 	ps, err := c.answer(ctx)
 	if err != nil {
 		return nil, err

@@ -68,8 +68,8 @@ func (s *steering) learn(c *call) {
 		}
 		d.calls++
 		d.mass += (res.sealedMass() - d.mass) / float64(min(d.calls, memory))
-		if res.acc.Estimated == 0 {
-			continue
+		if res.acc.Estimated == 0 || c.way == byPage {
+			continue // what by page is hard to answer is another thing
 		}
 		d.n++
 		d.log += (math.Log(difficultyOf(res)) - d.log) / float64(min(d.n, memory))

@@ -8,6 +8,50 @@ import (
 	kvtierv1 "kvtier/proto/kvtier/v1"
 )
 
+// What lies in RAM is answered by page, with three times the bytes, and what does not line by line, unless pages are asked for always.
+func TestByPage(t *testing.T) {
+	f := newLateFolder(t)
+	var lines, pages *answer
+	for _, by := range []ByPage{NeverByPage, ByPageFromRAM, AlwaysByPage} {
+		o := f.options()
+		o.ByPage = by
+		r, s := f.open(o) // RAM has what every query reads, and nothing else
+		a := f.ask(s, shareBudget(.1))
+		switch by {
+		case NeverByPage:
+			lines = a
+		case ByPageFromRAM:
+			sameAnswer(t, "by page from RAM, which has a part", a, lines)
+		case AlwaysByPage:
+			pages = a
+		}
+		closeServer(t, r.srv)
+	}
+	if pages.account.TokensScanned != pages.account.TokensRead || lines.account.TokensScanned == lines.account.TokensRead {
+		t.Errorf("by page: %+v; by line: %+v", pages.account, lines.account)
+	}
+	srv := openServer(t, t.TempDir(), Options{ReadAllTokens: -1, ReadAllInRAM: .2, ByPage: ByPageFromRAM})
+	s := openSequence(t, srv, &kvtierv1.OpenSequenceRequest{Spec: f.spec})
+	f.feed(t, s, 0, f.n)
+	waitSealed(t, s, 2*segment)
+	a := f.ask(s, shareBudget(.1))
+	sameAnswer(t, "all in RAM", a, pages)
+	acc := a.account
+	moved := float64(acc.BytesRam) / float64(acc.BytesFull)
+	if acc.Mode != kvtierv1.AttendMode_ATTEND_MODE_BUDGET || acc.TokensEstimated == 0 || moved <= .1 || moved > .3 || acc.ErrorP95 == 0 {
+		t.Errorf("moved %v of the bytes: %+v", moved, acc)
+	}
+	if a := f.ask(s, shareBudget(.2)); a.account.TokensEstimated > 0 {
+		t.Errorf("a share of .2 is not answered from everything: %+v", a.account)
+	}
+	if a := f.ask(s, budget{mode: kvtierv1.AttendMode_ATTEND_MODE_TARGET, target: .05}); a.account.TokensScanned == a.account.TokensRead && a.account.TokensEstimated > 0 {
+		t.Errorf("a target is answered by page: %+v", a.account)
+	}
+	if _, err := Open(t.Context(), Options{DataDir: t.TempDir(), ByPage: 7}); err == nil {
+		t.Error("ByPage(7) is taken")
+	}
+}
+
 // With ReadAllInRAM a budget of that much is answered from everything as long as all of it lies in RAM, and as ever where
 // it does not, or where the budget is smaller.
 func TestReadAllInRAM(t *testing.T) {

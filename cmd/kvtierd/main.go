@@ -53,6 +53,7 @@ func open(ctx context.Context, c *daemon.Config, log *slog.Logger, cores int) (d
 		TailBytes:      int64(c.Tail),
 		ReadAllTokens:  orNone(c.ReadAll),
 		ReadAllInRAM:   c.ReadAllInRAM,
+		ByPage:         c.ByPage,
 		DefaultShare:   c.Share,
 		PromoteBytes:   int64(c.Promote),
 		ReadWait:       c.ReadWait,

@@ -14,6 +14,7 @@ import (
 
 	"kvtier/cmd/internal/place"
 	"kvtier/cmd/internal/size"
+	"kvtier/server"
 )
 
 // Config is all that can be set about a daemon. A key in a configuration file is the flag's name;
@@ -36,6 +37,7 @@ type Config struct {
 	GPUPrefetch     bool
 	ReadAll         int
 	ReadAllInRAM    float32
+	ByPage          server.ByPage
 	Share, Audit    float32
 	ReadWait        time.Duration // 0: as long as it takes
 	Steer           bool
@@ -83,7 +85,8 @@ func (c *Config) defineFlags() *actions {
 	f.Var(&c.Promote, "promote", "bytes a second that are brought from NVMe into RAM because queries read them there, at most; 0: as many as the disk gives")
 	f.Var(&c.Tail, "tail", "limit of unquantised rows in RAM")
 	f.IntVar(&c.ReadAll, "read-all", 8192, "contexts of up to this many tokens are read whole")
-	f.Float32Var(&c.ReadAllInRAM, "read-all-in-ram", 0.1, "budgets of at least this share of the stored bytes are answered from everything where all of it lies in RAM: that is about as fast at a tenth, faster above; answers then depend on what lies there; 0: none")
+	f.Float32Var(&c.ReadAllInRAM, "read-all-in-ram", 0.15, "budgets of at least this share of the stored bytes are answered from everything where all of it lies in RAM: choosing would save little time there; answers then depend on what lies there; 0: none")
+	f.TextVar(&c.ByPage, "by-page", server.ByPageFromRAM, "which smaller budgets are answered from whole pages, chosen by their means alone, three times as many bytes as the budget says: ram, those of which all that is stored lies in RAM, where that errs no more and takes a fifth of the time; always; never")
 	f.Float32Var(&c.Share, "share", 0.2, "share of the stored bytes that a query may read when it names no budget")
 	f.DurationVar(&c.ReadWait, "read-wait", 0, "longest wait of a sparse call for reads of keys and values from NVMe, when it names none: what is late is estimated; 0: as long as it takes")
 	f.Float32Var(&c.Audit, "audit", 0.01, "share of sparse calls that are also answered from everything, in the background")

@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"github.com/spf13/pflag"
+
+	"kvtier/server"
 )
 
 func mustLoad(t *testing.T, environ []string, args ...string) *Config {
@@ -38,7 +40,7 @@ func TestDefaults(t *testing.T) {
 	want := Config{
 		Data: "/xdg/kvtier", Socket: "/xdg/kvtier/kvtier.sock", FastSocket: "/xdg/kvtier/fast.sock",
 		Listen: "127.0.0.1:7420", Metrics: "127.0.0.1:7421", GPU: GPUAuto, GPUAudit: 0.01, RAM: 1 << 30, Disk: 20 << 30, Tail: 2 << 30, Promote: 256 << 20,
-		ReadAll: 8192, ReadAllInRAM: 0.1, Share: 0.2, Audit: 0.01, SyncInterval: 20 * time.Millisecond, ShutdownTimeout: 10 * time.Second,
+		ReadAll: 8192, ReadAllInRAM: 0.15, ByPage: server.ByPageFromRAM, Share: 0.2, Audit: 0.01, SyncInterval: 20 * time.Millisecond, ShutdownTimeout: 10 * time.Second,
 		LogLevel: slog.LevelInfo, LogFormat: "text",
 	}
 	c.flags, c.sources = nil, nil
@@ -64,7 +66,7 @@ func equalConfig(a, b Config) bool {
 	a.Warnings, b.Warnings = nil, nil
 	return a.Data == b.Data && a.Socket == b.Socket && a.FastSocket == b.FastSocket && a.Listen == b.Listen &&
 		a.AllowRemote == b.AllowRemote && a.Metrics == b.Metrics && a.PProf == b.PProf && a.GPU == b.GPU && a.GPUDevice == b.GPUDevice && a.GPUAudit == b.GPUAudit && a.RAM == b.RAM && a.Disk == b.Disk &&
-		a.Tail == b.Tail && a.Promote == b.Promote && a.ReadAll == b.ReadAll && a.ReadAllInRAM == b.ReadAllInRAM && a.Share == b.Share && a.Audit == b.Audit && a.SyncInterval == b.SyncInterval &&
+		a.Tail == b.Tail && a.Promote == b.Promote && a.ReadAll == b.ReadAll && a.ReadAllInRAM == b.ReadAllInRAM && a.ByPage == b.ByPage && a.Share == b.Share && a.Audit == b.Audit && a.SyncInterval == b.SyncInterval &&
 		a.ShutdownTimeout == b.ShutdownTimeout && a.LogLevel == b.LogLevel && a.LogFormat == b.LogFormat
 }
 
@@ -143,6 +145,7 @@ func TestRefusals(t *testing.T) {
 		{nil, []string{"--sync-interval", "0"}, "--sync-interval 0s"},
 		{nil, []string{"--read-all", "-1"}, "--read-all -1"},
 		{nil, []string{"--read-all-in-ram", "2"}, "--read-all-in-ram 2"},
+		{nil, []string{"--by-page", "disk"}, "one of never, ram, always"},
 		{nil, []string{"--log-format", "xml"}, "use text or json"},
 		{nil, []string{"--log-level", "loud"}, "loud"},
 	} {
