@@ -84,7 +84,8 @@ type way struct {
 func (o *AttendOptions) ways() []way {
 	out := []way{{what: "dense, bfloat16"}, {"everything", &sparse.Budget{All: true}}}
 	for _, b := range o.Budgets {
-		out = append(out, way{fmt.Sprintf("share %g", b), &sparse.Budget{Share: float32(b)}})
+		out = append(out, way{fmt.Sprintf("share %g", b), &sparse.Budget{Share: float32(b)}},
+			way{fmt.Sprintf("share %g, by page", b), &sparse.Budget{Share: float32(b), ByPage: true}})
 	}
 	return out
 }
