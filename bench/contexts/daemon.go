@@ -19,7 +19,7 @@ import (
 // start runs kvtierd in a folder and waits until it answers; took is how long that was.
 func start(ctx context.Context, o *Options, dir string) (d *daemon.Daemon, took time.Duration, err error) {
 	begin := time.Now()
-	d, err = daemon.Start(ctx, o.Daemon, dir, "--ram", fmt.Sprint(o.RAM), "--disk", fmt.Sprint(o.Disk), "--tail", fmt.Sprint(o.Tail), "--read-all-in-ram", "0", "--by-page", "never")
+	d, err = daemon.Start(ctx, o.Daemon, dir, "--ram", fmt.Sprint(o.RAM), "--disk", fmt.Sprint(o.Disk), "--tail", fmt.Sprint(o.Tail), "--read-all-in-ram", "0")
 	return d, time.Since(begin), err
 }
 

@@ -25,8 +25,8 @@ class DaemonError(RuntimeError):
 
 
 def sparse_above(tokens: int) -> list[str]:
-    """Flags of a kvtierd that answers contexts above so many tokens sparsely, line by line, also where RAM holds all of them."""
-    return ["--read-all", str(tokens), "--read-all-in-ram", "0", "--by-page", "never"]
+    """Flags of a kvtierd that answers contexts above so many tokens sparsely, also where RAM holds all of them."""
+    return ["--read-all", str(tokens), "--read-all-in-ram", "0"]
 
 
 def find_daemon(path: str | None = None) -> Path:

@@ -12,8 +12,6 @@ import (
 	"time"
 
 	"github.com/spf13/pflag"
-
-	"kvtier/server"
 )
 
 func mustLoad(t *testing.T, environ []string, args ...string) *Config {
@@ -40,7 +38,7 @@ func TestDefaults(t *testing.T) {
 	want := Config{
 		Data: "/xdg/kvtier", Socket: "/xdg/kvtier/kvtier.sock", FastSocket: "/xdg/kvtier/fast.sock",
 		Listen: "127.0.0.1:7420", Metrics: "127.0.0.1:7421", GPU: GPUAuto, GPUAudit: 0.01, RAM: 1 << 30, Disk: 20 << 30, Tail: 2 << 30, Promote: 256 << 20,
-		ReadAll: 8192, ReadAllInRAM: 0.15, ByPage: server.ByPageFromRAM, Share: 0.2, Audit: 0.01, SyncInterval: 20 * time.Millisecond, ShutdownTimeout: 10 * time.Second,
+		ReadAll: 8192, ReadAllInRAM: 0.1, Share: 0.2, Audit: 0.01, SyncInterval: 20 * time.Millisecond, ShutdownTimeout: 10 * time.Second,
 		LogLevel: slog.LevelInfo, LogFormat: "text",
 	}
 	c.flags, c.sources = nil, nil
