@@ -54,8 +54,8 @@ func (l *KeyLayout) Score(dst []float32, stride int, q kernels.KeyQuery, planes 
 
 // ScoreLeaves is Score of some leaves, which are read in the order in which they lie: each plane has them one after the other, steps bytes apart;
 // dst is [rows][leaves][16].
-func (l *KeyLayout) ScoreLeaves(dst []float32, stride int, q kernels.KeyQuery, planes [][]byte, steps []int, leaves, ahead int) {
-	kernels.ScoreLeaves(dst, kernels.LineTokens, stride, q, &l.lines, planes, steps, leaves, ahead)
+func (l *KeyLayout) ScoreLeaves(dst []float32, leafStride, stride int, q kernels.KeyQuery, planes [][]byte, steps []int, leaves, ahead int) {
+	kernels.ScoreLeaves(dst, leafStride, stride, q, &l.lines, planes, steps, leaves, ahead)
 }
 
 // SumCodes adds to each row of out, at least [Known], the codes of a leaf's tokens, weighted by its row of

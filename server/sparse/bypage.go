@@ -12,13 +12,14 @@ import (
 )
 
 // A budget bounds bytes because bytes from a disk cost time. Where they come from RAM, deciding about a leaf costs more than
-// reading it, and looking at the first bits of a page's keys nearly as much as all of the page. So an answer by page decides
-// once, by page means, and reads the chosen pages whole: for the same bytes it errs more, for the same time much less
+// reading it. So an answer by page decides twice, about pages: their means say which are skimmed, the first bits of their keys say
+// which of these are read whole. For the same bytes it errs more, for the same time much less
 // (docs/decisions/0037-by-page.md).
 type byPage struct {
 	*run
+	gains  []float32   // [pages], what reading them is worth
+	shares []float32   // [rows], what share of the softmax weights of leaves are in units of
 	out    [][]float32 // rot's sums of values
-	unit   []float32   // [rows], what share of the softmax weights of rot are in units of
 	stored []float32   // [rows][d], the query, channels in the stored order of the segment under way
 	layout compress.KeyLayout
 	folded kernels.KeyQuery // in the bins of the group of tokens under way
@@ -35,20 +36,27 @@ type wholePage struct {
 	drains              []byte // the last bits of drains, if they are among its tokens
 }
 
-// wholePages is how many pages an answer by page reads when share of the body's 4-bit bytes may be read.
-func (b *body) wholePages(share float32) int {
-	keys := compress.KeyPlaneBytes(b.d)
-	page := float64(tiers.PageTokens * (compress.ValueScaleBytes + compress.ValueRowBytes(b.d)))
-	for _, n := range keys[:len(keys)-1] {
-		page += float64(tiers.PageTokens / tiers.LeafTokens * n)
-	}
+// skimPart is the part of a budget, page means taken off, that goes to the first bits of keys.
+const skimPart = .2
+
+// skimmedPages is how many pages an answer by page skims when share of the body's 4-bit bytes may be read.
+func (b *body) skimmedPages(share float32) int {
 	left := max(0, float64(share)*b.full-b.always-b.means-b.drains)
-	n := min(b.pages, left/page)
+	return int(min(b.pages, max(1, skimPart*left/b.scanOfPage())))
+}
+
+// affordable is how many of n pages that were skimmed the rest of the budget pays for.
+func (u *byPage) affordable(n int) int {
+	page := float64(tiers.PageTokens * (compress.ValueScaleBytes + compress.ValueRowBytes(u.d)))
+	for _, plane := range u.planeBytes[1 : compress.NumKeyPlanes-1] {
+		page += float64(tiers.PageTokens / tiers.LeafTokens * plane)
+	}
+	all := float64(u.all)
+	most := min(float64(n), max(0, u.left)/page)
 	// Chosen pages share bins with others that are chosen.
 	const shared = tiers.StepTokens / tiers.PageTokens
-	groups := b.pages / shared * (1 - math.Pow(1-n/b.pages, shared))
-	n -= groups * float64(compress.KeyStepsBytes(b.d)) / page
-	return int(max(1, n))
+	groups := all / shared * (1 - math.Pow(1-most/all, shared))
+	return int(max(1, most-groups*float64(compress.KeyStepsBytes(u.d))/page))
 }
 
 // answer goes through the stages.
@@ -59,6 +67,7 @@ func (u *byPage) answer() error {
 		ns *int64
 	}{
 		{u.survey, &u.acc.NsScore},
+		{u.skim, &u.acc.NsScan},
 		{u.fetch, &u.acc.NsFetch},
 		{u.attend, &u.acc.NsScan},
 		{u.estimate, &u.acc.NsScore},
@@ -79,17 +88,139 @@ func (u *byPage) survey() error {
 	}
 	u.massAll()
 	u.weighAll()
-	for r := range u.rows {
-		u.total[r] = u.totalOfAll(r)
-		u.rot[r].Max = u.total[r] + headroom
+	u.newTotals()
+	for r, total := range u.total {
+		u.base[r] = total + headroom
 	}
 	u.acc.Pages, u.acc.PagesTotal = int64(u.all), int64(u.all)
 	return nil
 }
 
+// newTotals takes softmax sums for what weighAll found.
+func (u *byPage) newTotals() {
+	for r := range u.rows {
+		u.total[r], u.unit[r] = u.totalOfAll(r), exp(headroom)
+	}
+}
+
+// skim reads the first bits of the keys of the pages that may matter, and weighs these by them.
+func (u *byPage) skim() error {
+	u.tell(u.choose(u.pages))
+	u.list = u.list[:0]
+	for page := range u.pages {
+		u.list = append(u.list, page)
+	}
+	u.addLeaves(u.list)
+	u.mergeLeaves(len(u.leaves))
+	if err := u.readOrders(u.inOrder); err != nil {
+		return err
+	}
+	if err := u.readBins(u.inOrder, 0); err != nil {
+		return err
+	}
+	if err := u.readFirst(); err != nil {
+		return err
+	}
+	for at, end := 0, 0; at < len(u.leaves); at = end {
+		for end = at + 1; end < len(u.leaves) && u.together(end-1, end); end++ {
+		}
+		if u.leaves[at].planes > 0 {
+			u.scoreLeaves(at, end)
+		}
+	}
+	u.acc.Leaves = int64(len(u.leaves))
+	u.weighSkimmed()
+	return nil
+}
+
+// tell puts pages, of all, into the run's tables.
+func (u *byPage) tell(chosen []int) {
+	u.pages, u.pageOf = len(chosen), u.pageOf[:0]
+	for i := range u.segs {
+		s := &u.segs[i]
+		s.firstPage = len(u.pageOf)
+		for ; len(chosen) > 0 && chosen[0] < s.firstOfAll+s.view.Pages(); chosen = chosen[1:] {
+			u.pageOf = append(u.pageOf, int32(chosen[0]-s.firstOfAll))
+		}
+		s.endPage = len(u.pageOf)
+	}
+}
+
+// readFirst reads the first plane of the keys of all pages that are told apart.
+func (u *byPage) readFirst() error {
+	u.firsts = append(u.firsts[:0], make([][]byte, u.pages)...)
+	for i := range u.segs {
+		s := &u.segs[i]
+		for _, page := range u.pageOf[s.firstPage:s.endPage] {
+			u.want(i, s.view.PageKeys(0, int(page)))
+		}
+	}
+	at := 0
+	return u.each(tiers.PlaneK1, func(seg int, got got) error {
+		s, size := &u.segs[seg], u.planeBytes[0]
+		for page := s.firstPage; page < s.endPage; page++ {
+			b := got.next(s.view.PageKeys(0, int(u.pageOf[page])).Len)
+			u.firsts[page] = b
+			for ; at < len(u.leaves) && int(u.leaves[at].page) == page; at++ {
+				x := &u.leaves[at]
+				if b == nil || !u.hasBins(x, 0) {
+					u.isLate(x, x.all())
+					continue
+				}
+				x.first, x.planes, b = b[:size:size], 1, b[size:]
+				u.acc.Scanned += int64(x.n)
+			}
+		}
+		return nil
+	})
+}
+
+// weighSkimmed has what first bits say of pages' masses take the place of what means say, and says by how much
+// the pages' tokens rule the error: the squares of their shares, by how values scatter.
+func (u *byPage) weighSkimmed() {
+	u.gains, u.shares = u.floats(u.pages), u.floats(u.rows)
+	found := u.floats(u.rows)
+	for at := 0; at < len(u.leaves); {
+		first := at
+		for ; at < len(u.leaves) && u.leaves[at].page == u.leaves[first].page; at++ {
+		}
+		x := &u.leaves[first]
+		if x.planes == 0 {
+			continue // means go on standing for it
+		}
+		s, page := &u.segs[x.seg], int(u.pageOf[x.page])
+		clear(found)
+		for i := first; i < at; i++ {
+			for r, sums := 0, u.sumsOf(&u.leaves[i]); r < u.rows; r++ {
+				found[r] += sums[2*r]
+			}
+		}
+		for r, sum := range found {
+			u.surveyed[r*u.all+s.firstOfAll+page] = u.base[r] + log(sum)
+		}
+	}
+	u.weighAll()
+	u.newTotals()
+	for r, base := range u.base {
+		u.shares[r] = exp(min(base-u.total[r], mostPresence))
+	}
+	for i := range u.leaves {
+		x := &u.leaves[i]
+		if x.planes == 0 {
+			continue
+		}
+		grades, sums, gain := u.grades(x, 1), u.sumsOf(x), float32(0)
+		for r := range grades {
+			g, unit := &grades[r], u.shares[r]
+			gain += min(sums[2*r+1]*unit*unit*g.ofSquare, sums[2*r]*unit*g.ofShare)
+		}
+		u.gains[x.page] += gain * u.segs[x.seg].means.Values.Spread(int(u.pageOf[x.page]))
+	}
+}
+
 // choose returns, in order, the pages that have the best places in the order of presence of any head (see rankPages), as far as
 // places are told apart: presences that lie together have the same, and of pages that have, the first are taken.
-func (u *byPage) choose() []int {
+func (u *byPage) choose(n int) []int {
 	const (
 		bins   = 4096
 		perNat = 64
@@ -121,7 +252,7 @@ func (u *byPage) choose() []int {
 			best[i] = min(best[i], counts[b])
 		}
 	}
-	return u.bestPlaces(best, u.pages)
+	return u.bestPlaces(best, n)
 }
 
 // bestPlaces returns the indices, in order, of the n least of places, which are less than there are.
@@ -148,9 +279,9 @@ func (u *byPage) bestPlaces(places []int32, n int) []int {
 	return chosen
 }
 
-// fetch has the chosen pages pinned, all planes of all segments together.
+// fetch has the pages that weigh most pinned, all planes of all segments together.
 func (u *byPage) fetch() error {
-	u.askFor(u.choose())
+	u.askFor(attention.Top(u.gains, u.affordable(u.pages)))
 	pins, err := u.pin(tiers.PlaneV4, u.reqs)
 	if err != nil {
 		return err
@@ -165,8 +296,10 @@ func (u *byPage) askFor(chosen []int) {
 	u.fetched, u.reqs, u.ranges, u.askedOf = u.fetched[:0], u.reqs[:0], u.ranges[:0], u.askedOf[:0]
 	for seg := range u.segs {
 		s, first := &u.segs[seg], len(u.fetched)
-		for ; len(chosen) > 0 && chosen[0] < s.firstOfAll+s.view.Pages(); chosen = chosen[1:] {
-			u.fetched = append(u.fetched, wholePage{seg: seg, page: chosen[0] - s.firstOfAll})
+		for ; len(chosen) > 0 && chosen[0] < s.endPage; chosen = chosen[1:] {
+			if first := u.firsts[chosen[0]]; first != nil && u.gains[chosen[0]] > 0 {
+				u.fetched = append(u.fetched, wholePage{seg: seg, page: int(u.pageOf[chosen[0]]), keys: [compress.NumKeyPlanes - 1][]byte{first}})
+			}
 		}
 		pages := u.fetched[first:]
 		if len(pages) == 0 {
@@ -181,12 +314,10 @@ func (u *byPage) askFor(chosen []int) {
 			}
 		}
 		u.request(seg, tiers.PlaneSteps, from)
-		for plane := range pages[0].keys {
+		for plane := 1; plane < len(pages[0].keys); plane++ {
 			from := len(u.ranges)
 			for i := range pages {
-				first, end := s.view.LeavesOf(pages[i].page)
-				x, last := s.view.LeafKeys(plane, first), s.view.LeafKeys(plane, end-1)
-				u.ranges = append(u.ranges, tiers.Range{Off: x.Off, Len: last.Off + last.Len - x.Off})
+				u.ranges = append(u.ranges, s.view.PageKeys(plane, pages[i].page))
 			}
 			u.request(seg, tiers.KeyPlanes[plane], from)
 		}
@@ -230,8 +361,9 @@ func (u *byPage) take(pins []tiers.Pin) {
 		for end = first; end < len(u.fetched) && u.fetched[end].seg == seg; end++ {
 		}
 		pages := u.fetched[first:end]
-		steps, keys, values := pins[0].Ranges, pins[1:compress.NumKeyPlanes], pins[compress.NumKeyPlanes].Ranges
-		pins = pins[compress.NumKeyPlanes+1:]
+		const planes = len(wholePage{}.keys)
+		steps, keys, values := pins[0].Ranges, pins[:planes], pins[planes].Ranges // keys: from the second plane on
+		pins = pins[planes+1:]
 		var drains []byte
 		if s.hasDrains(pages) {
 			drains, pins = pins[0].Ranges[0], pins[1:]
@@ -243,7 +375,7 @@ func (u *byPage) take(pins []tiers.Pin) {
 			}
 			p.order, p.bins, p.values = order, steps[n], values[i]
 			whole := p.order != nil && p.bins != nil && p.values != nil
-			for plane := range p.keys {
+			for plane := 1; plane < planes; plane++ {
 				p.keys[plane] = keys[plane].Ranges[i]
 				whole = whole && p.keys[plane] != nil
 			}
@@ -265,10 +397,10 @@ func (u *byPage) take(pins []tiers.Pin) {
 // attend attends to all that was fetched.
 func (u *byPage) attend() error {
 	rows, d := u.rows, u.d
-	u.out, u.unit = attention.AppendSums(nil, u.rot), u.floats(rows)
-	for r := range u.unit {
-		u.unit[r] = exp(headroom)
+	for r := range u.rot {
+		u.rot[r].Max = u.total[r] + headroom
 	}
+	u.out = attention.AppendSums(nil, u.rot)
 	u.stored, u.scores = u.floats(rows*d), u.floats(rows*kernels.ValueTokens)
 	u.folded = kernels.KeyQuery{Words: u.words(rows * d), Scale: u.floats(2 * rows)}
 	u.pageOf = u.pageOf[:0]
@@ -339,7 +471,7 @@ func (u *byPage) page(p *wholePage) error {
 		u.flush()
 		at, u.from = 0, 0
 	}
-	u.layout.ScoreLeaves(u.scores[at:], kernels.ValueTokens, u.folded, p.keys[:], u.planeBytes[:], leaves, 0)
+	u.layout.ScoreLeaves(u.scores[at:], tiers.LeafTokens, kernels.ValueTokens, u.folded, p.keys[:], u.planeBytes[:], leaves, 0)
 	if p.drains != nil {
 		if err := u.scoreDrains(p, at); err != nil {
 			return err
@@ -404,7 +536,7 @@ func (u *byPage) weigh(s *segmentRun, p *wholePage, at, n int) {
 		}
 		s.received += float32(sum) * u.unit[r]
 	}
-	u.acc.Scanned, u.acc.Read = u.acc.Scanned+int64(n), u.acc.Read+int64(n)
+	u.acc.Read += int64(n)
 }
 
 // flush adds the batch's values to the sums.
@@ -436,10 +568,17 @@ func (u *byPage) estimate() error {
 	return nil
 }
 
-// traceRest tells of the tokens of the pages that were not read: they share their mass.
+// traceRest tells of the tokens of the pages that were not read: of those that were skimmed each has its own weight, the others share their page's.
 func (u *byPage) traceRest(r int) {
 	if u.tr.Token == nil {
 		return
+	}
+	skimmed := map[[2]int32][]leaf{}
+	for _, x := range u.leaves {
+		if x.planes > 0 {
+			at := [2]int32{x.seg, x.i / (tiers.PageTokens / tiers.LeafTokens)}
+			skimmed[at] = append(skimmed[at], x)
+		}
 	}
 	for i := range u.segs {
 		s := &u.segs[i]
@@ -451,7 +590,12 @@ func (u *byPage) traceRest(r int) {
 			}
 			n := s.view.PageTokens(p)
 			for t := range n {
-				u.tr.Token(r, s.index, p*tiers.PageTokens+t, u.surveyed[r*u.all+s.firstOfAll+p]-attention.LogN(n), Estimated)
+				log, how := u.surveyed[r*u.all+s.firstOfAll+p]-attention.LogN(n), Estimated
+				if leaves := skimmed[[2]int32{int32(i), int32(p)}]; leaves != nil {
+					x := &leaves[t/tiers.LeafTokens]
+					log, how = u.logOf(r, u.weightsOf(x)[r*tiers.LeafTokens+t%tiers.LeafTokens]), Scanned
+				}
+				u.tr.Token(r, s.index, p*tiers.PageTokens+t, log, how)
 			}
 		}
 	}

@@ -202,7 +202,7 @@ func TestLateTrace(t *testing.T) {
 			switch {
 			case how == Read:
 				copy(value, values[segment].V[place*f.d:])
-			case how == Scanned && v.IsDrain(place/tiers.LeafTokens):
+			case how == Scanned && v.IsDrain(place/tiers.LeafTokens) && !b.ByPage:
 			default:
 				means.Row(value, page)
 			}

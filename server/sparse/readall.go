@@ -167,7 +167,7 @@ func (s *scorer) group(g int) (scores []float32, err error) {
 			return nil, err
 		}
 		planes, steps := s.Leaves(from)
-		layout.ScoreLeaves(s.scores[from*tiers.LeafTokens-lo:], tiers.StepTokens, s.folded, planes[:], steps[:], to-from, kernels.Ahead)
+		layout.ScoreLeaves(s.scores[from*tiers.LeafTokens-lo:], tiers.LeafTokens, tiers.StepTokens, s.folded, planes[:], steps[:], to-from, kernels.Ahead)
 	}
 	attention.SoftcapAll(s.scores, s.softcap)
 	return s.scores, nil

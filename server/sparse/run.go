@@ -88,7 +88,8 @@ func newRun(ctx context.Context, r Reader, segments []Segment, part []int, q Que
 	}
 	u.left = float64(share) * b.full
 	if budget.ByPage {
-		u.pages = b.wholePages(share)
+		u.pages = b.skimmedPages(share)
+		u.first = u.pages
 	} else {
 		u.follows = b.withMap(share)
 		u.pageBytes = float32(b.scanOfPage())
@@ -103,9 +104,6 @@ func newRun(ctx context.Context, r Reader, segments []Segment, part []int, q Que
 		u.perByte[p] = 1 / float32(n)
 	}
 	u.valueBytes = valueBytes(d)
-	if budget.ByPage {
-		groups = 0
-	}
 	u.scratch.reset(u, max(u.first, u.most)*tiers.PageTokens/tiers.LeafTokens, groups)
 	u.norm2, u.total, u.base, u.unit = u.floats(rows), u.floats(rows), u.floats(rows), u.floats(rows)
 	for i := range rows {

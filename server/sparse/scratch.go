@@ -48,6 +48,7 @@ type scratch struct {
 
 	leaves []leaf    // of the pages that are scanned
 	single [1][]byte // see planesOf
+	firsts [][]byte  // [pages], first planes of the keys of pages that were read whole; none: of leaves
 	// Of each leaf: [rows][16] its tokens' weights, of which exp(run.base) is 1, 0 once the value is read; [rows][2] their sum and
 	// that of their squares.
 	w, sums []float32
@@ -123,6 +124,8 @@ func (s *scratch) free() {
 	clear(s.deepPlanes)
 	clear(s.fetched)
 	s.single[0] = nil
+	clear(s.firsts)
+	s.firsts = s.firsts[:0]
 	scratches.Put(s)
 }
 

@@ -153,6 +153,13 @@ func (v View) ValueRanges(t int) (scale, codes tiers.Range) {
 		tiers.Range{Off: base + n*compress.ValueScaleBytes + i*row, Len: row}
 }
 
+// PageKeys returns where the leaves of page p lie in the i-th of tiers.KeyPlanes.
+func (v View) PageKeys(i, p int) tiers.Range {
+	first, end := v.LeavesOf(p)
+	n := compress.KeyPlaneBytes(v.D)[i]
+	return tiers.Range{Off: first * n, Len: (end - first) * n}
+}
+
 // PageValues returns where the scales and, behind them, the high codes of the values of page p lie in PlaneV4.
 func (v View) PageValues(p int) tiers.Range {
 	value := compress.ValueScaleBytes + compress.ValueRowBytes(v.D)
