@@ -119,11 +119,9 @@ func (m *MeanKeys) AddTo(out, codes [][]float32, w []float32, stride int) {
 			mass[r] += x
 		}
 	}
-	// What is not known of them is not asked for: nothing is added to codes in place of its variance.
-	kernels.AddBins(out, codes, codes, mass, m.Steps.Lo, m.Steps.Step, m.layout().Levels(), &noNoise)
+	spread := slices.Repeat([][]float32{make([]float32, len(m.Steps.Lo))}, len(codes)) // which nobody asks for
+	kernels.AddBins(out, spread, codes, mass, m.Steps.Lo, m.Steps.Step, m.layout().Levels(), new([levels + 1]float32))
 }
-
-var noNoise [levels + 1]float32
 
 // Rows writes all mean keys to dst [MeanKeyPlaces][d]; what lies behind the last one is anything.
 func (m *MeanKeys) Rows(dst []float32) {
