@@ -14,14 +14,16 @@ type planes struct {
 	isa
 	planes, lines, levels, level reg.GPVirtual
 	leaf                         *leafPlanes  // nil: planes are slices, those of one leaf
-	masks                        []Op         // 2 bits of each byte, from the top
+	masks                        map[byte]Op  // those in registers, by the byte that they repeat
 	ahead                        reg.Register // how far ahead of a line memory is fetched; nil: it is not
 }
 
 func (v isa) newPlanes() *planes {
-	p := &planes{isa: v, level: GP64()}
-	for l := range 4 {
-		p.masks = append(p.masks, v.repeated(0xc0c0c0c0>>(2*l)))
+	p := &planes{isa: v, level: GP64(), masks: map[byte]Op{}}
+	if v.lanes == 16 { // else there are too few
+		for _, x := range []byte{0xc0, 0x33, 0xf0} {
+			p.masks[x] = v.repeated(uint32(x) * 0x01010101)
+		}
 	}
 	return p
 }
@@ -103,57 +105,104 @@ func (v isa) repeated(x uint32) Op {
 // group unpacks the next group's codes: lane t of the r-th result holds those
 // of channels 4r..4r+3 of token t, bytes in order. part is which of a line's tokens.
 func (p *planes) group(label string, part int) []reg.VecVirtual {
+	codes := p.newCodes()
+	p.eachLevel(label, func(level int) {
+		var lines []reg.VecVirtual
+		for l := range level {
+			plane, at := GP64(), GP64()
+			p.place(l, plane, at)
+			ADDQ(p.base(plane), at)
+			line := p.vec()
+			VMOVUPS(Mem{Base: at, Disp: 4 * p.lanes * part}, line)
+			if p.ahead != nil && part == 0 {
+				PREFETCHT0(Mem{Base: at, Index: p.ahead, Scale: 1})
+			}
+			lines = append(lines, line)
+		}
+		p.unpack(codes, lines)
+	})
+	return codes
+}
+
+// eachLevel emits code for each number of lines that the next group may have.
+func (p *planes) eachLevel(label string, body func(level int)) {
+	MOVBQZX(Mem{Base: p.levels}, p.level)
+	for level := 1; level <= 4; level++ {
+		next := fmt.Sprintf("%smore%d", label, level)
+		if level < 4 {
+			CMPQ(p.level, Imm(uint64(level)))
+			JNE(LabelRef(next))
+		}
+		body(level)
+		if level < 4 {
+			JMP(LabelRef(label + "unpacked"))
+			Label(next)
+		}
+	}
+	Label(label + "unpacked")
+}
+
+func (p *planes) newCodes() []reg.VecVirtual {
 	codes := make([]reg.VecVirtual, 4)
 	for r := range codes {
 		codes[r] = p.vec()
 	}
-	plane, at := GP64(), GP64()
-	MOVBQZX(Mem{Base: p.levels}, p.level)
-	for l := range 4 {
-		if l > 0 {
-			CMPQ(p.level, Imm(uint64(l)))
-			JE(LabelRef(label + "known"))
-		}
-		p.place(l, plane, at)
-		ADDQ(p.base(plane), at)
-		line := p.vec()
-		VMOVUPS(Mem{Base: at, Disp: 4 * p.lanes * part}, line)
-		if p.ahead != nil && part == 0 {
-			PREFETCHT0(Mem{Base: at, Index: p.ahead, Scale: 1})
-		}
-		for r := range codes {
-			p.takeBits(codes[r], line, l, r)
-		}
-	}
-	Label(label + "known")
 	return codes
 }
 
-// takeBits moves the bits of quad r, which are the level's of its channels, into codes.
-func (p *planes) takeBits(codes, line reg.VecVirtual, level, r int) {
-	x := line
-	if up := 6 - 2*level - 2*r; up != 0 {
-		x = p.vec()
-		if up > 0 {
-			VPSLLW(Imm(uint64(up)), line, x)
-		} else {
-			VPSRLW(Imm(uint64(-up)), line, x)
+// unpack makes the codes of four quads of 1 to 4 lines, which it may use for something else. Of two lines, nibbles of the quads 0 and 2 and
+// those of 1 and 3 lie together, in one vector each; of four, two such nibbles make a byte.
+func (p *planes) unpack(codes, lines []reg.VecVirtual) {
+	if len(lines) == 1 {
+		for r, x := range codes {
+			p.andOf(p.bits(0xc0), p.shifted(lines[0], 6-2*r), x)
 		}
+		return
 	}
-	mask := p.masks[level]
-	switch {
-	case level == 0 && p.lanes == 16:
-		VPANDD(mask, x, codes)
-	case level == 0:
-		VPAND(mask, x, codes)
-	case p.lanes == 16:
-		const orOfAnd = 0xf8
-		VPTERNLOGD(Imm(orOfAnd), mask, x, codes)
-	default:
-		t := p.vec()
-		VPAND(mask, x, t)
-		VPOR(t, codes, codes)
+	even, odd := p.shifted(lines[0], 2), lines[0]
+	p.choose(0x33, lines[1], even)
+	p.choose(0x33, p.shifted(lines[1], -2), odd)
+	if len(lines) == 2 {
+		for r, x := range []reg.VecVirtual{p.shifted(even, 4), p.shifted(odd, 4), even, odd} {
+			p.andOf(p.bits(0xf0), x, codes[r])
+		}
+		return
 	}
+	p.shift(lines[2], 2, codes[0])
+	if len(lines) == 3 {
+		p.and(p.bits(0xcc), codes[0])
+		p.andOf(p.bits(0xcc), lines[2], codes[1])
+	} else {
+		p.choose(0x33, lines[3], codes[0])
+		VMOVAPS(lines[2], codes[1])
+		p.choose(0x33, p.shifted(lines[3], -2), codes[1])
+	}
+	p.shift(codes[0], -4, codes[2])
+	p.shift(codes[1], -4, codes[3])
+	for r, x := range []reg.VecVirtual{p.shifted(even, 4), p.shifted(odd, 4), even, odd} {
+		p.choose(0xf0, x, codes[r])
+	}
+}
+
+// bits returns an operand that repeats a byte.
+func (p *planes) bits(x byte) Op {
+	if m, ok := p.masks[x]; ok {
+		return m
+	}
+	return p.constant(U32(uint32(x) * 0x01010101))
+}
+
+// choose takes those bits of x into y that a byte's mask says.
+func (p *planes) choose(mask byte, x, y reg.VecVirtual) {
+	if p.lanes == 16 {
+		const maskChooses = 0xb8
+		VPTERNLOGD(Imm(maskChooses), x, p.bits(mask), y)
+		return
+	}
+	t := p.vec()
+	VPAND(p.bits(mask), x, t)
+	VPAND(p.bits(^mask), y, y)
+	VPOR(t, y, y)
 }
 
 // next goes on to the next group.

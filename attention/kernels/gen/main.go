@@ -142,6 +142,25 @@ func (v isa) or(y Op, x reg.VecVirtual) {
 	}
 }
 
+// shift makes y of words of x, so many bits higher.
+func (v isa) shift(x reg.VecVirtual, up int, y reg.VecVirtual) {
+	if up > 0 {
+		VPSLLW(Imm(uint64(up)), x, y)
+	} else {
+		VPSRLW(Imm(uint64(-up)), x, y)
+	}
+}
+
+// shifted returns words of x, so many bits higher.
+func (v isa) shifted(x reg.VecVirtual, up int) reg.VecVirtual {
+	if up == 0 {
+		return x
+	}
+	y := v.vec()
+	v.shift(x, up, y)
+	return y
+}
+
 // narrow reduces a vector's 128-bit parts to one by add, which is VADDPS or VMAXPS.
 func (v isa) narrow(x reg.VecVirtual, add func(...Op)) reg.VecVirtual {
 	y := x

@@ -1,8 +1,6 @@
 package main
 
 import (
-	"fmt"
-
 	. "github.com/mmcloughlin/avo/build"
 	"github.com/mmcloughlin/avo/ir"
 	. "github.com/mmcloughlin/avo/operand"
@@ -236,14 +234,8 @@ func (v isa) unpackPair(p *planes, second *leafPlanes, frame reg.GPVirtual, left
 	MOVQ(U32(4), inBlock)
 	p.ahead = param("ahead")
 	Label("group")
-	MOVBQZX(Mem{Base: p.levels}, p.level)
-	for level := 1; level <= 4; level++ {
-		here := fmt.Sprintf("lines%d", level)
-		if level < 4 {
-			CMPQ(p.level, Imm(uint64(level)))
-			JNE(LabelRef(here + "not"))
-		}
-		var codes [2][4]reg.VecVirtual
+	p.eachLevel("lines", func(level int) {
+		var lines [2][]reg.VecVirtual
 		for l := range level {
 			plane, at := GP64(), GP64()
 			p.place(l, plane, at)
@@ -253,25 +245,17 @@ func (v isa) unpackPair(p *planes, second *leafPlanes, frame reg.GPVirtual, left
 				ADDQ(leaf.at.Idx(plane, 8), from)
 				VMOVDQU64(Mem{Base: from}, line)
 				PREFETCHT0(Mem{Base: from, Index: p.ahead, Scale: 1})
-				for r := range 4 {
-					if l == 0 {
-						codes[i][r] = ZMM()
-					}
-					p.takeBits(codes[i][r], line, l, r)
-				}
+				lines[i] = append(lines[i], line)
 			}
 		}
-		for i := range codes {
-			for r, x := range codes[i] {
+		for i := range lines {
+			codes := p.newCodes()
+			p.unpack(codes, lines[i])
+			for r, x := range codes {
 				VMOVDQU64(x, Mem{Base: to, Disp: tileSize*i + tileRow*r})
 			}
 		}
-		if level < 4 {
-			JMP(LabelRef("groupDone"))
-			Label(here + "not")
-		}
-	}
-	Label("groupDone")
+	})
 	p.next()
 	ADDQ(U32(4*tileRow), to)
 	DECQ(inBlock)

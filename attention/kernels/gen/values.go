@@ -249,8 +249,7 @@ func (t *valueTile) sum(label string, half int, low reg.Register) {
 	}
 	for quarter := range 2 {
 		for pair := range 2 {
-			for nibble := range 2 {
-				x := t.codes(h[quarter], l[quarter], nibble, pair)
+			for nibble, x := range t.codes(h[quarter], l[quarter], pair) {
 				for i := range t.r {
 					t.addWords(*t.at(i, nibble, quarter), x, Mem{Base: w, Disp: wordPitch*i + 4*pair})
 				}
@@ -261,6 +260,16 @@ func (t *valueTile) sum(label string, half int, low reg.Register) {
 	ADDQ(Imm(8), w)
 	SUBQ(Imm(4), n)
 	JG(LabelRef(label))
+	if low != nil {
+		return
+	}
+	for i := range t.r { // sums of whole bytes less those of low nibbles are 16 times those of high ones
+		for quarter := range 2 {
+			low, high := *t.at(i, 0, quarter), *t.at(i, 1, quarter)
+			VPSUBD(low, high, high)
+			VPSRAD(Imm(4), high, high)
+		}
+	}
 }
 
 // interleave returns bytes of four tokens, each of two quarters of every 16: a lane holds the
@@ -295,45 +304,43 @@ func (t *valueTile) interleave(rows reg.Register, half int) (out [2]reg.VecVirtu
 	return out
 }
 
-// codes returns words of a nibble of two tokens, the first two of a lane or the others;
-// with low ones, which are nil if there are none, those of 8 bits.
-func (t *valueTile) codes(high, low reg.VecVirtual, nibble, pair int) reg.VecVirtual {
-	up := -4*nibble - 8*pair
+// codes returns words of two tokens, the first two of a lane or the others: of high codes alone low nibbles and whole bytes; with low
+// codes, which are nil if there are none, the 8 bits of either nibble.
+func (t *valueTile) codes(high, low reg.VecVirtual, pair int) (x [2]reg.VecVirtual) {
 	mask := t.constant(U32(0x000f000f))
 	if low == nil {
-		x := t.shifted(high, up)
-		if up > -12 {
-			y := t.vec()
-			t.andOf(mask, x, y)
-			x = y
+		x[0], x[1] = t.vec(), t.shifted(high, -8*pair)
+		t.andOf(mask, x[1], x[0])
+		if pair == 0 {
+			x[1] = t.vec()
+			t.andOf(t.constant(U32(0x00ff00ff)), high, x[1])
 		}
 		return x
 	}
-	x := t.vec()
-	t.andOf(t.constant(U32(0x00f000f0)), t.shifted(high, up+4), x)
-	y := t.shifted(low, up)
-	if t.lanes == 16 {
-		const orOfAnd = 0xf8
-		VPTERNLOGD(Imm(orOfAnd), mask, y, x)
-		return x
+	for nibble := range x {
+		up := -4*nibble - 8*pair
+		x[nibble] = t.vec()
+		t.andOf(t.constant(U32(0x00f000f0)), t.shifted(high, up+4), x[nibble])
+		y := t.shifted(low, up)
+		if t.lanes == 16 {
+			const orOfAnd = 0xf8
+			VPTERNLOGD(Imm(orOfAnd), mask, y, x[nibble])
+			continue
+		}
+		z := t.vec()
+		VPAND(mask, y, z)
+		VPOR(z, x[nibble], x[nibble])
 	}
-	z := t.vec()
-	VPAND(mask, y, z)
-	VPOR(z, x, x)
 	return x
 }
 
-// shifted returns words of x, so many bits higher.
+// shifted is isa's in a register as wide as the tile.
 func (t *valueTile) shifted(x reg.VecVirtual, up int) reg.VecVirtual {
 	if up == 0 {
 		return x
 	}
 	y := t.vec()
-	if up > 0 {
-		VPSLLW(Imm(uint64(up)), x, y)
-	} else {
-		VPSRLW(Imm(uint64(-up)), x, y)
-	}
+	t.shift(x, up, y)
 	return y
 }
 
