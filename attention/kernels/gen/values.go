@@ -201,14 +201,28 @@ type valueTile struct {
 // halves says in how many steps the tile's bytes are summed.
 func (t *valueTile) halves() int { return min(2, t.bytes/8) }
 
-// addWords is that of keys, as wide as the tile.
-func (t *valueTile) addWords(acc, x reg.VecVirtual, m Mem) {
+// weights returns rows' words for a pair of tokens, as operands of addWords. They are used four times: in registers, if there are enough of them.
+func (t *valueTile) weights(w reg.GPVirtual, pair int) []Op {
+	out := make([]Op, t.r)
+	for i := range out {
+		m := Mem{Base: w, Disp: wordPitch*i + 4*pair}
+		if out[i] = m; t.lanes == 16 {
+			x := t.vec()
+			VPBROADCASTD(m, x)
+			out[i] = x
+		}
+	}
+	return out
+}
+
+// addWords adds to acc the products of two words of each lane with weights.
+func (t *valueTile) addWords(acc, x reg.VecVirtual, weights Op) {
 	if t.lanes == 16 {
-		VPDPWSSD_BCST(m, x, acc)
+		VPDPWSSD(weights, x, acc)
 		return
 	}
 	y := t.vec()
-	VPBROADCASTD(m, y)
+	VPBROADCASTD(weights, y)
 	VPMADDWD(x, y, y)
 	VPADDD(y, acc, acc)
 }
@@ -247,11 +261,12 @@ func (t *valueTile) sum(label string, half int, low reg.Register) {
 		l = t.interleave(low, half)
 		ADDQ(Imm(32), low)
 	}
-	for quarter := range 2 {
-		for pair := range 2 {
+	for pair := range 2 {
+		weights := t.weights(w, pair)
+		for quarter := range 2 {
 			for nibble, x := range t.codes(h[quarter], l[quarter], pair) {
 				for i := range t.r {
-					t.addWords(*t.at(i, nibble, quarter), x, Mem{Base: w, Disp: wordPitch*i + 4*pair})
+					t.addWords(*t.at(i, nibble, quarter), x, weights[i])
 				}
 			}
 		}
