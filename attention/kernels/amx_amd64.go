@@ -8,4 +8,4 @@ package kernels
 func scoreLeafTilesAMX(dst *float32, leafStride int, stride int, q *int16, pitch int, scale *float32, rows int, planes *[]byte, steps *int, numPlanes int, leaves int, lines *uint16, levels *byte, groups int, ahead int, room *byte)
 
 //go:noescape
-func addValueTilesAMX(out *[]float32, words *int16, place *float32, rows int, high **byte, low **byte, n int, d int, ahead int, room *byte)
+func addValueTilesAMX(out *[]float32, words *int16, place *float32, rows int, high *uintptr, low *uintptr, n int, d int, ahead int, room *byte)

@@ -1190,7 +1190,7 @@ DATA c0xccccccccAMX<>+56(SB)/4, $0xcccccccc
 DATA c0xccccccccAMX<>+60(SB)/4, $0xcccccccc
 GLOBL c0xccccccccAMX<>(SB), RODATA|NOPTR, $64
 
-// func addValueTilesAMX(out *[]float32, words *int16, place *float32, rows int, high **byte, low **byte, n int, d int, ahead int, room *byte)
+// func addValueTilesAMX(out *[]float32, words *int16, place *float32, rows int, high *uintptr, low *uintptr, n int, d int, ahead int, room *byte)
 // Requires: AVX, AVX512BW, AVX512DQ, AVX512F, CMOV, MMX+
 TEXT ·addValueTilesAMX(SB), NOSPLIT, $16-80
 	MOVQ      room+72(FP), DX

@@ -47,7 +47,7 @@ func weighAVX2(words *int16, place *float32, w *float32, stride int, rows int, s
 func readValueScalesAVX2(step *float32, offset *float32, src *byte, n int, middle float32)
 
 //go:noescape
-func addValuesAVX2(out *[]float32, words *int16, place *float32, rows int, high **byte, low **byte, n int, d int, ahead int)
+func addValuesAVX2(out *[]float32, words *int16, place *float32, rows int, high *uintptr, low *uintptr, n int, d int, ahead int)
 
 //go:noescape
 func scoreLeavesAVX2(dst *float32, leafStride int, stride int, q *int16, scale *float32, rows int, planes *[]byte, steps *int, numPlanes int, leaves int, lines *uint16, levels *byte, groups int, ahead int)

@@ -2413,7 +2413,7 @@ tokens:
 	VZEROUPPER
 	RET
 
-// func addValuesAVX2(out *[]float32, words *int16, place *float32, rows int, high **byte, low **byte, n int, d int, ahead int)
+// func addValuesAVX2(out *[]float32, words *int16, place *float32, rows int, high *uintptr, low *uintptr, n int, d int, ahead int)
 // Requires: AVX, AVX2, MMX+
 TEXT ·addValuesAVX2(SB), NOSPLIT, $0-72
 	MOVQ out+0(FP), AX

@@ -4603,7 +4603,7 @@ tokens:
 	VZEROUPPER
 	RET
 
-// func addValuesAVX512(out *[]float32, words *int16, place *float32, rows int, high **byte, low **byte, n int, d int, ahead int)
+// func addValuesAVX512(out *[]float32, words *int16, place *float32, rows int, high *uintptr, low *uintptr, n int, d int, ahead int)
 // Requires: AVX, AVX2, AVX512BW, AVX512DQ, AVX512F, AVX512VL, AVX512VNNI, MMX+
 TEXT ·addValuesAVX512(SB), NOSPLIT, $0-72
 	MOVQ out+0(FP), AX

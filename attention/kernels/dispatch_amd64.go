@@ -218,7 +218,7 @@ func weigh(x *valueWeights, b *ValueBatch, rows int, w []float32, stride int) {
 
 func addValues(out [][]float32, r *room, b *ValueBatch) {
 	words, place, high, n, d := &r.weights.words[0][0], &r.weights.place[0].scale, &b.high[0], b.n, 2*b.row // four at a time
-	var low **byte
+	var low *uintptr
 	if b.all {
 		low = &b.low[0]
 	}

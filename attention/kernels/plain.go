@@ -3,7 +3,6 @@ package kernels
 import (
 	"encoding/binary"
 	"math"
-	"unsafe"
 )
 
 // The plain loops: what kernels compute.
@@ -113,18 +112,22 @@ func (b *ValueBatch) plainWeigh(x *valueWeights, rows int, w []float32, stride i
 func (b *ValueBatch) plainAdd(out [][]float32, x *valueWeights) {
 	for r, to := range out {
 		var first, second [mostValueDim / 2]int32
-		for t := range b.n {
-			w, low := int32(x.words[r][t]), []byte(nil)
-			if b.all {
-				low = unsafe.Slice(b.low[t], b.row)
-			}
-			for j, c := range unsafe.Slice(b.high[t], b.row) {
-				y, z := int32(c&15), int32(c>>4)
-				if low != nil {
-					y, z = y<<4|int32(low[j]&15), z<<4|int32(low[j]>>4)
+		t := 0
+		for _, run := range b.runs {
+			for i := range run.n {
+				w, low := int32(x.words[r][t]), []byte(nil)
+				if b.all {
+					low = run.low[i*b.row:]
 				}
-				first[j] += w * y
-				second[j] += w * z
+				for j, c := range run.high[i*b.row:][:b.row] {
+					y, z := int32(c&15), int32(c>>4)
+					if low != nil {
+						y, z = y<<4|int32(low[j]&15), z<<4|int32(low[j]>>4)
+					}
+					first[j] += w * y
+					second[j] += w * z
+				}
+				t++
 			}
 		}
 		p := x.place[r]

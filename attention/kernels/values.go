@@ -30,14 +30,22 @@ type ValueBatch struct {
 	ahead        int // how far rows are fetched ahead
 	all          bool
 	step, offset [ValueTokens]float32
-	high, low    [ValueTokens]*byte // low if all
+	runs         []valueRun // of rows that lie one after the other
+	// Where each token's rows lie, low if all: for assembly. The garbage collector knows them by runs, and has nothing to do with each.
+	high, low [ValueTokens]uintptr
+}
+
+// valueRun is rows of n tokens.
+type valueRun struct {
+	n         int
+	high, low []byte // low if there are any
 }
 
 // Len returns how many tokens it holds.
 func (b *ValueBatch) Len() int { return b.n }
 
 // Reset empties the batch.
-func (b *ValueBatch) Reset() { b.n = 0 }
+func (b *ValueBatch) Reset() { b.n, b.runs = 0, b.runs[:0] }
 
 // Append takes in a token's value, of which scale, high and low are stored. Rows are of one size, and either
 // all tokens have low codes, or low is nil of all. It returns false, and takes in
@@ -49,11 +57,7 @@ func (b *ValueBatch) Append(scale, high, low []byte) bool {
 	b.ahead = 0
 	must(len(scale) >= ValueScale && (low == nil || len(low) >= b.row), "a scale or a row of codes is too short")
 	b.step[b.n], b.offset[b.n] = ParseValueScale(scale, b.all)
-	b.high[b.n] = &high[0]
-	if b.all {
-		b.low[b.n] = &low[0]
-	}
-	b.n++
+	b.place(1, high, low)
 	return true
 }
 
@@ -69,26 +73,26 @@ func (b *ValueBatch) AppendRun(scales, high, low []byte, n, d, ahead int) bool {
 	must(len(scales) >= n*ValueScale && len(high) >= n*b.row && (low == nil || len(low) >= n*b.row), "there are fewer scales or codes")
 	if n > 0 {
 		readValueScales(b.step[b.n:b.n+n], b.offset[b.n:b.n+n], scales, b.all)
-		placeRows(b.high[b.n:b.n+n], high, b.row)
-		if b.all {
-			placeRows(b.low[b.n:b.n+n], low, b.row)
-		}
+		b.place(n, high, low)
 	}
-	b.n += n
 	return true
 }
 
-// placeRows writes where rows lie that follow one another, four at a time: the garbage collector is asked once for all of them whether it wants to know.
-func placeRows(dst []*byte, rows []byte, size int) {
-	first := unsafe.Pointer(&rows[0])
-	at := func(t int) *byte { return (*byte)(unsafe.Add(first, t*size)) }
-	t := 0
-	for ; t+4 <= len(dst); t += 4 {
-		x := (*[4]*byte)(dst[t:])
-		x[0], x[1], x[2], x[3] = at(t), at(t+1), at(t+2), at(t+3)
+// place takes in the rows of n tokens.
+func (b *ValueBatch) place(n int, high, low []byte) {
+	b.runs = append(b.runs, valueRun{n, high, low})
+	placeRows(b.high[b.n:b.n+n], high, b.row)
+	if b.all {
+		placeRows(b.low[b.n:b.n+n], low, b.row)
 	}
-	for ; t < len(dst); t++ {
-		dst[t] = at(t)
+	b.n += n
+}
+
+func placeRows(dst []uintptr, rows []byte, size int) {
+	at := uintptr(unsafe.Pointer(&rows[0]))
+	for t := range dst {
+		dst[t] = at
+		at += uintptr(size)
 	}
 }
 

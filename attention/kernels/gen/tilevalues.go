@@ -27,7 +27,7 @@ const (
 // addValueTiles: bytes of four tokens are brought side by side, and are two sets of codes: with high and low nibble, and with the high one alone, so
 // that sums of low nibbles are differences; or, of 8 bits, those of either nibble. They go through memory, 64 tokens at a time.
 func (v isa) addValueTiles(shapes Mem) {
-	v.function("addValueTiles", "out *[]float32, words *int16, place *float32, rows int, high **byte, low **byte, n int, d int, ahead int, room *byte")
+	v.function("addValueTiles", "out *[]float32, words *int16, place *float32, rows int, high *uintptr, low *uintptr, n int, d int, ahead int, room *byte")
 	frame, full := room(valuesRoom), GP64()
 	MOVQ(U32(tileRows), full)
 	tileBegin(shapes, full)

@@ -144,7 +144,7 @@ func (v isa) round(x reg.VecVirtual) {
 // addValues: bytes of four tokens are brought side by side, so that words of two
 // tokens lie in each lane; these are multiplied with two tokens' weights and added at once.
 func (v isa) addValues() {
-	v.function("addValues", "out *[]float32, words *int16, place *float32, rows int, high **byte, low **byte, n int, d int, ahead int")
+	v.function("addValues", "out *[]float32, words *int16, place *float32, rows int, high *uintptr, low *uintptr, n int, d int, ahead int")
 	out, words, place, rows := param("out"), param("words"), param("place"), param("rows")
 	rowBlocks(v.rows, rows, func(r int) {
 		col := GP64()
