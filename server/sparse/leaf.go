@@ -94,12 +94,9 @@ const (
 	leastShare  = leastWeight * 2981 // exp(headroom)
 )
 
-// scoreLeaf weighs the leaf's tokens by the planes that were read. Channels of
+// scoreLeaves weighs the tokens of u.leaves[lo:hi], which share their bins and of which the same planes were read, by these planes. Channels of
 // which nothing is known yet stand at the page's mean. What the unknown bits
 // scatter raises a weight on average, as it does a mass (attention.Mass). Padding weighs nothing.
-func (u *run) scoreLeaf(x *leaf) { u.scoreLeaves(int(x.at), int(x.at)+1) }
-
-// scoreLeaves is scoreLeaf of u.leaves[lo:hi], which share their bins and of which the same planes were read.
 func (u *run) scoreLeaves(lo, hi int) {
 	n := u.rows * tiers.LeafTokens
 	w, sums := u.w[lo*n:hi*n], u.sums[2*lo*u.rows:2*hi*u.rows]
