@@ -52,6 +52,7 @@ func (u *run) candidates() []uint64 {
 	clear(u.hist[:])
 	for _, i := range u.deep {
 		x := &u.leaves[i]
+		u.shareLines(x)
 		for _, gain := range u.gainsOf(x)[:x.n] {
 			u.hist.add(gain, each)
 		}
@@ -69,6 +70,27 @@ func (u *run) candidates() []uint64 {
 		}
 	}
 	return keys[:n]
+}
+
+// shareLines lets tokens whose values begin in the same cache line be worth what they are together: it is read for all of them.
+func (u *run) shareLines(x *leaf) {
+	if compress.ValueRowBytes(u.d) >= tiers.LineSize {
+		return
+	}
+	view, gains := &u.segs[x.seg].view, u.gainsOf(x)[:x.n]
+	lineOf := func(t int) int {
+		_, codes := view.ValueRanges(x.place() + t)
+		return codes.Off / tiers.LineSize
+	}
+	for from, to := 0, 0; from < len(gains); from = to {
+		var sum float32
+		for to = from; to < len(gains) && lineOf(to) == lineOf(from); to++ {
+			sum += gains[to]
+		}
+		for t := from; t < to; t++ {
+			gains[t] = sum
+		}
+	}
 }
 
 // wantValues asks for the codes of tokens' values, and behind them for the
