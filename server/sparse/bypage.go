@@ -37,7 +37,7 @@ type wholePage struct {
 }
 
 // skimPart is the part of a budget, page means taken off, that goes to the first bits of keys.
-const skimPart = .2
+const skimPart = .1
 
 // skimmedPages is how many pages an answer by page skims when share of the body's 4-bit bytes may be read.
 func (b *body) skimmedPages(share float32) int {
@@ -163,7 +163,7 @@ func (u *byPage) readFirst() error {
 			u.firsts[page] = b
 			for ; at < len(u.leaves) && int(u.leaves[at].page) == page; at++ {
 				x := &u.leaves[at]
-				if b == nil || !u.hasBins(x, 0) {
+				if b == nil || s.codes.q == nil || !u.hasBins(x, 0) {
 					u.isLate(x, x.all())
 					continue
 				}
