@@ -51,8 +51,14 @@ func (u *byPage) affordable(n int) int {
 	for _, plane := range u.planeBytes[1 : compress.NumKeyPlanes-1] {
 		page += float64(tiers.PageTokens / tiers.LeafTokens * plane)
 	}
-	all := float64(u.all)
-	most := min(float64(n), max(0, u.left)/page)
+	all, left := float64(u.all), u.left
+	for i := range u.segs { // what is read again, and drains' last bits
+		v := u.segs[i].view
+		if left -= lines(compress.KeyOrderBytes(u.d)); v.Drains() > 0 {
+			left -= lines(v.DrainValue(v.Info.Body + v.Drains()).Off)
+		}
+	}
+	most := min(float64(n), max(0, left)/page)
 	// Chosen pages share bins with others that are chosen.
 	const shared = tiers.StepTokens / tiers.PageTokens
 	groups := all / shared * (1 - math.Pow(1-most/all, shared))
