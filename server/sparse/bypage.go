@@ -41,7 +41,7 @@ const skimPart = .1
 
 // skimmedPages is how many pages an answer by page skims when share of the body's 4-bit bytes may be read.
 func (b *body) skimmedPages(share float32) int {
-	left := max(0, float64(share)*b.full-b.always-b.means-b.drains)
+	left := max(0, float64(share)*b.full-b.always-b.means)
 	return int(min(b.pages, max(1, skimPart*left/b.scanOfPage())))
 }
 
@@ -51,14 +51,17 @@ func (u *byPage) affordable(n int) int {
 	for _, plane := range u.planeBytes[1 : compress.NumKeyPlanes-1] {
 		page += float64(tiers.PageTokens / tiers.LeafTokens * plane)
 	}
-	all, left := float64(u.all), u.left
-	for i := range u.segs { // what is read again, and drains' last bits
+	most := min(float64(n), max(0, u.left)/page)
+	// The order of bits is read again of each segment of which a page is chosen, and drains' last bits.
+	segment := 0.
+	for i := range u.segs {
 		v := u.segs[i].view
-		if left -= lines(compress.KeyOrderBytes(u.d)); v.Drains() > 0 {
-			left -= lines(v.DrainValue(v.Info.Body + v.Drains()).Off)
+		if segment += lines(compress.KeyOrderBytes(u.d)); v.Drains() > 0 {
+			segment += lines(v.DrainValue(v.Info.Body + v.Drains()).Off)
 		}
 	}
-	most := min(float64(n), max(0, left)/page)
+	most -= segment * min(1, most/float64(len(u.segs))) / page
+	all := float64(u.all)
 	// Chosen pages share bins with others that are chosen.
 	const shared = tiers.StepTokens / tiers.PageTokens
 	groups := all / shared * (1 - math.Pow(1-most/all, shared))
@@ -246,7 +249,10 @@ func (u *byPage) choose(n int) []int {
 		}
 		top := kernels.Largest(presence, -inf)
 		for i, x := range presence {
-			at[i] = int32(min((top-x)*perNat, bins-1))
+			at[i] = bins - 1
+			if below := (top - x) * perNat; below < bins-1 { // else it is far below, or both are infinite
+				at[i] = int32(below)
+			}
 			counts[at[i]]++
 		}
 		before := int32(0)

@@ -83,7 +83,6 @@ type body struct {
 	always        float64 // bytes that every query reads
 	outliers      float64 // bytes of outliers' first planes
 	means         float64 // bytes of pages' mean values
-	drains        float64 // bytes of drains' last bits
 	full          float64 // bytes of everything at 4 bits
 	d             int
 }
@@ -95,9 +94,6 @@ func (b *body) add(v seal.View) {
 	b.full += float64(v.BytesAt4Bits())
 	b.always += lines(v.MeanKeys().Len) + lines(compress.KeyOrderBytes(v.D))
 	b.means += float64(v.Pages() * v.D)
-	if v.Drains() > 0 {
-		b.drains += lines(v.DrainValue(v.Info.Body + v.Drains()).Off)
-	}
 	keys := compress.KeyPlaneBytes(v.D)
 	for _, n := range keys[:outlierPlanes] {
 		b.outliers += float64((v.Info.Outliers + tiers.LeafTokens - 1) / tiers.LeafTokens * n)
