@@ -31,11 +31,11 @@ func TestAttend(t *testing.T) {
 	if err := json.Unmarshal([]byte(text), &rep); err != nil {
 		t.Fatal(err)
 	}
-	if len(rep.Rows) != 6 || rep.Ggml != nil {
+	if len(rep.Rows) != 8 || rep.Ggml != nil {
 		t.Errorf("%+v", rep)
 	}
 	text, err = runRoot(t, small...)
-	if err != nil || !strings.Contains(text, "share 0.3") || !strings.Contains(text, "growth") {
+	if err != nil || !strings.Contains(text, "share 0.3, by page") || !strings.Contains(text, "growth") {
 		t.Errorf("%v\n%s", err, text)
 	}
 }
