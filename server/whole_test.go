@@ -45,7 +45,7 @@ func TestByPage(t *testing.T) {
 		t.Errorf("a share of .2 is not answered from everything: %+v", a.account)
 	}
 	f.ask(s, budget{mode: kvtierv1.AttendMode_ATTEND_MODE_TARGET, target: .05})
-	if l := s.mu.last[0]; l.budget.target == 0 || l.way != byLine {
+	if l := s.mu.last[f.query(budget{}).layer]; l.budget.target == 0 || l.way != byLine {
 		t.Errorf("a target is answered in way %d", l.way)
 	}
 	if _, err := Open(t.Context(), Options{DataDir: t.TempDir(), ByPage: 7}); err == nil {
