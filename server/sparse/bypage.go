@@ -3,7 +3,6 @@ package sparse
 import (
 	"math"
 	"slices"
-	"time"
 
 	"kvtier/attention"
 	"kvtier/attention/kernels"
@@ -17,12 +16,10 @@ import (
 // (docs/decisions/0037-by-page.md).
 type byPage struct {
 	*run
-	gains  []float32   // [pages], what reading them is worth
-	shares []float32   // [rows], what share of the softmax weights of leaves are in units of
-	out    [][]float32 // rot's sums of values
-	stored []float32   // [rows][d], the query, channels in the stored order of the segment under way
-	layout compress.KeyLayout
-	folded kernels.KeyQuery // in the bins of the group of tokens under way
+	gains  []float32        // [pages], what reading them is worth
+	shares []float32        // [rows], what share of the softmax weights of leaves are in units of
+	out    [][]float32      // rot's sums of values
+	folded kernels.KeyQuery // the query in the bins of the group of tokens under way
 	batch  kernels.ValueBatch
 	scores []float32 // [rows][kernels.ValueTokens]; those of the batch's tokens, which begin at from, are weights
 	from   int
@@ -30,10 +27,10 @@ type byPage struct {
 
 // wholePage is a page that was chosen, and what is stored of it.
 type wholePage struct {
-	seg, page           int    // page of its segment
-	order, bins, values []byte // order: of its segment's bits of keys
-	keys                [compress.NumKeyPlanes - 1][]byte
-	drains              []byte // the last bits of drains, if they are among its tokens
+	seg, page    int // page of its segment
+	bins, values []byte
+	keys         [compress.NumKeyPlanes - 1][]byte
+	drains       []byte // the last bits of drains, if they are among its tokens
 }
 
 // skimPart is the part of a budget, page means taken off, that goes to the first bits of keys.
@@ -52,15 +49,14 @@ func (u *byPage) affordable(n int) int {
 		page += float64(tiers.PageTokens / tiers.LeafTokens * plane)
 	}
 	most := min(float64(n), max(0, u.left)/page)
-	// The order of bits is read again of each segment of which a page is chosen, and drains' last bits.
-	segment := 0.
+	// Of a segment of which a page is chosen drains' last bits may be read.
+	drains := 0.
 	for i := range u.segs {
-		v := u.segs[i].view
-		if segment += lines(compress.KeyOrderBytes(u.d)); v.Drains() > 0 {
-			segment += lines(v.DrainValue(v.Info.Body + v.Drains()).Off)
+		if v := u.segs[i].view; v.Drains() > 0 {
+			drains += lines(v.DrainValue(v.Info.Body + v.Drains()).Off)
 		}
 	}
-	most -= segment * min(1, most/float64(len(u.segs))) / page
+	most -= drains * min(1, most/float64(len(u.segs))) / page
 	all := float64(u.all)
 	// Chosen pages share bins with others that are chosen.
 	const shared = tiers.StepTokens / tiers.PageTokens
@@ -68,26 +64,15 @@ func (u *byPage) affordable(n int) int {
 	return int(max(1, most-groups*float64(compress.KeyStepsBytes(u.d))/page))
 }
 
-// answer goes through the stages.
+// answer goes through the stages of an answer by page.
 func (u *byPage) answer() error {
-	defer u.release()
-	for _, stage := range []struct {
-		do func() error
-		ns *int64
-	}{
-		{u.survey, &u.acc.NsScore},
-		{u.skim, &u.acc.NsScan},
-		{u.fetch, &u.acc.NsFetch},
-		{u.attend, &u.acc.NsScan},
-		{u.estimate, &u.acc.NsScore},
-	} {
-		start := time.Now()
-		if err := stage.do(); err != nil {
-			return err
-		}
-		*stage.ns += time.Since(start).Nanoseconds()
-	}
-	return nil
+	return u.through(
+		stage{u.survey, &u.acc.NsScore},
+		stage{u.skim, &u.acc.NsScan},
+		stage{u.fetch, &u.acc.NsFetch},
+		stage{u.attend, &u.acc.NsScan},
+		stage{func() error { u.estimate(); return nil }, &u.acc.NsScore},
+	)
 }
 
 // survey scores the means of all pages.
@@ -130,13 +115,7 @@ func (u *byPage) skim() error {
 	if err := u.readFirst(); err != nil {
 		return err
 	}
-	for at, end := 0, 0; at < len(u.leaves); at = end {
-		for end = at + 1; end < len(u.leaves) && u.together(end-1, end); end++ {
-		}
-		if u.leaves[at].planes > 0 {
-			u.scoreLeaves(at, end)
-		}
-	}
+	u.scoreList(u.inOrder, 0)
 	u.acc.Leaves = int64(len(u.leaves))
 	u.weighSkimmed()
 	return nil
@@ -298,14 +277,14 @@ func (u *byPage) fetch() error {
 	if err != nil {
 		return err
 	}
-	u.pins, u.pinned = append(u.pins, pins...), append(u.pinned, u.askedOf...)
+	u.pins = append(u.pins, pins...)
 	u.take(pins)
 	return nil
 }
 
 // askFor makes a request for each plane of each segment of which pages are chosen.
 func (u *byPage) askFor(chosen []int) {
-	u.fetched, u.reqs, u.ranges, u.askedOf = u.fetched[:0], u.reqs[:0], u.ranges[:0], u.askedOf[:0]
+	u.fetched, u.reqs, u.ranges = u.fetched[:0], u.reqs[:0], u.ranges[:0]
 	for seg := range u.segs {
 		s, first := &u.segs[seg], len(u.fetched)
 		for ; len(chosen) > 0 && chosen[0] < s.endPage; chosen = chosen[1:] {
@@ -318,7 +297,6 @@ func (u *byPage) askFor(chosen []int) {
 			continue
 		}
 		from, group := len(u.ranges), -1
-		u.ranges = append(u.ranges, s.view.KeyOrder())
 		for i := range pages {
 			if g := s.groupOf(pages[i].page); g != group {
 				group = g
@@ -347,7 +325,7 @@ func (u *byPage) askFor(chosen []int) {
 // request asks for the ranges of a segment's plane from the one of that number on.
 func (u *byPage) request(seg int, p tiers.Plane, from int) {
 	u.reqs = append(u.reqs, tiers.Request{Header: u.segs[seg].s.Header, Head: u.q.Head, Plane: p, Ranges: u.ranges[from:len(u.ranges):len(u.ranges)]})
-	u.askedOf = append(u.askedOf, seg)
+	u.pinned = append(u.pinned, seg)
 }
 
 // groupOf returns the group of tokens of a page.
@@ -366,7 +344,7 @@ func (u *byPage) take(pins []tiers.Pin) {
 	for i := range pins {
 		u.acc.LateBytes += int64(pins[i].Late)
 	}
-	kept := u.fetched[:0]
+	kept, read := u.fetched[:0], u.list[:0]
 	for first, end := 0, 0; first < len(u.fetched); first = end {
 		seg := u.fetched[first].seg
 		s := &u.segs[seg]
@@ -380,13 +358,13 @@ func (u *byPage) take(pins []tiers.Pin) {
 		if s.hasDrains(pages) {
 			drains, pins = pins[0].Ranges[0], pins[1:]
 		}
-		order, group, n := steps[0], -1, 0
+		group, n := -1, -1
 		for i, p := range pages {
 			if g := s.groupOf(p.page); g != group {
 				group, n = g, n+1
 			}
-			p.order, p.bins, p.values = order, steps[n], values[i]
-			whole := p.order != nil && p.bins != nil && p.values != nil
+			p.bins, p.values = steps[n], values[i]
+			whole := p.bins != nil && p.values != nil
 			for plane := 1; plane < planes; plane++ {
 				p.keys[plane] = keys[plane].Ranges[i]
 				whole = whole && p.keys[plane] != nil
@@ -396,57 +374,49 @@ func (u *byPage) take(pins []tiers.Pin) {
 				whole = whole && drains != nil
 			}
 			if whole {
-				kept = append(kept, p)
+				kept, read = append(kept, p), append(read, s.firstOfAll+p.page)
 			} else {
 				u.acc.Late += int64(s.view.PageTokens(p.page))
 			}
 		}
 	}
 	clear(u.fetched[len(kept):])
-	u.fetched = kept
+	u.fetched, u.list = kept, read
+	u.tell(read)
 }
 
 // attend attends to all that was fetched.
 func (u *byPage) attend() error {
-	rows, d := u.rows, u.d
 	for r := range u.rot {
 		u.rot[r].Max = u.total[r] + headroom
 	}
-	u.out = attention.AppendSums(nil, u.rot)
-	u.stored, u.scores = u.floats(rows*d), u.floats(rows*kernels.ValueTokens)
-	u.folded = kernels.KeyQuery{Words: u.words(rows * d), Scale: u.floats(2 * rows)}
-	u.pageOf = u.pageOf[:0]
+	u.out, u.scores = attention.AppendSums(nil, u.rot), u.floats(u.rows*kernels.ValueTokens)
+	u.folded = kernels.KeyQuery{Words: u.words(u.rows * u.d), Scale: u.floats(2 * u.rows)}
 	seg, group := -1, -1
 	for i := range u.fetched {
 		p := &u.fetched[i]
 		u.prefetch(i)
 		s := &u.segs[p.seg]
-		g := s.groupOf(p.page)
-		err := error(nil)
-		if p.seg != seg {
-			for ; seg < p.seg; seg++ {
-				u.segs[seg+1].firstPage, u.segs[seg+1].endPage = len(u.pageOf), len(u.pageOf)
+		if g := s.groupOf(p.page); p.seg != seg || g != group {
+			seg, group = p.seg, g
+			if err := u.fold(p, len(p.keys)); err != nil {
+				return err
 			}
-			group = -1
-			err = u.enter(p)
 		}
-		if g != group && err == nil {
-			group = g
-			err = u.layout.FoldStored(u.folded, u.stored, p.bins, s.view.Info.KeyExp)
+		if err := u.page(p); err != nil {
+			return err
 		}
-		if err == nil {
-			err = u.page(p)
-		}
-		if err != nil {
-			return corrupt(s.s, err)
-		}
-		u.pageOf = append(u.pageOf, int32(p.page))
-		s.endPage = len(u.pageOf)
-	}
-	for seg++; seg < len(u.segs); seg++ {
-		u.segs[seg].firstPage, u.segs[seg].endPage = len(u.pageOf), len(u.pageOf)
 	}
 	u.flush()
+	return nil
+}
+
+// fold brings the query into the bins of a page, as so many planes of keys are read.
+func (u *byPage) fold(p *wholePage, planes int) error {
+	s := &u.segs[p.seg]
+	if err := u.layoutOf(s, planes).FoldStored(u.folded, s.codes.q, p.bins, s.view.Info.KeyExp); err != nil {
+		return corrupt(s.s, err)
+	}
 	return nil
 }
 
@@ -462,17 +432,6 @@ func (u *byPage) prefetch(i int) {
 	}
 }
 
-// enter goes on to the segment of a page.
-func (u *byPage) enter(p *wholePage) error {
-	order, err := compress.ParseKeyOrder(p.order, u.d)
-	if err != nil {
-		return err
-	}
-	order.Permute(u.stored, u.q.Q)
-	u.layout = compress.NewKeyLayout(u.d, order.Lines, compress.NumKeyPlanes-1)
-	return nil
-}
-
 // page attends to a page.
 func (u *byPage) page(p *wholePage) error {
 	s := &u.segs[p.seg]
@@ -483,13 +442,13 @@ func (u *byPage) page(p *wholePage) error {
 		u.flush()
 		at, u.from = 0, 0
 	}
-	u.layout.ScoreLeaves(u.scores[at:], tiers.LeafTokens, kernels.ValueTokens, u.folded, p.keys[:], u.planeBytes[:], leaves, 0)
+	u.layoutOf(s, len(p.keys)).ScoreLeaves(u.scores[at:], tiers.LeafTokens, kernels.ValueTokens, u.folded, p.keys[:], u.planeBytes[:], leaves, 0)
 	if p.drains != nil {
 		if err := u.scoreDrains(p, at); err != nil {
 			return err
 		}
 	}
-	u.weigh(s, p, at, n)
+	u.weigh(s, p.page, at, n)
 	row, scales := compress.ValueRowBytes(u.d), n*compress.ValueScaleBytes
 	codes := p.values[scales:]
 	if p.drains != nil { // a batch has low codes or has none
@@ -506,30 +465,25 @@ func (u *byPage) page(p *wholePage) error {
 
 // scoreDrains scores the drains, a page's first leaf, by all bits of their keys.
 func (u *byPage) scoreDrains(p *wholePage, at int) error {
-	s := &u.segs[p.seg]
-	order, err := compress.ParseKeyOrder(p.order, u.d)
-	if err != nil {
+	const all = compress.NumKeyPlanes
+	if err := u.fold(p, all); err != nil {
 		return err
 	}
-	all := compress.NewKeyLayout(u.d, order.Lines, compress.NumKeyPlanes)
-	if err := all.FoldStored(u.folded, u.stored, p.bins, s.view.Info.KeyExp); err != nil {
-		return err
-	}
-	var planes [compress.NumKeyPlanes][]byte
+	var planes [all][]byte
 	copy(planes[:], p.keys[:])
 	planes[len(p.keys)] = p.drains
-	all.Score(u.scores[at:], kernels.ValueTokens, u.folded, planes[:])
-	return u.layout.FoldStored(u.folded, u.stored, p.bins, s.view.Info.KeyExp)
+	u.layoutOf(&u.segs[p.seg], all).Score(u.scores[at:], kernels.ValueTokens, u.folded, planes[:])
+	return u.fold(p, len(p.keys)) // for the pages behind it
 }
 
 // weigh makes weights of the scores of a page's n tokens, which begin at the given one.
-func (u *byPage) weigh(s *segmentRun, p *wholePage, at, n int) {
+func (u *byPage) weigh(s *segmentRun, page, at, n int) {
 	for r := range u.rows {
 		row := u.scores[r*kernels.ValueTokens+at:][:n]
 		attention.SoftcapAll(row, u.q.Softcap)
 		if u.tr.Token != nil {
 			for t, score := range row {
-				u.tr.Token(r, s.index, p.page*tiers.PageTokens+t, score, Read)
+				u.tr.Token(r, s.index, page*tiers.PageTokens+t, score, Read)
 			}
 		}
 		if kernels.Largest(row, u.rot[r].Max) > u.rot[r].Max {
@@ -560,8 +514,7 @@ func (u *byPage) flush() {
 }
 
 // estimate lets the other pages stand by their means, merges everything into the query's partials and estimates the error.
-func (u *byPage) estimate() error {
-	u.pages = len(u.pageOf)
+func (u *byPage) estimate() {
 	u.sumRest()
 	u.rest.addTo(u.rot)
 	mergeRotated(u.q.Partials, u.rot, u.d)
@@ -571,43 +524,41 @@ func (u *byPage) estimate() error {
 		p := &u.q.Partials[r]
 		p.Output(out)
 		norm2, total := attention.Norm2(out), p.LSE()
-		u.traceRest(r)
 		if norm2 > 0 {
 			u.acc.Error += min(1, errorScale*float32(math.Sqrt(float64(u.rest.error2(r, total, norm2)/norm2)))) / float32(u.rows)
 		}
 	}
 	u.acc.errorRows = float64(u.rows)
-	return nil
+	u.traceOthers()
 }
 
-// traceRest tells of the tokens of the pages that were not read: of those that were skimmed each has its own weight, the others share their page's.
-func (u *byPage) traceRest(r int) {
+// traceOthers tells of the tokens of the pages that were not read: of those that were skimmed each has its own weight, the others share their page's.
+func (u *byPage) traceOthers() {
 	if u.tr.Token == nil {
 		return
 	}
-	skimmed := map[[2]int32][]leaf{}
-	for _, x := range u.leaves {
-		if x.planes > 0 {
-			at := [2]int32{x.seg, x.i / (tiers.PageTokens / tiers.LeafTokens)}
+	skimmed := map[[2]int][]*leaf{} // by segment and its page
+	for i := range u.leaves {
+		if x := &u.leaves[i]; x.planes > 0 {
+			at := [2]int{int(x.seg), int(x.i) / (tiers.PageTokens / tiers.LeafTokens)}
 			skimmed[at] = append(skimmed[at], x)
 		}
 	}
 	for i := range u.segs {
 		s := &u.segs[i]
-		at := s.firstPage
-		for p := range s.view.Pages() {
-			if at < s.endPage && int(u.pageOf[at]) == p {
-				at++
+		for p := range u.others(s) {
+			leaves := skimmed[[2]int{i, p}]
+			for _, x := range leaves {
+				u.traceScanned(x)
+			}
+			if leaves != nil {
 				continue
 			}
 			n := s.view.PageTokens(p)
-			for t := range n {
-				log, how := u.surveyed[r*u.all+s.firstOfAll+p]-attention.LogN(n), Estimated
-				if leaves := skimmed[[2]int32{int32(i), int32(p)}]; leaves != nil {
-					x := &leaves[t/tiers.LeafTokens]
-					log, how = u.logOf(r, u.weightsOf(x)[r*tiers.LeafTokens+t%tiers.LeafTokens]), Scanned
+			for r := range u.rows {
+				for t := range n {
+					u.tr.Token(r, s.index, p*tiers.PageTokens+t, u.surveyed[r*u.all+s.firstOfAll+p]-attention.LogN(n), Estimated)
 				}
-				u.tr.Token(r, s.index, p*tiers.PageTokens+t, log, how)
 			}
 		}
 	}

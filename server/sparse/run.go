@@ -114,30 +114,36 @@ func newRun(ctx context.Context, r Reader, segments []Segment, part []int, q Que
 
 func (u *run) row(i int) []float32 { return u.q.Q[i*u.d : (i+1)*u.d] }
 
-// answer goes through the stages.
+// answer goes through the stages of an answer line by line.
 func (u *run) answer() error {
+	return u.through(
+		stage{u.scorePages, &u.acc.NsScore},
+		stage{u.scan, &u.acc.NsScan},
+		stage{func() error { return u.refine(1) }, &u.acc.NsScan},
+		stage{func() error { return u.refine(2) }, &u.acc.NsScan},
+		stage{func() error { return u.refine(3) }, &u.acc.NsScan},
+		stage{func() error { return u.refine(4) }, &u.acc.NsScan},
+		stage{u.readValues, &u.acc.NsFetch},
+		stage{func() error { u.finish(); return nil }, &u.acc.NsScore},
+	)
+}
+
+// stage is a part of an answer, and what its time is added to.
+type stage struct {
+	do func() error
+	ns *int64
+}
+
+// through goes through stages, up to the first that fails, and releases what the run holds.
+func (u *run) through(stages ...stage) error {
 	defer u.release()
-	for _, stage := range []struct {
-		do func() error
-		ns *int64
-	}{
-		{u.scorePages, &u.acc.NsScore},
-		{u.scan, &u.acc.NsScan},
-		{func() error { return u.refine(1) }, &u.acc.NsScan},
-		{func() error { return u.refine(2) }, &u.acc.NsScan},
-		{func() error { return u.refine(3) }, &u.acc.NsScan},
-		{func() error { return u.refine(4) }, &u.acc.NsScan},
-		{u.readValues, &u.acc.NsFetch},
-	} {
+	for _, stage := range stages {
 		start := time.Now()
 		if err := stage.do(); err != nil {
 			return err
 		}
 		*stage.ns += time.Since(start).Nanoseconds()
 	}
-	start := time.Now()
-	u.finish()
-	u.acc.NsScore += time.Since(start).Nanoseconds()
 	return nil
 }
 

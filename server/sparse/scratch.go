@@ -59,12 +59,11 @@ type scratch struct {
 	deep       []int // those of which more than the first plane is read
 
 	// What is asked for, see want; and what is pinned, of which segments.
-	wanted  []wanted
-	ranges  []tiers.Range
-	reqs    []tiers.Request
-	pins    []tiers.Pin
-	pinned  []int
-	askedOf []int // by reqs, see byPage
+	wanted []wanted
+	ranges []tiers.Range
+	reqs   []tiers.Request
+	pins   []tiers.Pin
+	pinned []int
 
 	newGroups      []int32 // see readSteps
 	list, outliers []int   // of leaves, tokens or pages

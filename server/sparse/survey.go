@@ -1,6 +1,7 @@
 package sparse
 
 import (
+	"iter"
 	"math"
 
 	"kvtier/attention"
@@ -227,12 +228,7 @@ func (u *run) sumRest() {
 	for i := range u.segs {
 		s := &u.segs[i]
 		s.means.Values.AddTo(x.means, weights[s.firstOfAll:], u.all)
-		at := s.firstPage
-		for p := range s.view.Pages() {
-			if at < s.endPage && int(u.pageOf[at]) == p {
-				at++
-				continue
-			}
+		for p := range u.others(s) {
 			n := s.view.PageTokens(p)
 			x.tokens += int64(n)
 			ruled, spread, keys = ruled+1/float32(n), spread+s.means.Values.Spread(p), keys+s.means.Spreads.Of(p)
@@ -247,6 +243,20 @@ func (u *run) sumRest() {
 	x.ruled, x.spread = ruled/n, spread/n
 	for r := range x.noise {
 		x.noise[r] = massNoise(exp(min(keys/n*u.norm2[r], mostRaise)), 1/x.ruled)
+	}
+}
+
+// others yields the pages of a segment that are not told apart, in order.
+func (u *run) others(s *segmentRun) iter.Seq[int] {
+	return func(yield func(int) bool) {
+		apart := u.pageOf[s.firstPage:s.endPage]
+		for p := range s.view.Pages() {
+			if len(apart) > 0 && int(apart[0]) == p {
+				apart = apart[1:]
+			} else if !yield(p) {
+				return
+			}
+		}
 	}
 }
 
