@@ -52,8 +52,8 @@ func (l *KeyLayout) Score(dst []float32, stride int, q kernels.KeyQuery, planes 
 	kernels.ScoreKeys(dst, stride, q, &l.lines, planes)
 }
 
-// ScoreLeaves is Score of some leaves, which are read in the order in which they lie: each plane has them one after the other, steps bytes apart;
-// dst is [rows][leaves][16].
+// ScoreLeaves is Score of some leaves, which are read in the order in which they lie: each plane has them one after the other, steps bytes apart. Scores
+// of a leaf begin leafStride behind those of the one before; what lies ahead bytes behind each line is fetched, for later.
 func (l *KeyLayout) ScoreLeaves(dst []float32, leafStride, stride int, q kernels.KeyQuery, planes [][]byte, steps []int, leaves, ahead int) {
 	kernels.ScoreLeaves(dst, leafStride, stride, q, &l.lines, planes, steps, leaves, ahead)
 }

@@ -103,8 +103,8 @@ func (m *MeanKeys) Scores(dst []float32, stride int, q []float32, folded kernels
 }
 
 // AddTo adds to each row of out, at least [d], all mean keys, weighted by its row of w [rows][MeanKeyPlaces], a row beginning every
-// stride: 0 behind the last one. codes [rows][d] is 0; it holds anything afterwards.
-func (m *MeanKeys) AddTo(out, codes [][]float32, w []float32, stride int) {
+// stride: 0 behind the last one. codes [rows][d] is 0; it and spare [rows][d], finite numbers, hold anything afterwards.
+func (m *MeanKeys) AddTo(out, codes, spare [][]float32, w []float32, stride int) {
 	m.eachLeaf(func(first int, planes [][]byte) {
 		for r := range codes { // of long contexts few pages of a segment count
 			if slices.ContainsFunc(w[r*stride+first:][:MeanKeyLeaf], func(x float32) bool { return x != 0 }) {
@@ -119,8 +119,7 @@ func (m *MeanKeys) AddTo(out, codes [][]float32, w []float32, stride int) {
 			mass[r] += x
 		}
 	}
-	spread := slices.Repeat([][]float32{make([]float32, len(m.Steps.Lo))}, len(codes)) // which nobody asks for
-	kernels.AddBins(out, spread, codes, mass, m.Steps.Lo, m.Steps.Step, m.layout().Levels(), new([levels + 1]float32))
+	kernels.AddBins(out, spare, codes, mass, m.Steps.Lo, m.Steps.Step, m.layout().Levels(), new([levels + 1]float32))
 }
 
 // Rows writes all mean keys to dst [MeanKeyPlaces][d]; what lies behind the last one is anything.

@@ -48,7 +48,7 @@ func TestMeanKeys(t *testing.T) {
 		for i := range n {
 			w[i] = float32(1+i%3) / float32(math.Ldexp(1, exp+15))
 		}
-		m.AddTo([][]float32{out}, [][]float32{codes}, w, places)
+		m.AddTo([][]float32{out}, [][]float32{codes}, [][]float32{make([]float32, d)}, w, places)
 		for j, got := range out {
 			var want, size float64
 			for i := range n {

@@ -14,7 +14,7 @@ import (
 // that RAM gives are worth: from there it is quicker to read pages whole, or everything
 // (docs/decisions/0021-all-from-ram.md, 0037-by-page.md).
 
-// ByPage says which budgets are answered from whole pages, chosen by their means.
+// ByPage says which budgets are answered from whole pages.
 type ByPage int
 
 // The values of ByPage: none, those of which all that is stored lies in RAM, and all.
@@ -46,7 +46,7 @@ func (b *ByPage) UnmarshalText(name []byte) error {
 	return nil
 }
 
-// pageFactor is how many times as much as its budget says an answer by page may read: then it errs no more than lines would.
+// pageFactor is how many times as much as its budget says an answer by page may read: then it errs about as lines would, from a share of .1 on.
 const pageFactor = 3
 
 // way is how a call with a budget is answered.

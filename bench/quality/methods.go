@@ -50,7 +50,7 @@ func kvtier(ctx context.Context, h *headContext, x *question, share float64) (*a
 	return viaSparse(ctx, h, x, sparse.Budget{Share: float32(share)}, h.segs)
 }
 
-// byPage is what the daemon does where everything lies in RAM.
+// byPage runs the daemon's own path by page, of this many bytes: the daemon allows it more.
 func byPage(ctx context.Context, h *headContext, x *question, share float64) (*answer, error) {
 	return viaSparse(ctx, h, x, sparse.Budget{Share: float32(share), ByPage: true}, h.segs)
 }

@@ -106,7 +106,7 @@ func (u *run) endSegment(f *followers) {
 	if f.deviations == nil {
 		f.deviations = u.newRows()
 	}
-	s, means, sums := &u.segs[f.seg], u.newRows(), u.newRows()
+	s, means, sums, spare := &u.segs[f.seg], u.newRows(), u.newRows(), u.newRows()
 	for p, weights := range f.pages {
 		if weights == nil {
 			continue
@@ -115,7 +115,7 @@ func (u *run) endSegment(f *followers) {
 			clear(means[r])
 			clear(sums[r])
 		}
-		s.means.Keys.AddTo(means, sums, weights, mostPages)
+		s.means.Keys.AddTo(means, sums, spare, weights, mostPages)
 		for r, row := range means {
 			for j, c := range s.codes.order.Channels[:s.codes.known[p]] {
 				f.keys[r][j] -= row[c]

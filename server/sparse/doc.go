@@ -72,7 +72,8 @@ type Budget struct {
 	All bool
 	// Share of the bytes that reading all sealed tokens at 4 bits would take, in (0, 1].
 	Share float32
-	// ByPage has pages be read whole, chosen by their means alone: for the same bytes the answer errs more, for the same time less.
+	// ByPage has pages be read whole, chosen by their means and by the first bits of their keys: for the same bytes the answer errs more, for
+	// the same time less.
 	ByPage bool
 }
 
