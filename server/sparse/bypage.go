@@ -16,13 +16,13 @@ import (
 // (docs/decisions/0037-by-page.md).
 type byPage struct {
 	*run
-	gains  []float32        // [pages], what reading them is worth
-	shares []float32        // [rows], what share of the softmax weights of leaves are in units of
-	out    [][]float32      // rot's sums of values
-	folded kernels.KeyQuery // the query in the bins of the group of tokens under way
-	batch  kernels.ValueBatch
-	scores []float32 // [rows][kernels.ValueTokens]; those of the batch's tokens, which begin at from, are weights
-	from   int
+	skimmer skimmer
+	gains   []float32        // [pages], what reading them is worth
+	out     [][]float32      // rot's sums of values
+	folded  kernels.KeyQuery // the query in the bins of the group of tokens under way
+	batch   kernels.ValueBatch
+	scores  []float32 // [rows][kernels.ValueTokens]; those of the batch's tokens, which begin at from, are weights
+	from    int
 }
 
 // wholePage is a page that was chosen, and what is stored of it.
@@ -97,30 +97,6 @@ func (u *byPage) newTotals() {
 	}
 }
 
-// skim reads the first bits of the keys of the pages that may matter, and weighs these by them.
-func (u *byPage) skim() error {
-	u.tell(u.choose(u.pages))
-	u.list = u.list[:0]
-	for page := range u.pages {
-		u.list = append(u.list, page)
-	}
-	u.addLeaves(u.list)
-	u.mergeLeaves(len(u.leaves))
-	if err := u.readOrders(u.inOrder); err != nil {
-		return err
-	}
-	if err := u.readBins(u.inOrder, 0); err != nil {
-		return err
-	}
-	if err := u.readFirst(); err != nil {
-		return err
-	}
-	u.scoreList(u.inOrder, 0)
-	u.acc.Leaves = int64(len(u.leaves))
-	u.weighSkimmed()
-	return nil
-}
-
 // tell puts pages, of all, into the run's tables.
 func (u *byPage) tell(chosen []int) {
 	u.pages, u.pageOf = len(chosen), u.pageOf[:0]
@@ -132,142 +108,6 @@ func (u *byPage) tell(chosen []int) {
 		}
 		s.endPage = len(u.pageOf)
 	}
-}
-
-// readFirst reads the first plane of the keys of all pages that are told apart.
-func (u *byPage) readFirst() error {
-	u.firsts = append(u.firsts[:0], make([][]byte, u.pages)...)
-	for i := range u.segs {
-		s := &u.segs[i]
-		for _, page := range u.pageOf[s.firstPage:s.endPage] {
-			u.want(i, s.view.PageKeys(0, int(page)))
-		}
-	}
-	at := 0
-	return u.each(tiers.PlaneK1, func(seg int, got got) error {
-		s, size := &u.segs[seg], u.planeBytes[0]
-		for page := s.firstPage; page < s.endPage; page++ {
-			b := got.next(s.view.PageKeys(0, int(u.pageOf[page])).Len)
-			u.firsts[page] = b
-			for ; at < len(u.leaves) && int(u.leaves[at].page) == page; at++ {
-				x := &u.leaves[at]
-				if b == nil || s.codes.q == nil || !u.hasBins(x, 0) {
-					u.isLate(x, x.all())
-					continue
-				}
-				x.first, x.planes, b = b[:size:size], 1, b[size:]
-				u.acc.Scanned += int64(x.n)
-			}
-		}
-		return nil
-	})
-}
-
-// weighSkimmed has what first bits say of pages' masses take the place of what means say, and says by how much
-// the pages' tokens rule the error: the squares of their shares, by how values scatter.
-func (u *byPage) weighSkimmed() {
-	u.gains, u.shares = u.floats(u.pages), u.floats(u.rows)
-	found := u.floats(u.rows)
-	for at := 0; at < len(u.leaves); {
-		first := at
-		for ; at < len(u.leaves) && u.leaves[at].page == u.leaves[first].page; at++ {
-		}
-		x := &u.leaves[first]
-		if x.planes == 0 {
-			continue // means go on standing for it
-		}
-		s, page := &u.segs[x.seg], int(u.pageOf[x.page])
-		clear(found)
-		for i := first; i < at; i++ {
-			for r, sums := 0, u.sumsOf(&u.leaves[i]); r < u.rows; r++ {
-				found[r] += sums[2*r]
-			}
-		}
-		for r, sum := range found {
-			u.surveyed[r*u.all+s.firstOfAll+page] = u.base[r] + log(sum)
-		}
-	}
-	u.weighAll()
-	u.newTotals()
-	for r, base := range u.base {
-		u.shares[r] = exp(min(base-u.total[r], mostPresence))
-	}
-	for i := range u.leaves {
-		x := &u.leaves[i]
-		if x.planes == 0 {
-			continue
-		}
-		grades, sums, gain := u.grades(x, 1), u.sumsOf(x), float32(0)
-		for r := range grades {
-			g, unit := &grades[r], u.shares[r]
-			gain += min(sums[2*r+1]*unit*unit*g.ofSquare, sums[2*r]*unit*g.ofShare)
-		}
-		u.gains[x.page] += gain * u.segs[x.seg].means.Values.Spread(int(u.pageOf[x.page]))
-	}
-}
-
-// choose returns, in order, the pages that have the best places in the order of presence of any head (see rankPages), as far as
-// places are told apart: presences that lie together have the same, and of pages that have, the first are taken.
-func (u *byPage) choose(n int) []int {
-	const (
-		bins   = 4096
-		perNat = 64
-	)
-	var counts [bins]int32
-	best, at := sized(u.places, u.all), sized(u.binsOf, u.all)
-	u.places, u.binsOf = best, at
-	for i := range best {
-		best[i] = math.MaxInt32
-	}
-	presence := u.floats(u.all)
-	for r := range u.rows {
-		clear(counts[:])
-		norm, mass := float32(math.Sqrt(float64(u.norm2[r]))), u.surveyed[r*u.all:][:u.all]
-		for i, x := range mass {
-			presence[i] = x + norm*u.surprise[i]
-		}
-		top := kernels.Largest(presence, -inf)
-		for i, x := range presence {
-			at[i] = bins - 1
-			if below := (top - x) * perNat; below < bins-1 { // else it is far below, or both are infinite
-				at[i] = int32(below)
-			}
-			counts[at[i]]++
-		}
-		before := int32(0)
-		for b, n := range counts {
-			counts[b] = before
-			before += n
-		}
-		for i, b := range at {
-			best[i] = min(best[i], counts[b])
-		}
-	}
-	return u.bestPlaces(best, n)
-}
-
-// bestPlaces returns the indices, in order, of the n least of places, which are less than there are.
-func (u *byPage) bestPlaces(places []int32, n int) []int {
-	counts := sized(u.binsOf, len(places))
-	clear(counts)
-	for _, x := range places {
-		counts[x]++
-	}
-	last := 0 // place of which so many are taken as are left
-	for last < len(counts)-1 && int(counts[last]) <= n {
-		n -= int(counts[last])
-		last++
-	}
-	chosen := u.list[:0]
-	for i, x := range places {
-		if int(x) < last {
-			chosen = append(chosen, i)
-		} else if int(x) == last && n > 0 {
-			chosen, n = append(chosen, i), n-1
-		}
-	}
-	u.list = chosen
-	return chosen
 }
 
 // fetch has the pages that weigh most pinned, all planes of all segments together.
@@ -537,27 +377,18 @@ func (u *byPage) traceOthers() {
 	if u.tr.Token == nil {
 		return
 	}
-	skimmed := map[[2]int][]*leaf{} // by segment and its page
-	for i := range u.leaves {
-		if x := &u.leaves[i]; x.planes > 0 {
-			at := [2]int{int(x.seg), int(x.i) / (tiers.PageTokens / tiers.LeafTokens)}
-			skimmed[at] = append(skimmed[at], x)
-		}
-	}
 	for i := range u.segs {
 		s := &u.segs[i]
 		for p := range u.others(s) {
-			leaves := skimmed[[2]int{i, p}]
-			for _, x := range leaves {
-				u.traceScanned(x)
-			}
-			if leaves != nil {
-				continue
-			}
-			n := s.view.PageTokens(p)
+			n, all := s.view.PageTokens(p), s.firstOfAll+p
+			seen, skimmed := u.skimmer.seen[all]
 			for r := range u.rows {
 				for t := range n {
-					u.tr.Token(r, s.index, p*tiers.PageTokens+t, u.surveyed[r*u.all+s.firstOfAll+p]-attention.LogN(n), Estimated)
+					if skimmed {
+						u.tr.Token(r, s.index, p*tiers.PageTokens+t, seen[r*tiers.PageTokens+t], Scanned)
+					} else {
+						u.tr.Token(r, s.index, p*tiers.PageTokens+t, u.surveyed[r*u.all+all]-attention.LogN(n), Estimated)
+					}
 				}
 			}
 		}

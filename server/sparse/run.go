@@ -104,7 +104,11 @@ func newRun(ctx context.Context, r Reader, segments []Segment, part []int, q Que
 		u.perByte[p] = 1 / float32(n)
 	}
 	u.valueBytes = valueBytes(d)
-	u.scratch.reset(u, max(u.first, u.most)*tiers.PageTokens/tiers.LeafTokens, groups)
+	if leaves := max(u.first, u.most) * leavesOfPage; budget.ByPage { // nothing is kept of leaves and groups
+		u.scratch.reset(u, 0, 0)
+	} else {
+		u.scratch.reset(u, leaves, groups)
+	}
 	u.norm2, u.total, u.base, u.unit = u.floats(rows), u.floats(rows), u.floats(rows), u.floats(rows)
 	for i := range rows {
 		u.norm2[i] = attention.Dot(u.row(i), u.row(i))

@@ -38,8 +38,9 @@ type scratch struct {
 	// from their mean, and from the output; [pages][rows].
 	scatter, far []float32
 
-	scores []float32        // of all pages' mean keys, [rows][all], capped
-	folded kernels.KeyQuery // room for a query in the bins of mean keys
+	scores    []float32        // of all pages' mean keys, [rows][all], capped
+	rawScores []float32        // the same, not capped; only if scores are
+	folded    kernels.KeyQuery // room for a query in the bins of mean keys
 
 	// See survey: of all pages, [rows][all] and [all].
 	surveyed, restWeights []float32

@@ -92,6 +92,9 @@ const mostPages = tiers.SegmentTokens / tiers.PageTokens
 // scoreAll scores the mean keys of all pages.
 func (u *run) scoreAll() {
 	u.scores = sized(u.scores, u.rows*u.all)
+	if u.q.Softcap != 0 {
+		u.rawScores = sized(u.rawScores, u.rows*u.all)
+	}
 	u.folded = kernels.KeyQuery{Words: u.words(u.rows * u.d), Scale: u.floats(2 * u.rows)}
 	of := u.floats(u.rows * mostPages)
 	for i := range u.segs {
@@ -100,6 +103,9 @@ func (u *run) scoreAll() {
 		for r := range u.rows {
 			row := u.scores[r*u.all+s.firstOfAll:][:s.view.Pages()]
 			copy(row, of[r*mostPages:])
+			if u.q.Softcap != 0 {
+				copy(u.rawScores[r*u.all+s.firstOfAll:], row)
+			}
 			attention.SoftcapAll(row, u.q.Softcap)
 		}
 	}
