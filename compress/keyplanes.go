@@ -96,14 +96,19 @@ var standIn = standInPart / (256 * math.Sqrt(float64(KeyNoise[0])))
 
 // StandIn fills s, of all channels, with what stands for bins that are not read. exp is that of FitKeyOrder.
 func (o *KeyOrder) StandIn(s KeySteps, exp int) {
-	unit := math.Ldexp(standIn, exp)
 	clear(s.Lo)
 	for at := 0; at < len(s.Step); at += groupDims {
-		step := float32(min(float64(f16To32(binary.LittleEndian.Uint16(o.Scatter[at/groupDims*2:])))*unit, mostStandIn))
+		step := o.StandInStep(at/groupDims, exp)
 		for i := range s.Step[at : at+groupDims] {
 			s.Step[at+i] = step
 		}
 	}
+}
+
+// StandInStep is the step of the bins that stand for those of a group of channels.
+func (o *KeyOrder) StandInStep(group, exp int) float32 {
+	scatter := float64(f16To32(binary.LittleEndian.Uint16(o.Scatter[group*2:])))
+	return float32(min(math.Ldexp(scatter*standIn, exp), mostStandIn))
 }
 
 // mostStandIn is about the largest step that bins have.
@@ -170,6 +175,14 @@ func (o KeyOrder) Permute(dst, x []float32) {
 		for i, c := range o.Channels {
 			dst[i] = x[c]
 		}
+	}
+}
+
+// PermuteRow is Permute of one row, of which what lies behind its d channels is anything: so no channel has to be looked at twice.
+func (o KeyOrder) PermuteRow(dst []float32, x *[MaxHeadDim]float32) {
+	dst = dst[:len(o.Channels)]
+	for i, c := range o.Channels {
+		dst[i] = x[c]
 	}
 }
 

@@ -94,6 +94,9 @@ func (m *MeanKeys) eachLeaf(use func(first int, planes [][]byte)) {
 	}
 }
 
+// Prefetch has the processor fetch what Scores reads.
+func (m *MeanKeys) Prefetch() { kernels.Prefetch(m.leaves) }
+
 // Scores writes the products of query rows q [rows][d] and all mean keys to dst [rows][MeanKeyPlaces], a row beginning every
 // stride; what lies behind the last mean key may be anything. folded has room for rows*d words and 2 numbers of scale a row.
 func (m *MeanKeys) Scores(dst []float32, stride int, q []float32, folded kernels.KeyQuery) {

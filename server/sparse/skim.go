@@ -22,8 +22,9 @@ type skimmer struct {
 
 	// Of the segment under way, by row: what unknown bits raise a weight by, log, and the grade's ofShare and ofSquare.
 	raise, ofShare, ofSquare []float32
-	steps                    compress.KeySteps // stand-ins for its bins
-	parts                    []float32         // see kernels.BinSquares
+	parts                    []float32                                         // see kernels.BinSquares
+	unitSteps                []float32                                         // [d], bins of which 256 are 1
+	noises                   [compress.MaxHeadDim / kernels.LineTokens]float32 // by group of channels, of a query of norm 1
 
 	query   kernels.KeyQuery // in the bins of the group under way
 	scores  []float32        // [rows][tiers.PageTokens], of the page under way
@@ -77,6 +78,10 @@ func (u *byPage) readCodes() error {
 			}
 		}
 	}
+	rows := make([][compress.MaxHeadDim]float32, u.rows)
+	for r := range rows {
+		copy(rows[r][:], u.row(r))
+	}
 	k.bins = sized(k.bins, u.pages)
 	return u.each(tiers.PlaneSteps, func(seg int, got got) error {
 		s, group := &u.segs[seg], -1
@@ -86,7 +91,9 @@ func (u *byPage) readCodes() error {
 				return err
 			}
 			s.codes.order, s.codes.q = order, u.floats(u.rows*u.d)
-			order.Permute(s.codes.q, u.q.Q)
+			for r := range rows {
+				order.PermuteRow(s.codes.q[r*u.d:], &rows[r])
+			}
 		}
 		for page := s.firstPage; page < s.endPage; page++ {
 			if g := s.groupOf(int(u.pageOf[page])); g != group {
@@ -126,7 +133,10 @@ func (u *byPage) look() error {
 		k.unit[i] = -inf
 	}
 	k.raise, k.ofShare, k.ofSquare, k.means = u.floats(u.rows), u.floats(u.rows), u.floats(u.rows), u.floats(u.rows)
-	k.steps, k.parts = u.newSteps(u.d), u.floats(u.rows*u.d/kernels.LineTokens)
+	k.parts, k.unitSteps = u.floats(u.rows*u.d/kernels.LineTokens), u.floats(u.d)
+	for j := range k.unitSteps {
+		k.unitSteps[j] = 1. / 256
+	}
 	k.query = kernels.KeyQuery{Words: u.words(u.rows * u.d), Scale: u.floats(2 * u.rows)}
 	k.scores = u.floats(u.rows * tiers.PageTokens)
 	k.offsets, k.sums = u.floats(u.rows*leavesOfPage), u.floats(u.rows*leavesOfPage*2)
@@ -164,13 +174,18 @@ func (u *byPage) look() error {
 // grade finds what it means for scores of a segment's keys that only their first plane is known.
 func (u *byPage) grade(s *segmentRun) {
 	k := &u.skimmer
-	s.codes.order.StandIn(k.steps, s.view.Info.KeyExp)
-	kernels.BinSquares(k.parts, s.codes.q, k.steps.Step)
-	var levels [compress.MaxHeadDim / 16]uint8
-	copy(levels[:], u.layoutOf(s, 1).Levels())
+	kernels.BinSquares(k.parts, s.codes.q, k.unitSteps)
+	groups, noises := u.d/kernels.LineTokens, k.noises[:]
+	levels := u.layoutOf(s, 1).Levels()
+	for g := range groups {
+		width := 256 * s.codes.order.StandInStep(g, s.view.Info.KeyExp)
+		noises[g] = width * width * compress.KeyNoise[0]
+		if g < len(levels) {
+			noises[g] = width * width * compress.KeyNoise[levels[g]]
+		}
+	}
 	for r := range u.rows {
-		coarse, missing := noise(k.parts[r*u.d/16:(r+1)*u.d/16], &levels)
-		noise := coarse + missing
+		noise := min(kernels.Dot(k.parts[r*groups:(r+1)*groups], noises[:groups]), mostNoise)
 		k.raise[r] = attention.Mass(1, 0, noise)
 		k.ofShare[r], k.ofSquare[r] = exp(noise/2-k.raise[r]), exp(2*(noise-k.raise[r]))
 	}
@@ -280,10 +295,8 @@ func (u *byPage) choose(n int) []int {
 	presence := u.floats(u.all)
 	for r := range u.rows {
 		clear(counts[:])
-		norm, mass := float32(math.Sqrt(float64(u.norm2[r]))), u.surveyed[r*u.all:][:u.all]
-		for i, x := range mass {
-			presence[i] = x + norm*u.surprise[i]
-		}
+		copy(presence, u.surveyed[r*u.all:])
+		kernels.Axpy(presence, float32(math.Sqrt(float64(u.norm2[r]))), u.surprise)
 		top := kernels.Largest(presence, -inf)
 		for i, x := range presence {
 			at[i] = bins - 1

@@ -37,9 +37,10 @@ type rest struct {
 	mass    []float32   // [rows], log of the sum of their weights; -Inf if there are none
 	means   [][]float32 // [rows][d], sum of mean values times weights, of which exp(mass) is the unit
 	squares []float32   // [rows], sum of the squares of their weights, in the same unit
-	noise   []float32   // [rows], relative variance of a page's mass, of their mean spread of keys
-	ruled   float32     // mean of how far single tokens rule a page's square
-	spread  float32     // mean spread of values
+	noise   []float32   // [rows], relative variance of a page's mass, of the mean spread of keys
+	ruled   float32     // how far single tokens rule a page's square, mean of all pages
+	spread  float32     // spread of values, mean of all pages
+	keys    float32     // spread of keys, mean of all pages
 }
 
 // survey scores all pages' means, and tells those apart that may matter.
@@ -99,6 +100,9 @@ func (u *run) scoreAll() {
 	of := u.floats(u.rows * mostPages)
 	for i := range u.segs {
 		s := &u.segs[i]
+		if i+1 < len(u.segs) {
+			u.segs[i+1].means.Keys.Prefetch()
+		}
 		s.means.Keys.Scores(of, mostPages, u.q.Q, u.folded)
 		for r := range u.rows {
 			row := u.scores[r*u.all+s.firstOfAll:][:s.view.Pages()]
@@ -114,22 +118,32 @@ func (u *run) scoreAll() {
 // massAll estimates the log of every page's mass, by row, and by how much its strongest token may weigh more than that for a query of norm 1.
 func (u *run) massAll() {
 	u.surveyed, u.surprise = sized(u.surveyed, u.rows*u.all), sized(u.surprise, u.all)
+	x := &u.rest
 	var spreads, logs [mostPages]float32
 	for i := range u.segs {
 		s := &u.segs[i]
 		at, pages := s.firstOfAll, s.view.Pages()
-		for p := range pages {
-			n := s.view.PageTokens(p)
-			spreads[p], logs[p] = s.means.Spreads.Of(p), attention.LogN(n)
-			u.surprise[at+p] = float32(math.Sqrt(float64(2 * logs[p] * spreads[p])))
+		surprise := u.surprise[at:][:pages]
+		for p := range surprise {
+			n, spread := s.view.PageTokens(p), s.means.Spreads.Of(p)
+			spreads[p], logs[p] = spread, attention.LogN(n)
+			surprise[p] = float32(math.Sqrt(float64(2 * logs[p] * spread)))
+			x.ruled, x.spread, x.keys = x.ruled+1/float32(n), x.spread+s.means.Values.Spread(p), x.keys+spread
 		}
-		for r := range u.rows {
-			scores, mass, norm2 := u.scores[r*u.all+at:], u.surveyed[r*u.all+at:][:pages], u.norm2[r]
-			for p := range mass {
-				mass[p] = scores[p] + logs[p] + min(spreads[p]*norm2/2, attention.MassClip)
+		for r, norm2 := range u.norm2 {
+			scores, mass := u.scores[r*u.all+at:][:pages], u.surveyed[r*u.all+at:][:pages]
+			half := norm2 / 2
+			for p, score := range scores {
+				raise := spreads[p] * half
+				if raise > attention.MassClip { // min would look for what is no number
+					raise = attention.MassClip
+				}
+				mass[p] = score + logs[p] + raise
 			}
 		}
 	}
+	n := float32(u.all)
+	x.ruled, x.spread, x.keys = x.ruled/n, x.spread/n, x.keys/n
 }
 
 // weighAll weighs pages, by row in units of the heaviest.
@@ -230,25 +244,22 @@ func (u *run) sumRest() {
 			scales[r] = 1 / sum
 		}
 	}
-	var ruled, spread, keys float32
 	for i := range u.segs {
 		s := &u.segs[i]
+		if i+1 < len(u.segs) {
+			u.segs[i+1].means.Values.Prefetch()
+		}
 		s.means.Values.AddTo(x.means, weights[s.firstOfAll:], u.all)
-		for p := range u.others(s) {
-			n := s.view.PageTokens(p)
-			x.tokens += int64(n)
-			ruled, spread, keys = ruled+1/float32(n), spread+s.means.Values.Spread(p), keys+s.means.Spreads.Of(p)
+		x.tokens += int64(s.view.Stored())
+		for _, p := range u.pageOf[s.firstPage:s.endPage] {
+			x.tokens -= int64(s.view.PageTokens(int(p)))
 		}
 	}
 	for r, row := range x.means {
 		for j := range row {
 			row[j] *= scales[r]
 		}
-	}
-	n := max(1, float32(u.all-u.pages))
-	x.ruled, x.spread = ruled/n, spread/n
-	for r := range x.noise {
-		x.noise[r] = massNoise(exp(min(keys/n*u.norm2[r], mostRaise)), 1/x.ruled)
+		x.noise[r] = massNoise(exp(min(x.keys*u.norm2[r], mostRaise)), 1/x.ruled)
 	}
 }
 

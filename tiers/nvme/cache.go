@@ -163,23 +163,36 @@ func (t *Tier) cached(wants []want) (rest []want, found []copied) {
 			size += wants[i].length
 		}
 	}
-	room := make([]byte, 0, size)
+	if size == 0 {
+		return wants, nil
+	}
+	buf := newBuffer((size + tiers.BlockSize - 1) / tiers.BlockSize * tiers.BlockSize)
+	room := buf.bytes
 	rest = wants[:0]
 	for _, w := range wants {
-		if !w.ranged || !t.fromCache(room[len(room):len(room)+w.length], &w) {
+		if !w.ranged || !t.fromCache(room[:w.length], &w) {
 			rest = append(rest, w)
 			continue
 		}
-		room = room[:len(room)+w.length]
-		found = append(found, copied{w.req, w.at, room[len(room)-w.length : len(room) : len(room)]})
+		found, room = append(found, copied{w.req, w.at, room[:w.length:w.length], buf}), room[w.length:]
 	}
+	buf.refs.Add(int32(len(found)))
+	buf.free() // this one's own reference
 	return rest, found
 }
 
-// copied is a range that the cache had.
+// copied is a range that the cache had. It has a reference to the buffer.
 type copied struct {
 	req, at int
 	bytes   []byte
+	buf     *buffer
+}
+
+// freeCopies gives the references of copies back.
+func freeCopies(found []copied) {
+	for i := range found {
+		found[i].buf.free()
+	}
 }
 
 func (t *Tier) fromCache(dst []byte, w *want) bool {

@@ -65,6 +65,7 @@ func (t *Tier) PinWithin(ctx context.Context, reqs []tiers.Request, p *tiers.Pat
 	}
 	if err != nil {
 		freeReads(reads, came)
+		freeCopies(found)
 		return nil, t.failed(err)
 	}
 	t.keep(reads, came)

@@ -40,6 +40,7 @@ func (t *Tier) Pin(ctx context.Context, reqs []tiers.Request) ([]tiers.Pin, erro
 	reads := join(wants)
 	if err := t.readAll(ctx, reads, nil); err != nil {
 		freeReads(reads, nil)
+		freeCopies(found)
 		return nil, t.failed(err)
 	}
 	t.keep(reads, nil)
@@ -180,16 +181,29 @@ func (t *Tier) hand(reqs []tiers.Request, held []*stored, reads []read, found []
 		carried, late int
 	}
 	holds := make([]hold, len(reqs))
-	hits := int64(0)
+	hits, ranges := int64(0), 0
 	for i, st := range held {
 		if st != nil {
-			holds[i].views = make([][]byte, max(len(reqs[i].Ranges), 1))
+			ranges += max(len(reqs[i].Ranges), 1)
 			hits++
+		}
+	}
+	views := make([][]byte, ranges)
+	for i, st := range held {
+		if st != nil {
+			n := max(len(reqs[i].Ranges), 1)
+			holds[i].views, views = views[:n:n], views[n:]
 		}
 	}
 	fromCache := make([]int, len(reqs))
 	for _, c := range found {
-		holds[c.req].views[c.at] = c.bytes
+		o := &holds[c.req]
+		o.views[c.at] = c.bytes
+		if n := len(o.bufs); n > 0 && o.bufs[n-1] == c.buf {
+			c.buf.free() // one reference a pin is enough
+		} else {
+			o.bufs = append(o.bufs, c.buf)
+		}
 		fromCache[c.req] += (len(c.bytes) + tiers.LineSize - 1) / tiers.LineSize * tiers.LineSize
 	}
 	total := 0
