@@ -38,7 +38,7 @@ type Options struct {
 	ReadAllTokens  int           // contexts up to this length are read whole; 8,192. Negative: none
 	DefaultShare   float32       // budget of a call that names none; 0.2
 	ReadAllInRAM   float32       // least share of a budget that is answered from everything where all of it lies in RAM; 0: none
-	ByPage         ByPage        // which other budgets are answered by page; none
+	ByPage         bool          // other budgets are answered by page, not line by line
 	PromoteBytes   int64         // bytes a second that are brought from NVMe into RAM at most; no limit
 	ReadWait       time.Duration // longest wait for reads of keys and values of a call that names none; none: as long as it takes
 	AuditShare     float32       // share of sparse calls that are audited; 0.01. Negative: none
@@ -98,8 +98,6 @@ func (o *Options) defaults() error {
 		return fmt.Errorf("the default share is %v, not in (0, 1]", o.DefaultShare)
 	case !(o.ReadAllInRAM >= 0 && o.ReadAllInRAM <= 1):
 		return fmt.Errorf("budgets from %v on are to be answered from everything in RAM: it must be from 0 to 1", o.ReadAllInRAM)
-	case o.ByPage < NeverByPage || o.ByPage > AlwaysByPage:
-		return fmt.Errorf("answers by page: %v is not known", o.ByPage)
 	case o.PromoteBytes < 0:
 		return fmt.Errorf("%d bytes a second are to be brought into RAM: less than none", o.PromoteBytes)
 	case o.Cores < 0:

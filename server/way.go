@@ -1,50 +1,14 @@
 package server
 
 import (
-	"fmt"
-	"slices"
-	"strings"
-
 	kvtierv1 "kvtier/proto/kvtier/v1"
 	"kvtier/server/sparse"
 	"kvtier/tiers"
 )
 
-// A budget bounds bytes, because bytes from a disk cost time. Choosing them line by line costs time, too, more than bytes
-// that RAM gives are worth: from there it is quicker to read pages whole, or everything
-// (docs/decisions/0021-all-from-ram.md, 0037-by-page.md).
-
-// ByPage says which budgets are answered from whole pages.
-type ByPage int
-
-// The values of ByPage: none, those of which all that is stored lies in RAM, and all.
-const (
-	NeverByPage ByPage = iota
-	ByPageFromRAM
-	AlwaysByPage
-)
-
-var byPageNames = []string{"never", "ram", "always"}
-
-func (b ByPage) String() string {
-	if b < 0 || int(b) >= len(byPageNames) {
-		return fmt.Sprintf("ByPage(%d)", int(b))
-	}
-	return byPageNames[b]
-}
-
-// MarshalText returns the name.
-func (b ByPage) MarshalText() ([]byte, error) { return []byte(b.String()), nil }
-
-// UnmarshalText takes a name.
-func (b *ByPage) UnmarshalText(name []byte) error {
-	i := slices.Index(byPageNames, string(name))
-	if i < 0 {
-		return fmt.Errorf("%q: it is one of %s", name, strings.Join(byPageNames, ", "))
-	}
-	*b = ByPage(i)
-	return nil
-}
+// A budget bounds bytes, because bytes cost time. Choosing them line by line costs time, too, more than bytes that RAM gives are worth,
+// and a disk gives blocks, of which lines take a part. So it is quicker to read pages whole, three times as many cache lines in about as many
+// blocks, and from RAM it may be quicker to read everything (docs/decisions/0021-all-from-ram.md, 0037-by-page.md, 0038-pages-by-default.md).
 
 // pageFactor is how many times as much as its budget says an answer by page may read: then it errs about as lines would, from a share of .1 on.
 const pageFactor = 3
@@ -64,14 +28,10 @@ func (c *call) chooseWay() way {
 	if c.budget.mode != kvtierv1.AttendMode_ATTEND_MODE_BUDGET || c.seq.spec.window[c.layer] > 0 || share >= wholeShare {
 		return byLine // or from everything, or without sealed tokens
 	}
-	all := opt.ReadAllInRAM > 0 && share >= opt.ReadAllInRAM
 	switch {
-	case (all || opt.ByPage == ByPageFromRAM) && c.inRAM():
-		if all {
-			return whole
-		}
-		return byPage
-	case opt.ByPage == AlwaysByPage:
+	case opt.ReadAllInRAM > 0 && share >= opt.ReadAllInRAM && c.inRAM():
+		return whole
+	case opt.ByPage:
 		return byPage
 	}
 	return byLine

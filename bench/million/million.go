@@ -13,7 +13,6 @@ import (
 	"kvtier/bench/daemon"
 	"kvtier/bench/synth"
 	kvtierv1 "kvtier/proto/kvtier/v1"
-	"kvtier/server"
 	"kvtier/tiers"
 )
 
@@ -31,7 +30,7 @@ type Options struct {
 	GPU      string        // as kvtierd has it
 	GPUAbove int           // as kvtierd has --gpu-choose-above
 	InRAM    float32       // as kvtierd has --read-all-in-ram
-	ByPage   server.ByPage // as kvtierd has --by-page
+	ByPage   bool          // as kvtierd has --by-page
 	ReadWait time.Duration // that a step's calls wait for reads of keys and values; 0: as long as it takes
 	Dir      string        // parent of the run's folder; "": the system's
 	Keep     bool          // keep the folder
@@ -137,7 +136,7 @@ func Run(ctx context.Context, o Options) (*Report, error) {
 // start runs the daemon. Contexts of every length are answered in part, and nothing is audited in the background.
 func (r *run) start(ctx context.Context) (err error) {
 	r.d, err = daemon.Start(ctx, r.bin, r.dir, "--ram", r.o.RAM, "--disk", r.o.Disk, "--gpu", cmp.Or(r.o.GPU, "off"), "--audit", "0", "--gpu-audit", "0", "--read-all", "0",
-		"--read-all-in-ram", fmt.Sprint(r.o.InRAM), "--by-page", r.o.ByPage.String(), "--gpu-choose-above", fmt.Sprint(r.o.GPUAbove))
+		"--read-all-in-ram", fmt.Sprint(r.o.InRAM), fmt.Sprintf("--by-page=%t", r.o.ByPage), "--gpu-choose-above", fmt.Sprint(r.o.GPUAbove))
 	return err
 }
 

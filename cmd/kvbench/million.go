@@ -10,7 +10,6 @@ import (
 	"github.com/spf13/cobra"
 
 	"kvtier/bench/million"
-	"kvtier/server"
 )
 
 const millionHelp = `Hold a context larger than memory in a real daemon, and answer decode steps from it.
@@ -60,7 +59,7 @@ func newMillion() *cobra.Command {
 	f.StringVar(&o.GPU, "gpu", "off", "limit of the daemon's GPU tier: off, auto or a size")
 	f.IntVar(&o.GPUAbove, "gpu-choose-above", 0, "as kvtierd has it")
 	f.Float32Var(&o.InRAM, "read-all-in-ram", 0, "least share of a budget that is answered from everything where all of it lies in RAM; 0: none")
-	f.TextVar(&o.ByPage, "by-page", server.NeverByPage, "which budgets are answered by page: never, ram (where all lies in RAM), always")
+	f.BoolVar(&o.ByPage, "by-page", true, "answer budgets by page, as kvtierd does by itself; off: line by line")
 	f.DurationVar(&o.ReadWait, "read-wait", 0, "longest wait of a step's calls for reads of keys and values from NVMe; 0: as long as it takes")
 	f.StringVar(&o.Disk, "disk", "8GiB", "limit of the daemon's NVMe tier")
 	f.StringVar(&o.Dir, "dir", "", "folder in which the run's own is made (default: that for temporary files)")

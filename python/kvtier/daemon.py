@@ -24,9 +24,14 @@ class DaemonError(RuntimeError):
     """The daemon did not start or did not stop as it should."""
 
 
-def sparse_above(tokens: int) -> list[str]:
-    """Flags of a kvtierd that answers contexts above so many tokens sparsely, also where RAM holds all of them."""
-    return ["--read-all", str(tokens), "--read-all-in-ram", "0"]
+def sparse_above(tokens: int, *, by_page: bool = True) -> list[str]:
+    """Flags of a kvtierd that answers contexts above so many tokens sparsely, also where RAM holds all of them.
+
+    Args:
+        by_page: budgets are answered from whole pages, as a daemon does by itself; else line by line, and
+            never exceeded.
+    """
+    return ["--read-all", str(tokens), "--read-all-in-ram", "0", *([] if by_page else ["--by-page=false"])]
 
 
 def find_daemon(path: str | None = None) -> Path:

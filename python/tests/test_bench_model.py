@@ -17,7 +17,7 @@ from kvtier.types import Budget, Profile
 
 pytestmark = pytest.mark.daemon
 
-FLAGS = (*sparse_above(0), "--audit", "0")
+FLAGS = (*sparse_above(0, by_page=False), "--audit", "0")
 
 
 def test_streams_that_read_everything(start_daemon: Callable, load_model: Callable, corpus: str) -> None:

@@ -34,7 +34,7 @@ type wholePage struct {
 }
 
 // skimPart is the part of a budget, page means taken off, that goes to the first bits of keys.
-const skimPart = .1
+const skimPart = .15
 
 // skimmedPages is how many pages an answer by page skims when share of the body's 4-bit bytes may be read.
 func (b *body) skimmedPages(share float32) int {

@@ -198,7 +198,7 @@ const (
 	AttendMode_ATTEND_MODE_UNSPECIFIED AttendMode = 0
 	// Every stored page is read; the answer is bit-reproducible.
 	AttendMode_ATTEND_MODE_EXACT AttendMode = 1
-	// At most a share, or a number of tokens, of the stored bytes is read.
+	// A share, or a number of tokens, of the stored bytes is read, see Budget.
 	AttendMode_ATTEND_MODE_BUDGET AttendMode = 2
 	// Widens until the error is at most the target in 95 % of calls, as audits say it will be, up
 	// to everything. The account says if the target was missed all the same.
@@ -571,9 +571,10 @@ func (x *Ack) GetSealed() uint64 {
 type Budget struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Mode  AttendMode             `protobuf:"varint,1,opt,name=mode,proto3,enum=kvtier.v1.AttendMode" json:"mode,omitempty"`
-	// For MODE_BUDGET: share of the sealed body's 4-bit bytes that may be asked for, in (0, 1],
-	// counted in cache lines of 64 bytes, means included. A tier that transfers whole blocks
-	// may move more than was asked for; the account says how much each tier moved.
+	// For MODE_BUDGET: share of the sealed body's 4-bit bytes, in (0, 1], that a choice line by line
+	// may ask for: in cache lines of 64 bytes, means included. Where reading more takes less time
+	// the daemon may read more, up to three times as many lines in whole pages, or everything from RAM; and
+	// a tier that transfers whole blocks may move more. The account says how much each tier moved.
 	// For MODE_TARGET: no KV head's answer may read more than this share; 0: no such limit.
 	Share float32 `protobuf:"fixed32,2,opt,name=share,proto3" json:"share,omitempty"`
 	// For MODE_BUDGET, instead of share: as many bytes as this many tokens have at 4 bits, beside page means.

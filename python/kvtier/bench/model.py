@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kvtier.bench import corpora, stats
+from kvtier.bench import corpora, rig, stats
 from kvtier.bench.comparators import COMPARATORS
 from kvtier.bench.progress import Progress
 from kvtier.bench.streams import ComparatorStream, DaemonStream, ExactStream, Stream, feed, prefill, read_sealed
@@ -263,6 +263,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--skip", type=int, default=0, help="tokens of the text to leave out first")
     corpora.add_arguments(parser)
     parser.add_argument("--shares", default=".1,.2,.3", help="shares of the body's 4-bit bytes (default: .1,.2,.3)")
+    rig.add_by_page(parser)
     parser.add_argument("--methods", default=",".join(_FAMILIES),
                         help="what to measure, of shares, profiles, comparators (default: all)")  # fmt: skip
     parser.add_argument(
@@ -290,7 +291,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 def _own_daemon(args: argparse.Namespace) -> Iterator[Session]:
     """A session with a daemon of our own, on a folder that is removed afterwards."""
     # Nothing is read whole for being short, and no audits take time from the queries.
-    flags = [*sparse_above(0), "--audit", "0", "--ram", "4GiB", "--log-level", "warn", *args.daemon_flag]
+    flags = [*sparse_above(0, by_page=args.by_page), "--audit", "0", "--ram", "4GiB", "--log-level", "warn", *args.daemon_flag]
     binary = find_daemon(args.daemon)
     with tempfile.TemporaryDirectory(prefix="kvtier-bench-") as folder:
         data = Path(folder) / "data"

@@ -163,7 +163,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(f"--texts {args.texts}: give 1 or more")
     try:
         # As in ruler: read-all would answer from everything.
-        with rigs.start(args, [*sparse_above(256), "--audit", "0"], args.lengths) as rig:
+        with rigs.start(args, [*sparse_above(256, by_page=args.by_page), "--audit", "0"], args.lengths) as rig:
             cells, model, chat = _grid(rig, args), rig.name, rig.chat
         if args.out is not None:
             heatmap.write(args.out, svg(cells, model, args))

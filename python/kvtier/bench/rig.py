@@ -85,9 +85,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--shares", type=shares, default=(0.2,), metavar="S,S",
                         help="budgets as shares of the sealed bytes (default: 0.2)")  # fmt: skip
     parser.add_argument("--seed", type=int, default=1, help="other texts for every seed (default: 1)")
+    add_by_page(parser)
     parser.add_argument("--daemon", metavar="FILE", help="the kvtierd to run (default: $KVTIERD, bin/kvtierd)")
     parser.add_argument("--json", metavar="FILE", nargs="?", const="-", default=None,
                         help="write figures and answers to FILE; without one, to standard output")  # fmt: skip
+
+
+def add_by_page(parser: argparse.ArgumentParser) -> None:
+    """The flag that says how budgets are answered."""
+    parser.add_argument("--by-page", action="store_true",
+                        help="answer budgets from whole pages, as a daemon does by itself: up to three times the share "
+                        "is read then (default: line by line, the share and no more)")  # fmt: skip
 
 
 @contextlib.contextmanager

@@ -167,7 +167,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     """Measure. Returns what ``--json`` writes."""
     jobs = [(task, length) for length in args.lengths for task in args.tasks]
     # read-all would answer short contexts from everything; an audit would only cost time.
-    flags = [] if args.check_short else [*sparse_above(256), "--audit", "0"]
+    flags = [] if args.check_short else [*sparse_above(256, by_page=args.by_page), "--audit", "0"]
     report: dict[str, Any] = {key: getattr(args, key) for key in ("seed", "questions", "facts", "texts", "check_short")}
     with rigs.start(args, flags, args.lengths) as rig:
         report |= {"model": rig.name, "chat": rig.chat, "tasks": [], "samples": []}

@@ -38,7 +38,7 @@ func TestDefaults(t *testing.T) {
 	want := Config{
 		Data: "/xdg/kvtier", Socket: "/xdg/kvtier/kvtier.sock", FastSocket: "/xdg/kvtier/fast.sock",
 		Listen: "127.0.0.1:7420", Metrics: "127.0.0.1:7421", GPU: GPUAuto, GPUAudit: 0.01, RAM: 1 << 30, Disk: 20 << 30, Tail: 2 << 30, Promote: 256 << 20,
-		ReadAll: 8192, ReadAllInRAM: 0.1, Share: 0.2, Audit: 0.01, SyncInterval: 20 * time.Millisecond, ShutdownTimeout: 10 * time.Second,
+		ReadAll: 8192, ReadAllInRAM: 0.1, ByPage: true, Share: 0.2, Audit: 0.01, SyncInterval: 20 * time.Millisecond, ShutdownTimeout: 10 * time.Second,
 		LogLevel: slog.LevelInfo, LogFormat: "text",
 	}
 	c.flags, c.sources = nil, nil
@@ -143,7 +143,6 @@ func TestRefusals(t *testing.T) {
 		{nil, []string{"--sync-interval", "0"}, "--sync-interval 0s"},
 		{nil, []string{"--read-all", "-1"}, "--read-all -1"},
 		{nil, []string{"--read-all-in-ram", "2"}, "--read-all-in-ram 2"},
-		{nil, []string{"--by-page", "disk"}, "one of never, ram, always"},
 		{nil, []string{"--log-format", "xml"}, "use text or json"},
 		{nil, []string{"--log-level", "loud"}, "loud"},
 	} {
