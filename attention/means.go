@@ -152,11 +152,9 @@ func (m Means) AddTo(out [][]float32, w []float32, stride int) {
 	kernels.AxpysInt8(out, w, stride, m.codes, m.d)
 }
 
-// Prefetch has the processor fetch what AddTo reads.
-func (m Means) Prefetch() {
-	kernels.Prefetch(m.meta)
-	kernels.Prefetch(m.codes)
-}
+// Prefetch has the processor fetch the mean rows, and PrefetchMeta their scales and spreads.
+func (m Means) Prefetch()     { kernels.Prefetch(m.codes) }
+func (m Means) PrefetchMeta() { kernels.Prefetch(m.meta) }
 
 // Norms2 writes the squares of the norms of all means to dst [units].
 func (m Means) Norms2(dst []float32) {

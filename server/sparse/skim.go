@@ -1,6 +1,7 @@
 package sparse
 
 import (
+	"bytes"
 	"math"
 
 	"kvtier/attention"
@@ -26,11 +27,13 @@ type skimmer struct {
 	unitSteps                []float32                                         // [d], bins of which 256 are 1
 	noises                   [compress.MaxHeadDim / kernels.LineTokens]float32 // by group of channels, of a query of norm 1
 
-	query   kernels.KeyQuery // in the bins of the group under way
-	scores  []float32        // [rows][tiers.PageTokens], of the page under way
-	means   []float32        // [rows]
-	offsets []float32        // [rows][leavesOfPage]
-	sums    []float32        // [rows][leavesOfPage][2]
+	layout  *compress.KeyLayout // of the first plane of the segment under way
+	lines   []uint8             // of which it is made
+	query   kernels.KeyQuery    // in the bins of the group under way
+	scores  []float32           // [rows][tiers.PageTokens], of the page under way
+	means   []float32           // [rows]
+	offsets []float32           // [rows][leavesOfPage]
+	sums    []float32           // [rows][leavesOfPage][2]
 }
 
 const leavesOfPage = tiers.PageTokens / tiers.LeafTokens
@@ -125,6 +128,9 @@ func (u *byPage) readFirst() error {
 	})
 }
 
+// pagesAhead is how many pages before their use first bits and bins are fetched into the cache.
+const pagesAhead = 4
+
 // look weighs the tokens of all pages of which everything has come. What it finds takes the place of what means say of the pages' masses.
 func (u *byPage) look() error {
 	k := &u.skimmer
@@ -156,12 +162,13 @@ func (u *byPage) look() error {
 				u.acc.Late += int64(s.view.PageTokens(p))
 				continue
 			}
-			if page+1 < u.pages {
-				kernels.Prefetch(u.firsts[page+1])
+			if next := page + pagesAhead; next < u.pages {
+				kernels.Prefetch(u.firsts[next])
+				kernels.Prefetch(k.bins[next])
 			}
 			if g := s.groupOf(p); g != group {
 				group = g
-				if err := u.layoutOf(s, 1).FoldStored(k.query, s.codes.q, k.bins[page], s.view.Info.KeyExp); err != nil {
+				if err := k.layout.FoldStored(k.query, s.codes.q, k.bins[page], s.view.Info.KeyExp); err != nil {
 					return corrupt(s.s, err)
 				}
 			}
@@ -176,7 +183,7 @@ func (u *byPage) grade(s *segmentRun) {
 	k := &u.skimmer
 	kernels.BinSquares(k.parts, s.codes.q, k.unitSteps)
 	groups, noises := u.d/kernels.LineTokens, k.noises[:]
-	levels := u.layoutOf(s, 1).Levels()
+	levels := u.firstLayout(s).Levels()
 	for g := range groups {
 		width := 256 * s.codes.order.StandInStep(g, s.view.Info.KeyExp)
 		noises[g] = width * width * compress.KeyNoise[0]
@@ -191,13 +198,22 @@ func (u *byPage) grade(s *segmentRun) {
 	}
 }
 
+// firstLayout returns the layout of the first plane of a segment's keys: few lines, which are often those of the segment before.
+func (u *byPage) firstLayout(s *segmentRun) *compress.KeyLayout {
+	k := &u.skimmer
+	if lines := s.codes.order.Lines[:compress.KeyPlaneLines(u.d)[0]]; k.layout == nil || !bytes.Equal(lines, k.lines) {
+		k.layout, k.lines = u.layoutOf(s, 1), lines
+	}
+	return k.layout
+}
+
 // lookAt weighs the tokens of a page, the p-th of its segment.
 func (u *byPage) lookAt(s *segmentRun, page, p int) {
 	k := &u.skimmer
 	n, scores := s.view.PageTokens(p), k.scores
 	leaves := (n + tiers.LeafTokens - 1) / tiers.LeafTokens
 	u.single[0] = u.firsts[page]
-	u.layoutOf(s, 1).ScoreLeaves(scores, tiers.LeafTokens, tiers.PageTokens, k.query, u.single[:], u.planeBytes[:1], leaves, 0)
+	k.layout.ScoreLeaves(scores, tiers.LeafTokens, tiers.PageTokens, k.query, u.single[:], u.planeBytes[:1], leaves, 0)
 	if n < tiers.PageTokens {
 		for r := range u.rows {
 			clear(scores[r*tiers.PageTokens+n : (r+1)*tiers.PageTokens])

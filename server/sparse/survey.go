@@ -101,7 +101,7 @@ func (u *run) scoreAll() {
 	for i := range u.segs {
 		s := &u.segs[i]
 		if i+1 < len(u.segs) {
-			u.segs[i+1].means.Keys.Prefetch()
+			u.segs[i+1].means.Prefetch()
 		}
 		s.means.Keys.Scores(of, mostPages, u.q.Q, u.folded)
 		for r := range u.rows {

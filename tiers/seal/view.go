@@ -5,6 +5,7 @@ import (
 	"slices"
 
 	"kvtier/attention"
+	"kvtier/attention/kernels"
 	"kvtier/compress"
 	"kvtier/tiers"
 )
@@ -68,6 +69,13 @@ type PageMeans struct {
 	Keys    compress.MeanKeys
 	Spreads attention.Spreads // of keys
 	Values  attention.Means
+}
+
+// Prefetch has the processor fetch all but mean values' rows.
+func (m *PageMeans) Prefetch() {
+	m.Keys.Prefetch()
+	kernels.Prefetch(m.Spreads)
+	m.Values.PrefetchMeta()
 }
 
 // PageMeans reads PlanePages, or MeanKeys of it, into m: then mean values have no rows yet. It keeps b. The error is compress.ErrCorrupt.
