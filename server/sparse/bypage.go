@@ -83,9 +83,6 @@ func (u *byPage) survey() error {
 	u.massAll()
 	u.weighAll()
 	u.newTotals()
-	for r, total := range u.total {
-		u.base[r] = total + headroom
-	}
 	u.acc.Pages, u.acc.PagesTotal = int64(u.all), int64(u.all)
 	return nil
 }

@@ -116,15 +116,7 @@ func (u *run) score(dst []float32, lo, hi int) {
 	x, n := &u.leaves[lo], u.rows*tiers.LeafTokens
 	s, planes := &u.segs[x.seg], int(x.planes)
 	layout, query := u.layoutOf(s, planes), u.query(x)
-	for i, end := lo, lo; i < hi; i = end {
-		if end = i + 1; len(u.firsts) > 0 && u.leaves[i].deep < 0 { // first planes of whole pages
-			for end < hi && u.leaves[end].page == u.leaves[i].page {
-				end++
-			}
-			u.single[0] = u.firsts[u.leaves[i].page][int(u.leaves[i].i)%(tiers.PageTokens/tiers.LeafTokens)*u.planeBytes[0]:]
-			layout.ScoreLeaves(dst[(i-lo)*n:], n, tiers.LeafTokens, query, u.single[:], u.planeBytes[:1], end-i, 0)
-			continue
-		}
+	for i := lo; i < hi; i++ {
 		layout.Score(dst[(i-lo)*n:], tiers.LeafTokens, query, u.planesOf(&u.leaves[i]))
 	}
 	if u.q.Softcap != 0 {

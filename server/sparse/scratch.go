@@ -49,7 +49,7 @@ type scratch struct {
 
 	leaves []leaf    // of the pages that are scanned
 	single [1][]byte // see planesOf
-	firsts [][]byte  // [pages], first planes of the keys of pages that were read whole; none: of leaves
+	firsts [][]byte  // [pages], first planes of the keys of pages, see byPage.readFirst; nil: late
 	// Of each leaf: [rows][16] its tokens' weights, of which exp(run.base) is 1, 0 once the value is read; [rows][2] their sum and
 	// that of their squares.
 	w, sums []float32
