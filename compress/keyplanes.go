@@ -178,14 +178,6 @@ func (o KeyOrder) Permute(dst, x []float32) {
 	}
 }
 
-// PermuteRow is Permute of one row, of which what lies behind its d channels is anything: so no channel has to be looked at twice.
-func (o KeyOrder) PermuteRow(dst []float32, x *[MaxHeadDim]float32) {
-	dst = dst[:len(o.Channels)]
-	for i, c := range o.Channels {
-		dst[i] = x[c]
-	}
-}
-
 // Restore is the inverse of Permute.
 func (o KeyOrder) Restore(dst, x []float32) {
 	d := len(o.Channels)

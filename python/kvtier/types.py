@@ -126,7 +126,7 @@ class Budget:
 
     @classmethod
     def share(cls, share: float) -> Budget:
-        """As much as this share, in (0, 1], of the sealed body's 4-bit bytes buys line by line; see the protocol's Budget."""
+        """What a share, in (0, 1], of the sealed body's 4-bit bytes buys line by line; see the protocol's Budget."""
         return cls(AttendMode.BUDGET, share_of_bytes=share)
 
     @classmethod

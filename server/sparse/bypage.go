@@ -46,7 +46,7 @@ func (b *body) skimmedPages(share float32) int {
 func (u *byPage) affordable(n int) int {
 	page := float64(tiers.PageTokens * (compress.ValueScaleBytes + compress.ValueRowBytes(u.d)))
 	for _, plane := range u.planeBytes[1 : compress.NumKeyPlanes-1] {
-		page += float64(tiers.PageTokens / tiers.LeafTokens * plane)
+		page += float64(leavesOfPage * plane)
 	}
 	most := min(float64(n), max(0, u.left)/page)
 	// Of a segment of which a page is chosen drains' last bits may be read.

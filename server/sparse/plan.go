@@ -103,7 +103,7 @@ func (b *body) add(v seal.View) {
 // scanOfPage is what scanning a page takes: the first plane of its keys, and
 // its part of the bins that it shares with neighbours, of a group of channels a line at most.
 func (b *body) scanOfPage() float64 {
-	return float64(tiers.PageTokens/tiers.LeafTokens*compress.KeyPlaneBytes(b.d)[0]) + b.groups*float64(tiers.LineSize*compress.KeyPlaneLines(b.d)[0])/b.pages
+	return float64(leavesOfPage*compress.KeyPlaneBytes(b.d)[0]) + b.groups*float64(tiers.LineSize*compress.KeyPlaneLines(b.d)[0])/b.pages
 }
 
 // lines is how many bytes of cache lines n bytes touch on average, if they lie

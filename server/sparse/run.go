@@ -89,7 +89,7 @@ func newRun(ctx context.Context, r Reader, segments []Segment, part []int, q Que
 	u.left = float64(share) * b.full
 	if budget.ByPage {
 		u.pages = b.skimmedPages(share)
-		u.first = u.pages
+		groups = 0 // nothing is kept of groups and leaves
 	} else {
 		u.follows = b.withMap(share)
 		u.pageBytes = float32(b.scanOfPage())
@@ -104,11 +104,7 @@ func newRun(ctx context.Context, r Reader, segments []Segment, part []int, q Que
 		u.perByte[p] = 1 / float32(n)
 	}
 	u.valueBytes = valueBytes(d)
-	if leaves := max(u.first, u.most) * leavesOfPage; budget.ByPage { // nothing is kept of leaves and groups
-		u.scratch.reset(u, 0, 0)
-	} else {
-		u.scratch.reset(u, leaves, groups)
-	}
+	u.scratch.reset(u, max(u.first, u.most)*leavesOfPage, groups)
 	u.norm2, u.total, u.base, u.unit = u.floats(rows), u.floats(rows), u.floats(rows), u.floats(rows)
 	for i := range rows {
 		u.norm2[i] = attention.Dot(u.row(i), u.row(i))

@@ -49,7 +49,8 @@ type scratch struct {
 
 	leaves []leaf    // of the pages that are scanned
 	single [1][]byte // see planesOf
-	firsts [][]byte  // [pages], first planes of the keys of pages, see byPage.readFirst; nil: late
+	// Of pages that are skimmed, [pages]; nil: late. First planes of their keys, and bins, of their groups, of the channels that these may know of.
+	firsts, bins [][]byte
 	// Of each leaf: [rows][16] its tokens' weights, of which exp(run.base) is 1, 0 once the value is read; [rows][2] their sum and
 	// that of their squares.
 	w, sums []float32
@@ -125,7 +126,8 @@ func (s *scratch) free() {
 	clear(s.fetched)
 	s.single[0] = nil
 	clear(s.firsts)
-	s.firsts = s.firsts[:0]
+	clear(s.bins)
+	s.firsts, s.bins = s.firsts[:0], s.bins[:0]
 	scratches.Put(s)
 }
 

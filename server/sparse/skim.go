@@ -15,7 +15,6 @@ import (
 
 // skimmer is what skimming finds, and what it needs room for.
 type skimmer struct {
-	bins [][]byte // [pages], bins of the keys' channels that the first plane knows of, of the page's group; nil: late
 	// By row and page, [rows][pages]: the log of the unit in which weights of its tokens are; the sum of what they are expected to
 	// weigh, and of the squares of that. -Inf and 0 of pages that were not skimmed.
 	unit, sum, squares []float32
@@ -67,7 +66,6 @@ func (u *byPage) skim() error {
 // readCodes reads how the keys of all pages that are told apart are coded: the order of their bits, and bins of those channels of
 // which the first plane may know.
 func (u *byPage) readCodes() error {
-	k := &u.skimmer
 	groups := compress.KeyPlaneLines(u.d)[0]
 	for i := range u.segs {
 		s, group := &u.segs[i], -1
@@ -81,11 +79,7 @@ func (u *byPage) readCodes() error {
 			}
 		}
 	}
-	rows := make([][compress.MaxHeadDim]float32, u.rows)
-	for r := range rows {
-		copy(rows[r][:], u.row(r))
-	}
-	k.bins = sized(k.bins, u.pages)
+	u.bins = sized(u.bins, u.pages)
 	return u.each(tiers.PlaneSteps, func(seg int, got got) error {
 		s, group := &u.segs[seg], -1
 		if b := got.next(s.view.KeyOrder().Len); b != nil {
@@ -93,17 +87,14 @@ func (u *byPage) readCodes() error {
 			if err != nil {
 				return err
 			}
-			s.codes.order, s.codes.q = order, u.floats(u.rows*u.d)
-			for r := range rows {
-				order.PermuteRow(s.codes.q[r*u.d:], &rows[r])
-			}
+			u.begin(s, order)
 		}
 		for page := s.firstPage; page < s.endPage; page++ {
 			if g := s.groupOf(int(u.pageOf[page])); g != group {
 				group = g
-				k.bins[page] = got.next(s.view.Bins(g, 0, groups).Len)
+				u.bins[page] = got.next(s.view.Bins(g, 0, groups).Len)
 			} else {
-				k.bins[page] = k.bins[page-1]
+				u.bins[page] = u.bins[page-1]
 			}
 		}
 		return nil
@@ -153,22 +144,23 @@ func (u *byPage) look() error {
 		s := &u.segs[i]
 		if s.firstPage < s.endPage && s.codes.q != nil {
 			u.grade(s)
+			k.layout = u.firstLayout(s)
 		}
 		group := -1
 		for page := s.firstPage; page < s.endPage; page++ {
 			p := int(u.pageOf[page])
-			if s.codes.q == nil || k.bins[page] == nil || u.firsts[page] == nil {
+			if s.codes.q == nil || u.bins[page] == nil || u.firsts[page] == nil {
 				u.firsts[page] = nil
 				u.acc.Late += int64(s.view.PageTokens(p))
 				continue
 			}
 			if next := page + pagesAhead; next < u.pages {
 				kernels.Prefetch(u.firsts[next])
-				kernels.Prefetch(k.bins[next])
+				kernels.Prefetch(u.bins[next])
 			}
 			if g := s.groupOf(p); g != group {
 				group = g
-				if err := k.layout.FoldStored(k.query, s.codes.q, k.bins[page], s.view.Info.KeyExp); err != nil {
+				if err := k.layout.FoldStored(k.query, s.codes.q, u.bins[page], s.view.Info.KeyExp); err != nil {
 					return corrupt(s.s, err)
 				}
 			}
@@ -183,13 +175,9 @@ func (u *byPage) grade(s *segmentRun) {
 	k := &u.skimmer
 	kernels.BinSquares(k.parts, s.codes.q, k.unitSteps)
 	groups, noises := u.d/kernels.LineTokens, k.noises[:]
-	levels := u.firstLayout(s).Levels()
 	for g := range groups {
 		width := 256 * s.codes.order.StandInStep(g, s.view.Info.KeyExp)
-		noises[g] = width * width * compress.KeyNoise[0]
-		if g < len(levels) {
-			noises[g] = width * width * compress.KeyNoise[levels[g]]
-		}
+		noises[g] = width * width * compress.KeyNoise[s.codes.levels[0][g]]
 	}
 	for r := range u.rows {
 		noise := min(kernels.Dot(k.parts[r*groups:(r+1)*groups], noises[:groups]), mostNoise)
@@ -201,10 +189,12 @@ func (u *byPage) grade(s *segmentRun) {
 // firstLayout returns the layout of the first plane of a segment's keys: few lines, which are often those of the segment before.
 func (u *byPage) firstLayout(s *segmentRun) *compress.KeyLayout {
 	k := &u.skimmer
-	if lines := s.codes.order.Lines[:compress.KeyPlaneLines(u.d)[0]]; k.layout == nil || !bytes.Equal(lines, k.lines) {
-		k.layout, k.lines = u.layoutOf(s, 1), lines
+	lines := s.codes.order.Lines[:compress.KeyPlaneLines(u.d)[0]]
+	if k.layout != nil && bytes.Equal(lines, k.lines) {
+		return k.layout
 	}
-	return k.layout
+	k.lines = lines
+	return u.layoutOf(s, 1)
 }
 
 // lookAt weighs the tokens of a page, the p-th of its segment.
@@ -227,8 +217,13 @@ func (u *byPage) lookAt(s *segmentRun, page, p int) {
 			row[t] = -inf
 		}
 		shift := u.run.scores[r*u.all+at] - sum/float32(n)
-		if u.q.Softcap != 0 {
-			shift = u.cap(row[:n], u.rawScores[r*u.all+at]-sum/float32(n))
+		if u.q.Softcap != 0 { // the scores themselves, as they are capped
+			shift = u.rawScores[r*u.all+at] - sum/float32(n)
+			for t := range row[:n] {
+				row[t] += shift
+			}
+			attention.SoftcapAll(row[:n], u.q.Softcap)
+			shift = 0
 		}
 		top := kernels.Largest(row, -inf)
 		for l := range leavesOfPage {
@@ -251,15 +246,6 @@ func (u *byPage) lookAt(s *segmentRun, page, p int) {
 	}
 	u.acc.Scanned += int64(n)
 	u.acc.Leaves += int64(leaves)
-}
-
-// cap caps scores that lack shift, and returns what they lack then: nothing.
-func (u *byPage) cap(scores []float32, shift float32) float32 {
-	for t := range scores {
-		scores[t] += shift
-	}
-	attention.SoftcapAll(scores, u.q.Softcap)
-	return 0
 }
 
 // remember keeps the scores of a page's tokens, as logs of weights.

@@ -291,7 +291,8 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 def _own_daemon(args: argparse.Namespace) -> Iterator[Session]:
     """A session with a daemon of our own, on a folder that is removed afterwards."""
     # Nothing is read whole for being short, and no audits take time from the queries.
-    flags = [*sparse_above(0, by_page=args.by_page), "--audit", "0", "--ram", "4GiB", "--log-level", "warn", *args.daemon_flag]
+    flags = [*sparse_above(0, by_page=args.by_page), "--audit", "0", "--ram", "4GiB", "--log-level", "warn"]
+    flags += args.daemon_flag
     binary = find_daemon(args.daemon)
     with tempfile.TemporaryDirectory(prefix="kvtier-bench-") as folder:
         data = Path(folder) / "data"
