@@ -172,8 +172,9 @@ func ParseKeyOrder(b []byte, d int) (KeyOrder, error) {
 func (o KeyOrder) Permute(dst, x []float32) {
 	d := len(o.Channels)
 	for ; len(x) >= d; x, dst = x[d:], dst[d:] {
-		for i, c := range o.Channels {
-			dst[i] = x[c]
+		from, to := x[:d:d], dst[:d:d]
+		for i, c := range o.Channels[:len(to)] {
+			to[i] = from[c]
 		}
 	}
 }

@@ -38,6 +38,9 @@ func gainsAVX2(gain *float32, w *float32, rows *float32, n int)
 func leafWeightsAVX2(x *float32, sums *float32, offsets *float32, leaves int, least float32)
 
 //go:noescape
+func sumRunsAVX2(dst *float32, x *float32, runs int)
+
+//go:noescape
 func squaresInt8AVX2(dst *float32, c *byte, n int, d int)
 
 //go:noescape

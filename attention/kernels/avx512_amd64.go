@@ -38,6 +38,9 @@ func gainsAVX512(gain *float32, w *float32, rows *float32, n int)
 func leafWeightsAVX512(x *float32, sums *float32, offsets *float32, leaves int, least float32)
 
 //go:noescape
+func sumRunsAVX512(dst *float32, x *float32, runs int)
+
+//go:noescape
 func squaresInt8AVX512(dst *float32, c *byte, n int, d int)
 
 //go:noescape

@@ -141,6 +141,17 @@ func leafWeights(x, sums, offsets []float32, least float32) {
 	}
 }
 
+func sumRuns(dst []RunSum, x []float32) {
+	switch vectors() {
+	case AVX512:
+		sumRunsAVX512(&dst[0].Mean, &x[0], len(dst))
+	case AVX2:
+		sumRunsAVX2(&dst[0].Mean, &x[0], len(dst))
+	default:
+		plainSumRuns(dst, x)
+	}
+}
+
 func squaresInt8(dst []float32, c []byte, n, d int) {
 	switch variant(d) {
 	case AVX512:

@@ -40,6 +40,8 @@ func leafWeights(x, sums, offsets []float32, least float32) {
 	plainLeafWeights(x, sums, offsets, least)
 }
 
+func sumRuns(dst []RunSum, x []float32) { plainSumRuns(dst, x) }
+
 func squaresInt8(dst []float32, c []byte, n, d int) { plainSquaresInt8(dst, c, n, d) }
 
 func fold(dst KeyQuery, q []float32, rows, d int, lo, step []float32, l *Layout) {

@@ -63,6 +63,60 @@ func TestLeafWeights(t *testing.T) {
 	})
 }
 
+func TestSumRuns(t *testing.T) {
+	others(t, func(t *testing.T) {
+		for runs := range 14 {
+			rng := rand.New(rand.NewPCG(36, uint64(runs)))
+			x := odd(rng, runs*RunTokens)
+			for i := range x {
+				if x[i] = 30*x[i] - 20; rng.IntN(200) == 0 {
+					x[i] = []float32{float32(math.NaN()), float32(math.Inf(-1)), -107}[rng.IntN(3)]
+				}
+			}
+			if runs > 2 { // nothing there, and all of it the same
+				for i := range RunTokens {
+					x[i], x[RunTokens+i] = float32(math.Inf(-1)), 7
+				}
+			}
+			got, want := make([]RunSum, runs), make([]RunSum, runs)
+			SumRuns(got, x)
+			plain(func() { SumRuns(want, x) })
+			for i, w := range want {
+				g := got[i]
+				if g.Top != w.Top {
+					t.Fatalf("run %d of %d: top %v, not %v", i, runs, g.Top, w.Top)
+				}
+				near(t, "mean", []float32{g.Mean}, []float32{w.Mean}, 30)
+				near(t, "sums", []float32{g.Sum, g.Squares}, []float32{w.Sum, w.Squares}, float64(w.Sum))
+			}
+		}
+	})
+}
+
+func TestRunSum(t *testing.T) {
+	x := make([]float32, RunTokens)
+	for i := range x {
+		x[i] = 5
+	}
+	x[3] = 5 + float32(math.Log(2))
+	out := make([]RunSum, 1)
+	SumRuns(out, x)
+	near(t, "sum", []float32{out[0].Mean, out[0].Top, out[0].Sum, out[0].Squares}, []float32{5 + float32(math.Log(2)/64), x[3], 1 + 63./2, 1 + 63./4}, 30)
+}
+
+func BenchmarkSumRuns(b *testing.B) {
+	x, sums := odd(rand.New(rand.NewPCG(64, 65)), 16*RunTokens), make([]RunSum, 16)
+	for _, v := range Variants() {
+		b.Run(v.String(), func(b *testing.B) {
+			defer Use(v)()
+			b.SetBytes(int64(4 * len(x)))
+			for b.Loop() {
+				SumRuns(sums, x)
+			}
+		})
+	}
+}
+
 func BenchmarkGains(b *testing.B) {
 	rng := rand.New(rand.NewPCG(62, 63))
 	const rows = 4

@@ -250,6 +250,7 @@ func TestShortSlicesPanic(t *testing.T) {
 		"squares: d":           func() { BinSquares(f(3), f(48), f(24)) },
 		"squares int8: dst":    func() { SquaresInt8(f(1), b(32), 16) },
 		"leaf weights: sums":   func() { LeafWeights(f(32), f(3), f(2), 0) },
+		"sums of runs":         func() { SumRuns(make([]RunSum, 2), f(2*RunTokens-1)) },
 		"leaf weights: offset": func() { LeafWeights(f(32), f(4), f(1), 0) },
 		"weights: dst":         func() { Weights(f(3), f(4), 0) },
 		"product: dst":         func() { MatMul(f(31), f(4), 2, 1, f(32), 2, 2, 16) },
@@ -333,6 +334,7 @@ func TestNothing(t *testing.T) {
 		Bins(nil, nil, nil, 1)
 		BinSquares(nil, nil, make([]float32, 16))
 		LeafWeights(nil, nil, nil, 0)
+		SumRuns(nil, nil)
 		SquaresInt8(nil, nil, 16)
 		if Largest(nil, 3) != 3 || Weights(nil, nil, 3) != 0 {
 			t.Errorf("%v: of nothing", v)

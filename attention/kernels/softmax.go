@@ -54,6 +54,39 @@ func LeafWeights(x, sums, offsets []float32, least float32) {
 	}
 }
 
+// RunTokens is how many tokens a run has.
+const RunTokens = 64
+
+// RunSum is what the scores of a run of tokens say of it.
+type RunSum struct {
+	Mean, Top float32 // of scores; the largest is that of those that are numbers, -Inf if there are none
+	// Sums of the tokens' weights exp(score - Top), and of their squares. A token counts for nothing if its score is no number, or more than 87 below.
+	Sum, Squares float32
+}
+
+// SumRuns sums up runs of scores x [len(dst)][RunTokens].
+func SumRuns(dst []RunSum, x []float32) {
+	must(len(x)/RunTokens >= len(dst), "x is too short")
+	if len(dst) > 0 {
+		sumRuns(dst, x)
+	}
+}
+
+func plainSumRuns(dst []RunSum, x []float32) {
+	for i := range dst {
+		run := x[i*RunTokens:][:RunTokens]
+		out := RunSum{Top: plainLargest(run, float32(math.Inf(-1)))}
+		for _, s := range run {
+			out.Mean += s / RunTokens
+			if s -= out.Top; s >= leastExponent {
+				w := float32(math.Exp(float64(s)))
+				out.Sum, out.Squares = out.Sum+w, out.Squares+w*w
+			}
+		}
+		dst[i] = out
+	}
+}
+
 func plainLargest(x []float32, most float32) float32 {
 	for _, s := range x {
 		if s > most {

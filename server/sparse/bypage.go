@@ -16,10 +16,11 @@ import (
 // (docs/decisions/0037-by-page.md).
 type byPage struct {
 	*run
-	skimmer skimmer
-	gains   []float32        // [pages], what reading them is worth
-	out     [][]float32      // rot's sums of values
-	folded  kernels.KeyQuery // the query in the bins of the group of tokens under way
+	gains   []float32          // [pages], what reading them is worth
+	out     [][]float32        // rot's sums of values
+	ordered []float32          // [rows][d], the query in the order of the channels of the segment under way
+	layout  compress.KeyLayout // of its keys
+	folded  kernels.KeyQuery   // the query in the bins of the group of tokens under way
 	batch   kernels.ValueBatch
 	scores  []float32 // [rows][kernels.ValueTokens]; those of the batch's tokens, which begin at from, are weights
 	from    int
@@ -82,16 +83,8 @@ func (u *byPage) survey() error {
 	}
 	u.massAll()
 	u.weighAll()
-	u.newTotals()
 	u.acc.Pages, u.acc.PagesTotal = int64(u.all), int64(u.all)
 	return nil
-}
-
-// newTotals takes softmax sums for what weighAll found.
-func (u *byPage) newTotals() {
-	for r := range u.rows {
-		u.total[r], u.unit[r] = u.totalOfAll(r), exp(headroom)
-	}
 }
 
 // tell puts pages, of all, into the run's tables.
@@ -228,15 +221,21 @@ func (u *byPage) attend() error {
 		u.rot[r].Max = u.total[r] + headroom
 	}
 	u.out, u.scores = attention.AppendSums(nil, u.rot), u.floats(u.rows*kernels.ValueTokens)
+	u.ordered = u.floats(u.rows * u.d)
 	u.folded = kernels.KeyQuery{Words: u.words(u.rows * u.d), Scale: u.floats(2 * u.rows)}
 	seg, group := -1, -1
 	for i := range u.fetched {
 		p := &u.fetched[i]
 		u.prefetch(i)
 		s := &u.segs[p.seg]
-		if g := s.groupOf(p.page); p.seg != seg || g != group {
-			seg, group = p.seg, g
-			if err := u.fold(p, len(p.keys)); err != nil {
+		if p.seg != seg {
+			seg, group = p.seg, -1
+			s.codes.order.Permute(u.ordered, u.q.Q)
+			u.layout = compress.NewKeyLayout(u.d, s.codes.order.Lines, len(p.keys))
+		}
+		if g := s.groupOf(p.page); g != group {
+			group = g
+			if err := u.fold(p, &u.layout); err != nil {
 				return err
 			}
 		}
@@ -248,10 +247,10 @@ func (u *byPage) attend() error {
 	return nil
 }
 
-// fold brings the query into the bins of a page, as so many planes of keys are read.
-func (u *byPage) fold(p *wholePage, planes int) error {
+// fold brings the query into the bins of a page, of which the keys have a layout.
+func (u *byPage) fold(p *wholePage, layout *compress.KeyLayout) error {
 	s := &u.segs[p.seg]
-	if err := u.layoutOf(s, planes).FoldStored(u.folded, s.codes.q, p.bins, s.view.Info.KeyExp); err != nil {
+	if err := layout.FoldStored(u.folded, u.ordered, p.bins, s.view.Info.KeyExp); err != nil {
 		return corrupt(s.s, err)
 	}
 	return nil
@@ -279,7 +278,7 @@ func (u *byPage) page(p *wholePage) error {
 		u.flush()
 		at, u.from = 0, 0
 	}
-	u.layoutOf(s, len(p.keys)).ScoreLeaves(u.scores[at:], tiers.LeafTokens, kernels.ValueTokens, u.folded, p.keys[:], u.planeBytes[:], leaves, 0)
+	u.layout.ScoreLeaves(u.scores[at:], tiers.LeafTokens, kernels.ValueTokens, u.folded, p.keys[:], u.planeBytes[:], leaves, 0)
 	if p.drains != nil {
 		if err := u.scoreDrains(p, at); err != nil {
 			return err
@@ -303,14 +302,15 @@ func (u *byPage) page(p *wholePage) error {
 // scoreDrains scores the drains, a page's first leaf, by all bits of their keys.
 func (u *byPage) scoreDrains(p *wholePage, at int) error {
 	const all = compress.NumKeyPlanes
-	if err := u.fold(p, all); err != nil {
+	layout := compress.NewKeyLayout(u.d, u.segs[p.seg].codes.order.Lines, all)
+	if err := u.fold(p, &layout); err != nil {
 		return err
 	}
 	var planes [all][]byte
 	copy(planes[:], p.keys[:])
 	planes[len(p.keys)] = p.drains
-	u.layoutOf(&u.segs[p.seg], all).Score(u.scores[at:], kernels.ValueTokens, u.folded, planes[:])
-	return u.fold(p, len(p.keys)) // for the pages behind it
+	layout.Score(u.scores[at:], kernels.ValueTokens, u.folded, planes[:])
+	return u.fold(p, &u.layout) // for the pages behind it
 }
 
 // weigh makes weights of the scores of a page's n tokens, which begin at the given one.

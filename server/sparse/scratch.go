@@ -79,7 +79,8 @@ type scratch struct {
 	gainRows       []kernels.GainRow // [rows], see weigh
 	places, binsOf []int32           // [all], see byPage.choose
 	fetched        []wholePage       // in order, see byPage
-	rescored       []float32         // [rows][16], see raise
+	skimmer        skimmer
+	rescored       []float32 // [rows][16], see raise
 }
 
 var scratches = sync.Pool{New: func() any { return new(scratch) }}
@@ -125,6 +126,7 @@ func (s *scratch) free() {
 	clear(s.deepPlanes)
 	clear(s.fetched)
 	s.single[0] = nil
+	s.skimmer.lines, s.skimmer.seen = nil, nil
 	clear(s.firsts)
 	clear(s.bins)
 	s.firsts, s.bins = s.firsts[:0], s.bins[:0]

@@ -15,35 +15,31 @@ import (
 
 // skimmer is what skimming finds, and what it needs room for.
 type skimmer struct {
-	// By row and page, [rows][pages]: the log of the unit in which weights of its tokens are; the sum of what they are expected to
-	// weigh, and of the squares of that. -Inf and 0 of pages that were not skimmed.
-	unit, sum, squares []float32
+	// By row and page, [rows][pages]: the log of the unit in which weights of its tokens are; their sum; and how far single ones are expected to
+	// rule it, as sums of shares and of their squares. -Inf and 0 of pages that were not skimmed.
+	unit, sum, shares, squares []float32
 	seen               map[int][]float32 // only for traces, by page among all: logs of its tokens' weights, [rows][tiers.PageTokens]
 
-	// Of the segment under way, by row: what unknown bits raise a weight by, log, and the grade's ofShare and ofSquare.
+	squaresOfQ []float32 // [rows][d], squares of the query
+	noises     []float32 // [d], of the segment under way: the variance of a channel's part of a score, of a query of norm 1
+	// By row: what unknown bits raise a weight by, log, and the grade's ofShare and ofSquare.
 	raise, ofShare, ofSquare []float32
-	parts                    []float32                                         // see kernels.BinSquares
-	unitSteps                []float32                                         // [d], bins of which 256 are 1
-	noises                   [compress.MaxHeadDim / kernels.LineTokens]float32 // by group of channels, of a query of norm 1
+	q                        []float32          // [rows][d], channels in the segment's order, as far as its first plane knows them
+	lines                    []uint8            // of the first plane
+	layout                   compress.KeyLayout // made of them
+	query                    kernels.KeyQuery   // in the bins of the group under way
 
-	layout  *compress.KeyLayout // of the first plane of the segment under way
-	lines   []uint8             // of which it is made
-	query   kernels.KeyQuery    // in the bins of the group under way
-	scores  []float32           // [rows][tiers.PageTokens], of the page under way
-	means   []float32           // [rows]
-	offsets []float32           // [rows][leavesOfPage]
-	sums    []float32           // [rows][leavesOfPage][2]
+	batch  []int32          // pages of the segment that are weighed together
+	scores []float32        // of their tokens, [pages][rows][tiers.PageTokens]
+	sums   []kernels.RunSum // [pages][rows]
+	means  []float32        // [rows], of the scores of a page that is not full
 }
 
-const leavesOfPage = tiers.PageTokens / tiers.LeafTokens
+// batchRuns is how many runs of scores, a page's of a row, are weighed together: as many as stay in the first-level cache.
+const batchRuns = 64
 
-// ones makes sums of products.
-var ones = func() (x [tiers.PageTokens]float32) {
-	for i := range x {
-		x[i] = 1
-	}
-	return x
-}()
+// leavesOfPage is how many leaves a full page has.
+const leavesOfPage = tiers.PageTokens / tiers.LeafTokens
 
 // skim reads the first bits of the keys of the pages that may matter, and weighs these by them.
 func (u *byPage) skim() error {
@@ -57,8 +53,6 @@ func (u *byPage) skim() error {
 	if err := u.look(); err != nil {
 		return err
 	}
-	u.weighAll()
-	u.newTotals()
 	u.weighSkimmed()
 	return nil
 }
@@ -80,14 +74,12 @@ func (u *byPage) readCodes() error {
 		}
 	}
 	u.bins = sized(u.bins, u.pages)
-	return u.each(tiers.PlaneSteps, func(seg int, got got) error {
+	return u.each(tiers.PlaneSteps, func(seg int, got got) (err error) {
 		s, group := &u.segs[seg], -1
 		if b := got.next(s.view.KeyOrder().Len); b != nil {
-			order, err := compress.ParseKeyOrder(b, u.d)
-			if err != nil {
+			if s.codes.order, err = compress.ParseKeyOrder(b, u.d); err != nil {
 				return err
 			}
-			u.begin(s, order)
 		}
 		for page := s.firstPage; page < s.endPage; page++ {
 			if g := s.groupOf(int(u.pageOf[page])); g != group {
@@ -122,156 +114,231 @@ func (u *byPage) readFirst() error {
 // pagesAhead is how many pages before their use first bits and bins are fetched into the cache.
 const pagesAhead = 4
 
-// look weighs the tokens of all pages of which everything has come. What it finds takes the place of what means say of the pages' masses.
+// look weighs the tokens of all pages of which everything has come.
 func (u *byPage) look() error {
 	k := &u.skimmer
-	k.unit, k.sum, k.squares = u.floats(u.rows*u.pages), u.floats(u.rows*u.pages), u.floats(u.rows*u.pages)
+	k.unit, k.sum = u.floats(u.rows*u.pages), u.floats(u.rows*u.pages)
+	k.shares, k.squares = u.floats(u.rows*u.pages), u.floats(u.rows*u.pages)
 	for i := range k.unit {
 		k.unit[i] = -inf
 	}
 	k.raise, k.ofShare, k.ofSquare, k.means = u.floats(u.rows), u.floats(u.rows), u.floats(u.rows), u.floats(u.rows)
-	k.parts, k.unitSteps = u.floats(u.rows*u.d/kernels.LineTokens), u.floats(u.d)
-	for j := range k.unitSteps {
-		k.unitSteps[j] = 1. / 256
+	k.q, k.squaresOfQ, k.noises = u.floats(u.rows*u.d), u.floats(u.rows*u.d), u.floats(u.d)
+	for i, x := range u.q.Q {
+		k.squaresOfQ[i] = x * x
 	}
 	k.query = kernels.KeyQuery{Words: u.words(u.rows * u.d), Scale: u.floats(2 * u.rows)}
-	k.scores = u.floats(u.rows * tiers.PageTokens)
-	k.offsets, k.sums = u.floats(u.rows*leavesOfPage), u.floats(u.rows*leavesOfPage*2)
+	pages := max(1, batchRuns/u.rows)
+	k.batch, k.scores = sized(k.batch, pages)[:0:pages], u.floats(pages*u.rows*tiers.PageTokens)
+	k.sums = sized(k.sums, pages*u.rows)
 	if u.tr.Token != nil {
 		k.seen = make(map[int][]float32)
 	}
 	for i := range u.segs {
-		s := &u.segs[i]
-		if s.firstPage < s.endPage && s.codes.q != nil {
-			u.grade(s)
-			k.layout = u.firstLayout(s)
-		}
-		group := -1
-		for page := s.firstPage; page < s.endPage; page++ {
-			p := int(u.pageOf[page])
-			if s.codes.q == nil || u.bins[page] == nil || u.firsts[page] == nil {
-				u.firsts[page] = nil
-				u.acc.Late += int64(s.view.PageTokens(p))
-				continue
+		if s := &u.segs[i]; s.firstPage < s.endPage {
+			if err := u.lookInto(s); err != nil {
+				return err
 			}
-			if next := page + pagesAhead; next < u.pages {
-				kernels.Prefetch(u.firsts[next])
-				kernels.Prefetch(u.bins[next])
-			}
-			if g := s.groupOf(p); g != group {
-				group = g
-				if err := k.layout.FoldStored(k.query, s.codes.q, u.bins[page], s.view.Info.KeyExp); err != nil {
-					return corrupt(s.s, err)
-				}
-			}
-			u.lookAt(s, page, p)
 		}
 	}
 	return nil
 }
 
-// grade finds what it means for scores of a segment's keys that only their first plane is known.
-func (u *byPage) grade(s *segmentRun) {
-	k := &u.skimmer
-	kernels.BinSquares(k.parts, s.codes.q, k.unitSteps)
-	groups, noises := u.d/kernels.LineTokens, k.noises[:]
-	for g := range groups {
-		width := 256 * s.codes.order.StandInStep(g, s.view.Info.KeyExp)
-		noises[g] = width * width * compress.KeyNoise[s.codes.levels[0][g]]
+// lookInto is look of one segment.
+func (u *byPage) lookInto(s *segmentRun) error {
+	k, known := &u.skimmer, s.codes.order.Lines != nil
+	if known {
+		u.order(s)
+	}
+	group := -1
+	for page := s.firstPage; page < s.endPage; page++ {
+		p := int(u.pageOf[page])
+		if !known || u.bins[page] == nil || u.firsts[page] == nil {
+			u.firsts[page] = nil
+			u.acc.Late += int64(s.view.PageTokens(p))
+			continue
+		}
+		if next := page + pagesAhead; next < u.pages {
+			kernels.Prefetch(u.firsts[next])
+			kernels.Prefetch(u.bins[next])
+		}
+		if g := s.groupOf(p); g != group {
+			group = g
+			if err := k.layout.FoldStored(k.query, k.q, u.bins[page], s.view.Info.KeyExp); err != nil {
+				return corrupt(s.s, err)
+			}
+		}
+		u.single[0] = u.firsts[page]
+		leaves := (s.view.PageTokens(p) + tiers.LeafTokens - 1) / tiers.LeafTokens
+		k.layout.ScoreLeaves(k.scores[len(k.batch)*u.rows*tiers.PageTokens:], tiers.LeafTokens, tiers.PageTokens, k.query, u.single[:], u.planeBytes[:1], leaves, 0)
+		if k.batch = append(k.batch, int32(page)); len(k.batch) == cap(k.batch) {
+			u.weighBatch(s)
+		}
+	}
+	u.weighBatch(s)
+	return nil
+}
+
+const (
+	// mostWidth keeps what is computed from a range of keys finite, whatever was stored,
+	mostWidth = 1e15
+	// and mostUnknown what is computed from the variance of a score.
+	mostUnknown = 40
+)
+
+// order brings the query into the order of a segment's channels, and finds what it means for scores of its keys that only their first plane is known.
+func (u *byPage) order(s *segmentRun) {
+	k, order := &u.skimmer, &s.codes.order
+	lines := order.Lines[:compress.KeyPlaneLines(u.d)[0]]
+	if !bytes.Equal(lines, k.lines) { // else it is as in the segment before
+		k.lines, k.layout = lines, compress.NewKeyLayout(u.d, order.Lines, 1)
+	}
+	known := k.layout.Known()
+	var levels [compress.MaxHeadDim / kernels.LineTokens]uint8
+	for _, g := range lines {
+		levels[g]++
+	}
+	for g := range u.d / kernels.LineTokens {
+		width := min(256*order.StandInStep(g, s.view.Info.KeyExp), mostWidth)
+		noise := width * width * compress.KeyNoise[levels[g]]
+		for i, c := range order.Channels[g*kernels.LineTokens:][:kernels.LineTokens] {
+			k.noises[c] = noise
+			if at := g*kernels.LineTokens + i; at < known {
+				for r := 0; r < len(k.q); r += u.d {
+					k.q[r+at] = u.q.Q[r+int(c)]
+				}
+			}
+		}
 	}
 	for r := range u.rows {
-		noise := min(kernels.Dot(k.parts[r*groups:(r+1)*groups], noises[:groups]), mostNoise)
+		noise := kernels.Dot(k.squaresOfQ[r*u.d:][:u.d], k.noises)
+		if !(noise <= mostUnknown) { // or it is no number
+			noise = mostUnknown
+		}
 		k.raise[r] = attention.Mass(1, 0, noise)
 		k.ofShare[r], k.ofSquare[r] = exp(noise/2-k.raise[r]), exp(2*(noise-k.raise[r]))
 	}
 }
 
-// firstLayout returns the layout of the first plane of a segment's keys: few lines, which are often those of the segment before.
-func (u *byPage) firstLayout(s *segmentRun) *compress.KeyLayout {
+// weighBatch weighs the tokens of the batch's pages, which are a segment's, by how their scores deviate from their page's mean.
+func (u *byPage) weighBatch(s *segmentRun) {
 	k := &u.skimmer
-	lines := s.codes.order.Lines[:compress.KeyPlaneLines(u.d)[0]]
-	if k.layout != nil && bytes.Equal(lines, k.lines) {
-		return k.layout
+	if len(k.batch) == 0 {
+		return
 	}
-	k.lines = lines
-	return u.layoutOf(s, 1)
-}
-
-// lookAt weighs the tokens of a page, the p-th of its segment.
-func (u *byPage) lookAt(s *segmentRun, page, p int) {
-	k := &u.skimmer
-	n, scores := s.view.PageTokens(p), k.scores
-	leaves := (n + tiers.LeafTokens - 1) / tiers.LeafTokens
-	u.single[0] = u.firsts[page]
-	k.layout.ScoreLeaves(scores, tiers.LeafTokens, tiers.PageTokens, k.query, u.single[:], u.planeBytes[:1], leaves, 0)
+	sums, scores := k.sums[:len(k.batch)*u.rows], k.scores
+	last := int(u.pageOf[k.batch[len(k.batch)-1]]) // the only one that may not be full
+	n := s.view.PageTokens(last)
+	ragged := len(sums) - u.rows
 	if n < tiers.PageTokens {
 		for r := range u.rows {
-			clear(scores[r*tiers.PageTokens+n : (r+1)*tiers.PageTokens])
+			row := scores[(ragged+r)*tiers.PageTokens:][:tiers.PageTokens]
+			k.means[r] = 0
+			for _, x := range row[:n] {
+				k.means[r] += x / float32(n)
+			}
+			for t := n; t < len(row); t++ {
+				row[t] = -inf
+			}
 		}
 	}
-	kernels.Dots(k.means, 1, scores, ones[:], tiers.PageTokens)
-	at := s.firstOfAll + p
-	for r, sum := range k.means {
-		row := scores[r*tiers.PageTokens:][:tiers.PageTokens]
-		for t := n; t < len(row); t++ {
-			row[t] = -inf
+	kernels.SumRuns(sums, scores)
+	if n < tiers.PageTokens {
+		for r, mean := range k.means {
+			sums[ragged+r].Mean = mean
 		}
-		shift := u.run.scores[r*u.all+at] - sum/float32(n)
-		if u.q.Softcap != 0 { // the scores themselves, as they are capped
-			shift = u.rawScores[r*u.all+at] - sum/float32(n)
-			for t := range row[:n] {
+	}
+	if u.q.Softcap != 0 {
+		u.capBatch(s, sums)
+	}
+	for i, page := range k.batch {
+		p := int(u.pageOf[page])
+		at := s.firstOfAll + p
+		if k.seen != nil {
+			k.seen[at] = make([]float32, u.rows*tiers.PageTokens)
+		}
+		for r, sum := range sums[i*u.rows:][:u.rows] {
+			shift := u.run.scores[r*u.all+at] - sum.Mean + k.raise[r]
+			x := r*u.pages + int(page)
+			k.unit[x], k.sum[x] = sum.Top+shift, sum.Sum
+			k.shares[x], k.squares[x] = sum.Sum*k.ofShare[r], sum.Squares*k.ofSquare[r]
+			if k.seen != nil {
+				for t, x := range scores[(i*u.rows+r)*tiers.PageTokens:][:tiers.PageTokens] {
+					k.seen[at][r*tiers.PageTokens+t] = x + shift
+				}
+			}
+		}
+		tokens := s.view.PageTokens(p)
+		u.acc.Scanned += int64(tokens)
+		u.acc.Leaves += int64((tokens + tiers.LeafTokens - 1) / tiers.LeafTokens)
+	}
+	k.batch = k.batch[:0]
+}
+
+// capBatch makes scores of deviations, caps them, and sums up these: their mean is as if it were the page's own.
+func (u *byPage) capBatch(s *segmentRun, sums []kernels.RunSum) {
+	k := &u.skimmer
+	for i, page := range k.batch {
+		p := int(u.pageOf[page])
+		n, at := s.view.PageTokens(p), s.firstOfAll+p
+		for r, sum := range sums[i*u.rows:][:u.rows] {
+			row, shift := k.scores[(i*u.rows+r)*tiers.PageTokens:][:n], u.rawScores[r*u.all+at]-sum.Mean
+			for t := range row {
 				row[t] += shift
 			}
-			attention.SoftcapAll(row[:n], u.q.Softcap)
-			shift = 0
+			attention.SoftcapAll(row, u.q.Softcap)
 		}
-		top := kernels.Largest(row, -inf)
-		for l := range leavesOfPage {
-			k.offsets[r*leavesOfPage+l] = -top
+	}
+	kernels.SumRuns(sums, k.scores)
+	for i, page := range k.batch {
+		for r := range u.rows {
+			sums[i*u.rows+r].Mean = u.run.scores[r*u.all+s.firstOfAll+int(u.pageOf[page])]
 		}
-		k.unit[r*u.pages+page] = top + shift + k.raise[r]
 	}
-	if k.seen != nil {
-		u.remember(page, at, scores)
-	}
-	kernels.LeafWeights(scores, k.sums, k.offsets, leastWeight)
-	for r := range u.rows {
-		var sum, squares float32
-		for i, sums := 0, k.sums[r*2*leavesOfPage:]; i < 2*leavesOfPage; i += 2 {
-			sum, squares = sum+sums[i], squares+sums[i+1]
-		}
-		x := r*u.pages + page
-		u.surveyed[r*u.all+at] = k.unit[x] + log(sum)
-		k.sum[x], k.squares[x] = sum*k.ofShare[r], squares*k.ofSquare[r]
-	}
-	u.acc.Scanned += int64(n)
-	u.acc.Leaves += int64(leaves)
 }
 
-// remember keeps the scores of a page's tokens, as logs of weights.
-func (u *byPage) remember(page, all int, scores []float32) {
-	k := &u.skimmer
-	logs := make([]float32, len(scores))
-	for i, x := range scores {
-		r := i / tiers.PageTokens
-		logs[i] = x + k.offsets[r*leavesOfPage] + k.unit[r*u.pages+page]
-	}
-	k.seen[all] = logs
-}
+// mostUnits is how far above the heaviest page's mass, by means, a token's weight may lie without weights being scaled: sums of squares stay finite.
+const mostUnits = 40
 
-// weighSkimmed finds by how much the skimmed pages' tokens rule the error: the squares of their shares, by how values scatter. A token has all of a
-// row's softmax at most.
+// weighSkimmed puts what skimming found in the place of what means say of the pages' masses, and finds by how much the pages' tokens rule the
+// error: the squares of their shares, by how values scatter. A token has all of a row's softmax at most.
 func (u *byPage) weighSkimmed() {
 	k := &u.skimmer
 	u.gains = u.floats(u.pages)
-	units := u.floats(u.pages)
+	weights := u.floats(u.pages) // of tokens whose log is that of their page's unit
 	for r := range u.rows {
 		at := r * u.pages
-		kernels.Weights(units, k.unit[at:at+u.pages], u.total[r])
-		sums, squares := k.sum[at:], k.squares[at:]
-		for p, unit := range units {
-			u.gains[p] += min(squares[p]*unit*unit, sums[p]*unit)
+		units, sums, shares, squares := k.unit[at:][:u.pages], k.sum[at:][:u.pages], k.shares[at:][:u.pages], k.squares[at:][:u.pages]
+		all, top := u.restWeights[r*u.all:][:u.all], &u.tops[2*r]
+		most := kernels.Largest(units, *top)
+		if most > *top+mostUnits {
+			for i := range all {
+				all[i] *= exp(*top - most)
+			}
+			u.tops[2*r+1] *= exp(*top - most)
+			*top = most
 		}
+		kernels.Weights(weights, units, most)
+		scale, total := exp(most-*top), float64(u.tops[2*r+1])
+		for i := range u.segs {
+			s := &u.segs[i]
+			for page := s.firstPage; page < s.endPage; page++ {
+				if u.firsts[page] != nil {
+					w := &all[s.firstOfAll+int(u.pageOf[page])]
+					total -= float64(*w)
+					*w = weights[page] * scale * sums[page]
+					total += float64(*w)
+				}
+			}
+		}
+		u.tops[2*r+1] = float32(max(total, 0))
+		u.total[r] = u.totalOfAll(r)
+		share := exp(most - u.total[r])
+		for p, w := range weights {
+			w *= share
+			u.gains[p] += min(squares[p]*w*w, shares[p]*w)
+		}
+		u.unit[r] = exp(headroom)
 	}
 	for i := range u.segs {
 		s := &u.segs[i]
@@ -292,7 +359,7 @@ func (u *byPage) choose(n int) []int {
 	best, at := sized(u.places, u.all), sized(u.binsOf, u.all)
 	u.places, u.binsOf = best, at
 	for i := range best {
-		best[i] = math.MaxInt32
+		best[i] = int32(n) // n pages have better places in any order
 	}
 	presence := u.floats(u.all)
 	for r := range u.rows {
@@ -307,21 +374,26 @@ func (u *byPage) choose(n int) []int {
 			}
 			counts[at[i]]++
 		}
-		before := int32(0)
-		for b, n := range counts {
-			counts[b] = before
-			before += n
+		before, last := 0, int32(0) // the last bin of which places count
+		for b, pages := range counts {
+			counts[b] = int32(before)
+			if before < n {
+				last = int32(b)
+			}
+			before += int(pages)
 		}
 		for i, b := range at {
-			best[i] = min(best[i], counts[b])
+			if b <= last {
+				best[i] = min(best[i], counts[b])
+			}
 		}
 	}
 	return u.bestPlaces(best, n)
 }
 
-// bestPlaces returns the indices, in order, of the n least of places, which are less than there are.
+// bestPlaces returns the indices, in order, of the n least of places, none of which is above n: at least n are less.
 func (u *byPage) bestPlaces(places []int32, n int) []int {
-	counts := sized(u.binsOf, len(places))
+	counts := sized(u.binsOf, n+1)
 	clear(counts)
 	for _, x := range places {
 		counts[x]++

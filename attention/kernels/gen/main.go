@@ -55,6 +55,7 @@ func main() {
 	v.largest()
 	v.gains()
 	v.leafWeights()
+	v.sumRuns()
 	v.squaresInt8()
 	v.weigh()
 	v.readValueScales()

@@ -194,3 +194,84 @@ func (v isa) leaf(at Mem, offset, least reg.VecVirtual) (sum, squares reg.VecVir
 	}
 	return sum, squares
 }
+
+const (
+	runTokens = 64
+	runSum    = 16 // bytes of a RunSum
+)
+
+// sumRuns: of four runs at a time what is added up is added across at once.
+func (v isa) sumRuns() {
+	v.function("sumRuns", "dst *float32, x *float32, runs int")
+	dst, at, left := param("dst"), param("x"), param("runs")
+	means, tops := AllocLocal(16), AllocLocal(16) // there are too few registers to keep them
+	for _, n := range []int{4, 1} {
+		label := fmt.Sprintf("runs%d", n)
+		across := func(x []reg.VecVirtual, add func(...Op)) reg.VecVirtual {
+			if n == 4 {
+				return v.narrow(v.transposed(x, add), add)
+			}
+			return v.scalar(x[0], add)
+		}
+		scores := func(run, token int) Mem { return Mem{Base: at, Disp: 4 * (run*runTokens + token)} }
+		Label(label)
+		CMPQ(left, Imm(uint64(n)))
+		JL(LabelRef(label + "end"))
+		mean, top := v.zeros(n), make([]reg.VecVirtual, n)
+		for i := range n {
+			top[i] = v.vec()
+			VMOVUPS(v.constant(U32(0xff800000)), top[i])
+			for token := 0; token < runTokens; token += v.lanes {
+				x := v.vec()
+				VMOVUPS(scores(i, token), x)
+				VADDPS(x, mean[i], mean[i])
+				VMAXPS(top[i], x, top[i]) // of a NaN in x, top remains
+			}
+		}
+		m := across(mean, VADDPS).AsX()
+		VMULPS(v.constant(F32(1./runTokens)), m, m)
+		VMOVUPS(m, means)
+		VMOVUPS(across(top, VMAXPS).AsX(), tops)
+		sum, squares := v.zeros(n), v.zeros(n)
+		for i := range n {
+			most := v.broadcast(tops.Offset(4 * i))
+			for token := 0; token < runTokens; token += v.lanes * v.lanes / 4 {
+				x, keep := make([]reg.VecVirtual, v.lanes/4), make([]func(reg.VecVirtual), v.lanes/4)
+				for j := range x {
+					x[j] = v.vec()
+					VMOVUPS(scores(i, token+j*v.lanes), x[j])
+					VSUBPS(most, x[j], x[j])
+					keep[j] = v.notBelow(x[j], v.constant(F32(-87)))
+				}
+				for j, e := range v.exps(x) {
+					keep[j](e)
+					VADDPS(e, sum[i], sum[i])
+					VFMADD231PS(e, e, squares[i])
+				}
+			}
+		}
+		s, q := across(sum, VADDPS).AsX(), across(squares, VADDPS).AsX()
+		mt, sq := [2]reg.VecVirtual{XMM(), XMM()}, [2]reg.VecVirtual{XMM(), XMM()}
+		m, t := XMM(), XMM()
+		VMOVUPS(means, m)
+		VMOVUPS(tops, t)
+		VUNPCKLPS(t, m, mt[0])
+		VUNPCKLPS(q, s, sq[0])
+		VUNPCKHPS(t, m, mt[1])
+		VUNPCKHPS(q, s, sq[1])
+		for i := range n {
+			out, halves := XMM(), U8(0x44)
+			if i%2 == 1 {
+				halves = 0xee
+			}
+			VSHUFPS(halves, sq[i/2], mt[i/2], out)
+			VMOVUPS(out, Mem{Base: dst, Disp: runSum * i})
+		}
+		ADDQ(U32(uint64(4*runTokens*n)), at)
+		ADDQ(Imm(uint64(runSum*n)), dst)
+		SUBQ(Imm(uint64(n)), left)
+		JMP(LabelRef(label))
+		Label(label + "end")
+	}
+	end()
+}
