@@ -61,6 +61,14 @@ func (k kind) onDevice() kind { return k + deviceKinds }
 // ofPages is the kind of a call of that kind of share that is answered by page.
 func (k kind) ofPages() kind { return k + pageKinds }
 
+// estimate numbers how raw errors of the kind are estimated, from 0 on.
+func (k kind) estimate() int {
+	if k >= pageKinds {
+		return 1 // 0, of pages that err independently, was too small in long contexts
+	}
+	return 0
+}
+
 func edge(edges []float32, x float32) int {
 	i, _ := slices.BinarySearch(edges, x)
 	return min(i, len(edges)-1)

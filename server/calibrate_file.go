@@ -31,9 +31,11 @@ type savedModel struct {
 }
 
 type savedCell struct {
-	Layer  int
-	Kind   string
-	Ratios []float32 // from the oldest to the newest
+	Layer int
+	Kind  string
+	// Estimate is the kind's (kind.estimate) when the ratios were measured: those to another estimate say nothing.
+	Estimate int       `json:",omitempty"`
+	Ratios   []float32 // from the oldest to the newest
 }
 
 type savedHead struct {
@@ -62,7 +64,7 @@ func (c *calibration) saved() []savedModel {
 				ratios = append(ratios, a.ratio)
 			}
 			if len(ratios) > 0 {
-				s.Cells = append(s.Cells, savedCell{at[0], kind(at[1]).String(), ratios})
+				s.Cells = append(s.Cells, savedCell{at[0], kind(at[1]).String(), kind(at[1]).estimate(), ratios})
 			}
 		}
 		for at, h := range m.heads {
@@ -88,8 +90,8 @@ func (c *calibration) load(fsys files.FS, dir string) error {
 		m := c.modelLocked(modelKey{string(s.Fingerprint), s.Profile})
 		for _, x := range s.Cells {
 			k := slices.Index(kindNames[:], x.Kind)
-			if k < 0 {
-				continue // of a build with other kinds
+			if k < 0 || x.Estimate != kind(k).estimate() {
+				continue // of a build with other kinds, or estimates
 			}
 			cell := &cell{}
 			for _, r := range x.Ratios {

@@ -1,7 +1,11 @@
 package server
 
 import (
+	"bytes"
+	"encoding/binary"
 	"errors"
+	"fmt"
+	"hash/crc32"
 	"math"
 	"math/rand/v2"
 	"os"
@@ -160,9 +164,11 @@ func TestCalibrationOutlivesTheDaemon(t *testing.T) {
 	rng := rand.New(rand.NewPCG(5, 6))
 	key := modelKey{"\xff\x00model", 3}
 	c := newCalibration()
+	pages := kind(2).ofPages()
 	for range 2 * savedRatios {
 		raw, truth := drawn(rng, 4, .2)
 		c.add(key, 3, 2, raw, 1, truth)
+		c.add(key, 3, pages, raw, 1, truth)
 		c.addHead(key, 3, 1, raw, truth)
 	}
 	if err := c.save(files.OS, dir); err != nil {
@@ -183,6 +189,23 @@ func TestCalibrationOutlivesTheDaemon(t *testing.T) {
 	b, err := os.ReadFile(path)
 	if err != nil {
 		t.Fatal(err)
+	}
+	// Of another estimate of errors, ratios are left out; others are not.
+	number := []byte(fmt.Sprintf(`"Estimate":%d,`, pages.estimate()))
+	if !bytes.Contains(b, number) || again.state(key, 3, pages, .02).audits != savedRatios {
+		t.Fatalf("no %s in %s", number, b)
+	}
+	older := bytes.ReplaceAll(b[:len(b)-4], number, nil)
+	older = binary.LittleEndian.AppendUint32(older, crc32.ChecksumIEEE(older))
+	if err := os.WriteFile(path, older, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	again = newCalibration()
+	if err := again.load(files.OS, dir); err != nil {
+		t.Fatal(err)
+	}
+	if n, m := again.state(key, 3, pages, .02).audits, again.state(key, 3, 2, .02).audits; n != 0 || m != savedRatios {
+		t.Errorf("%d audits of another estimate count, and %d of this one", n, m)
 	}
 	b[len(b)/2] ^= 1
 	if err := os.WriteFile(path, b, 0o600); err != nil {

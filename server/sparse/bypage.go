@@ -11,9 +11,9 @@ import (
 )
 
 // A budget bounds bytes because bytes from a disk cost time. Where they come from RAM, deciding about a leaf costs more than
-// reading it. So an answer by page decides twice, about pages: their means say which are skimmed, the first bits of their keys say
-// which of these are read whole. For the same bytes it errs more, for the same time much less
-// (docs/decisions/0037-by-page.md).
+// reading it. So an answer by page decides three times, about pages: their means say which are skimmed, the first bits of their keys which of these are
+// looked at again, and the next bits which are read whole. For the same bytes it errs more, for the same time much less
+// (docs/decisions/0037-by-page.md, 0039-a-second-look-at-pages.md).
 type byPage struct {
 	*run
 	gains   []float32          // [pages], what reading them is worth
@@ -34,8 +34,12 @@ type wholePage struct {
 	drains       []byte // the last bits of drains, if they are among its tokens
 }
 
-// skimPart is the part of a budget, page means taken off, that goes to the first bits of keys.
-const skimPart = .15
+const (
+	// skimPart is the part of a budget, page means taken off, that goes to the first bits of keys,
+	skimPart = .15
+	// and againTimes how many times as many pages are looked at again as can be read.
+	againTimes = 2
+)
 
 // skimmedPages is how many pages an answer by page skims when share of the body's 4-bit bytes may be read.
 func (b *body) skimmedPages(share float32) int {
@@ -43,13 +47,13 @@ func (b *body) skimmedPages(share float32) int {
 	return int(min(b.pages, max(1, skimPart*left/b.scanOfPage())))
 }
 
-// affordable is how many of n pages that were skimmed the rest of the budget pays for.
-func (u *byPage) affordable(n int) int {
+// affordable is how many pages the rest of the budget pays for, of which so many planes of keys are there: with one, bins are to be read, too.
+func (u *byPage) affordable(planes int) int {
 	page := float64(tiers.PageTokens * (compress.ValueScaleBytes + compress.ValueRowBytes(u.d)))
-	for _, plane := range u.planeBytes[1 : compress.NumKeyPlanes-1] {
+	for _, plane := range u.planeBytes[planes : compress.NumKeyPlanes-1] {
 		page += float64(leavesOfPage * plane)
 	}
-	most := min(float64(n), max(0, u.left)/page)
+	most := min(float64(u.pages), max(0, u.left)/page)
 	// Of a segment of which a page is chosen drains' last bits may be read.
 	drains := 0.
 	for i := range u.segs {
@@ -58,11 +62,13 @@ func (u *byPage) affordable(n int) int {
 		}
 	}
 	most -= drains * min(1, most/float64(len(u.segs))) / page
-	all := float64(u.all)
-	// Chosen pages share bins with others that are chosen.
-	const shared = tiers.StepTokens / tiers.PageTokens
-	groups := all / shared * (1 - math.Pow(1-most/all, shared))
-	return int(max(1, most-groups*float64(compress.KeyStepsBytes(u.d))/page))
+	if planes == 1 { // chosen pages share bins with others that are chosen
+		const shared = tiers.StepTokens / tiers.PageTokens
+		all := float64(u.all)
+		groups := all / shared * (1 - math.Pow(1-most/all, shared))
+		most -= groups * float64(compress.KeyStepsBytes(u.d)) / page
+	}
+	return int(max(1, most))
 }
 
 // answer goes through the stages of an answer by page.
@@ -70,6 +76,7 @@ func (u *byPage) answer() error {
 	return u.through(
 		stage{u.survey, &u.acc.NsScore},
 		stage{u.skim, &u.acc.NsScan},
+		stage{u.skimAgain, &u.acc.NsScan},
 		stage{u.fetch, &u.acc.NsFetch},
 		stage{u.attend, &u.acc.NsScan},
 		stage{func() error { u.estimate(); return nil }, &u.acc.NsScore},
@@ -102,7 +109,7 @@ func (u *byPage) tell(chosen []int) {
 
 // fetch has the pages that weigh most pinned, all planes of all segments together.
 func (u *byPage) fetch() error {
-	u.askFor(attention.Top(u.gains, u.affordable(u.pages)))
+	u.askFor(attention.Top(u.gains, u.affordable(skimPlanes)))
 	pins, err := u.pin(tiers.PlaneV4, u.reqs)
 	if err != nil {
 		return err
@@ -118,30 +125,24 @@ func (u *byPage) askFor(chosen []int) {
 	for seg := range u.segs {
 		s, first := &u.segs[seg], len(u.fetched)
 		for ; len(chosen) > 0 && chosen[0] < s.endPage; chosen = chosen[1:] {
-			if first := u.firsts[chosen[0]]; first != nil && u.gains[chosen[0]] > 0 {
-				u.fetched = append(u.fetched, wholePage{seg: seg, page: int(u.pageOf[chosen[0]]), keys: [compress.NumKeyPlanes - 1][]byte{first}})
+			if page := chosen[0]; u.gains[page] > 0 {
+				x := wholePage{seg: seg, page: int(u.pageOf[page]), bins: u.bins[page]}
+				copy(x.keys[:], u.keys[page][:])
+				u.fetched = append(u.fetched, x)
 			}
 		}
 		pages := u.fetched[first:]
 		if len(pages) == 0 {
 			continue
 		}
-		from, group := len(u.ranges), -1
-		for i := range pages {
-			if g := s.groupOf(pages[i].page); g != group {
-				group = g
-				u.ranges = append(u.ranges, s.view.Steps(g))
-			}
-		}
-		u.request(seg, tiers.PlaneSteps, from)
-		for plane := 1; plane < len(pages[0].keys); plane++ {
+		for plane := skimPlanes; plane < len(pages[0].keys); plane++ {
 			from := len(u.ranges)
 			for i := range pages {
 				u.ranges = append(u.ranges, s.view.PageKeys(plane, pages[i].page))
 			}
 			u.request(seg, tiers.KeyPlanes[plane], from)
 		}
-		from = len(u.ranges)
+		from := len(u.ranges)
 		for i := range pages {
 			u.ranges = append(u.ranges, s.view.PageValues(pages[i].page))
 		}
@@ -181,23 +182,19 @@ func (u *byPage) take(pins []tiers.Pin) {
 		for end = first; end < len(u.fetched) && u.fetched[end].seg == seg; end++ {
 		}
 		pages := u.fetched[first:end]
-		const planes = len(wholePage{}.keys)
-		steps, keys, values := pins[0].Ranges, pins[:planes], pins[planes].Ranges // keys: from the second plane on
+		const planes = len(wholePage{}.keys) - skimPlanes
+		keys, values := pins[:planes], pins[planes].Ranges
 		pins = pins[planes+1:]
 		var drains []byte
 		if s.hasDrains(pages) {
 			drains, pins = pins[0].Ranges[0], pins[1:]
 		}
-		group, n := -1, -1
 		for i, p := range pages {
-			if g := s.groupOf(p.page); g != group {
-				group, n = g, n+1
-			}
-			p.bins, p.values = steps[n], values[i]
-			whole := p.bins != nil && p.values != nil
-			for plane := 1; plane < planes; plane++ {
-				p.keys[plane] = keys[plane].Ranges[i]
-				whole = whole && p.keys[plane] != nil
+			p.values = values[i]
+			whole := p.values != nil
+			for plane, pin := range keys {
+				p.keys[skimPlanes+plane] = pin.Ranges[i]
+				whole = whole && pin.Ranges[i] != nil
 			}
 			if s.view.Drains() > 0 && p.page == s.view.PageOfDrains() {
 				p.drains = drains

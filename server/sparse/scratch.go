@@ -49,8 +49,10 @@ type scratch struct {
 
 	leaves []leaf    // of the pages that are scanned
 	single [1][]byte // see planesOf
-	// Of pages that are skimmed, [pages]; nil: late. First planes of their keys, and bins, of their groups, of the channels that these may know of.
-	firsts, bins [][]byte
+	// Of pages that are skimmed, [pages]; nil: late, or not looked at. Planes of their keys, and bins, of their groups, of the channels that these may know of.
+	keys  [][skimPlanes][]byte
+	bins  [][]byte
+	again []bool // those that are looked at again
 	// Of each leaf: [rows][16] its tokens' weights, of which exp(run.base) is 1, 0 once the value is read; [rows][2] their sum and
 	// that of their squares.
 	w, sums []float32
@@ -127,9 +129,9 @@ func (s *scratch) free() {
 	clear(s.fetched)
 	s.single[0] = nil
 	s.skimmer.lines, s.skimmer.seen = nil, nil
-	clear(s.firsts)
+	clear(s.keys)
 	clear(s.bins)
-	s.firsts, s.bins = s.firsts[:0], s.bins[:0]
+	s.keys, s.bins = s.keys[:0], s.bins[:0]
 	scratches.Put(s)
 }
 

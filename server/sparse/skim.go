@@ -10,22 +10,23 @@ import (
 	"kvtier/tiers"
 )
 
-// Skimming looks at the first bits of the keys of pages that may matter. A page's mean key is known, of all channels and with 4 bits: so what is
-// looked for is by how much its tokens' scores deviate from their mean, as far as these bits say. Nothing is kept of single tokens.
+// Skimming looks at the first bits of the keys of pages that may matter, and at the next bits of those that may be read. A page's mean key is known, of
+// all channels and with 4 bits: so what is looked for is by how much its tokens' scores deviate from their mean, as far as these bits say. Nothing is
+// kept of single tokens.
 
 // skimmer is what skimming finds, and what it needs room for.
 type skimmer struct {
 	// By row and page, [rows][pages]: the log of the unit in which weights of its tokens are; their sum; and how far single ones are expected to
 	// rule it, as sums of shares and of their squares. -Inf and 0 of pages that were not skimmed.
 	unit, sum, shares, squares []float32
-	seen               map[int][]float32 // only for traces, by page among all: logs of its tokens' weights, [rows][tiers.PageTokens]
+	seen                       map[int][]float32 // only for traces, by page among all: logs of its tokens' weights, [rows][tiers.PageTokens]
 
 	squaresOfQ []float32 // [rows][d], squares of the query
-	noises     []float32 // [d], of the segment under way: the variance of a channel's part of a score, of a query of norm 1
+	noises     []float32 // [d], of the segment under way: the variance of what is unknown of a channel's part of a score, of a query of norm 1
 	// By row: what unknown bits raise a weight by, log, and the grade's ofShare and ofSquare.
 	raise, ofShare, ofSquare []float32
-	q                        []float32          // [rows][d], channels in the segment's order, as far as its first plane knows them
-	lines                    []uint8            // of the first plane
+	q                        []float32          // [rows][d], channels in the segment's order, as far as the planes looked at know them
+	lines                    []uint8            // of these planes
 	layout                   compress.KeyLayout // made of them
 	query                    kernels.KeyQuery   // in the bins of the group under way
 
@@ -34,6 +35,9 @@ type skimmer struct {
 	sums   []kernels.RunSum // [pages][rows]
 	means  []float32        // [rows], of the scores of a page that is not full
 }
+
+// skimPlanes is how many planes of keys are skimmed, one after the other.
+const skimPlanes = 2
 
 // batchRuns is how many runs of scores, a page's of a row, are weighed together: as many as stay in the first-level cache.
 const batchRuns = 64
@@ -47,14 +51,78 @@ func (u *byPage) skim() error {
 	if err := u.readCodes(); err != nil {
 		return err
 	}
-	if err := u.readFirst(); err != nil {
+	u.keys = sized(u.keys, u.pages)
+	clear(u.keys)
+	if err := u.readKeys(0, func(int) bool { return true }); err != nil {
 		return err
 	}
-	if err := u.look(); err != nil {
+	u.newSkimmer()
+	if err := u.look(1); err != nil {
 		return err
 	}
 	u.weighSkimmed()
 	return nil
+}
+
+// skimAgain reads the next bits of the keys of the pages that may be read, and weighs these anew. Others will not be read.
+func (u *byPage) skimAgain() error {
+	chosen := attention.Top(u.gains, min(u.pages, againTimes*u.affordable(1)))
+	apart := sized(u.again, u.pages)
+	u.again = apart
+	clear(apart)
+	for _, page := range chosen {
+		apart[page] = u.gains[page] > 0 // which it is of none that is late
+	}
+	if err := u.readBins(apart); err != nil {
+		return err
+	}
+	if err := u.readKeys(1, func(page int) bool { return apart[page] }); err != nil {
+		return err
+	}
+	if err := u.look(skimPlanes); err != nil {
+		return err
+	}
+	u.weighSkimmed()
+	for page := range u.gains {
+		if u.keys[page][1] == nil {
+			u.gains[page] = 0
+		}
+	}
+	return nil
+}
+
+// readBins reads the bins of all channels of the pages that are looked at again.
+func (u *byPage) readBins(apart []bool) error {
+	// eachGroup calls use for every page of a segment that is looked at again, first says whether it is the first of its group.
+	eachGroup := func(s *segmentRun, use func(page, group int, first bool)) {
+		group := -1
+		for page := s.firstPage; page < s.endPage; page++ {
+			if apart[page] {
+				g := s.groupOf(int(u.pageOf[page]))
+				use(page, g, g != group)
+				group = g
+			}
+		}
+	}
+	for i := range u.segs {
+		s := &u.segs[i]
+		eachGroup(s, func(_, group int, first bool) {
+			if first {
+				u.want(i, s.view.Steps(group))
+			}
+		})
+	}
+	return u.each(tiers.PlaneSteps, func(seg int, got got) error {
+		s := &u.segs[seg]
+		var bins []byte
+		eachGroup(s, func(page, group int, first bool) {
+			if first {
+				bins = got.next(s.view.Steps(group).Len)
+			}
+			u.bins[page] = bins
+		})
+		return nil
+	})
 }
 
 // readCodes reads how the keys of all pages that are told apart are coded: the order of their bits, and bins of those channels of
@@ -93,29 +161,35 @@ func (u *byPage) readCodes() error {
 	})
 }
 
-// readFirst reads the first plane of the keys of all pages that are told apart.
-func (u *byPage) readFirst() error {
+// readKeys reads a plane of the keys of those pages that are told apart of which this is wanted.
+func (u *byPage) readKeys(plane int, wanted func(page int) bool) error {
 	for i := range u.segs {
 		s := &u.segs[i]
-		for _, page := range u.pageOf[s.firstPage:s.endPage] {
-			u.want(i, s.view.PageKeys(0, int(page)))
+		for page := s.firstPage; page < s.endPage; page++ {
+			if wanted(page) {
+				u.want(i, s.view.PageKeys(plane, int(u.pageOf[page])))
+			}
 		}
 	}
-	u.firsts = sized(u.firsts, u.pages)
-	return u.each(tiers.PlaneK1, func(seg int, got got) error {
+	return u.each(tiers.KeyPlanes[plane], func(seg int, got got) error {
 		s := &u.segs[seg]
 		for page := s.firstPage; page < s.endPage; page++ {
-			u.firsts[page] = got.next(s.view.PageKeys(0, int(u.pageOf[page])).Len)
+			if wanted(page) {
+				p := int(u.pageOf[page])
+				if u.keys[page][plane] = got.next(s.view.PageKeys(plane, p).Len); u.bins[page] == nil || s.codes.order.Lines == nil {
+					u.keys[page][plane] = nil // is of no use
+				}
+				if u.keys[page][plane] == nil {
+					u.acc.Late += int64(s.view.PageTokens(p))
+				}
+			}
 		}
 		return nil
 	})
 }
 
-// pagesAhead is how many pages before their use first bits and bins are fetched into the cache.
-const pagesAhead = 4
-
-// look weighs the tokens of all pages of which everything has come.
-func (u *byPage) look() error {
+// newSkimmer makes room for what skimming finds.
+func (u *byPage) newSkimmer() {
 	k := &u.skimmer
 	k.unit, k.sum = u.floats(u.rows*u.pages), u.floats(u.rows*u.pages)
 	k.shares, k.squares = u.floats(u.rows*u.pages), u.floats(u.rows*u.pages)
@@ -134,33 +208,37 @@ func (u *byPage) look() error {
 	if u.tr.Token != nil {
 		k.seen = make(map[int][]float32)
 	}
+}
+
+// pagesAhead is how many pages before their use keys and bins are fetched into the cache.
+const pagesAhead = 4
+
+// look weighs the tokens of all pages of which so many planes have come.
+func (u *byPage) look(planes int) error {
+	u.skimmer.lines = nil
 	for i := range u.segs {
-		if s := &u.segs[i]; s.firstPage < s.endPage {
-			if err := u.lookInto(s); err != nil {
-				return err
-			}
+		if err := u.lookInto(&u.segs[i], planes); err != nil {
+			return err
 		}
 	}
 	return nil
 }
 
 // lookInto is look of one segment.
-func (u *byPage) lookInto(s *segmentRun) error {
-	k, known := &u.skimmer, s.codes.order.Lines != nil
-	if known {
-		u.order(s)
-	}
-	group := -1
+func (u *byPage) lookInto(s *segmentRun, planes int) error {
+	k, group := &u.skimmer, -1
 	for page := s.firstPage; page < s.endPage; page++ {
-		p := int(u.pageOf[page])
-		if !known || u.bins[page] == nil || u.firsts[page] == nil {
-			u.firsts[page] = nil
-			u.acc.Late += int64(s.view.PageTokens(p))
+		keys := u.keys[page][:planes]
+		if next := page + pagesAhead; next < u.pages {
+			kernels.Prefetch(u.keys[next][planes-1])
+			kernels.Prefetch(u.bins[next])
+		}
+		if keys[planes-1] == nil {
 			continue
 		}
-		if next := page + pagesAhead; next < u.pages {
-			kernels.Prefetch(u.firsts[next])
-			kernels.Prefetch(u.bins[next])
+		p := int(u.pageOf[page])
+		if group < 0 {
+			u.order(s, planes)
 		}
 		if g := s.groupOf(p); g != group {
 			group = g
@@ -168,9 +246,12 @@ func (u *byPage) lookInto(s *segmentRun) error {
 				return corrupt(s.s, err)
 			}
 		}
-		u.single[0] = u.firsts[page]
 		leaves := (s.view.PageTokens(p) + tiers.LeafTokens - 1) / tiers.LeafTokens
-		k.layout.ScoreLeaves(k.scores[len(k.batch)*u.rows*tiers.PageTokens:], tiers.LeafTokens, tiers.PageTokens, k.query, u.single[:], u.planeBytes[:1], leaves, 0)
+		k.layout.ScoreLeaves(k.scores[len(k.batch)*u.rows*tiers.PageTokens:], tiers.LeafTokens, tiers.PageTokens, k.query, keys, u.planeBytes[:planes], leaves, 0)
+		if planes == 1 {
+			u.acc.Scanned += int64(s.view.PageTokens(p))
+			u.acc.Leaves += int64(leaves)
+		}
 		if k.batch = append(k.batch, int32(page)); len(k.batch) == cap(k.batch) {
 			u.weighBatch(s)
 		}
@@ -186,12 +267,16 @@ const (
 	mostUnknown = 40
 )
 
-// order brings the query into the order of a segment's channels, and finds what it means for scores of its keys that only their first plane is known.
-func (u *byPage) order(s *segmentRun) {
+// order brings the query into the order of a segment's channels, and finds what it means for scores of its keys that only so many planes are known.
+func (u *byPage) order(s *segmentRun, planes int) {
 	k, order := &u.skimmer, &s.codes.order
-	lines := order.Lines[:compress.KeyPlaneLines(u.d)[0]]
+	n, each := 0, compress.KeyPlaneLines(u.d)
+	for _, lines := range each[:planes] {
+		n += lines
+	}
+	lines := order.Lines[:n]
 	if !bytes.Equal(lines, k.lines) { // else it is as in the segment before
-		k.lines, k.layout = lines, compress.NewKeyLayout(u.d, order.Lines, 1)
+		k.lines, k.layout = lines, compress.NewKeyLayout(u.d, order.Lines, planes)
 	}
 	known := k.layout.Known()
 	var levels [compress.MaxHeadDim / kernels.LineTokens]uint8
@@ -268,9 +353,6 @@ func (u *byPage) weighBatch(s *segmentRun) {
 				}
 			}
 		}
-		tokens := s.view.PageTokens(p)
-		u.acc.Scanned += int64(tokens)
-		u.acc.Leaves += int64((tokens + tiers.LeafTokens - 1) / tiers.LeafTokens)
 	}
 	k.batch = k.batch[:0]
 }
@@ -323,7 +405,7 @@ func (u *byPage) weighSkimmed() {
 		for i := range u.segs {
 			s := &u.segs[i]
 			for page := s.firstPage; page < s.endPage; page++ {
-				if u.firsts[page] != nil {
+				if u.keys[page][0] != nil {
 					w := &all[s.firstOfAll+int(u.pageOf[page])]
 					total -= float64(*w)
 					*w = weights[page] * scale * sums[page]

@@ -3,6 +3,7 @@ package sparse
 import (
 	"iter"
 	"math"
+	"slices"
 
 	"kvtier/attention"
 	"kvtier/attention/kernels"
@@ -33,14 +34,10 @@ func toldApart(all, scanned int) int {
 
 // rest is what pages that are not told apart are together.
 type rest struct {
-	tokens  int64
-	mass    []float32   // [rows], log of the sum of their weights; -Inf if there are none
-	means   [][]float32 // [rows][d], sum of mean values times weights, of which exp(mass) is the unit
-	squares []float32   // [rows], sum of the squares of their weights, in the same unit
-	noise   []float32   // [rows], relative variance of a page's mass, of the mean spread of keys
-	ruled   float32     // how far single tokens rule a page's square, mean of all pages
-	spread  float32     // spread of values, mean of all pages
-	keys    float32     // spread of keys, mean of all pages
+	tokens int64
+	mass   []float32   // [rows], log of the sum of their weights; -Inf if there are none
+	means  [][]float32 // [rows][d], sum of mean values times weights, of which exp(mass) is the unit
+	spread float32     // spread of values, mean of all pages
 }
 
 // survey scores all pages' means, and tells those apart that may matter.
@@ -128,7 +125,7 @@ func (u *run) massAll() {
 			n, spread := s.view.PageTokens(p), s.means.Spreads.Of(p)
 			spreads[p], logs[p] = spread, attention.LogN(n)
 			surprise[p] = float32(math.Sqrt(float64(2 * logs[p] * spread)))
-			x.ruled, x.spread, x.keys = x.ruled+1/float32(n), x.spread+s.means.Values.Spread(p), x.keys+spread
+			x.spread += s.means.Values.Spread(p)
 		}
 		for r, norm2 := range u.norm2 {
 			scores, mass := u.scores[r*u.all+at:][:pages], u.surveyed[r*u.all+at:][:pages]
@@ -142,8 +139,7 @@ func (u *run) massAll() {
 			}
 		}
 	}
-	n := float32(u.all)
-	x.ruled, x.spread, x.keys = x.ruled/n, x.spread/n, x.keys/n
+	x.spread /= float32(u.all)
 }
 
 // weighAll weighs pages, by row in units of the heaviest.
@@ -233,15 +229,13 @@ func (u *run) shrink(pages int) {
 // sumRest adds up what is not told apart.
 func (u *run) sumRest() {
 	x := &u.rest
-	x.means, x.squares, x.noise = u.newRows(), u.floats(u.rows), u.floats(u.rows)
+	x.means = u.newRows()
 	weights, scales := u.restWeights, u.floats(u.rows)
 	for r := range u.rows {
 		w, top := weights[r*u.all:][:u.all], u.tops[2*r]
 		sum := u.tops[2*r+1] - u.withoutPages(w)
-		if x.squares[r] = attention.Norm2(w); x.squares[r] > 0 && sum > 0 {
-			x.mass[r] = top + log(sum)
-			x.squares[r] /= sum * sum
-			scales[r] = 1 / sum
+		if sum > 0 && slices.ContainsFunc(w, func(x float32) bool { return x > 0 }) {
+			x.mass[r], scales[r] = top+log(sum), 1/sum
 		}
 	}
 	for i := range u.segs {
@@ -259,7 +253,6 @@ func (u *run) sumRest() {
 		for j := range row {
 			row[j] *= scales[r]
 		}
-		x.noise[r] = massNoise(exp(min(x.keys*u.norm2[r], mostRaise)), 1/x.ruled)
 	}
 }
 
@@ -298,12 +291,16 @@ func (x *rest) addTo(outs []attention.Partial) {
 	}
 }
 
-// error2 is the square of the error that the rest causes in row r, if exp(total) is the softmax sum and norm2 the square of the
-// output: each page errs by its mass and by the scatter of its values, and lies as far from the output as that is from nothing.
+// restError is by how much of its share the rest errs, in the units of errorScale: of masses of pages that nobody looked at all may be too large or too small
+// together, so that this does not depend on how many there are. Measured (docs/decisions/0039-a-second-look-at-pages.md).
+const restError = .17 / errorScale
+
+// error2 is the square of the error that the rest causes in row r, if exp(total) is the softmax sum and norm2 the square of the output: its values scatter, and
+// its mean lies as far from the output as that is from nothing.
 func (x *rest) error2(r int, total, norm2 float32) float32 {
 	if x.mass[r] == -inf {
 		return 0
 	}
-	share := exp(min(x.mass[r]-total, 0))
-	return share * share * x.squares[r] * (x.noise[r]*(x.spread+2*norm2) + x.ruled*x.spread)
+	share := restError * exp(min(x.mass[r]-total, 0))
+	return share * share * (x.spread + norm2)
 }

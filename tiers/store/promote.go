@@ -102,15 +102,15 @@ func (p *promoter) close() {
 	p.done.Wait()
 }
 
-// watch counts a read from below: the share of the piece that was
-// transferred, or would have been had it not been late, and, when the pin is released, the attention it received.
+// watch counts a read from below when its pin is released: the share of the piece that was
+// transferred, or would have been had it not been late, and the attention it received.
 func (p *promoter) watch(r tiers.Request, pin tiers.Pin) tiers.Pin {
 	_, n, _ := r.Header.Piece(r.Head, r.Plane)
-	p.credit(r, float32(pin.Transferred+pin.Late)/float32(max(n, tiers.BlockSize)))
+	reads := float32(pin.Transferred+pin.Late) / float32(max(n, tiers.BlockSize))
 	share := min(1, float32(pin.Transferred+pin.Cached)/float32(max(n, 1)))
 	out := tiers.NewPin(pin.Ranges, pin.Transferred, func(attention float32) {
 		pin.Release(attention)
-		p.credit(r, attention*share)
+		p.credit(r, reads+attention*share)
 	})
 	out.Cached, out.Late = pin.Cached, pin.Late
 	return out
