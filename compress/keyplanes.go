@@ -97,18 +97,20 @@ var standIn = standInPart / (256 * math.Sqrt(float64(KeyNoise[0])))
 // StandIn fills s, of all channels, with what stands for bins that are not read. exp is that of FitKeyOrder.
 func (o *KeyOrder) StandIn(s KeySteps, exp int) {
 	clear(s.Lo)
-	for at := 0; at < len(s.Step); at += groupDims {
-		step := o.StandInStep(at/groupDims, exp)
-		for i := range s.Step[at : at+groupDims] {
-			s.Step[at+i] = step
-		}
+	var steps [MaxHeadDim / groupDims]float32
+	o.StandInSteps(steps[:], exp)
+	for i := range s.Step {
+		s.Step[i] = steps[i/groupDims]
 	}
 }
 
-// StandInStep is the step of the bins that stand for those of a group of channels.
-func (o *KeyOrder) StandInStep(group, exp int) float32 {
-	scatter := float64(f16To32(binary.LittleEndian.Uint16(o.Scatter[group*2:])))
-	return float32(min(math.Ldexp(scatter*standIn, exp), mostStandIn))
+// StandInSteps writes the steps of the bins that stand for those of each group of channels to dst.
+func (o *KeyOrder) StandInSteps(dst []float32, exp int) {
+	unit := math.Ldexp(standIn, exp)
+	for g := range len(o.Scatter) / 2 {
+		scatter := f16To32(binary.LittleEndian.Uint16(o.Scatter[g*2:]))
+		dst[g] = float32(min(float64(scatter)*unit, mostStandIn))
+	}
 }
 
 // mostStandIn is about the largest step that bins have.

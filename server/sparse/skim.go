@@ -278,21 +278,24 @@ func (u *byPage) order(s *segmentRun, planes int) {
 	if !bytes.Equal(lines, k.lines) { // else it is as in the segment before
 		k.lines, k.layout = lines, compress.NewKeyLayout(u.d, order.Lines, planes)
 	}
-	known := k.layout.Known()
+	known := order.Channels[:k.layout.Known()]
+	for r := 0; r < len(k.q); r += u.d {
+		from, to := u.q.Q[r:][:u.d], k.q[r:][:u.d]
+		for i, c := range known {
+			to[i] = from[c]
+		}
+	}
 	var levels [compress.MaxHeadDim / kernels.LineTokens]uint8
 	for _, g := range lines {
 		levels[g]++
 	}
+	var steps [compress.MaxHeadDim / kernels.LineTokens]float32
+	order.StandInSteps(steps[:], s.view.Info.KeyExp)
 	for g := range u.d / kernels.LineTokens {
-		width := min(256*order.StandInStep(g, s.view.Info.KeyExp), mostWidth)
+		width := min(256*steps[g], mostWidth)
 		noise := width * width * compress.KeyNoise[levels[g]]
-		for i, c := range order.Channels[g*kernels.LineTokens:][:kernels.LineTokens] {
+		for _, c := range order.Channels[g*kernels.LineTokens:][:kernels.LineTokens] {
 			k.noises[c] = noise
-			if at := g*kernels.LineTokens + i; at < known {
-				for r := 0; r < len(k.q); r += u.d {
-					k.q[r+at] = u.q.Q[r+int(c)]
-				}
-			}
 		}
 	}
 	for r := range u.rows {
@@ -301,7 +304,10 @@ func (u *byPage) order(s *segmentRun, planes int) {
 			noise = mostUnknown
 		}
 		k.raise[r] = attention.Mass(1, 0, noise)
-		k.ofShare[r], k.ofSquare[r] = exp(noise/2-k.raise[r]), exp(2*(noise-k.raise[r]))
+		k.ofShare[r], k.ofSquare[r] = 1, exp(2*(noise-k.raise[r]))
+		if more := noise/2 - k.raise[r]; more > 0 {
+			k.ofShare[r] = exp(more)
+		}
 	}
 }
 
