@@ -66,6 +66,14 @@ func (a *arena) alloc(e *entry) bool {
 	return s.alloc(e)
 }
 
+// hasRoom says whether n grains may be had without a window: as far as slabs know, or of one that can be mapped.
+func (a *arena) hasRoom(n uint32) bool {
+	if min(a.slabSize(), a.limit-a.mapped) >= int64(n)*grain {
+		return true
+	}
+	return slices.ContainsFunc(a.slabs, func(s *slab) bool { return s.maxFree >= n })
+}
+
 // alloc takes the shortest free block that is long enough.
 func (s *slab) alloc(e *entry) bool {
 	best, longest := -1, uint32(0)

@@ -94,6 +94,14 @@ func (t *Tier) Holds(h *tiers.Header, planes tiers.PlaneSet) bool {
 	return true
 }
 
+// Room says whether there is room for a piece for which nothing has to go.
+func (t *Tier) Room(h *tiers.Header, head int, p tiers.Plane) bool {
+	_, n, _ := h.Piece(head, p)
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	return t.mu.arena.hasRoom(uint32((n + grain - 1) / grain))
+}
+
 // Slab returns the mapping that bytes of a pin lie in, which stays until the pin is released; nil if they are none of this tier's.
 func (t *Tier) Slab(b []byte) []byte {
 	t.mu.RLock()

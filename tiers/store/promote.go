@@ -15,11 +15,12 @@ import (
 
 // Promotion: a piece that queries had to read from NVMe is brought into RAM
 // once they have read about as much of it as it holds, sooner if their answers
-// gave what they read much attention. RAM's own policy then
-// says whether it earns its room; if it does not, it stays below.
+// gave what they read much attention, and after a part of that while there is room for it: after a start nothing
+// has to go for it. RAM's own policy then says whether it earns its room; if it does not, it stays below.
 const (
-	promoteQueue = 4096    // pieces waiting; more are forgotten
-	interestMost = 1 << 16 // pieces remembered before all counts are halved
+	roomyInterest = 1. / 8  // part of it that is enough while there is room
+	promoteQueue  = 4096    // pieces waiting; more are forgotten
+	interestMost  = 1 << 16 // pieces remembered before all counts are halved
 )
 
 type pieceKey struct {
@@ -124,7 +125,8 @@ func (p *promoter) credit(r tiers.Request, by float32) {
 	k := pieceKey{r.Header.ID, r.Head, r.Plane}
 	p.mu.Lock()
 	c := p.mu.interest[k] + by
-	if c < 1 {
+	enough := c >= 1 || c >= roomyInterest && p.s.ram.Room(r.Header, r.Head, r.Plane)
+	if !enough {
 		p.mu.interest[k] = c
 	} else {
 		delete(p.mu.interest, k)
@@ -133,7 +135,7 @@ func (p *promoter) credit(r tiers.Request, by float32) {
 		p.halveLocked()
 	}
 	p.mu.Unlock()
-	if c >= 1 {
+	if enough {
 		p.want(r)
 	}
 }

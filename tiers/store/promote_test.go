@@ -52,3 +52,51 @@ func TestPromotionBudget(t *testing.T) {
 		}
 	}
 }
+
+// Of a piece of which queries read a part, that is enough to bring it up while there is room for it, and not any more when something has to go.
+func TestPromotionWithRoom(t *testing.T) {
+	for _, room := range []int64{32 << 20, 64 << 10} {
+		s, err := Open(t.Context(), t.TempDir(), Options{RAMBytes: room, DiskBytes: 64 << 20})
+		if err != nil {
+			t.Fatal(err)
+		}
+		b := s.NewBatch()
+		h, parts := sealed(1)
+		if err := b.PutSegment(t.Context(), h, parts); err != nil {
+			t.Fatal(err)
+		}
+		if err := b.Commit(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if err := s.ram.Drop(h.ID, tiers.AllPlanes); err != nil {
+			t.Fatal(err)
+		}
+		r := tiers.Request{Header: h, Plane: tiers.PlaneV4}
+		_, n, _ := h.Piece(r.Head, r.Plane)
+		for seed := uint64(2); room < 1<<20 && s.ram.Room(h, r.Head, r.Plane); seed++ {
+			other, parts := sealed(seed)
+			for _, piece := range other.Pieces(parts) {
+				_ = s.ram.Put(t.Context(), other, []tiers.Piece{piece}) // what does not earn its room is refused
+			}
+		}
+		r.Ranges = []tiers.Range{{Len: 64}}
+		pins, moved, err := s.Pin(t.Context(), []tiers.Request{r})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if moved.NVMe*8 < int64(n) || moved.NVMe >= int64(n) {
+			t.Fatalf("%d of %d bytes were read: neither an eighth nor all", moved.NVMe, n)
+		}
+		pins[0].Release(0)
+		resident := func() bool { return s.ram.Resident(h.ID, r.Head, r.Plane) }
+		for begin := time.Now(); room > 1<<20 && !resident() && time.Since(begin) < 10*time.Second; {
+			time.Sleep(time.Millisecond)
+		}
+		if time.Sleep(20 * time.Millisecond); resident() != (room > 1<<20) || (s.Promoted() > 0) != (room > 1<<20) {
+			t.Errorf("with %d bytes of RAM: resident %v, %d bytes brought up", room, resident(), s.Promoted())
+		}
+		if err := s.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
