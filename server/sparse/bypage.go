@@ -36,7 +36,7 @@ type wholePage struct {
 
 const (
 	// skimPart is the part of a budget, page means taken off, that goes to the first bits of keys,
-	skimPart = .12
+	skimPart = .15
 	// and againTimes how many times as many pages are looked at again as can be read.
 	againTimes = 2
 )
