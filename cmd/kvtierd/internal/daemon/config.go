@@ -85,7 +85,7 @@ func (c *Config) defineFlags() *actions {
 	f.Var(&c.Tail, "tail", "limit of unquantised rows in RAM")
 	f.IntVar(&c.ReadAll, "read-all", 8192, "contexts of up to this many tokens are read whole")
 	f.Float32Var(&c.ReadAllInRAM, "read-all-in-ram", 0.1, "budgets of at least this share of the stored bytes are answered from everything where all of it lies in RAM: that takes less time than a choice; answers then depend on what lies there; 0: none")
-	f.BoolVar(&c.ByPage, "by-page", true, "answer other budgets from whole pages: three times as many cache lines as the budget says, about as many blocks from NVMe, in a quarter to six tenths of the time; off: choose line by line, and read no more than the budget")
+	f.BoolVar(&c.ByPage, "by-page", true, "answer other budgets from whole pages: three times as many cache lines as the budget says, about as many blocks from NVMe, in a third to two thirds of the time; off: choose line by line, and read no more than the budget")
 	f.Float32Var(&c.Share, "share", 0.2, "share of the stored bytes that a query may read when it names no budget")
 	f.DurationVar(&c.ReadWait, "read-wait", 0, "longest wait of a sparse call for reads of keys and values from NVMe, when it names none: what is late is estimated; 0: as long as it takes")
 	f.Float32Var(&c.Audit, "audit", 0.01, "share of sparse calls that are also answered from everything, in the background")
