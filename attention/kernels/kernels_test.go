@@ -351,6 +351,7 @@ func TestNoAllocations(t *testing.T) {
 	rng := rand.New(rand.NewPCG(3, 4))
 	q, k, c, dst, out := odd(rng, rows*d), odd(rng, n*d), oddBytes(rng, n*d), odd(rng, rows*n), rowsOf(odd(rng, rows*d), d)
 	var values ValueBatch
+	runs := make([]RunSum, len(dst)/RunTokens)
 	scales := slices.Repeat(valueScale(1, 100), n)
 	l, planes := leaf(rng, d/16)
 	query, tokens := KeyQuery{make([]int16, rows*d), odd(rng, 2*rows)}, []int{0, 3, 1}
@@ -376,6 +377,7 @@ func TestNoAllocations(t *testing.T) {
 			Quantise(c, k, q[:d], k[:d], 3)
 			Hadamard(k[:d])
 			LeafWeights(dst, out[0], k, 0)
+			SumRuns(runs, dst)
 			SquaresInt8(dst, c, d)
 			l.Fold(KeyQuery{query.Words, dst}, q, d, k, k[d:])
 			Bins(q[:d], dst, c, 1)
@@ -434,6 +436,16 @@ func FuzzKernels(f *testing.F) {
 			top := Largest(got, float32(math.Inf(-1)))
 			weights := slices.Clone(got)
 			Weights(weights, weights, top)
+			if runs := len(got) / RunTokens; runs > 0 {
+				sums, want := make([]RunSum, runs), make([]RunSum, runs)
+				SumRuns(sums, got)
+				plain(func() { SumRuns(want, got) })
+				for i, w := range want {
+					if s := sums[i]; s.Top != w.Top && (s.Top == s.Top || w.Top == w.Top) || math.Abs(float64(s.Sum-w.Sum)) > 1e-4 || math.Abs(float64(s.Squares-w.Squares)) > 1e-4 {
+						t.Fatalf("run %d: %+v, not %+v", i, s, w)
+					}
+				}
+			}
 			Axpys(rowsOf(out, d), weights, tokens, k, d, d)
 			checkScores(t, rng, query, l, planes)
 			if rng.IntN(8) == 0 { // the Go loops take long for many leaves

@@ -400,14 +400,18 @@ func (u *byPage) weighSkimmed() {
 		all, top := u.restWeights[r*u.all:][:u.all], &u.tops[2*r]
 		most := kernels.Largest(units, *top)
 		if most > *top+mostUnits {
+			scale := exp(*top - most)
 			for i := range all {
-				all[i] *= exp(*top - most)
+				all[i] *= scale
 			}
-			u.tops[2*r+1] *= exp(*top - most)
+			u.tops[2*r+1] *= scale
 			*top = most
 		}
 		kernels.Weights(weights, units, most)
-		scale, total := exp(most-*top), float64(u.tops[2*r+1])
+		scale, total := float32(1), float64(u.tops[2*r+1])
+		if most > *top { // both may be infinite
+			scale = exp(most - *top)
+		}
 		for i := range u.segs {
 			s := &u.segs[i]
 			for page := s.firstPage; page < s.endPage; page++ {
