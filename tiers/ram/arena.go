@@ -17,6 +17,7 @@ const (
 type arena struct {
 	limit, mapped int64
 	slabs         []*slab
+	maxFree       uint32 // no slab has a longer free block; may be too large
 	cursor        int // where the last search for a window ended
 }
 
@@ -51,6 +52,10 @@ func (a *arena) alloc(e *entry) bool {
 			return true
 		}
 	}
+	a.maxFree = 0
+	for _, s := range a.slabs {
+		a.maxFree = max(a.maxFree, s.maxFree)
+	}
 	size := min(a.slabSize(), (a.limit-a.mapped)/pageBytes*pageBytes)
 	if size < int64(e.n)*grain {
 		return false
@@ -63,15 +68,13 @@ func (a *arena) alloc(e *entry) bool {
 	s := &slab{mem: mem, blocks: []block{{n: n}}, maxFree: n}
 	a.slabs = append(a.slabs, s)
 	a.mapped += size
+	a.maxFree = max(a.maxFree, n)
 	return s.alloc(e)
 }
 
 // hasRoom says whether n grains may be had without a window: as far as slabs know, or of one that can be mapped.
 func (a *arena) hasRoom(n uint32) bool {
-	if min(a.slabSize(), a.limit-a.mapped) >= int64(n)*grain {
-		return true
-	}
-	return slices.ContainsFunc(a.slabs, func(s *slab) bool { return s.maxFree >= n })
+	return a.maxFree >= n || min(a.slabSize(), a.limit-a.mapped) >= int64(n)*grain
 }
 
 // alloc takes the shortest free block that is long enough.
@@ -138,6 +141,7 @@ func (a *arena) free(e *entry) {
 		i--
 	}
 	s.maxFree = max(s.maxFree, s.blocks[i].n)
+	a.maxFree = max(a.maxFree, s.maxFree)
 }
 
 // reclaim undoes a free: e gets the very room it had.

@@ -93,6 +93,11 @@ func TestArena(t *testing.T) {
 				}
 			},
 			"": func(t *rapid.T) {
+				for _, s := range a.slabs {
+					if s.maxFree > a.maxFree {
+						t.Fatalf("a slab has %d free grains, bound %d", s.maxFree, a.maxFree)
+					}
+				}
 				if a.mapped > a.limit {
 					t.Fatalf("%d mapped of %d", a.mapped, a.limit)
 				}

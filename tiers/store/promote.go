@@ -125,17 +125,15 @@ func (p *promoter) credit(r tiers.Request, by float32) {
 	k := pieceKey{r.Header.ID, r.Head, r.Plane}
 	p.mu.Lock()
 	c := p.mu.interest[k] + by
-	enough := c >= 1 || c >= roomyInterest && p.s.ram.Room(r.Header, r.Head, r.Plane)
-	if !enough {
-		p.mu.interest[k] = c
-	} else {
-		delete(p.mu.interest, k)
-	}
+	p.mu.interest[k] = c
 	if len(p.mu.interest) > interestMost {
 		p.halveLocked()
 	}
 	p.mu.Unlock()
-	if enough {
+	if c >= 1 || c >= roomyInterest && p.s.ram.Room(r.Header, r.Head, r.Plane) {
+		p.mu.Lock()
+		delete(p.mu.interest, k)
+		p.mu.Unlock()
 		p.want(r)
 	}
 }

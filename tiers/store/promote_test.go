@@ -7,24 +7,31 @@ import (
 	"kvtier/tiers"
 )
 
+// storedBelow opens a store that has a segment on NVMe alone.
+func storedBelow(t *testing.T, o Options) (*Store, *tiers.Header) {
+	t.Helper()
+	s, err := Open(t.Context(), t.TempDir(), o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	h, parts := sealed(1)
+	b := s.NewBatch()
+	if err := b.PutSegment(t.Context(), h, parts); err != nil {
+		t.Fatal(err)
+	}
+	if err := b.Commit(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.ram.Drop(h.ID, tiers.AllPlanes); err != nil {
+		t.Fatal(err)
+	}
+	return s, h
+}
+
 // What queries read from NVMe comes into RAM within its budget: without a limit all of it, and of a budget of a byte a second the first one.
 func TestPromotionBudget(t *testing.T) {
 	for _, perSecond := range []int64{0, 1} {
-		s, err := Open(t.Context(), t.TempDir(), Options{RAMBytes: 32 << 20, DiskBytes: 64 << 20, PromoteBytes: perSecond})
-		if err != nil {
-			t.Fatal(err)
-		}
-		h, parts := sealed(1)
-		b := s.NewBatch()
-		if err := b.PutSegment(t.Context(), h, parts); err != nil {
-			t.Fatal(err)
-		}
-		if err := b.Commit(t.Context()); err != nil {
-			t.Fatal(err)
-		}
-		if err := s.ram.Drop(h.ID, tiers.AllPlanes); err != nil {
-			t.Fatal(err)
-		}
+		s, h := storedBelow(t, Options{RAMBytes: 32 << 20, DiskBytes: 64 << 20, PromoteBytes: perSecond})
 		r := tiers.Request{Header: h, Plane: tiers.PlaneV4}
 		_, n, _ := h.Piece(r.Head, r.Plane)
 		for range 2 {
@@ -56,21 +63,7 @@ func TestPromotionBudget(t *testing.T) {
 // Of a piece of which queries read a part, that is enough to bring it up while there is room for it, and not any more when something has to go.
 func TestPromotionWithRoom(t *testing.T) {
 	for _, room := range []int64{32 << 20, 64 << 10} {
-		s, err := Open(t.Context(), t.TempDir(), Options{RAMBytes: room, DiskBytes: 64 << 20})
-		if err != nil {
-			t.Fatal(err)
-		}
-		b := s.NewBatch()
-		h, parts := sealed(1)
-		if err := b.PutSegment(t.Context(), h, parts); err != nil {
-			t.Fatal(err)
-		}
-		if err := b.Commit(t.Context()); err != nil {
-			t.Fatal(err)
-		}
-		if err := s.ram.Drop(h.ID, tiers.AllPlanes); err != nil {
-			t.Fatal(err)
-		}
+		s, h := storedBelow(t, Options{RAMBytes: room, DiskBytes: 64 << 20})
 		r := tiers.Request{Header: h, Plane: tiers.PlaneV4}
 		_, n, _ := h.Piece(r.Head, r.Plane)
 		for seed := uint64(2); room < 1<<20 && s.ram.Room(h, r.Head, r.Plane); seed++ {
