@@ -207,12 +207,6 @@ func (v isa) sumRuns() {
 	means, tops := AllocLocal(16), AllocLocal(16) // there are too few registers to keep them
 	for _, n := range []int{4, 1} {
 		label := fmt.Sprintf("runs%d", n)
-		across := func(x []reg.VecVirtual, add func(...Op)) reg.VecVirtual {
-			if n == 4 {
-				return v.narrow(v.transposed(x, add), add)
-			}
-			return v.scalar(x[0], add)
-		}
 		scores := func(run, token int) Mem { return Mem{Base: at, Disp: 4 * (run*runTokens + token)} }
 		Label(label)
 		CMPQ(left, Imm(uint64(n)))
@@ -228,10 +222,10 @@ func (v isa) sumRuns() {
 				VMAXPS(top[i], x, top[i]) // of a NaN in x, top remains
 			}
 		}
-		m := across(mean, VADDPS).AsX()
+		m := v.across(mean, VADDPS).AsX()
 		VMULPS(v.constant(F32(1./runTokens)), m, m)
 		VMOVUPS(m, means)
-		VMOVUPS(across(top, VMAXPS).AsX(), tops)
+		VMOVUPS(v.across(top, VMAXPS).AsX(), tops)
 		sum, squares := v.zeros(n), v.zeros(n)
 		for i := range n {
 			most := v.broadcast(tops.Offset(4 * i))
@@ -250,7 +244,7 @@ func (v isa) sumRuns() {
 				}
 			}
 		}
-		s, q := across(sum, VADDPS).AsX(), across(squares, VADDPS).AsX()
+		s, q := v.across(sum, VADDPS).AsX(), v.across(squares, VADDPS).AsX()
 		mt, sq := [2]reg.VecVirtual{XMM(), XMM()}, [2]reg.VecVirtual{XMM(), XMM()}
 		m, t := XMM(), XMM()
 		VMOVUPS(means, m)
