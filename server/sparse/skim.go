@@ -48,12 +48,13 @@ const leavesOfPage = tiers.PageTokens / tiers.LeafTokens
 // skim reads the first bits of the keys of the pages that may matter, and weighs these by them.
 func (u *byPage) skim() error {
 	u.tell(u.choose(u.pages))
-	if err := u.readCodes(); err != nil {
+	u.bins, u.keys = sized(u.bins, u.pages), sized(u.keys, u.pages)
+	clear(u.keys)
+	all := func(int) bool { return true }
+	if err := u.readCodes(true, compress.KeyPlaneLines(u.d)[0], all); err != nil {
 		return err
 	}
-	u.keys = sized(u.keys, u.pages)
-	clear(u.keys)
-	if err := u.readKeys(0, func(int) bool { return true }); err != nil {
+	if err := u.readKeys(0, all); err != nil {
 		return err
 	}
 	u.newSkimmer()
@@ -73,10 +74,11 @@ func (u *byPage) skimAgain() error {
 	for _, page := range chosen {
 		apart[page] = u.gains[page] > 0 // which it is of none that is late
 	}
-	if err := u.readBins(apart); err != nil {
+	wanted := func(page int) bool { return apart[page] }
+	if err := u.readCodes(false, u.d/kernels.LineTokens, wanted); err != nil {
 		return err
 	}
-	if err := u.readKeys(1, func(page int) bool { return apart[page] }); err != nil {
+	if err := u.readKeys(1, wanted); err != nil {
 		return err
 	}
 	if err := u.look(skimPlanes); err != nil {
@@ -91,13 +93,14 @@ func (u *byPage) skimAgain() error {
 	return nil
 }
 
-// readBins reads the bins of all channels of the pages that are looked at again.
-func (u *byPage) readBins(apart []bool) error {
-	// eachGroup calls use for every page of a segment that is looked at again, first says whether it is the first of its group.
-	eachGroup := func(s *segmentRun, use func(page, group int, first bool)) {
+// readCodes reads how the keys of wanted pages are coded: bins of the first groups of channels, and, if that is not known
+// yet, the order of their segments' bits.
+func (u *byPage) readCodes(order bool, groups int, wanted func(page int) bool) error {
+	// eachPage calls use for each of a segment's pages that are wanted; first says that none before it is of its group of tokens.
+	eachPage := func(s *segmentRun, use func(page, group int, first bool)) {
 		group := -1
 		for page := s.firstPage; page < s.endPage; page++ {
-			if apart[page] {
+			if wanted(page) {
 				g := s.groupOf(int(u.pageOf[page]))
 				use(page, g, g != group)
 				group = g
@@ -106,57 +109,31 @@ func (u *byPage) readBins(apart []bool) error {
 	}
 	for i := range u.segs {
 		s := &u.segs[i]
-		eachGroup(s, func(_, group int, first bool) {
+		if order && s.firstPage < s.endPage {
+			u.want(i, s.view.KeyOrder())
+		}
+		eachPage(s, func(_, group int, first bool) {
 			if first {
-				u.want(i, s.view.Steps(group))
+				u.want(i, s.view.Bins(group, 0, groups))
 			}
 		})
 	}
-	return u.each(tiers.PlaneSteps, func(seg int, got got) error {
+	return u.each(tiers.PlaneSteps, func(seg int, got got) (err error) {
 		s := &u.segs[seg]
+		if order {
+			if b := got.next(s.view.KeyOrder().Len); b != nil {
+				if s.codes.order, err = compress.ParseKeyOrder(b, u.d); err != nil {
+					return err
+				}
+			}
+		}
 		var bins []byte
-		eachGroup(s, func(page, group int, first bool) {
+		eachPage(s, func(page, group int, first bool) {
 			if first {
-				bins = got.next(s.view.Steps(group).Len)
+				bins = got.next(s.view.Bins(group, 0, groups).Len)
 			}
 			u.bins[page] = bins
 		})
-		return nil
-	})
-}
-
-// readCodes reads how the keys of all pages that are told apart are coded: the order of their bits, and bins of those channels of
-// which the first plane may know.
-func (u *byPage) readCodes() error {
-	groups := compress.KeyPlaneLines(u.d)[0]
-	for i := range u.segs {
-		s, group := &u.segs[i], -1
-		for _, page := range u.pageOf[s.firstPage:s.endPage] {
-			if group < 0 {
-				u.want(i, s.view.KeyOrder())
-			}
-			if g := s.groupOf(int(page)); g != group {
-				group = g
-				u.want(i, s.view.Bins(g, 0, groups))
-			}
-		}
-	}
-	u.bins = sized(u.bins, u.pages)
-	return u.each(tiers.PlaneSteps, func(seg int, got got) (err error) {
-		s, group := &u.segs[seg], -1
-		if b := got.next(s.view.KeyOrder().Len); b != nil {
-			if s.codes.order, err = compress.ParseKeyOrder(b, u.d); err != nil {
-				return err
-			}
-		}
-		for page := s.firstPage; page < s.endPage; page++ {
-			if g := s.groupOf(int(u.pageOf[page])); g != group {
-				group = g
-				u.bins[page] = got.next(s.view.Bins(g, 0, groups).Len)
-			} else {
-				u.bins[page] = u.bins[page-1]
-			}
-		}
 		return nil
 	})
 }

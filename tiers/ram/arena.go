@@ -18,7 +18,7 @@ type arena struct {
 	limit, mapped int64
 	slabs         []*slab
 	maxFree       uint32 // no slab has a longer free block; may be too large
-	cursor        int // where the last search for a window ended
+	cursor        int    // where the last search for a window ended
 }
 
 // slab is a mapping. Its blocks cover it without gaps, in order.
