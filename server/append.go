@@ -178,7 +178,7 @@ func (s *sequence) appendRows(in *checked) error {
 	s.takeIDs(&next, in)
 	if fresh > 0 {
 		off := (in.n - fresh) * s.spec.rowBytes()
-		next.rows[in.layer] = st.rows[in.layer].appended(in.k[off:], in.v[off:], s.srv.roomyTail())
+		next.rows[in.layer] = st.rows[in.layer].appended(in.k[off:], in.v[off:], s.spec.rowBytes(), s.srv.roomyTail())
 		next.lens[in.layer] += uint64(fresh)
 	}
 	next.accepted = slices.Min(next.lens)

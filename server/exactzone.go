@@ -37,10 +37,14 @@ func (c *call) exactZone(ctx context.Context, head int, q []float32, res *headRe
 	if hi <= lo {
 		return nil
 	}
-	k, v := rows.slice(lo, hi, sp.rowBytes())
 	skip := head * sp.headDim * sp.typ.Size()
 	res.zoneBytes += 2 * int64(hi-lo) * int64(sp.headDim*sp.typ.Size())
-	return c.attendRows(ctx, res, q, k[skip:], v[skip:], sp.kvHeads*sp.headDim, lo, hi)
+	for p := range rows.pieces(lo, hi, sp.rowBytes()) {
+		if err := c.attendRows(ctx, res, q, p.k[skip:], p.v[skip:], sp.kvHeads*sp.headDim, p.start, p.end(sp.rowBytes())); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // zoneBlock bounds the scratch that a long tail takes, in tokens.

@@ -230,12 +230,15 @@ func (s *sequence) window(ctx context.Context, spans []spanRef, layer int) (laye
 		return layerRows{}, err
 	}
 	out := layerRows{base: spans[len(spans)-1].end()}
-	for _, ref := range used {
+	if n := len(used); n > 0 {
+		out.base = used[n-1].end() - uint64(s.spec.windowTokens(used[n-1].segments[layer]))
+	}
+	for _, ref := range slices.Backward(used) {
 		k, v, err := s.windowRows(ctx, ref, layer)
 		if err != nil {
 			return layerRows{}, err
 		}
-		out = layerRows{base: ref.end() - uint64(s.spec.windowTokens(ref.segments[layer])), k: append(k, out.k...), v: append(v, out.v...)}
+		out = out.appended(k, v, s.spec.rowBytes(), false)
 	}
 	return out, nil
 }
@@ -398,7 +401,7 @@ func (s *sequence) replayRecord(st *state, tail *tailReader, k taillog.Kind, bod
 	if r := rec.rows; r != nil {
 		for l := range st.rows {
 			if !st.spilled {
-				st.rows[l] = st.rows[l].appended(r.k[l], r.v[l], true)
+				st.rows[l] = st.rows[l].appended(r.k[l], r.v[l], s.spec.rowBytes(), true)
 			}
 			st.lens[l] += uint64(r.n)
 		}

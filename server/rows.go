@@ -1,69 +1,144 @@
 package server
 
 import (
-	"bytes"
+	"iter"
+	"slices"
 
 	"kvtier/compress"
+	"kvtier/tiers"
 )
 
-// layerRows are a layer's newest rows, unquantised: positions [base, end).
-// Slices only grow behind what readers see; what is cut off is never
+// chunkTokens is how many positions a chunk of rows spans at most; chunks begin at its multiples, as segments do: what was sealed is given up chunk
+// by chunk, and what follows stays where it lies.
+const chunkTokens = tiers.SegmentTokens
+
+// prefillTokens is how many rows of one append, behind a whole chunk, are taken for a part of a prefill that will fill the next.
+const prefillTokens = 64
+
+// layerRows are a layer's newest rows, unquantised: positions from base on.
+// Chunks only grow behind what readers see; what is cut off is never
 // overwritten, because cuts also cut the capacity.
 type layerRows struct {
-	base uint64
-	k, v []byte // [n][kvHeads][headDim] elements
+	base   uint64
+	chunks []rowChunk // one behind the other, none empty
+	// until is how far rows are expected: what grows has room for them.
+	until uint64
 }
 
-func (r layerRows) end(rowBytes int) uint64 { return r.base + uint64(len(r.k)/rowBytes) }
+// rowChunk holds rows from position start on, none of them beyond the next multiple of chunkTokens.
+type rowChunk struct {
+	start uint64
+	k, v  []byte // [n][kvHeads][headDim] elements
+}
+
+func (c rowChunk) end(rowBytes int) uint64 { return c.start + uint64(len(c.k)/rowBytes) }
+
+func (r layerRows) end(rowBytes int) uint64 {
+	if n := len(r.chunks); n > 0 {
+		return r.chunks[n-1].end(rowBytes)
+	}
+	return r.base
+}
+
+// bytes is the memory that the rows take.
+func (r layerRows) bytes() (n int64) {
+	for _, c := range r.chunks {
+		n += int64(cap(c.k) + cap(c.v))
+	}
+	return n
+}
 
 // appended returns the rows with more behind them. Where memory grows, it doubles if it may.
-func (r layerRows) appended(k, v []byte, double bool) layerRows {
-	r.k, r.v = append(grown(r.k, len(k), double), k...), append(grown(r.v, len(v), double), v...)
+func (r layerRows) appended(k, v []byte, rowBytes int, double bool) layerRows {
+	r.chunks = slices.Clone(r.chunks) // readers have the last one as it was
+	for at := r.end(rowBytes); len(k) > 0; at = r.end(rowBytes) {
+		if at%chunkTokens == 0 || len(r.chunks) == 0 {
+			r.chunks = append(r.chunks, rowChunk{start: at})
+		}
+		c := &r.chunks[len(r.chunks)-1]
+		most := int(chunkTokens-c.start%chunkTokens) * rowBytes
+		n := min(len(k), most-len(c.k))
+		room := len(c.k) + n
+		if room > cap(c.k) {
+			switch {
+			case double && len(r.chunks) > 1 && n >= prefillTokens*rowBytes:
+				room = most
+			case double:
+				room = max(room, 2*len(c.k))
+			}
+			if r.until > c.start {
+				room = max(room, int(min(r.until-c.start, chunkTokens))*rowBytes)
+			}
+			room = min(room, most)
+		}
+		c.k, c.v = append(withRoom(c.k, room), k[:n]...), append(withRoom(c.v, room), v[:n]...)
+		k, v = k[n:], v[n:]
+	}
 	return r
 }
 
-// grown returns b with room for n bytes more, or for as many as it has: append gives
-// a quarter, so that a long tail would be copied over and over.
-func grown(b []byte, n int, double bool) []byte {
-	if len(b)+n <= cap(b) {
+// withRoom returns b with room for n bytes in all: append would give a quarter more, so that a long tail is copied over and over.
+func withRoom(b []byte, n int) []byte {
+	if n <= cap(b) {
 		return b
 	}
-	if double {
-		n = max(n, len(b))
+	return append(make([]byte, 0, n), b...)
+}
+
+// pieces yields the rows of positions [lo, hi), which are there, as they lie in memory: each piece with its first position.
+func (r layerRows) pieces(lo, hi uint64, rowBytes int) iter.Seq[rowChunk] {
+	return func(yield func(rowChunk) bool) {
+		for _, c := range r.chunks {
+			from, to := max(lo, c.start), min(hi, c.end(rowBytes))
+			if from >= to {
+				continue
+			}
+			a, b := int(from-c.start)*rowBytes, int(to-c.start)*rowBytes
+			if !yield(rowChunk{from, c.k[a:b:b], c.v[a:b:b]}) {
+				return
+			}
+		}
 	}
-	return append(make([]byte, 0, len(b)+n), b...)
 }
 
-// withRoom returns the rows with room for n more bytes of keys and of values.
-func (r layerRows) withRoom(n int) layerRows {
-	r.k, r.v = grown(r.k, n, false), grown(r.v, n, false)
-	return r
-}
-
-// slice returns the bytes of positions [lo, hi).
+// slice returns the bytes of positions [lo, hi): a copy of them, if they lie in several chunks.
 func (r layerRows) slice(lo, hi uint64, rowBytes int) (k, v []byte) {
-	a, b := int(lo-r.base)*rowBytes, int(hi-r.base)*rowBytes
-	return r.k[a:b:b], r.v[a:b:b]
+	for p := range r.pieces(lo, hi, rowBytes) {
+		if p.end(rowBytes) == hi && k == nil {
+			return p.k, p.v
+		}
+		k, v = append(k, p.k...), append(v, p.v...)
+	}
+	return k, v
 }
 
 // upTo returns the rows of positions before end.
 func (r layerRows) upTo(end uint64, rowBytes int) layerRows {
-	if end <= r.base {
-		return layerRows{base: r.base}
+	out := layerRows{base: r.base}
+	for p := range r.pieces(r.base, end, rowBytes) {
+		out.chunks = append(out.chunks, p)
 	}
-	k, v := r.slice(r.base, min(end, r.end(rowBytes)), rowBytes)
-	return layerRows{r.base, k, v}
+	return out
 }
 
-// from returns a copy of the rows of positions from base on, so that what lies
-// before can be freed.
+// from returns the rows of positions from base on. Of a chunk that is cut it
+// has a copy, so that what lies before can be freed.
 func (r layerRows) from(base uint64, rowBytes int) layerRows {
 	if base <= r.base {
 		return r
 	}
-	base = min(base, r.end(rowBytes))
-	k, v := r.slice(base, r.end(rowBytes), rowBytes)
-	return layerRows{base, bytes.Clone(k), bytes.Clone(v)}
+	out := layerRows{base: min(base, r.end(rowBytes)), until: r.until}
+	for _, c := range r.chunks {
+		switch {
+		case c.end(rowBytes) <= base:
+			continue
+		case c.start < base:
+			cut := int(base-c.start) * rowBytes
+			c = rowChunk{base, slices.Clone(c.k[cut:]), slices.Clone(c.v[cut:])}
+		}
+		out.chunks = append(out.chunks, c)
+	}
+	return out
 }
 
 // widenRows writes n rows [d], pitch elements from one to the next, as float32 to dst [n][d].

@@ -150,7 +150,7 @@ func (s *sequence) ackLocked() *kvtierv1.Ack {
 // tailBytes is the memory that the open tail takes.
 func (st *state) tailBytes() (n int64) {
 	for _, r := range st.rows {
-		n += int64(cap(r.k) + cap(r.v))
+		n += r.bytes()
 	}
 	return n
 }

@@ -163,7 +163,7 @@ func (s *sequence) replayRows(st *state, layer int) ([]layerRows, error) {
 				return nil, err
 			}
 		}
-		got.rows[l] = got.rows[l].withRoom(int(st.lens[l]-sealed+readAhead) * s.spec.rowBytes())
+		got.rows[l].until = st.lens[l] + readAhead
 	}
 	tail := newTailReader(s.spec, sealed, s.place)
 	err := s.log.Read(func(k taillog.Kind, body []byte) error {
@@ -173,7 +173,7 @@ func (s *sequence) replayRows(st *state, layer int) ([]layerRows, error) {
 		err := s.replayRecord(&got, tail, k, body)
 		for l := range got.rows {
 			if !wanted(l) {
-				got.rows[l].k, got.rows[l].v = got.rows[l].k[:0], got.rows[l].v[:0]
+				got.rows[l] = layerRows{base: got.lens[l]}
 			}
 		}
 		return err
@@ -187,7 +187,7 @@ func (s *sequence) replayRows(st *state, layer int) ([]layerRows, error) {
 	for l := range got.rows {
 		if ahead := st.lens[l]; wanted(l) && ahead > st.accepted {
 			k, v := st.rows[l].slice(st.accepted, ahead, s.spec.rowBytes())
-			got.rows[l] = got.rows[l].appended(k, v, false)
+			got.rows[l] = got.rows[l].appended(k, v, s.spec.rowBytes(), false)
 		}
 	}
 	return got.rows, nil
