@@ -52,6 +52,7 @@ type Stages struct{ Zone, Score, Scan, Fetch, Total float64 }
 // asked is a call that can be checked later.
 type asked struct {
 	budget, position, layer int
+	read                    int       // tokens of the body, by a KV head, mean
 	q                       []float32 // [kvHeads][group][d]
 	out                     []float32
 }
@@ -136,7 +137,8 @@ func (r *run) decodeWith(ctx context.Context, block *synth.Block, first, number,
 		}
 		for layer := range r.m.Layers {
 			if audits[[2]int{i - r.o.Warm, layer}] {
-				r.asked = append(r.asked, asked{number, first + i, layer, rounded(s.queries[layer]), s.outputs[layer]})
+				r.asked = append(r.asked, asked{budget: number, position: first + i, layer: layer, read: int(s.acc[layer].TokensRead) / r.m.KVHeads,
+					q: rounded(s.queries[layer]), out: s.outputs[layer]})
 			}
 		}
 	}

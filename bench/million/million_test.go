@@ -98,7 +98,7 @@ func check(t *testing.T, rep *Report) {
 		if x := d.Strong; x.Layers != 2 || x.Unread > x.Tokens { // heads so short have few strong ones
 			t.Errorf("strong tokens: %+v", x)
 		}
-		if a := d.Audit; a.Calls != 4 || a.Rows != 16 || !(a.Mean > 0 && a.Mean < .3) {
+		if a := d.Audit; a.Calls != 4 || a.Rows != 16 || !(a.Mean > 0 && a.Mean < .3) || !(a.Oracle > 0 && a.Oracle < 1) {
 			t.Errorf("audit: %+v", a)
 		}
 	}

@@ -130,6 +130,7 @@ func printDecode(line func(what, format string, args ...any), d *million.DecodeR
 	}
 	if a := d.Audit; a.Rows > 0 {
 		line("", "error: mean %.4f, median %.4f, p95 %.4f, most %.4f (%d query heads of %d calls); stated %.4f, codec %.4f", a.Mean, a.Median, a.P95, a.Max, a.Rows, a.Calls, d.EstimatedError, d.CodecError)
+		line("", "an oracle that reads as many tokens, the heaviest of each query head, and nothing else of the body: error %.4f", a.Oracle)
 		line("", "dense attention: %.2f to the first 16, %.2f to the newest 256, %.2f to the body", a.Sink, a.Recent, a.Body)
 		for _, l := range slices.Sorted(maps.Keys(a.ByLayer)) {
 			line("", "layer %d: error %.4f", l, a.ByLayer[l])
