@@ -201,32 +201,25 @@ func TestRelativeError(t *testing.T) {
 	}
 }
 
-// Attention to rows of bfloat16, wherever they lie, is that to the floats that they are.
+// Attention to rows of bfloat16 is that to the floats that they are.
 func TestAttendBF16(t *testing.T) {
 	rng := rand.New(rand.NewPCG(7, 8))
 	for _, d := range []int{16, 64, 128} {
 		for _, n := range []int{0, 1, 63, 64, 200} {
-			const rows, heads = 3, 2
-			pitch := heads * d
-			k, v := make([]byte, 2*n*pitch), make([]byte, 2*n*pitch)
-			wideK, wideV := make([]float32, n*d), make([]float32, n*d)
-			for _, x := range []struct {
-				b    []byte
-				wide []float32
-			}{{k, wideK}, {v, wideV}} {
-				for i := range n * pitch {
-					putBF16(x.b[2*i:], float32(rng.NormFloat64()))
+			const rows = 3
+			rounded := func() (b []byte, wide []float32) {
+				b, wide = make([]byte, 2*n*d), make([]float32, n*d)
+				for i := range wide {
+					putBF16(b[2*i:], float32(rng.NormFloat64()))
+					wide[i] = bf16(b[2*i:])
 				}
-				for t := range n {
-					for j := range d {
-						x.wide[t*d+j] = bf16(x.b[2*(t*pitch+d+j):]) // of the second head
-					}
-				}
+				return b, wide
 			}
+			k, wideK := rounded()
+			v, wideV := rounded()
 			q := randn(rng, rows*d, 1)
 			got, want := NewPartials(rows, d), NewPartials(rows, d)
-			at := min(2*d, len(k))
-			AttendBF16(got, q, k[at:], v[at:], n, pitch, d, 20)
+			AttendBF16(got, q, k, v, d, 20)
 			Attend(want, q, wideK, wideV, d, 20, nil)
 			a, b := make([]float32, d), make([]float32, d)
 			for r := range got {

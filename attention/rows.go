@@ -20,23 +20,22 @@ func Attend(ps []Partial, q, k, v []float32, d int, softcap float32, visible []i
 	attend(ps, q, &tokenRows{k: k, v: v, d: d}, len(k)/d, softcap, visible)
 }
 
-// AttendBF16 is Attend of n tokens whose keys and values are bfloat16, little-endian, and pitch elements
-// from one token's to the next.
-func AttendBF16(ps []Partial, q []float32, k, v []byte, n, pitch, d int, softcap float32) {
-	attend(ps, q, &tokenRows{bf16K: k, bf16V: v, pitch: pitch, d: d}, n, softcap, nil)
+// AttendBF16 is Attend of tokens whose keys and values are bfloat16, little-endian; row r sees all of them.
+func AttendBF16(ps []Partial, q []float32, k, v []byte, d int, softcap float32) {
+	attend(ps, q, &tokenRows{bf16K: k, bf16V: v, d: d}, len(k)/(2*d), softcap, nil)
 }
 
 // tokenRows are tokens' keys and values, as floats or bfloat16.
 type tokenRows struct {
 	k, v         []float32
 	bf16K, bf16V []byte
-	pitch, d     int
+	d            int
 }
 
 // dots writes the products of q and the keys of tokens [at, end), and axpys adds their values.
 func (x *tokenRows) dots(scores, q []float32, at, end int) {
 	if x.bf16K != nil {
-		kernels.DotsBF16(scores, blockTokens, q, x.bf16K[2*at*x.pitch:], end-at, x.pitch, x.d)
+		kernels.DotsBF16(scores, blockTokens, q, x.bf16K[2*at*x.d:], end-at, x.d, x.d)
 		return
 	}
 	kernels.Dots(scores, blockTokens, q, x.k[at*x.d:end*x.d], x.d)
@@ -44,22 +43,10 @@ func (x *tokenRows) dots(scores, q []float32, at, end int) {
 
 func (x *tokenRows) axpys(out [][]float32, weights []float32, at, end int) {
 	if x.bf16V != nil {
-		kernels.AxpysBF16(out, weights, blockTokens, x.bf16V[2*at*x.pitch:], end-at, x.pitch, x.d)
+		kernels.AxpysBF16(out, weights, blockTokens, x.bf16V[2*at*x.d:], end-at, x.d, x.d)
 		return
 	}
 	kernels.Axpys(out, weights, blockTokens, x.v[at*x.d:end*x.d], x.d, x.d)
-}
-
-// ahead has the processor fetch rows of tokens [at, end) that do not follow one another in memory: it would fetch
-// what lies between them, which is other heads'.
-func (x *tokenRows) ahead(at, end int) {
-	if x.pitch <= x.d {
-		return
-	}
-	for t := at; t < end; t++ {
-		kernels.Prefetch(x.bf16K[2*t*x.pitch:][:2*x.d])
-		kernels.Prefetch(x.bf16V[2*t*x.pitch:][:2*x.d])
-	}
 }
 
 func attend(ps []Partial, q []float32, tokens *tokenRows, n int, softcap float32, visible []int) {
@@ -71,7 +58,6 @@ func attend(ps []Partial, q []float32, tokens *tokenRows, n int, softcap float32
 		out := AppendSums(sums[:0], ps[:rows])
 		for at := 0; at < n; at += blockTokens {
 			end := min(at+blockTokens, n)
-			tokens.ahead(end, min(end+blockTokens, n))
 			tokens.dots(scores[:], q[:rows*d], at, end)
 			for r := range rows {
 				row := scores[r*blockTokens:][:end-at]

@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"slices"
+	"sync"
 	"time"
 
 	"google.golang.org/grpc/codes"
@@ -178,7 +179,7 @@ func (s *sequence) appendRows(in *checked) error {
 	s.takeIDs(&next, in)
 	if fresh > 0 {
 		off := (in.n - fresh) * s.spec.rowBytes()
-		next.rows[in.layer] = st.rows[in.layer].appended(in.k[off:], in.v[off:], s.spec.rowBytes(), s.srv.roomyTail())
+		next.rows[in.layer] = st.rows[in.layer].appended(s.spec, in.k[off:], in.v[off:], s.srv.roomyTail())
 		next.lens[in.layer] += uint64(fresh)
 	}
 	next.accepted = slices.Min(next.lens)
@@ -209,7 +210,7 @@ func (s *sequence) overlap(st *state, in *checked) (fresh int, err error) {
 	old := min(have, end)
 	if old > in.start {
 		n := int(old-in.start) * s.spec.rowBytes()
-		k, v := st.rows[in.layer].slice(in.start, old, s.spec.rowBytes())
+		k, v := st.rows[in.layer].slice(s.spec, in.start, old)
 		if !bytes.Equal(k, in.k[:n]) || !bytes.Equal(v, in.v[:n]) {
 			return 0, fail(codes.AlreadyExists, ReasonExists, "other rows are stored for positions %d to %d of layer %d: truncate first", in.start, old, in.layer)
 		}
@@ -264,6 +265,11 @@ func (s *sequence) writeLog(old, next *state, labels []*kvtierv1.Span) error {
 	return nil
 }
 
+// rowBuffer holds the rows of a record that is being written.
+type rowBuffer struct{ k, v []byte }
+
+var rowBuffers = sync.Pool{New: func() any { return new(rowBuffer) }}
+
 // logTokens writes tokens [lo, hi) of all layers as one record.
 func (s *sequence) logTokens(log *taillog.Log, st *state, lo, hi uint64) error {
 	r := rowsRecord{start: lo, n: int(hi - lo), exactUntil: st.exactUntil}
@@ -274,9 +280,14 @@ func (s *sequence) logTokens(log *taillog.Log, st *state, lo, hi uint64) error {
 		}
 		r.ids, r.texts = append(r.ids, id), append(r.texts, text)
 	}
+	// A record has rows as they were appended, token by token.
+	buf := rowBuffers.Get().(*rowBuffer)
+	defer rowBuffers.Put(buf)
+	size := int(hi-lo) * s.spec.rowBytes()
+	buf.k, buf.v = slices.Grow(buf.k[:0], len(st.rows)*size), slices.Grow(buf.v[:0], len(st.rows)*size)
 	for l := range st.rows {
-		k, v := st.rows[l].slice(lo, hi, s.spec.rowBytes())
-		r.k, r.v = append(r.k, k), append(r.v, v)
+		buf.k, buf.v = st.rows[l].appendTo(s.spec, buf.k, buf.v, lo, hi)
+		r.k, r.v = append(r.k, buf.k[l*size:]), append(r.v, buf.v[l*size:])
 	}
 	return log.Append(logRows, r.marshal()...)
 }
@@ -375,7 +386,7 @@ const (
 
 // backlog puts appends off while too much of the sequence waits to be sealed.
 func (s *sequence) backlog(st *state) error {
-	if st.accepted < st.sealed()+mostWaiting*tiers.SegmentTokens+recentTokens || st.tailBytes() < s.srv.largeTail {
+	if st.accepted < st.sealed()+mostWaiting*tiers.SegmentTokens+recentTokens || st.tailBytes(s.spec) < s.srv.largeTail {
 		return nil
 	}
 	if cause := s.srv.sealer.lastFailure(); cause != nil {

@@ -37,10 +37,10 @@ func (c *call) exactZone(ctx context.Context, head int, q []float32, res *headRe
 	if hi <= lo {
 		return nil
 	}
-	skip := head * sp.headDim * sp.typ.Size()
-	res.zoneBytes += 2 * int64(hi-lo) * int64(sp.headDim*sp.typ.Size())
-	for p := range rows.pieces(lo, hi, sp.rowBytes()) {
-		if err := c.attendRows(ctx, res, q, p.k[skip:], p.v[skip:], sp.kvHeads*sp.headDim, p.start, p.end(sp.rowBytes())); err != nil {
+	res.zoneBytes += 2 * int64(hi-lo) * int64(sp.headBytes())
+	for p := range rows.pieces(sp, lo, hi) {
+		k, v := p.head(sp, head)
+		if err := c.attendRows(ctx, res, q, k, v, p.start, p.end()); err != nil {
 			return err
 		}
 	}
@@ -57,23 +57,23 @@ type zoneScratch struct {
 
 var zonePool = sync.Pool{New: func() any { return new(zoneScratch) }}
 
-// attendRows lets each position see what it may of positions [at, end), whose rows of k and v lie pitch elements
-// apart. Rows of bfloat16 are read as they lie, others are widened first.
-func (c *call) attendRows(ctx context.Context, res *headResult, q []float32, k, v []byte, pitch int, at, end uint64) error {
+// attendRows lets each position see what it may of positions [at, end), of which k and v are a head's rows. Rows of bfloat16 are read as they lie,
+// others are widened first.
+func (c *call) attendRows(ctx context.Context, res *headResult, q []float32, k, v []byte, at, end uint64) error {
 	sp := c.seq.spec
-	d, row := sp.headDim, pitch*sp.typ.Size()
+	d, row := sp.headDim, sp.headBytes()
 	if sp.typ == compress.BF16 {
 		return c.attendTo(ctx, res, q, at, end, func(ps []attention.Partial, q []float32, from, to uint64) {
-			skip := int(from-at) * row
-			attention.AttendBF16(ps, q, k[skip:], v[skip:], int(to-from), pitch, d, sp.softcap)
+			a, b := int(from-at)*row, int(to-at)*row
+			attention.AttendBF16(ps, q, k[a:b], v[a:b], d, sp.softcap)
 		})
 	}
 	z := zonePool.Get().(*zoneScratch)
 	defer zonePool.Put(z)
 	for ; at < end; at += zoneBlock {
 		n := int(min(zoneBlock, end-at))
-		widenRows(z.k[:], k, n, pitch, d, sp.typ)
-		widenRows(z.v[:], v, n, pitch, d, sp.typ)
+		compress.ToFloat32(z.k[:n*d], k[:n*row], sp.typ)
+		compress.ToFloat32(z.v[:n*d], v[:n*row], sp.typ)
 		err := c.attendTo(ctx, res, q, at, at+uint64(n), func(ps []attention.Partial, q []float32, from, to uint64) {
 			a, b := int(from-at)*d, int(to-at)*d
 			attention.Attend(ps, q, z.k[a:b], z.v[a:b], d, sp.softcap, nil)
@@ -131,5 +131,5 @@ func (c *call) firstTokens(ctx context.Context, head int, q []float32, res *head
 	res.zoneBytes += int64(len(b))
 	n = min(n, first.limit)
 	half := len(b) / 2
-	return c.attendRows(ctx, res, q, b[:half], b[half:], sp.headDim, first.Start, first.Start+uint64(n))
+	return c.attendRows(ctx, res, q, b[:half], b[half:], first.Start, first.Start+uint64(n))
 }

@@ -235,11 +235,13 @@ func (run *explainRun) addExactZone(c *call, h int) {
 	if hi <= lo {
 		return
 	}
-	kb, _ := rows.slice(lo, hi, sp.rowBytes())
-	k := make([]float32, int(hi-lo)*d)
-	widenRows(k, kb[h/sp.group()*d*sp.typ.Size():], int(hi-lo), sp.kvHeads*d, d, sp.typ)
-	for i := range int(hi - lo) {
-		run.score(c, h, int(lo)+i, k[i*d:(i+1)*d])
+	key := make([]float32, d)
+	for p := range rows.pieces(sp, lo, hi) {
+		k, _ := p.head(sp, h/sp.group())
+		for i := range p.n {
+			compress.ToFloat32(key, k[i*sp.headBytes():][:sp.headBytes()], sp.typ)
+			run.score(c, h, int(p.start)+i, key)
+		}
 	}
 }
 

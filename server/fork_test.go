@@ -407,7 +407,7 @@ func TestAppendIsIdempotent(t *testing.T) {
 		return &appendRequest{layer: 0, start: uint64(lo), k: bf16Bytes(m.k[0][lo*row : hi*row]), v: bf16Bytes(m.v[0][lo*row : hi*row])}
 	}
 	keysOf := func(st state) []byte {
-		k, _ := st.rows[0].slice(0, st.lens[0], s.spec.rowBytes())
+		k, _ := st.rows[0].slice(s.spec, 0, st.lens[0])
 		return k
 	}
 	before := s.snapshot()

@@ -147,9 +147,8 @@ func (s *sequence) readKV(ctx context.Context, layer int, start, count uint64) (
 	rows := st.rows[layer]
 	if end > rows.base {
 		lo := max(start, rows.base)
-		tk, tv := rows.slice(lo, end, sp.rowBytes())
-		copy(k[int(lo-start)*sp.rowBytes():], tk)
-		copy(v[int(lo-start)*sp.rowBytes():], tv)
+		at := int(lo-start) * sp.rowBytes()
+		rows.appendTo(sp, k[:at], v[:at], lo, end) // which have room for them
 	}
 	if start >= rows.base {
 		return k, v, exact, nil

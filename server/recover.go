@@ -238,7 +238,7 @@ func (s *sequence) window(ctx context.Context, spans []spanRef, layer int) (laye
 		if err != nil {
 			return layerRows{}, err
 		}
-		out = out.appended(k, v, s.spec.rowBytes(), false)
+		out = out.appended(s.spec, k, v, false)
 	}
 	return out, nil
 }
@@ -301,13 +301,13 @@ func (s *sequence) windowRows(ctx context.Context, ref spanRef, layer int) (k, v
 func (s *sequence) replay() error {
 	st := &s.mu.state
 	lost := lostRecords{keep: allExact}
-	kept, tail := s.srv.keepRows(st, 0), newTailReader(s.spec, st.sealed(), s.place)
+	kept, tail := s.keepRows(st, 0), newTailReader(s.spec, st.sealed(), s.place)
 	log, cut, err := taillog.Replay(s.srv.opt.FS, s.logPath(s.place.Gen), s.logName(s.place.Gen), taillog.Reader{
 		Record: func(k taillog.Kind, body []byte) error {
 			if err := s.replayRecord(st, tail, k, body); err != nil {
 				return err
 			}
-			kept = s.srv.keepRows(st, kept)
+			kept = s.keepRows(st, kept)
 			return nil
 		},
 		Behind: lost.note,
@@ -338,7 +338,7 @@ func (s *sequence) replay() error {
 			return err
 		}
 		st.cutTail(least, s.spec)
-		s.srv.keepRows(st, kept)
+		s.keepRows(st, kept)
 	}
 	if !lost.damaged {
 		return nil
@@ -349,15 +349,15 @@ func (s *sequence) replay() error {
 
 // keepRows counts the rows of a tail that is being taken up, of which kept bytes were counted before. If they do not fit, the tail is
 // spilled, and what follows is checked, but not kept. It returns what is counted now.
-func (srv *Server) keepRows(st *state, kept int64) int64 {
+func (s *sequence) keepRows(st *state, kept int64) int64 {
 	if st.spilled {
 		return 0
 	}
-	n := st.tailBytes()
-	if srv.tail.Add(n-kept) <= int64(spillTo*float64(srv.opt.TailBytes)) {
+	n := st.tailBytes(s.spec)
+	if s.srv.tail.Add(n-kept) <= int64(spillTo*float64(s.srv.opt.TailBytes)) {
 		return n
 	}
-	srv.tail.Add(-n)
+	s.srv.tail.Add(-n)
 	st.spilled = true
 	for l, r := range st.rows {
 		st.rows[l] = layerRows{base: r.base}
@@ -401,7 +401,7 @@ func (s *sequence) replayRecord(st *state, tail *tailReader, k taillog.Kind, bod
 	if r := rec.rows; r != nil {
 		for l := range st.rows {
 			if !st.spilled {
-				st.rows[l] = st.rows[l].appended(r.k[l], r.v[l], s.spec.rowBytes(), true)
+				st.rows[l] = st.rows[l].appended(s.spec, r.k[l], r.v[l], true)
 			}
 			st.lens[l] += uint64(r.n)
 		}
@@ -425,7 +425,7 @@ func (s *sequence) replayRecord(st *state, tail *tailReader, k taillog.Kind, bod
 // cutRows keeps the rows and ids of the first n tokens, n not being sealed.
 func (st *state) cutRows(n uint64, sp *spec) {
 	for l := range st.rows {
-		st.rows[l] = st.rows[l].upTo(n, sp.rowBytes())
+		st.rows[l] = st.rows[l].upTo(sp, n)
 		st.lens[l] = min(st.lens[l], n)
 	}
 	st.accepted = min(st.accepted, n)

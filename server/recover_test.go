@@ -118,7 +118,7 @@ func TestRecoverTogether(t *testing.T) {
 						if st.accepted != uint64(want) {
 							t.Errorf("sequence %d has %d tokens, want %d", i, st.accepted, want)
 						}
-						if held += st.tailBytes(); st.spilled {
+						if held += st.tailBytes(s.spec); st.spilled {
 							spilled++
 						}
 					}
@@ -150,7 +150,7 @@ func TestRecoverNewest(t *testing.T) {
 	for i := range n {
 		s := openSequence(t, srv, &kvtierv1.OpenSequenceRequest{Spec: spec})
 		newModel(uint64(i+1), spec, tokens).feed(t, s, 0, tokens)
-		ids, one = append(ids, s.id), s.mu.tailBytes()
+		ids, one = append(ids, s.id), s.mu.tailBytes(s.spec)
 		setUsed(t, srv, s, time.Unix(int64(1000+(i*5)%n), 0))
 	}
 	closeServer(t, srv)

@@ -222,7 +222,7 @@ func (z *sealer) spanFor(ctx context.Context, s *sequence, st *state, end uint64
 	layers := z.onDevice(ctx, s, st, start, end, b)
 	var put sync.Mutex // a batch is not for concurrent use
 	g, gctx := errgroup.WithContext(ctx)
-	g.SetLimit(z.workers(st))
+	g.SetLimit(z.workers(st, s.spec))
 	for l := range s.spec.layers {
 		g.Go(func() error {
 			if err := gctx.Err(); err != nil {
@@ -252,9 +252,9 @@ func (z *sealer) spanFor(ctx context.Context, s *sequence, st *state, end uint64
 // workers is how many layers are sealed at once: half the cores are left to queries, unless rows that wait to be
 // sealed fill so much of their memory that appends may have to wait, or tokens come as fast as in a prefill. Tails that wait for
 // nothing may fill memory, too, but those are spilled: so sequences are counted that wait, each for as much as this one.
-func (z *sealer) workers(st *state) int {
+func (z *sealer) workers(st *state, sp *spec) int {
 	end, _ := st.sealPoint()
-	if prefill := st.accepted >= end+tiers.SegmentTokens/2; prefill || int64(z.pending())*st.tailBytes() > z.srv.opt.TailBytes/4 {
+	if prefill := st.accepted >= end+tiers.SegmentTokens/2; prefill || int64(z.pending())*st.tailBytes(sp) > z.srv.opt.TailBytes/4 {
 		return z.srv.opt.Cores
 	}
 	return max(1, z.srv.opt.Cores/2)
@@ -280,7 +280,7 @@ func (s *sequence) sealLayer(st *state, layer int, start, end uint64, layers []t
 			from = max(from, end-w)
 		}
 		rows := &seal.Rows{Layer: layer, Start: from, Heads: sp.kvHeads, HeadDim: sp.headDim, Type: sp.typ}
-		rows.K, rows.V = st.rows[layer].slice(from, end, sp.rowBytes())
+		rows.K, rows.V = st.rows[layer].slice(sp, from, end)
 		return seal.Window(rows, s.profile, start, int(end-start))
 	}
 	var x toSeal
@@ -303,7 +303,7 @@ type toSeal struct {
 func (s *sequence) toSeal(st *state, layer int, start, end uint64) (x toSeal) {
 	sp := s.spec
 	x.rows = &seal.Rows{Layer: layer, Start: start, Heads: sp.kvHeads, HeadDim: sp.headDim, Type: sp.typ}
-	x.rows.K, x.rows.V = st.rows[layer].slice(start, end, sp.rowBytes())
+	x.rows.K, x.rows.V = st.rows[layer].slice(sp, start, end)
 	x.options = seal.Options{Profile: s.profile, Low: st.accepted <= uint64(s.srv.opt.ReadAllTokens)}
 	if start == 0 {
 		x.options.Sinks = min(tiers.SinkTokens, int(end-start)-1)
@@ -368,7 +368,7 @@ func (s *sequence) commitSpan(ctx context.Context, sp *span, end, cuts uint64, b
 		if w := uint64(s.spec.window[l]); w > 0 {
 			from = end - min(end, w)
 		}
-		next.rows[l] = r.from(from, s.spec.rowBytes())
+		next.rows[l] = r.from(s.spec, from)
 	}
 	cut := min(uint64(len(st.ids)), end-sp.Start)
 	next.ids, next.texts = st.ids[cut:], st.texts[cut:]

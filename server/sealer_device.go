@@ -19,7 +19,7 @@ func (z *sealer) onDevice(ctx context.Context, s *sequence, st *state, start, en
 	}
 	layers := make([]toSeal, s.spec.layers)
 	var g errgroup.Group
-	g.SetLimit(z.workers(st))
+	g.SetLimit(z.workers(st, s.spec))
 	for l := range layers {
 		if s.spec.window[l] == 0 {
 			g.Go(func() error { layers[l] = s.toSeal(st, l, start, end); return nil })

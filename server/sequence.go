@@ -148,9 +148,9 @@ func (s *sequence) ackLocked() *kvtierv1.Ack {
 }
 
 // tailBytes is the memory that the open tail takes.
-func (st *state) tailBytes() (n int64) {
+func (st *state) tailBytes(sp *spec) (n int64) {
 	for _, r := range st.rows {
-		n += r.bytes()
+		n += r.bytes(sp)
 	}
 	return n
 }
@@ -175,7 +175,7 @@ func (s *sequence) touch() {
 
 // setStateLocked publishes a new state and keeps account of memory.
 func (s *sequence) setStateLocked(st state) {
-	s.srv.tail.Add(st.tailBytes() - s.mu.state.tailBytes())
+	s.srv.tail.Add(st.tailBytes(s.spec) - s.mu.state.tailBytes(s.spec))
 	s.mu.state = st
 }
 

@@ -28,6 +28,9 @@ func (s *spec) group() int { return s.queryHeads / s.kvHeads }
 // rowBytes is the size of one layer's K, or V, of one token.
 func (s *spec) rowBytes() int { return s.kvHeads * s.headDim * s.typ.Size() }
 
+// headBytes is the part of one KV head in that.
+func (s *spec) headBytes() int { return s.headDim * s.typ.Size() }
+
 // tokenBytes is the size of one token's K and V in all layers.
 func (s *spec) tokenBytes() int { return 2 * s.layers * s.rowBytes() }
 

@@ -63,7 +63,7 @@ func (s *sequence) spill() {
 	}
 	next := s.copyLocked()
 	for l, r := range next.rows {
-		next.rows[l] = r.from(next.accepted, s.spec.rowBytes())
+		next.rows[l] = r.from(s.spec, next.accepted)
 	}
 	next.spilled = true
 	s.setStateLocked(next)
@@ -186,8 +186,8 @@ func (s *sequence) replayRows(st *state, layer int) ([]layerRows, error) {
 	}
 	for l := range got.rows {
 		if ahead := st.lens[l]; wanted(l) && ahead > st.accepted {
-			k, v := st.rows[l].slice(st.accepted, ahead, s.spec.rowBytes())
-			got.rows[l] = got.rows[l].appended(k, v, s.spec.rowBytes(), false)
+			k, v := st.rows[l].slice(s.spec, st.accepted, ahead)
+			got.rows[l] = got.rows[l].appended(s.spec, k, v, false)
 		}
 	}
 	return got.rows, nil

@@ -53,8 +53,8 @@ func spillNow(t *testing.T, s *sequence) {
 	s.write.Lock()
 	s.spill()
 	s.write.Unlock()
-	if st := s.snapshot(); !st.spilled || st.tailBytes() != 0 {
-		t.Fatalf("spilled %v, %d bytes", st.spilled, st.tailBytes())
+	if st := s.snapshot(); !st.spilled || st.tailBytes(s.spec) != 0 {
+		t.Fatalf("spilled %v, %d bytes", st.spilled, st.tailBytes(s.spec))
 	}
 }
 
@@ -149,8 +149,8 @@ func TestSpilledChanges(t *testing.T) {
 	if err := s.delete(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	if n := r.srv.tail.Load(); n != fork.mu.tailBytes() {
-		t.Errorf("tails take %d bytes, the fork's %d", n, fork.mu.tailBytes())
+	if n := r.srv.tail.Load(); n != fork.mu.tailBytes(fork.spec) {
+		t.Errorf("tails take %d bytes, the fork's %d", n, fork.mu.tailBytes(fork.spec))
 	}
 }
 
@@ -170,8 +170,8 @@ func TestSpilledAhead(t *testing.T) {
 				s.write.Lock()
 				s.spill()
 				s.write.Unlock()
-				if st := s.snapshot(); !st.spilled || st.tailBytes() != want {
-					t.Fatalf("spilled %v, %d bytes, want %d", st.spilled, st.tailBytes(), want)
+				if st := s.snapshot(); !st.spilled || st.tailBytes(s.spec) != want {
+					t.Fatalf("spilled %v, %d bytes, want %d", st.spilled, st.tailBytes(s.spec), want)
 				}
 			}
 			if err := s.append(t.Context(), ahead(spillTokens, spillTokens+3)); err != nil {
@@ -190,12 +190,12 @@ func TestSpilledAhead(t *testing.T) {
 			}
 			spillAhead(2 * 4 * int64(row))
 			s.dropIncomplete()
-			if st := s.snapshot(); st.tailBytes() != 0 {
-				t.Errorf("%d bytes", st.tailBytes())
+			if st := s.snapshot(); st.tailBytes(s.spec) != 0 {
+				t.Errorf("%d bytes", st.tailBytes(s.spec))
 			}
 			m.check(t, s, spillTokens+9, exactBudget, 1e-5)
-			if n := r.srv.tail.Load(); n != s.mu.tailBytes() {
-				t.Errorf("tails take %d bytes, not %d", n, s.mu.tailBytes())
+			if n := r.srv.tail.Load(); n != s.mu.tailBytes(s.spec) {
+				t.Errorf("tails take %d bytes, not %d", n, s.mu.tailBytes(s.spec))
 			}
 		})
 	}

@@ -102,7 +102,7 @@ func dense(b []byte, s *scratch) {
 
 // bfloat is dense of bfloat16.
 func bfloat(b []byte, s *scratch) {
-	attention.AttendBF16(s.ps, s.q, b[:len(b)/2], b[len(b)/2:], block, s.d, s.d, 0)
+	attention.AttendBF16(s.ps, s.q, b[:len(b)/2], b[len(b)/2:], s.d, 0)
 }
 
 // coded is attention over a block's keys, leaves of so many lines a group,

@@ -129,8 +129,8 @@ func (l *layer) sparse(ctx context.Context, h layerHead, tokens int, q []float32
 
 // rows attends to the rows of tokens [lo, hi).
 func (l *layer) rows(h layerHead, ps []attention.Partial, q []float32, lo, hi int) {
-	at := lo * l.d * compress.BF16.Size()
-	attention.AttendBF16(ps, q, h.k[at:], h.v[at:], hi-lo, l.d, l.d, 0)
+	a, b := lo*l.d*compress.BF16.Size(), hi*l.d*compress.BF16.Size()
+	attention.AttendBF16(ps, q, h.k[a:b], h.v[a:b], l.d, 0)
 }
 
 // report makes the rows of one length: ours, the first of which is dense, then ggml's if it was measured.

@@ -2,17 +2,19 @@ package server
 
 import (
 	"bytes"
-	"math"
 	"math/rand/v2"
 	"slices"
 	"testing"
+
+	"kvtier/compress"
 )
 
 // Rows in chunks against rows in one slice: whatever is appended, cut at either
 // end or forked, both say the same, and what a reader was given stays as it was.
 func TestRowsInChunks(t *testing.T) {
 	t.Parallel()
-	const rowBytes = 2
+	sp := &spec{kvHeads: 3, headDim: 1, typ: compress.BF16}
+	rowBytes := uint64(sp.rowBytes())
 	type flat struct {
 		base uint64
 		k    []byte
@@ -31,51 +33,57 @@ func TestRowsInChunks(t *testing.T) {
 			if readers = append(readers, *x); len(readers) > 8 {
 				readers = slices.Delete(readers, 0, 1)
 			}
-			end := x.flat.base + uint64(len(x.flat.k)/rowBytes)
+			end := x.flat.base + uint64(len(x.flat.k)/sp.rowBytes())
 			switch op := rng.IntN(10); {
 			case op < 6:
 				n := 1 + rng.IntN(4)
 				if op == 0 {
 					n = rng.IntN(2 * chunkTokens)
 				}
-				k := make([]byte, n*rowBytes)
+				k := make([]byte, n*sp.rowBytes())
 				for i := range k {
 					k[i] = byte(rng.Uint32())
 				}
-				x.rows = x.rows.appended(k, not(k), rowBytes, op%2 == 0)
+				x.rows = x.rows.appended(sp, k, not(k), op%2 == 0)
 				x.flat.k = slices.Concat(x.flat.k, k)
 			case op == 6:
 				to := x.flat.base + rng.Uint64N(end-x.flat.base+1)
-				x.rows = x.rows.upTo(to, rowBytes)
+				x.rows = x.rows.upTo(sp, to)
 				x.flat.k = x.flat.k[:(to-x.flat.base)*rowBytes]
 			case op == 7:
 				from := x.flat.base + rng.Uint64N(end-x.flat.base+1)
-				x.rows = x.rows.from(from, rowBytes)
+				x.rows = x.rows.from(sp, from)
 				x.flat = flat{from, x.flat.k[(from-x.flat.base)*rowBytes:]}
 			case op == 8:
 				x.rows.until = end + rng.Uint64N(2*chunkTokens)
 			case len(writers) < 3:
-				writers = append(writers, pair{x.rows.upTo(end, rowBytes), x.flat})
+				writers = append(writers, pair{x.rows.upTo(sp, end), x.flat})
 			}
 			for i, x := range slices.Concat(writers, readers) {
-				end := x.flat.base + uint64(len(x.flat.k)/rowBytes)
-				if got := x.rows.end(rowBytes); got != end || x.rows.base != x.flat.base {
+				end := x.flat.base + uint64(len(x.flat.k)/sp.rowBytes())
+				if got := x.rows.end(); got != end || x.rows.base != x.flat.base {
 					t.Fatalf("seed %d, step %d, of %d: rows [%d, %d), want [%d, %d)", seed, step, i, x.rows.base, got, x.flat.base, end)
 				}
 				lo := x.flat.base + rng.Uint64N(end-x.flat.base+1)
 				hi := lo + rng.Uint64N(end-lo+1)
 				want := x.flat.k[(lo-x.flat.base)*rowBytes : (hi-x.flat.base)*rowBytes]
-				if k, v := x.rows.slice(lo, hi, rowBytes); !bytes.Equal(k, want) || !bytes.Equal(v, not(want)) {
+				if k, v := x.rows.slice(sp, lo, hi); !bytes.Equal(k, want) || !bytes.Equal(v, not(want)) {
 					t.Fatalf("seed %d, step %d, of %d: other rows in [%d, %d)", seed, step, i, lo, hi)
 				}
 				var pieces []byte
-				for p := range x.rows.pieces(0, math.MaxUint64, rowBytes) {
-					if p.start/chunkTokens != (p.end(rowBytes)-1)/chunkTokens {
-						t.Fatalf("a piece from %d to %d", p.start, p.end(rowBytes))
+				head := rng.IntN(sp.kvHeads)
+				for p := range x.rows.pieces(sp, lo, hi) {
+					if p.start/chunkTokens != (p.end()-1)/chunkTokens {
+						t.Fatalf("a piece from %d to %d", p.start, p.end())
 					}
-					pieces = append(pieces, p.k...)
+					k, v := p.head(sp, head)
+					if !bytes.Equal(v, not(k)) {
+						t.Fatalf("seed %d, step %d, of %d: other values than keys", seed, step, i)
+					}
+					pieces = append(pieces, k...)
 				}
-				if !bytes.Equal(pieces, x.flat.k) {
+				want = headOf(want, sp, head)
+				if !bytes.Equal(pieces, want) {
 					t.Fatalf("seed %d, step %d, of %d: pieces say something else", seed, step, i)
 				}
 			}
@@ -91,23 +99,32 @@ func not(b []byte) []byte {
 	return out
 }
 
+// headOf returns a KV head's part of rows.
+func headOf(rows []byte, sp *spec, head int) (out []byte) {
+	for at := head * sp.headBytes(); at < len(rows); at += sp.rowBytes() {
+		out = append(out, rows[at:at+sp.headBytes()]...)
+	}
+	return out
+}
+
 // What a prefill appends is copied to its place once: chunks behind the first have room at once, and no more than they may hold.
 func TestChunksHaveRoom(t *testing.T) {
 	t.Parallel()
-	const rowBytes, piece = 2, 256
+	const piece = 256
+	sp := &spec{kvHeads: 2, headDim: 16, typ: compress.BF16}
 	var r layerRows
-	b := make([]byte, piece*rowBytes)
+	b := make([]byte, piece*sp.rowBytes())
 	for range 3 * chunkTokens / piece {
-		r = r.appended(b, b, rowBytes, true)
-		if n := len(r.chunks); n > 1 && cap(r.chunks[n-1].k) != chunkTokens*rowBytes {
-			t.Fatalf("chunk %d has room for %d bytes", n, cap(r.chunks[n-1].k))
+		r = r.appended(sp, b, b, true)
+		if n := len(r.chunks); n > 1 && r.chunks[n-1].room != chunkTokens {
+			t.Fatalf("chunk %d has room for %d rows", n, r.chunks[n-1].room)
 		}
 	}
-	if r.bytes() != 2*3*chunkTokens*rowBytes {
-		t.Errorf("%d bytes", r.bytes())
+	if want := int64(2 * 3 * chunkTokens * sp.rowBytes()); r.bytes(sp) != want {
+		t.Errorf("%d bytes, want %d", r.bytes(sp), want)
 	}
-	one := layerRows{until: 10}.appended(b[:rowBytes], b[:rowBytes], rowBytes, false)
-	if one.bytes() != 2*10*rowBytes {
-		t.Errorf("10 rows are expected, there is room for %d bytes", one.bytes())
+	one := layerRows{until: 10}.appended(sp, b[:sp.rowBytes()], b[:sp.rowBytes()], false)
+	if one.chunks[0].room != 10 {
+		t.Errorf("10 rows are expected, there is room for %d", one.chunks[0].room)
 	}
 }
