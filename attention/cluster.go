@@ -197,13 +197,17 @@ func (b *bisector) principal(tokens []int, mean []float32) []float32 {
 	}
 	for range 6 {
 		clear(next)
-		off, sum, along := Dot(mean, w), float32(0), b.weights[:len(tokens)]
-		kernels.GatherDots(along, b.x, tokens, w)
-		for i := range along {
-			along[i] -= off
-			sum += along[i]
+		off, sum := Dot(mean, w), float32(0)
+		for lo := 0; lo < len(tokens); lo += orderedBlock {
+			some := tokens[lo:min(lo+orderedBlock, len(tokens))]
+			along := b.weights[:len(some)]
+			kernels.GatherDots(along, b.x, some, w)
+			for i := range along {
+				along[i] -= off
+				sum += along[i]
+			}
+			kernels.GatherAxpy(next, along, b.x, some)
 		}
-		kernels.GatherAxpy(next, along, b.x, tokens)
 		Axpy(next, -sum, mean)
 		norm := float32(math.Sqrt(float64(Dot(next, next))))
 		if norm == 0 || math.IsInf(float64(norm), 0) {

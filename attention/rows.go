@@ -115,41 +115,52 @@ func mask(scores []float32, n int) {
 	}
 }
 
-// AttendInOrder is Attend of all tokens, without a cap, one row and one token after the other: the
+// orderedBlock is how many tokens are taken by all rows, or all passes, one after the other: they stay in the first-level cache.
+const orderedBlock = 32
+
+// AttendInOrder is Attend of all tokens, without a cap, a row's sums in the order of tokens: the
 // result has the same bits whatever kernels there are, so that what is stored may depend on it.
 func AttendInOrder(ps []Partial, q, k, v []float32, d int) {
 	n := len(k) / d
-	scores, tokens := make([]float32, n), make([]int, n)
-	for r := range ps {
-		for t := range tokens {
-			tokens[t] = t
+	scores, tokens := make([]float32, len(ps)*n), make([]int, n)
+	for t := range tokens {
+		tokens[t] = t
+	}
+	for lo := 0; lo < n; lo += orderedBlock {
+		hi := min(lo+orderedBlock, n)
+		for r := range ps {
+			kernels.GatherDots(scores[r*n+lo:r*n+hi], k, tokens[lo:hi], q[r*d:(r+1)*d])
 		}
-		kernels.GatherDots(scores, k, tokens, q[r*d:(r+1)*d])
-		attendRow(&ps[r], v, scores, tokens)
+	}
+	for r := range ps {
+		ps[r].weighInOrder(scores[r*n : (r+1)*n])
+	}
+	for lo := 0; lo < n; lo += orderedBlock {
+		hi := min(lo+orderedBlock, n)
+		for r := range ps {
+			kernels.GatherAxpy(ps[r].Out, scores[r*n+lo:r*n+hi], v, tokens[lo:hi])
+		}
 	}
 }
 
-// attendRow uses tokens as scratch.
-func attendRow(p *Partial, v, scores []float32, tokens []int) {
+// weighInOrder makes weights of scores and adds them to the sum.
+func (p *Partial) weighInOrder(scores []float32) {
 	hi := p.Max
 	for _, s := range scores {
 		hi = max(hi, s)
 	}
+	if math.IsInf(float64(hi), -1) {
+		clear(scores) // every token is masked
+		return
+	}
 	if hi > p.Max {
 		p.rescale(hi)
 	}
-	if math.IsInf(float64(p.Max), -1) {
-		return // every token is masked
-	}
-	n := 0
 	for t, s := range scores {
-		if w := exp32(s - p.Max); w > 0 {
-			p.Sum += float64(w)
-			scores[n], tokens[n] = w, t
-			n++
-		}
+		w := exp32(s - p.Max)
+		p.Sum += float64(w)
+		scores[t] = w
 	}
-	kernels.GatherAxpy(p.Out, scores[:n], v, tokens[:n])
 }
 
 // RelativeError returns |a - b| / |b|; 0 if both are zero.
