@@ -108,17 +108,23 @@ func (s *QuerySum) Metric() *Metric {
 	for i := 0; i < d*d; i += d + 1 {
 		w[i] += metricFloor / float32(d) // the trace is 1
 	}
-	m.W = fourthRoot(w, d)
+	m.W = fourthRoot(w, d, metricFloor/float32(d))
 	return m
 }
 
-// fourthRoot returns a^(1/4) of the symmetric positive definite a [d][d]; nil if it is not to be had. It is
+// fourthRoot returns a^(1/4) of the symmetric positive definite a [d][d], of which no eigenvalue is below least; nil if it is not to be had. It is
 // Newton's iteration for the inverse root, of products alone: while m = a/scale becomes the identity,
 // x becomes m^(-1/4) (Guo and Higham, SIAM J. Matrix Anal. Appl. 28, 2006).
-func fourthRoot(a []float32, d int) []float32 {
+//
+// A step takes each eigenvalue y of m to y (u (1 - c y))^4. Newton's c is 1/5, which takes small ones up by 2.4. With a larger c
+// and u such that the largest of the results is 1, they go up by as much as c / .082, and those near 1 come down: as far as the least has come up, if
+// c is chosen by it.
+func fourthRoot(a []float32, d int, least float32) []float32 {
 	const (
-		most = 60   // steps; 13 or so are needed, and each takes the least eigenvalue up by 2.4
-		near = 1e-3 // what is lacking is squared once more
+		most   = 60   // steps; 8 or so are needed
+		near   = 1e-3 // what is lacking is squared once more
+		newton = .2
+		peak   = .08192 // c u^4, where the largest result, that of y = 1/(5c), is 1
 	)
 	scale := float32(math.Sqrt(float64(Norm2(a)))) // at least the largest eigenvalue
 	base, m, x, t, u := make([]float32, d*d), make([]float32, d*d), make([]float32, d*d), make([]float32, d*d), make([]float32, d*d)
@@ -130,13 +136,17 @@ func fourthRoot(a []float32, d int) []float32 {
 		x[i] = 1
 	}
 	times := func(dst, y, z []float32) { kernels.MatMul(dst, y, d, 1, z, d, d, d) }
+	low := float64(min(1, least/scale)) // no eigenvalue of m is below
 	for range most {
+		c := max(newton, 1-math.Sqrt(math.Sqrt(low)))
+		unit := math.Sqrt(math.Sqrt(c / peak))
+		low *= c / peak * math.Pow(1-c*low, 4)
 		for i, y := range m {
-			t[i] = -.25 * y
+			t[i] = float32(-c*unit) * y
 		}
 		off := float32(0) // sum of what eigenvalues, none of which is above 1, lack
 		for i := 0; i < d*d; i += d + 1 {
-			t[i] += 1.25
+			t[i] += float32(unit)
 			off += 1 - m[i]
 		}
 		times(u, x, t)

@@ -53,7 +53,8 @@ func FitProducts(keys, values []float64, d int) *FittedMap {
 	}
 	// The directions of values in which predictions vary most: the main ones of b' kk b.
 	var half, spread mat.Dense
-	half.Mul(kk, &b)
+	half.Scale(-floor, &b) // kk b is kv less what the floor adds
+	half.Add(&half, kv)
 	spread.Mul(b.T(), &half)
 	v := mainDirections(&spread, min(MapRank, d))
 	var in mat.Dense

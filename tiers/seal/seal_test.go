@@ -42,15 +42,19 @@ func madeUp(n, heads, d int, t compress.ElementType) *Rows {
 func metrics(heads, d int) []*attention.Metric {
 	out := make([]*attention.Metric, heads)
 	for h := range out {
-		s := attention.NewQuerySum(d)
-		q := make([]float32, 2*d*d)
-		for i := range q {
-			q[i] = float32((i*i+h)%17-8) / 16
-		}
-		s.Add(q)
-		out[h] = s.Metric()
+		out[h] = querySum(h, d).Metric()
 	}
 	return out
+}
+
+func querySum(head, d int) *attention.QuerySum {
+	s := attention.NewQuerySum(d)
+	q := make([]float32, 2*d*d)
+	for i := range q {
+		q[i] = float32((i*i+head)%17-8) / 16
+	}
+	s.Add(q)
+	return s
 }
 
 // head returns one head's rows, as float32 [tokens][d].
@@ -386,6 +390,20 @@ func BenchmarkSegment(b *testing.B) {
 			r, m := madeUp(2048, c.heads, c.d, compress.BF16), metrics(c.heads, c.d)
 			for b.Loop() {
 				Segment(r, Options{Profile: tiers.ProfileBalanced, Metrics: m})
+			}
+		})
+		// With a metric made anew, and the codec measured on 16 queries.
+		b.Run(fmt.Sprintf("heads%d/d%d/asked", c.heads, c.d), func(b *testing.B) {
+			r, sum, queries := madeUp(2048, c.heads, c.d, compress.BF16), querySum(0, c.d), make([]float32, 16*c.d)
+			for i := range queries {
+				queries[i] = float32(i*i%17-8) / 16
+			}
+			for b.Loop() {
+				o := Options{Profile: tiers.ProfileBalanced}
+				for range c.heads {
+					o.Metrics, o.Queries = append(o.Metrics, sum.Metric()), append(o.Queries, queries)
+				}
+				Segment(r, o)
 			}
 		})
 	}
