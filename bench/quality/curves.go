@@ -14,7 +14,7 @@ const (
 	panelGap                = 90
 )
 
-var colours = []string{"#1b6ca8", "#444444", "#c0392b", "#8e44ad", "#27ae60", "#d68910", "#16a085"}
+var colours = []string{"#1b6ca8", "#444444", "#c0392b", "#8e44ad", "#27ae60", "#d68910", "#16a085", "#7f8c8d"}
 
 // Curves draws, as SVG, what each method makes of the bytes it reads: mean
 // output error, and the share of strong tokens left unread, both on log scales

@@ -34,7 +34,7 @@ type method struct {
 func methods() []method {
 	return []method{
 		{name: "kvtier", answer: kvtier},
-		{name: "pages", answer: byPage, named: true},
+		{name: "pages", answer: byPage},
 		{name: "gpu", answer: gpu, named: true},
 		{name: "oracle", answer: selecting(oracle)},
 		{name: "quest16", answer: selecting(quest)},

@@ -23,8 +23,9 @@ q_sample_pos [m] (earlier queries): float32 or float16, after RoPE, queries not 
 'python -m kvtier.capture' makes them. All tokens but the first 16, and the 256 before the first
 query, are sealed; the metric in which they are grouped is made of queries before the seal only.
 
-Methods: kvtier; gpu (what a GPU does that chooses pages, in plain Go: the share is of the pages; only
-if it is named, profile balanced); oracle (tokens of the largest true weight, found for nothing); quest16 (blocks of
+Methods: kvtier (line by line, as 'kvtierd --by-page=false' answers); pages (whole pages, as kvtierd answers by itself: it
+lets them read three times its budget, here a share is of what is read); gpu (what a GPU does that chooses pages, in plain
+Go: the share is of the pages; only if it is named, profile balanced); oracle (tokens of the largest true weight, found for nothing); quest16 (blocks of
 16 by min/max bounds); mean16 (blocks of 16 by mean key); streaming (first and newest tokens);
 k4v4 (everything at 4 bits); exact (everything that the profile stores).`
 
