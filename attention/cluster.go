@@ -41,7 +41,7 @@ func Arrange(keys, values []float32, d int, m *Metric, seed uint64) Order {
 	b := bisectors.Get().(*bisector)
 	defer bisectors.Put(b)
 	b.begin(n, d, seed)
-	subRows(b.deltas, keys, Mean(keys, d)) // no grouping depends on the mean, but float32 products do
+	kernels.Deviations(b.deltas, keys, Mean(keys, d)) // no grouping depends on the mean, but float32 products do
 	m.apply(b.x, b.deltas)
 	all := make([]int, n)
 	for i := range all {
@@ -122,11 +122,7 @@ func directions(seed uint64) *rand.Rand { return rand.New(rand.NewPCG(seed, 0x6b
 // Mean returns the mean row [d] of x [n][d], n >= 1.
 func Mean(x []float32, d int) []float32 {
 	sum := make([]float64, d)
-	for at := 0; at < len(x); at += d {
-		for j, v := range x[at : at+d] {
-			sum[j] += float64(v)
-		}
-	}
+	kernels.AddRows(sum, x)
 	out := make([]float32, d)
 	for j, s := range sum {
 		out[j] = float32(s * float64(d) / float64(len(x)))

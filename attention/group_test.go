@@ -9,6 +9,8 @@ import (
 	"testing"
 
 	"gonum.org/v1/gonum/mat"
+
+	"kvtier/attention/kernels"
 )
 
 func TestArrange(t *testing.T) {
@@ -300,7 +302,7 @@ func checkMean(t *testing.T, m Means, u int, x, q []float32, spread func([]float
 	var want float64
 	delta := make([]float32, d)
 	for i := 0; i < len(x); i += d {
-		subRows(delta, x[i:i+d], mean)
+		kernels.Deviations(delta, x[i:i+d], mean)
 		want += float64(spread(delta)[0]) / float64(len(x)/d)
 	}
 	if s := float64(m.Spread(u)); s < want*(1-1e-5) || s > want*1.01+1e-30 {

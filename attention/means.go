@@ -46,7 +46,7 @@ func NewUnits(deltas, x []float32, d, run int) *Units {
 	for lo := 0; lo < len(x); lo += run * d {
 		hi := min(lo+run*d, len(x))
 		mean := Mean(x[lo:hi], d)
-		subRows(u.Deltas[lo:hi], x[lo:hi], mean)
+		kernels.Deviations(u.Deltas[lo:hi], x[lo:hi], mean)
 		u.Means = append(u.Means, mean...)
 	}
 	return u
@@ -57,7 +57,7 @@ func (u *Units) Deviate(x, means []float32) {
 	u.Means = means
 	for i, size := 0, u.run*u.d; i*size < len(x); i++ {
 		lo, hi := i*size, min((i+1)*size, len(x))
-		subRows(u.Deltas[lo:hi], x[lo:hi], means[i*u.d:(i+1)*u.d])
+		kernels.Deviations(u.Deltas[lo:hi], x[lo:hi], means[i*u.d:(i+1)*u.d])
 	}
 }
 
@@ -97,17 +97,6 @@ func (u *Units) spreads(x []float32) (out []float32) {
 		out = append(out, bf16Up(float32(sum/float64(len(run)))))
 	}
 	return out
-}
-
-// subRows writes rows x [n][d] less a row to dst.
-func subRows(dst, x, row []float32) {
-	d := len(row)
-	for at := 0; at < len(x); at += d {
-		to := dst[at : at+d]
-		for j, v := range x[at : at+d] {
-			to[j] = v - row[j]
-		}
-	}
 }
 
 // MeansOf returns the means of units of which meta holds scales and spreads and rows the rows; without rows what this returns is for Add.

@@ -4,6 +4,8 @@ import (
 	"math"
 	"math/rand/v2"
 	"testing"
+
+	"kvtier/attention/kernels"
 )
 
 // A relation of keys and values is found, as far as its rank goes, and comes
@@ -32,7 +34,7 @@ func TestValueMap(t *testing.T) {
 			clear(row)
 			m.Add([][]float32{row}, dk[i:i+d], make([]float32, MapRank))
 			all += float64(Norm2(told[i : i+d]))
-			subRows(row, told[i:i+d], row)
+			kernels.Deviations(row, told[i:i+d], row)
 			miss += float64(Norm2(row))
 		}
 		if e := math.Sqrt(miss / all); e > .1 {

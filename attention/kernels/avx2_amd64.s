@@ -10785,6 +10785,118 @@ cols1end:
 	VZEROUPPER
 	RET
 
+// func addRowsAVX2(sum *float64, x *float32, n int, d int)
+// Requires: AVX
+TEXT ·addRowsAVX2(SB), NOSPLIT, $0-32
+	MOVQ sum+0(FP), AX
+	MOVQ x+8(FP), CX
+	MOVQ d+24(FP), DX
+	MOVQ d+24(FP), BX
+	SHLQ $0x02, BX
+
+channels8:
+	CMPQ    DX, $0x20
+	JL      channels8end
+	VMOVUPD (AX), Y0
+	VMOVUPD 32(AX), Y1
+	VMOVUPD 64(AX), Y2
+	VMOVUPD 96(AX), Y3
+	VMOVUPD 128(AX), Y4
+	VMOVUPD 160(AX), Y5
+	VMOVUPD 192(AX), Y6
+	VMOVUPD 224(AX), Y7
+	MOVQ    n+16(FP), DI
+	MOVQ    CX, SI
+
+channels8rows:
+	VCVTPS2PD (SI), Y8
+	VADDPD    Y8, Y0, Y0
+	VCVTPS2PD 16(SI), Y8
+	VADDPD    Y8, Y1, Y1
+	VCVTPS2PD 32(SI), Y8
+	VADDPD    Y8, Y2, Y2
+	VCVTPS2PD 48(SI), Y8
+	VADDPD    Y8, Y3, Y3
+	VCVTPS2PD 64(SI), Y8
+	VADDPD    Y8, Y4, Y4
+	VCVTPS2PD 80(SI), Y8
+	VADDPD    Y8, Y5, Y5
+	VCVTPS2PD 96(SI), Y8
+	VADDPD    Y8, Y6, Y6
+	VCVTPS2PD 112(SI), Y8
+	VADDPD    Y8, Y7, Y7
+	ADDQ      BX, SI
+	DECQ      DI
+	JNZ       channels8rows
+	VMOVUPD   Y0, (AX)
+	VMOVUPD   Y1, 32(AX)
+	VMOVUPD   Y2, 64(AX)
+	VMOVUPD   Y3, 96(AX)
+	VMOVUPD   Y4, 128(AX)
+	VMOVUPD   Y5, 160(AX)
+	VMOVUPD   Y6, 192(AX)
+	VMOVUPD   Y7, 224(AX)
+	ADDQ      $0x00000100, AX
+	ADDQ      $0x00000080, CX
+	SUBQ      $0x20, DX
+	JMP       channels8
+
+channels8end:
+channels2:
+	CMPQ    DX, $0x08
+	JL      channels2end
+	VMOVUPD (AX), Y0
+	VMOVUPD 32(AX), Y1
+	MOVQ    n+16(FP), DI
+	MOVQ    CX, SI
+
+channels2rows:
+	VCVTPS2PD (SI), Y2
+	VADDPD    Y2, Y0, Y0
+	VCVTPS2PD 16(SI), Y2
+	VADDPD    Y2, Y1, Y1
+	ADDQ      BX, SI
+	DECQ      DI
+	JNZ       channels2rows
+	VMOVUPD   Y0, (AX)
+	VMOVUPD   Y1, 32(AX)
+	ADDQ      $0x00000040, AX
+	ADDQ      $0x00000020, CX
+	SUBQ      $0x08, DX
+	JMP       channels2
+
+channels2end:
+	VZEROUPPER
+	RET
+
+// func deviationsAVX2(dst *float32, x *float32, row *float32, n int, d int)
+// Requires: AVX
+TEXT ·deviationsAVX2(SB), NOSPLIT, $0-40
+	MOVQ dst+0(FP), AX
+	MOVQ x+8(FP), CX
+	MOVQ n+24(FP), DX
+
+rows:
+	MOVQ row+16(FP), BX
+	MOVQ d+32(FP), SI
+
+channels:
+	VMOVUPS (CX), Y0
+	VSUBPS  (BX), Y0, Y0
+	VMOVUPS Y0, (AX)
+	VMOVUPS 32(CX), Y0
+	VSUBPS  32(BX), Y0, Y0
+	VMOVUPS Y0, 32(AX)
+	ADDQ    $0x40, AX
+	ADDQ    $0x40, CX
+	ADDQ    $0x40, BX
+	SUBQ    $0x10, SI
+	JNZ     channels
+	DECQ    DX
+	JNZ     rows
+	VZEROUPPER
+	RET
+
 // func extremesAVX2(lo *float32, hi *float32, x *float32, n int, d int)
 // Requires: AVX
 TEXT ·extremesAVX2(SB), NOSPLIT, $0-40

@@ -89,6 +89,12 @@ func matMulAVX512(dst *float32, a *float32, aRow int, aCol int, b *float32, m in
 func gatherAxpyAVX512(out *float32, w *float32, x *float32, tokens *int, n int, d int)
 
 //go:noescape
+func addRowsAVX512(sum *float64, x *float32, n int, d int)
+
+//go:noescape
+func deviationsAVX512(dst *float32, x *float32, row *float32, n int, d int)
+
+//go:noescape
 func extremesAVX512(lo *float32, hi *float32, x *float32, n int, d int)
 
 //go:noescape

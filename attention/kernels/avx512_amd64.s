@@ -15801,6 +15801,115 @@ cols1end:
 	VZEROUPPER
 	RET
 
+// func addRowsAVX512(sum *float64, x *float32, n int, d int)
+// Requires: AVX, AVX512F
+TEXT ·addRowsAVX512(SB), NOSPLIT, $0-32
+	MOVQ sum+0(FP), AX
+	MOVQ x+8(FP), CX
+	MOVQ d+24(FP), DX
+	MOVQ d+24(FP), BX
+	SHLQ $0x02, BX
+
+channels8:
+	CMPQ    DX, $0x40
+	JL      channels8end
+	VMOVUPD (AX), Z0
+	VMOVUPD 64(AX), Z1
+	VMOVUPD 128(AX), Z2
+	VMOVUPD 192(AX), Z3
+	VMOVUPD 256(AX), Z4
+	VMOVUPD 320(AX), Z5
+	VMOVUPD 384(AX), Z6
+	VMOVUPD 448(AX), Z7
+	MOVQ    n+16(FP), DI
+	MOVQ    CX, SI
+
+channels8rows:
+	VCVTPS2PD (SI), Z8
+	VADDPD    Z8, Z0, Z0
+	VCVTPS2PD 32(SI), Z8
+	VADDPD    Z8, Z1, Z1
+	VCVTPS2PD 64(SI), Z8
+	VADDPD    Z8, Z2, Z2
+	VCVTPS2PD 96(SI), Z8
+	VADDPD    Z8, Z3, Z3
+	VCVTPS2PD 128(SI), Z8
+	VADDPD    Z8, Z4, Z4
+	VCVTPS2PD 160(SI), Z8
+	VADDPD    Z8, Z5, Z5
+	VCVTPS2PD 192(SI), Z8
+	VADDPD    Z8, Z6, Z6
+	VCVTPS2PD 224(SI), Z8
+	VADDPD    Z8, Z7, Z7
+	ADDQ      BX, SI
+	DECQ      DI
+	JNZ       channels8rows
+	VMOVUPD   Z0, (AX)
+	VMOVUPD   Z1, 64(AX)
+	VMOVUPD   Z2, 128(AX)
+	VMOVUPD   Z3, 192(AX)
+	VMOVUPD   Z4, 256(AX)
+	VMOVUPD   Z5, 320(AX)
+	VMOVUPD   Z6, 384(AX)
+	VMOVUPD   Z7, 448(AX)
+	ADDQ      $0x00000200, AX
+	ADDQ      $0x00000100, CX
+	SUBQ      $0x40, DX
+	JMP       channels8
+
+channels8end:
+channels2:
+	CMPQ    DX, $0x10
+	JL      channels2end
+	VMOVUPD (AX), Z0
+	VMOVUPD 64(AX), Z1
+	MOVQ    n+16(FP), DI
+	MOVQ    CX, SI
+
+channels2rows:
+	VCVTPS2PD (SI), Z2
+	VADDPD    Z2, Z0, Z0
+	VCVTPS2PD 32(SI), Z2
+	VADDPD    Z2, Z1, Z1
+	ADDQ      BX, SI
+	DECQ      DI
+	JNZ       channels2rows
+	VMOVUPD   Z0, (AX)
+	VMOVUPD   Z1, 64(AX)
+	ADDQ      $0x00000080, AX
+	ADDQ      $0x00000040, CX
+	SUBQ      $0x10, DX
+	JMP       channels2
+
+channels2end:
+	VZEROUPPER
+	RET
+
+// func deviationsAVX512(dst *float32, x *float32, row *float32, n int, d int)
+// Requires: AVX, AVX512F
+TEXT ·deviationsAVX512(SB), NOSPLIT, $0-40
+	MOVQ dst+0(FP), AX
+	MOVQ x+8(FP), CX
+	MOVQ n+24(FP), DX
+
+rows:
+	MOVQ row+16(FP), BX
+	MOVQ d+32(FP), SI
+
+channels:
+	VMOVUPS (CX), Z0
+	VSUBPS  (BX), Z0, Z0
+	VMOVUPS Z0, (AX)
+	ADDQ    $0x40, AX
+	ADDQ    $0x40, CX
+	ADDQ    $0x40, BX
+	SUBQ    $0x10, SI
+	JNZ     channels
+	DECQ    DX
+	JNZ     rows
+	VZEROUPPER
+	RET
+
 // func extremesAVX512(lo *float32, hi *float32, x *float32, n int, d int)
 // Requires: AVX, AVX512F
 TEXT ·extremesAVX512(SB), NOSPLIT, $0-40

@@ -405,6 +405,30 @@ func widenBF16(dst []float32, src []byte) {
 	}
 }
 
+func addRows(sum []float64, x []float32, n int) {
+	d := len(sum)
+	switch variant(d) {
+	case AVX512:
+		addRowsAVX512(&sum[0], &x[0], n, d)
+	case AVX2:
+		addRowsAVX2(&sum[0], &x[0], n, d)
+	default:
+		plainAddRows(sum, x, n)
+	}
+}
+
+func deviations(dst, x, row []float32, n int) {
+	d := len(row)
+	switch variant(d) {
+	case AVX512:
+		deviationsAVX512(&dst[0], &x[0], &row[0], n, d)
+	case AVX2:
+		deviationsAVX2(&dst[0], &x[0], &row[0], n, d)
+	default:
+		plainDeviations(dst, x, row, n)
+	}
+}
+
 func extremes(lo, hi, x []float32, n, d int) {
 	switch variant(d) {
 	case AVX512:

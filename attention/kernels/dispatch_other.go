@@ -111,4 +111,6 @@ func quantiseWithFeedback(dst []byte, x []float32, n int, lo, step, inverse, fee
 	plainQuantiseWithFeedback(dst, x, n, lo, step, inverse, feedback)
 }
 
-func hadamard(x []float32) { plainHadamard(x) }
+func addRows(sum []float64, x []float32, n int) { plainAddRows(sum, x, n) }
+func deviations(dst, x, row []float32, n int)   { plainDeviations(dst, x, row, n) }
+func hadamard(x []float32)                      { plainHadamard(x) }

@@ -259,6 +259,8 @@ func TestShortSlicesPanic(t *testing.T) {
 		"product: negative":    func() { MatMul(f(32), f(4), -2, 1, f(32), 2, 2, 16) },
 		"product: huge stride": func() { MatMul(f(32), f(4), 1<<62, 1<<62, f(48), 2, 3, 16) },
 		"dot: b":               func() { Dot(f(16), f(15)) },
+		"add rows: sum":        func() { AddRows(nil, f(16)) },
+		"deviations: dst":      func() { Deviations(f(31), f(32), f(16)) },
 		"extremes: hi":         func() { Extremes(f(16), f(15), f(16)) },
 		"quantise: dst":        func() { Quantise(b(31), f(32), f(16), f(16), 0) },
 		"quantise: inverse":    func() { Quantise(b(32), f(32), f(16), f(15), 0) },
@@ -335,6 +337,8 @@ func TestNothing(t *testing.T) {
 		BinSquares(nil, nil, make([]float32, 16))
 		LeafWeights(nil, nil, nil, 0)
 		SumRuns(nil, nil)
+		AddRows(make([]float64, 16), nil)
+		Deviations(nil, nil, make([]float32, 16))
 		SquaresInt8(nil, nil, 16)
 		if Largest(nil, 3) != 3 || Weights(nil, nil, 3) != 0 {
 			t.Errorf("%v: of nothing", v)
@@ -447,6 +451,7 @@ func FuzzKernels(f *testing.F) {
 				}
 			}
 			Axpys(rowsOf(out, d), weights, tokens, k, d, d)
+			checkRows(t, k, d)
 			checkScores(t, rng, query, l, planes)
 			if rng.IntN(8) == 0 { // the Go loops take long for many leaves
 				checkLeaves(t, rng, query, g)
@@ -455,6 +460,26 @@ func FuzzKernels(f *testing.F) {
 			checkFoldBins(t, rng, g, r)
 		})
 	})
+}
+
+// checkRows compares what is made of rows bit by bit; any NaN is like another.
+func checkRows(t *testing.T, x []float32, d int) {
+	got, want := make([]float64, d), make([]float64, d)
+	AddRows(got, x)
+	plain(func() { AddRows(want, x) })
+	for j, y := range want {
+		if got[j] != y && (got[j] == got[j] || y == y) {
+			t.Fatalf("sum of channel %d: %v, not %v", j, got[j], y)
+		}
+	}
+	deltas, less := make([]float32, len(x)), make([]float32, len(x))
+	Deviations(deltas, x, x[:d])
+	plain(func() { Deviations(less, x, x[:d]) })
+	for i, y := range less {
+		if deltas[i] != y && (deltas[i] == deltas[i] || y == y) {
+			t.Fatalf("deviation %d: %v, not %v", i, deltas[i], y)
+		}
+	}
 }
 
 func magnitudes(x []float32) []float32 {

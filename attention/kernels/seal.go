@@ -2,6 +2,24 @@ package kernels
 
 // What is stored is made of these: all variants compute the same bits.
 
+// AddRows adds to sum [d] the rows x [n][d], in order, each channel in float64.
+func AddRows(sum []float64, x []float32) {
+	d := len(sum)
+	must(d > 0, "d is not positive")
+	if n := len(x) / d; n > 0 {
+		addRows(sum, x, n)
+	}
+}
+
+// Deviations writes the rows x [n][d] less a row [d] to dst.
+func Deviations(dst, x, row []float32) {
+	d := len(row)
+	must(d > 0 && len(dst) >= len(x)/d*d, "dst is too short")
+	if n := len(x) / d; n > 0 {
+		deviations(dst, x, row, n)
+	}
+}
+
 // Extremes lowers lo [d] and raises hi [d] to the least and the largest of each channel of rows x [n][d], which are finite.
 func Extremes(lo, hi, x []float32) {
 	d := len(lo)
@@ -41,6 +59,23 @@ func QuantiseWithFeedback(dst []byte, x, lo, step, inverse, feedback []float32) 
 func Hadamard(x []float32) {
 	must(len(x) >= 16 && len(x)&(len(x)-1) == 0, "the length is no power of two from 16 on")
 	hadamard(x)
+}
+
+func plainAddRows(sum []float64, x []float32, n int) {
+	for t := range n {
+		for j, y := range x[t*len(sum):][:len(sum)] {
+			sum[j] += float64(y)
+		}
+	}
+}
+
+func plainDeviations(dst, x, row []float32, n int) {
+	for at := 0; at < n*len(row); at += len(row) {
+		to := dst[at:][:len(row)]
+		for j, y := range x[at:][:len(row)] {
+			to[j] = y - row[j]
+		}
+	}
 }
 
 func plainExtremes(lo, hi, x []float32, n, d int) {

@@ -7,6 +7,41 @@ import (
 	"testing"
 )
 
+func TestAddRows(t *testing.T) {
+	others(t, func(t *testing.T) {
+		shapes(t, func(t *testing.T, rng *rand.Rand, _, n, d int) {
+			x, sum := odd(rng, n*d), make([]float64, d)
+			for j := range sum {
+				sum[j] = rng.NormFloat64()
+			}
+			want := slices.Clone(sum)
+			AddRows(sum, x)
+			plain(func() { AddRows(want, x) })
+			if !slices.Equal(sum, want) {
+				t.Fatalf("%d rows of %d: not the same bits", n, d)
+			}
+		})
+	})
+}
+
+func TestDeviations(t *testing.T) {
+	others(t, func(t *testing.T) {
+		shapes(t, func(t *testing.T, rng *rand.Rand, _, n, d int) {
+			x, row := odd(rng, n*d), odd(rng, d)
+			got, want := odd(rng, n*d), make([]float32, n*d)
+			Deviations(got, x, row)
+			plain(func() { Deviations(want, x, row) })
+			if !slices.Equal(got, want) {
+				t.Fatalf("%d rows of %d: not the same bits", n, d)
+			}
+			Deviations(x, x, row) // in place
+			if !slices.Equal(x, want) {
+				t.Fatalf("%d rows of %d, in place: not the same bits", n, d)
+			}
+		})
+	})
+}
+
 func TestExtremes(t *testing.T) {
 	others(t, func(t *testing.T) {
 		shapes(t, func(t *testing.T, rng *rand.Rand, _, n, d int) {

@@ -72,6 +72,8 @@ func main() {
 	v.gatherDots()
 	v.matMul()
 	v.gatherAxpy()
+	v.addRows()
+	v.deviations()
 	v.extremes()
 	v.quantise()
 	v.quantiseBlock()

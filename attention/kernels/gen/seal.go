@@ -8,6 +8,69 @@ import (
 	"github.com/mmcloughlin/avo/reg"
 )
 
+// addRows: some channels after the other, over all rows; of each the sum stays in a register.
+func (v isa) addRows() {
+	v.function("addRows", "sum *float64, x *float32, n int, d int")
+	sum, x, left, pitch := param("sum"), param("x"), param("d"), param("d")
+	SHLQ(Imm(2), pitch)
+	half := v.lanes / 2 // doubles in a vector
+	for _, tile := range []int{8, 2} {
+		label := fmt.Sprintf("channels%d", tile)
+		channels := uint64(tile * half)
+		Label(label)
+		CMPQ(left, Imm(channels))
+		JL(LabelRef(label + "end"))
+		acc := make([]reg.VecVirtual, tile)
+		for i := range acc {
+			acc[i] = v.vec()
+			VMOVUPD(Mem{Base: sum, Disp: 8 * half * i}, acc[i])
+		}
+		row, n := GP64(), param("n")
+		MOVQ(x, row)
+		Label(label + "rows")
+		for i := range acc {
+			t := v.vec()
+			VCVTPS2PD(Mem{Base: row, Disp: 4 * half * i}, t)
+			VADDPD(t, acc[i], acc[i])
+		}
+		ADDQ(pitch, row)
+		DECQ(n)
+		JNZ(LabelRef(label + "rows"))
+		for i := range acc {
+			VMOVUPD(acc[i], Mem{Base: sum, Disp: 8 * half * i})
+		}
+		ADDQ(U32(8*channels), sum)
+		ADDQ(U32(4*channels), x)
+		SUBQ(Imm(channels), left)
+		JMP(LabelRef(label))
+		Label(label + "end")
+	}
+	end()
+}
+
+// deviations: row by row, 16 channels at a time.
+func (v isa) deviations() {
+	v.function("deviations", "dst *float32, x *float32, row *float32, n int, d int")
+	dst, x, n := param("dst"), param("x"), param("n")
+	Label("rows")
+	row, left := param("row"), param("d")
+	Label("channels")
+	for i := range 16 / v.lanes {
+		y := v.vec()
+		VMOVUPS(Mem{Base: x, Disp: 4 * v.lanes * i}, y)
+		VSUBPS(Mem{Base: row, Disp: 4 * v.lanes * i}, y, y)
+		VMOVUPS(y, Mem{Base: dst, Disp: 4 * v.lanes * i})
+	}
+	for _, r := range []reg.GPVirtual{dst, x, row} {
+		ADDQ(Imm(64), r)
+	}
+	SUBQ(Imm(16), left)
+	JNZ(LabelRef("channels"))
+	DECQ(n)
+	JNZ(LabelRef("rows"))
+	end()
+}
+
 // extremes: a vector of channels after the other, over all rows.
 func (v isa) extremes() {
 	v.function("extremes", "lo *float32, hi *float32, x *float32, n int, d int")
