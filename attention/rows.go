@@ -149,15 +149,18 @@ func (p *Partial) weighInOrder(scores []float32) {
 	for _, s := range scores {
 		hi = max(hi, s)
 	}
-	if math.IsInf(float64(hi), -1) {
-		clear(scores) // every token is masked
-		return
-	}
 	if hi > p.Max {
 		p.rescale(hi)
 	}
+	if math.IsInf(float64(p.Max), -1) {
+		clear(scores) // every token is masked
+		return
+	}
 	for t, s := range scores {
 		w := exp32(s - p.Max)
+		if !(w > 0) {
+			w = 0 // so far below, or no number
+		}
 		p.Sum += float64(w)
 		scores[t] = w
 	}

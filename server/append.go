@@ -6,7 +6,6 @@ import (
 	"encoding/binary"
 	"fmt"
 	"slices"
-	"sync"
 	"time"
 
 	"google.golang.org/grpc/codes"
@@ -179,7 +178,11 @@ func (s *sequence) appendRows(in *checked) error {
 	s.takeIDs(&next, in)
 	if fresh > 0 {
 		off := (in.n - fresh) * s.spec.rowBytes()
-		next.rows[in.layer] = st.rows[in.layer].appended(s.spec, in.k[off:], in.v[off:], s.srv.roomyTail())
+		g := asNeeded
+		if s.srv.roomyTail() {
+			g = prefill
+		}
+		next.rows[in.layer] = st.rows[in.layer].appended(s.spec, in.k[off:], in.v[off:], g)
 		next.lens[in.layer] += uint64(fresh)
 	}
 	next.accepted = slices.Min(next.lens)
@@ -265,11 +268,6 @@ func (s *sequence) writeLog(old, next *state, labels []*kvtierv1.Span) error {
 	return nil
 }
 
-// rowBuffer holds the rows of a record that is being written.
-type rowBuffer struct{ k, v []byte }
-
-var rowBuffers = sync.Pool{New: func() any { return new(rowBuffer) }}
-
 // logTokens writes tokens [lo, hi) of all layers as one record.
 func (s *sequence) logTokens(log *taillog.Log, st *state, lo, hi uint64) error {
 	r := rowsRecord{start: lo, n: int(hi - lo), exactUntil: st.exactUntil}
@@ -280,16 +278,11 @@ func (s *sequence) logTokens(log *taillog.Log, st *state, lo, hi uint64) error {
 		}
 		r.ids, r.texts = append(r.ids, id), append(r.texts, text)
 	}
-	// A record has rows as they were appended, token by token.
-	buf := rowBuffers.Get().(*rowBuffer)
-	defer rowBuffers.Put(buf)
-	size := int(hi-lo) * s.spec.rowBytes()
-	buf.k, buf.v = slices.Grow(buf.k[:0], len(st.rows)*size), slices.Grow(buf.v[:0], len(st.rows)*size)
+	parts := r.marshal()
 	for l := range st.rows {
-		buf.k, buf.v = st.rows[l].appendTo(s.spec, buf.k, buf.v, lo, hi)
-		r.k, r.v = append(r.k, buf.k[l*size:]), append(r.v, buf.v[l*size:])
+		parts = st.rows[l].parts(s.spec, parts, lo, hi)
 	}
-	return log.Append(logRows, r.marshal()...)
+	return log.Append(logRows, parts...)
 }
 
 // logTruncation logs that n tokens are kept.

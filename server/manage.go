@@ -127,6 +127,9 @@ func (srv *Server) fork(ctx context.Context, r *kvtierv1.OpenSequenceRequest) (*
 	if st, err = from.cut(ctx, st, at); err != nil {
 		return nil, err
 	}
+	for l, r := range st.rows {
+		st.rows[l] = r.forked(s.spec, r.end())
+	}
 	srv.spans.refer(s, st.spans)
 	s.mu.exactUntil = st.exactUntil
 	from.mu.RLock()

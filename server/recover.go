@@ -238,7 +238,7 @@ func (s *sequence) window(ctx context.Context, spans []spanRef, layer int) (laye
 		if err != nil {
 			return layerRows{}, err
 		}
-		out = out.appended(s.spec, k, v, false)
+		out = out.appended(s.spec, k, v, asNeeded)
 	}
 	return out, nil
 }
@@ -304,7 +304,7 @@ func (s *sequence) replay() error {
 	kept, tail := s.keepRows(st, 0), newTailReader(s.spec, st.sealed(), s.place)
 	log, cut, err := taillog.Replay(s.srv.opt.FS, s.logPath(s.place.Gen), s.logName(s.place.Gen), taillog.Reader{
 		Record: func(k taillog.Kind, body []byte) error {
-			if err := s.replayRecord(st, tail, k, body); err != nil {
+			if err := s.replayRecord(st, tail, k, body, func(int) bool { return !st.spilled }); err != nil {
 				return err
 			}
 			kept = s.keepRows(st, kept)
@@ -393,15 +393,16 @@ func untouched(b taillog.Behind) uint64 {
 	return allExact
 }
 
-func (s *sequence) replayRecord(st *state, tail *tailReader, k taillog.Kind, body []byte) error {
+// replayRecord takes in what a record says; rows of those layers alone that are to be kept.
+func (s *sequence) replayRecord(st *state, tail *tailReader, k taillog.Kind, body []byte, keep func(layer int) bool) error {
 	rec, err := tail.next(k, body)
 	if err != nil {
 		return err
 	}
 	if r := rec.rows; r != nil {
 		for l := range st.rows {
-			if !st.spilled {
-				st.rows[l] = st.rows[l].appended(s.spec, r.k[l], r.v[l], true)
+			if keep(l) {
+				st.rows[l] = st.rows[l].appended(s.spec, r.k[l], r.v[l], doubling)
 			}
 			st.lens[l] += uint64(r.n)
 		}

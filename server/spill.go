@@ -63,7 +63,7 @@ func (s *sequence) spill() {
 	}
 	next := s.copyLocked()
 	for l, r := range next.rows {
-		next.rows[l] = r.from(s.spec, next.accepted)
+		next.rows[l] = r.from(s.spec, next.accepted).tight(s.spec)
 	}
 	next.spilled = true
 	s.setStateLocked(next)
@@ -170,13 +170,7 @@ func (s *sequence) replayRows(st *state, layer int) ([]layerRows, error) {
 		if k == logLabels {
 			return nil
 		}
-		err := s.replayRecord(&got, tail, k, body)
-		for l := range got.rows {
-			if !wanted(l) {
-				got.rows[l] = layerRows{base: got.lens[l]}
-			}
-		}
-		return err
+		return s.replayRecord(&got, tail, k, body, wanted)
 	})
 	if err == nil && got.accepted != st.accepted {
 		err = fmt.Errorf("the log has %d tokens, not %d: %w", got.accepted, st.accepted, tiers.ErrCorrupt)
@@ -187,7 +181,7 @@ func (s *sequence) replayRows(st *state, layer int) ([]layerRows, error) {
 	for l := range got.rows {
 		if ahead := st.lens[l]; wanted(l) && ahead > st.accepted {
 			k, v := st.rows[l].slice(s.spec, st.accepted, ahead)
-			got.rows[l] = got.rows[l].appended(s.spec, k, v, false)
+			got.rows[l] = got.rows[l].appended(s.spec, k, v, asNeeded)
 		}
 	}
 	return got.rows, nil

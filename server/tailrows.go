@@ -11,18 +11,27 @@ import (
 // by chunk, and what follows stays where it lies.
 const chunkTokens = tiers.SegmentTokens
 
-// prefillTokens is how many rows of one append, behind a whole chunk, are taken for a part of a prefill that will fill the next.
-const prefillTokens = 64
-
 // layerRows are a layer's newest rows, unquantised: positions from base on.
 // Memory is only written behind what readers see; what is cut off is never
 // overwritten, because who cuts has no room left in the chunk that was cut.
 type layerRows struct {
 	base   uint64
 	chunks []rowChunk // one behind the other, none empty
-	// until is how far rows are expected: what grows has room for them.
+	// until is how far rows are expected: what grows up to there has room for them, and for no others.
 	until uint64
 }
+
+// growth says for how many rows more than there are what grows may have room.
+type growth int
+
+const (
+	asNeeded growth = iota
+	doubling        // for as many as there are
+	prefill         // behind a whole chunk, and if many come at once, for all that a chunk can hold
+)
+
+// prefillTokens is how many rows of one append are many.
+const prefillTokens = 64
 
 // rowChunk holds the rows of n positions from start on, none of them beyond the next multiple of chunkTokens. A KV head's rows follow one
 // another: an answer of that head reads them as one stream.
@@ -85,6 +94,18 @@ func (c *rowChunk) add(sp *spec, k, v []byte, n int) {
 	c.n += n
 }
 
+// parts appends to keys, and to values, where they lie: the parts of which [n][kvHeads][headDim] elements are made.
+func (c *rowChunk) parts(sp *spec, keys, values [][]byte) (k, v [][]byte) {
+	row := sp.headBytes()
+	for i := range c.n {
+		for head := range sp.kvHeads {
+			at := (head*c.pitch + i) * row
+			keys, values = append(keys, c.k[at:at+row:at+row]), append(values, c.v[at:at+row:at+row])
+		}
+	}
+	return keys, values
+}
+
 // appendTo appends the rows to k and v, [n][kvHeads][headDim] elements.
 func (c *rowChunk) appendTo(sp *spec, k, v []byte) ([]byte, []byte) {
 	size, row := c.n*sp.rowBytes(), sp.headBytes()
@@ -113,8 +134,8 @@ func (r layerRows) bytes(sp *spec) (n int64) {
 	return n
 }
 
-// appended returns the rows with more behind them, [n][kvHeads][headDim] elements. Where memory grows, it doubles if it may.
-func (r layerRows) appended(sp *spec, k, v []byte, double bool) layerRows {
+// appended returns the rows with more behind them, [n][kvHeads][headDim] elements.
+func (r layerRows) appended(sp *spec, k, v []byte, g growth) layerRows {
 	r.chunks = slices.Clone(r.chunks) // readers have the last one as it was
 	for row := sp.rowBytes(); len(k) > 0; {
 		if at := r.end(); at%chunkTokens == 0 || len(r.chunks) == 0 {
@@ -126,13 +147,12 @@ func (r layerRows) appended(sp *spec, k, v []byte, double bool) layerRows {
 		if c.n+n > c.room {
 			room := c.n + n
 			switch {
-			case double && len(r.chunks) > 1 && n >= prefillTokens:
+			case r.until >= c.start+uint64(room):
+				room = int(min(r.until-c.start, chunkTokens))
+			case g == prefill && len(r.chunks) > 1 && n >= prefillTokens:
 				room = most
-			case double:
+			case g >= doubling:
 				room = max(room, 2*c.n)
-			}
-			if r.until > c.start {
-				room = max(room, int(min(r.until-c.start, chunkTokens)))
 			}
 			*c = c.moved(sp, min(room, most))
 		}
@@ -154,6 +174,15 @@ func (r layerRows) pieces(sp *spec, lo, hi uint64) iter.Seq[rowChunk] {
 	}
 }
 
+// parts appends to list the parts of which the keys, and then the values, of positions [lo, hi) are made, [hi-lo][kvHeads][headDim] elements each.
+func (r layerRows) parts(sp *spec, list [][]byte, lo, hi uint64) [][]byte {
+	var values [][]byte
+	for c := range r.pieces(sp, lo, hi) {
+		list, values = c.parts(sp, list, values)
+	}
+	return append(list, values...)
+}
+
 // appendTo appends the rows of positions [lo, hi) to k and v, [hi-lo][kvHeads][headDim] elements.
 func (r layerRows) appendTo(sp *spec, k, v []byte, lo, hi uint64) ([]byte, []byte) {
 	for c := range r.pieces(sp, lo, hi) {
@@ -167,9 +196,17 @@ func (r layerRows) slice(sp *spec, lo, hi uint64) (k, v []byte) {
 	return r.appendTo(sp, nil, nil, lo, hi)
 }
 
-// upTo returns the rows of positions before end.
+// upTo returns the rows of positions before end. Where none is behind them, who had the rows goes on with these.
 func (r layerRows) upTo(sp *spec, end uint64) layerRows {
-	out := layerRows{base: r.base}
+	if end >= r.end() {
+		return r
+	}
+	return r.forked(sp, end)
+}
+
+// forked returns the rows of positions before end, for another sequence, too: none writes where the other does.
+func (r layerRows) forked(sp *spec, end uint64) layerRows {
+	out := layerRows{base: r.base, until: r.until}
 	for c := range r.pieces(sp, r.base, end) {
 		out.chunks = append(out.chunks, c)
 	}
@@ -195,4 +232,15 @@ func (r layerRows) from(sp *spec, base uint64) layerRows {
 		out.chunks = append(out.chunks, c)
 	}
 	return out
+}
+
+// tight returns the rows in no more memory than they need.
+func (r layerRows) tight(sp *spec) layerRows {
+	r.chunks = slices.Clone(r.chunks)
+	for i := range r.chunks {
+		if c := &r.chunks[i]; c.room > c.n {
+			*c = c.moved(sp, c.n)
+		}
+	}
+	return r
 }

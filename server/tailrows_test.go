@@ -44,7 +44,7 @@ func TestRowsInChunks(t *testing.T) {
 				for i := range k {
 					k[i] = byte(rng.Uint32())
 				}
-				x.rows = x.rows.appended(sp, k, not(k), op%2 == 0)
+				x.rows = x.rows.appended(sp, k, not(k), growth(rng.IntN(3)))
 				x.flat.k = slices.Concat(x.flat.k, k)
 			case op == 6:
 				to := x.flat.base + rng.Uint64N(end-x.flat.base+1)
@@ -56,8 +56,13 @@ func TestRowsInChunks(t *testing.T) {
 				x.flat = flat{from, x.flat.k[(from-x.flat.base)*rowBytes:]}
 			case op == 8:
 				x.rows.until = end + rng.Uint64N(2*chunkTokens)
+			case rng.IntN(2) == 0:
+				x.rows = x.rows.tight(sp)
+				if want := int64(2 * len(x.flat.k)); x.rows.bytes(sp) != want {
+					t.Fatalf("seed %d, step %d: tight rows take %d bytes, not %d", seed, step, x.rows.bytes(sp), want)
+				}
 			case len(writers) < 3:
-				writers = append(writers, pair{x.rows.upTo(sp, end), x.flat})
+				writers = append(writers, pair{x.rows.forked(sp, end), x.flat})
 			}
 			for i, x := range slices.Concat(writers, readers) {
 				end := x.flat.base + uint64(len(x.flat.k)/sp.rowBytes())
@@ -69,6 +74,11 @@ func TestRowsInChunks(t *testing.T) {
 				want := x.flat.k[(lo-x.flat.base)*rowBytes : (hi-x.flat.base)*rowBytes]
 				if k, v := x.rows.slice(sp, lo, hi); !bytes.Equal(k, want) || !bytes.Equal(v, not(want)) {
 					t.Fatalf("seed %d, step %d, of %d: other rows in [%d, %d)", seed, step, i, lo, hi)
+				}
+				some := min(hi, lo+100)
+				first := want[:(some-lo)*rowBytes]
+				if parts := slices.Concat(x.rows.parts(sp, nil, lo, some)...); !bytes.Equal(parts, slices.Concat(first, not(first))) {
+					t.Fatalf("seed %d, step %d, of %d: the parts of [%d, %d) are others", seed, step, i, lo, some)
 				}
 				var pieces []byte
 				head := rng.IntN(sp.kvHeads)
@@ -115,7 +125,7 @@ func TestChunksHaveRoom(t *testing.T) {
 	var r layerRows
 	b := make([]byte, piece*sp.rowBytes())
 	for range 3 * chunkTokens / piece {
-		r = r.appended(sp, b, b, true)
+		r = r.appended(sp, b, b, prefill)
 		if n := len(r.chunks); n > 1 && r.chunks[n-1].room != chunkTokens {
 			t.Fatalf("chunk %d has room for %d rows", n, r.chunks[n-1].room)
 		}
@@ -123,8 +133,22 @@ func TestChunksHaveRoom(t *testing.T) {
 	if want := int64(2 * 3 * chunkTokens * sp.rowBytes()); r.bytes(sp) != want {
 		t.Errorf("%d bytes, want %d", r.bytes(sp), want)
 	}
-	one := layerRows{until: 10}.appended(sp, b[:sp.rowBytes()], b[:sp.rowBytes()], false)
-	if one.chunks[0].room != 10 {
-		t.Errorf("10 rows are expected, there is room for %d", one.chunks[0].room)
+	// Where it is known how many come, there is room for these alone, also behind a whole chunk.
+	const known = chunkTokens + 300
+	many := make([]byte, known*sp.rowBytes())
+	for _, g := range []growth{asNeeded, doubling, prefill} {
+		r := layerRows{until: known}.appended(sp, b, b, g).appended(sp, many[len(b):], many[len(b):], g)
+		if r.end() != known || r.bytes(sp) != int64(2*len(many)) {
+			t.Errorf("%v: %d rows in %d bytes, want %d in %d", g, r.end(), r.bytes(sp), known, 2*len(many))
+		}
+	}
+	// Who cuts nothing keeps the room, and a fork has none.
+	r = r.appended(sp, b, b, prefill)
+	last := len(r.chunks) - 1
+	if x := r.upTo(sp, r.end()); x.chunks[last].room != chunkTokens {
+		t.Errorf("nothing was cut, and there is room for %d", x.chunks[last].room)
+	}
+	if x := r.forked(sp, r.end()); x.chunks[last].room != piece {
+		t.Errorf("a fork of %d rows has room for %d", piece, x.chunks[last].room)
 	}
 }

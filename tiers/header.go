@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"hash/crc32"
 	"math"
+
+	"kvtier/attention/kernels"
 )
 
 // Sizes that the format fixes; docs/format.md specifies it to the byte.
@@ -167,6 +169,9 @@ func (h *Header) CheckBlocks(p Part, first int, b []byte) error {
 	for i := 0; len(b) > 0; i++ {
 		if first < 0 || first+i >= len(h.crcs[p]) || len(b) < BlockSize {
 			return fmt.Errorf("segment %v: block %d is outside part %d: %w", h.ID, first+i, p, ErrCorrupt)
+		}
+		if next := b[BlockSize:]; len(next) > 0 { // what a device wrote is in no cache of this core
+			kernels.Prefetch(next[:min(BlockSize, len(next))])
 		}
 		if crc32.Update(h.idSeed, castagnoli, b[:BlockSize]) != h.crcs[p][first+i] {
 			return fmt.Errorf("segment %v: checksum of block %d of part %d: %w", h.ID, first+i, p, ErrCorrupt)
