@@ -278,7 +278,7 @@ func (s *sequence) logTokens(log *taillog.Log, st *state, lo, hi uint64) error {
 		}
 		r.ids, r.texts = append(r.ids, id), append(r.texts, text)
 	}
-	parts := r.marshal()
+	parts := slices.Grow(r.marshal(), 2*len(st.rows)*int(hi-lo)*s.spec.kvHeads)
 	for l := range st.rows {
 		parts = st.rows[l].parts(s.spec, parts, lo, hi)
 	}

@@ -238,7 +238,7 @@ func (s *sequence) window(ctx context.Context, spans []spanRef, layer int) (laye
 		if err != nil {
 			return layerRows{}, err
 		}
-		out = out.appended(s.spec, k, v, asNeeded)
+		out.add(s.spec, k, v, asNeeded)
 	}
 	return out, nil
 }
@@ -402,7 +402,7 @@ func (s *sequence) replayRecord(st *state, tail *tailReader, k taillog.Kind, bod
 	if r := rec.rows; r != nil {
 		for l := range st.rows {
 			if keep(l) {
-				st.rows[l] = st.rows[l].appended(s.spec, r.k[l], r.v[l], doubling)
+				st.rows[l].add(s.spec, r.k[l], r.v[l], doubling)
 			}
 			st.lens[l] += uint64(r.n)
 		}

@@ -181,7 +181,7 @@ func (s *sequence) replayRows(st *state, layer int) ([]layerRows, error) {
 	for l := range got.rows {
 		if ahead := st.lens[l]; wanted(l) && ahead > st.accepted {
 			k, v := st.rows[l].slice(s.spec, st.accepted, ahead)
-			got.rows[l] = got.rows[l].appended(s.spec, k, v, asNeeded)
+			got.rows[l].add(s.spec, k, v, asNeeded)
 		}
 	}
 	return got.rows, nil

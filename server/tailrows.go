@@ -94,16 +94,16 @@ func (c *rowChunk) add(sp *spec, k, v []byte, n int) {
 	c.n += n
 }
 
-// parts appends to keys, and to values, where they lie: the parts of which [n][kvHeads][headDim] elements are made.
-func (c *rowChunk) parts(sp *spec, keys, values [][]byte) (k, v [][]byte) {
+// parts appends to list the parts of which the rows of b, the chunk's keys or values, [n][kvHeads][headDim] elements, are made.
+func (c *rowChunk) parts(sp *spec, list [][]byte, b []byte) [][]byte {
 	row := sp.headBytes()
 	for i := range c.n {
 		for head := range sp.kvHeads {
 			at := (head*c.pitch + i) * row
-			keys, values = append(keys, c.k[at:at+row:at+row]), append(values, c.v[at:at+row:at+row])
+			list = append(list, b[at:at+row:at+row])
 		}
 	}
-	return keys, values
+	return list
 }
 
 // appendTo appends the rows to k and v, [n][kvHeads][headDim] elements.
@@ -137,6 +137,12 @@ func (r layerRows) bytes(sp *spec) (n int64) {
 // appended returns the rows with more behind them, [n][kvHeads][headDim] elements.
 func (r layerRows) appended(sp *spec, k, v []byte, g growth) layerRows {
 	r.chunks = slices.Clone(r.chunks) // readers have the last one as it was
+	r.add(sp, k, v, g)
+	return r
+}
+
+// add is appended of rows that nobody reads yet.
+func (r *layerRows) add(sp *spec, k, v []byte, g growth) {
 	for row := sp.rowBytes(); len(k) > 0; {
 		if at := r.end(); at%chunkTokens == 0 || len(r.chunks) == 0 {
 			r.chunks = append(r.chunks, rowChunk{start: at})
@@ -159,7 +165,6 @@ func (r layerRows) appended(sp *spec, k, v []byte, g growth) layerRows {
 		c.add(sp, k[:n*row], v[:n*row], n)
 		k, v = k[n*row:], v[n*row:]
 	}
-	return r
 }
 
 // pieces yields the rows of positions [lo, hi), as far as they are there, as they lie in memory.
@@ -176,11 +181,13 @@ func (r layerRows) pieces(sp *spec, lo, hi uint64) iter.Seq[rowChunk] {
 
 // parts appends to list the parts of which the keys, and then the values, of positions [lo, hi) are made, [hi-lo][kvHeads][headDim] elements each.
 func (r layerRows) parts(sp *spec, list [][]byte, lo, hi uint64) [][]byte {
-	var values [][]byte
 	for c := range r.pieces(sp, lo, hi) {
-		list, values = c.parts(sp, list, values)
+		list = c.parts(sp, list, c.k)
 	}
-	return append(list, values...)
+	for c := range r.pieces(sp, lo, hi) {
+		list = c.parts(sp, list, c.v)
+	}
+	return list
 }
 
 // appendTo appends the rows of positions [lo, hi) to k and v, [hi-lo][kvHeads][headDim] elements.
