@@ -150,17 +150,22 @@ func (r *layerRows) add(sp *spec, k, v []byte, g growth) {
 		c := &r.chunks[len(r.chunks)-1]
 		most := int(chunkTokens - c.start%chunkTokens)
 		n := min(len(k)/row, most-c.n)
-		if c.n+n > c.room {
-			room := c.n + n
-			switch {
-			case r.until >= c.start+uint64(room):
-				room = int(min(r.until-c.start, chunkTokens))
-			case g == prefill && len(r.chunks) > 1 && n >= prefillTokens:
-				room = most
-			case g >= doubling:
-				room = max(room, 2*c.n)
-			}
+		need := c.n + n
+		room := need
+		switch {
+		case r.until >= c.start+uint64(need):
+			room = int(min(r.until-c.start, chunkTokens))
+		case g == prefill && len(r.chunks) > 1 && n >= prefillTokens:
+			room = most
+		case g >= doubling:
+			room = max(room, 2*c.n)
+		}
+		over := n < prefillTokens && c.room > 2*max(room, need+prefillTokens) // it was made for a prefill, which is over
+		switch {
+		case need > c.room:
 			*c = c.moved(sp, min(room, most))
+		case over:
+			*c = c.moved(sp, min(max(room, need+prefillTokens), most))
 		}
 		c.add(sp, k[:n*row], v[:n*row], n)
 		k, v = k[n*row:], v[n*row:]

@@ -133,6 +133,18 @@ func TestChunksHaveRoom(t *testing.T) {
 	if want := int64(2 * 3 * chunkTokens * sp.rowBytes()); r.bytes(sp) != want {
 		t.Errorf("%d bytes, want %d", r.bytes(sp), want)
 	}
+	// When few come at a time the prefill is over, and what it would have needed is given back, once.
+	row := b[:sp.rowBytes()]
+	for _, g := range []growth{asNeeded, prefill} {
+		x := r.appended(sp, b, b, prefill).appended(sp, row, row, g)
+		last := &x.chunks[len(x.chunks)-1]
+		if last.n != piece+1 || last.room > 2*(piece+prefillTokens) {
+			t.Errorf("%v: %d rows have room for %d", g, last.n, last.room)
+		}
+		if y := x.appended(sp, row, row, g); &y.chunks[len(y.chunks)-1].k[0] != &last.k[0] {
+			t.Errorf("%v: rows were moved twice", g)
+		}
+	}
 	// Where it is known how many come, there is room for these alone, also behind a whole chunk.
 	const known = chunkTokens + 300
 	many := make([]byte, known*sp.rowBytes())
