@@ -178,11 +178,7 @@ func (s *sequence) appendRows(in *checked) error {
 	s.takeIDs(&next, in)
 	if fresh > 0 {
 		off := (in.n - fresh) * s.spec.rowBytes()
-		g := asNeeded
-		if s.srv.roomyTail() {
-			g = prefill
-		}
-		next.rows[in.layer] = st.rows[in.layer].appended(s.spec, in.k[off:], in.v[off:], g)
+		next.rows[in.layer] = st.rows[in.layer].appended(s.spec, in.k[off:], in.v[off:], s.srv.growthFor(s.spec))
 		next.lens[in.layer] += uint64(fresh)
 	}
 	next.accepted = slices.Min(next.lens)
@@ -390,8 +386,16 @@ func (s *sequence) backlog(st *state) error {
 	return e
 }
 
-// roomyTail says whether rows in RAM may take more than they need: half of their memory is free.
-func (srv *Server) roomyTail() bool { return srv.tail.Load() < srv.opt.TailBytes/2 }
+// growthFor says how rows in RAM may grow: to more than they need only if half of their memory is free, for a chunk of each layer only if it is then, too.
+func (srv *Server) growthFor(sp *spec) growth {
+	switch used, most := srv.tail.Load(), srv.opt.TailBytes/2; {
+	case used >= most:
+		return asNeeded
+	case used+chunkTokens*int64(sp.tokenBytes()) >= most:
+		return doubling
+	}
+	return prefill
+}
 
 // sealPoint returns the end of the next full segment, if it lies behind the
 // recent window.
