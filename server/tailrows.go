@@ -1,6 +1,7 @@
 package server
 
 import (
+	"fmt"
 	"iter"
 	"slices"
 
@@ -172,8 +173,11 @@ func (r *layerRows) add(sp *spec, k, v []byte, g growth) {
 	}
 }
 
-// pieces yields the rows of positions [lo, hi), as far as they are there, as they lie in memory.
+// pieces yields the rows of positions [lo, hi), as they lie in memory. It panics if any of them is not there: nothing may be answered, logged or sealed without.
 func (r layerRows) pieces(sp *spec, lo, hi uint64) iter.Seq[rowChunk] {
+	if lo < hi && (lo < r.base || hi > r.end()) {
+		panic(fmt.Sprintf("rows [%d, %d) of [%d, %d)", lo, hi, r.base, r.end()))
+	}
 	return func(yield func(rowChunk) bool) {
 		for i := range r.chunks {
 			c := &r.chunks[i]

@@ -37,6 +37,8 @@ type wholePage struct {
 const (
 	// skimPart is the part of a budget, page means taken off, that goes to the first bits of keys,
 	skimPart = .15
+	// leastSkimmed how many pages are skimmed, if there are so many, whatever the budget: of few pages means say too little,
+	leastSkimmed = 8
 	// and againTimes how many times as many pages are looked at again as can be read.
 	againTimes = 2
 )
@@ -44,7 +46,7 @@ const (
 // skimmedPages is how many pages an answer by page skims when share of the body's 4-bit bytes may be read.
 func (b *body) skimmedPages(share float32) int {
 	left := max(0, float64(share)*b.full-b.always-b.means)
-	return int(min(b.pages, max(1, skimPart*left/b.scanOfPage())))
+	return int(min(b.pages, max(leastSkimmed, skimPart*left/b.scanOfPage())))
 }
 
 // affordable is how many pages the rest of the budget pays for, of which so many planes of keys are there: with one, bins are to be read, too.

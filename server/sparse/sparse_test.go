@@ -329,6 +329,26 @@ func TestShares(t *testing.T) {
 	}
 }
 
+// Of a short context all pages are skimmed, however little may be read: means say too little of which of two pages holds what a query looks for.
+func TestFewPagesAreSkimmed(t *testing.T) {
+	rng := rand.New(rand.NewPCG(111, 112))
+	for _, n := range []int{64, 112, 192} {
+		s := newSample(rng, n, 1, 64)
+		f := sealed(rng, s, seal.Options{Profile: tiers.ProfileBalanced}, compress.BF16, n)
+		for _, share := range []float32{.1, .3, .7} {
+			_, acc := f.ask(t, f.query(rng, 0, 3), Budget{Share: share, ByPage: true})
+			if acc.Estimated > 0 && acc.Scanned != int64(n) {
+				t.Errorf("%d tokens, share %v: %d are skimmed, %d estimated", n, share, acc.Scanned, acc.Estimated)
+			}
+		}
+	}
+	s := newSample(rng, 2048, 1, 64)
+	f := sealed(rng, s, seal.Options{Profile: tiers.ProfileBalanced}, compress.BF16, 2048)
+	if _, acc := f.ask(t, f.query(rng, 0, 3), Budget{Share: .01, ByPage: true}); acc.Scanned != leastSkimmed*tiers.PageTokens {
+		t.Errorf("of 2,048 tokens %d are skimmed, not %d pages", acc.Scanned, leastSkimmed)
+	}
+}
+
 // Scores hundreds of nats apart, in rows that want different tokens, give
 // finite answers and finite errors.
 func TestFarApartScores(t *testing.T) {
