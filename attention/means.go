@@ -161,10 +161,7 @@ func (m Means) scaleRows(x []float32, stride, rows int) {
 			some[i] = m.scale(at + i)
 		}
 		for r := range rows {
-			row := x[r*stride+at:][:len(some)]
-			for i, s := range some {
-				row[i] *= s
-			}
+			kernels.Multiply(x[r*stride+at:][:len(some)], some)
 		}
 	}
 }

@@ -41,6 +41,21 @@ func leafWeightsAVX2(x *float32, sums *float32, offsets *float32, leaves int, le
 func sumRunsAVX2(dst *float32, x *float32, runs int)
 
 //go:noescape
+func massesAVX2(dst *float32, scores *float32, logs *float32, spreads *float32, n int, half float32, most float32)
+
+//go:noescape
+func presencesAVX2(dst *float32, x *float32, surprise *float32, n int, norm float32, least float32) (most float32)
+
+//go:noescape
+func depthsAVX2(dst *int32, x *float32, n int, top float32, scale float32, last float32)
+
+//go:noescape
+func rootsAVX2(dst *float32, x *float32, y *float32, n int)
+
+//go:noescape
+func multiplyAVX2(x *float32, y *float32, n int)
+
+//go:noescape
 func squaresInt8AVX2(dst *float32, c *byte, n int, d int)
 
 //go:noescape

@@ -3474,6 +3474,127 @@ DATA c0p015625AVX2<>+56(SB)/4, $(0.015625)
 DATA c0p015625AVX2<>+60(SB)/4, $(0.015625)
 GLOBL c0p015625AVX2<>(SB), RODATA|NOPTR, $64
 
+// func massesAVX2(dst *float32, scores *float32, logs *float32, spreads *float32, n int, half float32, most float32)
+// Requires: AVX
+TEXT ·massesAVX2(SB), NOSPLIT, $0-48
+	MOVQ         dst+0(FP), AX
+	MOVQ         scores+8(FP), CX
+	MOVQ         logs+16(FP), DX
+	MOVQ         spreads+24(FP), BX
+	MOVQ         n+32(FP), SI
+	VBROADCASTSS half+40(FP), Y0
+	VBROADCASTSS most+44(FP), Y1
+
+lanes:
+	VMOVUPS (CX), Y2
+	VMOVUPS (BX), Y3
+	VADDPS  (DX), Y2, Y2
+	VMULPS  Y0, Y3, Y3
+	VMINPS  Y3, Y1, Y3
+	VADDPS  Y3, Y2, Y2
+	VMOVUPS Y2, (AX)
+	ADDQ    $0x00000020, AX
+	ADDQ    $0x00000020, CX
+	ADDQ    $0x00000020, DX
+	ADDQ    $0x00000020, BX
+	SUBQ    $0x00000008, SI
+	JNZ     lanes
+	VZEROUPPER
+	RET
+
+// func presencesAVX2(dst *float32, x *float32, surprise *float32, n int, norm float32, least float32) (most float32)
+// Requires: AVX, SSE
+TEXT ·presencesAVX2(SB), NOSPLIT, $0-44
+	MOVQ         dst+0(FP), AX
+	MOVQ         x+8(FP), CX
+	MOVQ         surprise+16(FP), DX
+	MOVQ         n+24(FP), BX
+	VBROADCASTSS norm+32(FP), Y0
+	VBROADCASTSS least+36(FP), Y1
+
+lanes:
+	VMOVUPS      (CX), Y2
+	VMULPS       (DX), Y0, Y3
+	VADDPS       Y3, Y2, Y2
+	VMOVUPS      Y2, (AX)
+	VMAXPS       Y1, Y2, Y1
+	ADDQ         $0x00000020, AX
+	ADDQ         $0x00000020, CX
+	ADDQ         $0x00000020, DX
+	SUBQ         $0x00000008, BX
+	JNZ          lanes
+	VEXTRACTF128 $0x01, Y1, X0
+	VMAXPS       X0, X1, X0
+	VSHUFPS      $0xee, X0, X0, X1
+	VMAXPS       X1, X0, X0
+	VSHUFPS      $0x55, X0, X0, X1
+	VMAXPS       X1, X0, X0
+	MOVSS        X0, most+40(FP)
+	VZEROUPPER
+	RET
+
+// func depthsAVX2(dst *int32, x *float32, n int, top float32, scale float32, last float32)
+// Requires: AVX
+TEXT ·depthsAVX2(SB), NOSPLIT, $0-36
+	MOVQ         dst+0(FP), AX
+	MOVQ         x+8(FP), CX
+	MOVQ         n+16(FP), DX
+	VBROADCASTSS top+24(FP), Y0
+	VBROADCASTSS scale+28(FP), Y1
+	VBROADCASTSS last+32(FP), Y2
+
+lanes:
+	VSUBPS     (CX), Y0, Y3
+	VMULPS     Y1, Y3, Y3
+	VMINPS     Y2, Y3, Y3
+	VCVTTPS2DQ Y3, Y3
+	VMOVUPS    Y3, (AX)
+	ADDQ       $0x00000020, AX
+	ADDQ       $0x00000020, CX
+	SUBQ       $0x00000008, DX
+	JNZ        lanes
+	VZEROUPPER
+	RET
+
+// func rootsAVX2(dst *float32, x *float32, y *float32, n int)
+// Requires: AVX
+TEXT ·rootsAVX2(SB), NOSPLIT, $0-32
+	MOVQ dst+0(FP), AX
+	MOVQ x+8(FP), CX
+	MOVQ y+16(FP), DX
+	MOVQ n+24(FP), BX
+
+lanes:
+	VMOVUPS (CX), Y0
+	VMULPS  (DX), Y0, Y0
+	VSQRTPS Y0, Y0
+	VMOVUPS Y0, (AX)
+	ADDQ    $0x00000020, AX
+	ADDQ    $0x00000020, CX
+	ADDQ    $0x00000020, DX
+	SUBQ    $0x00000008, BX
+	JNZ     lanes
+	VZEROUPPER
+	RET
+
+// func multiplyAVX2(x *float32, y *float32, n int)
+// Requires: AVX
+TEXT ·multiplyAVX2(SB), NOSPLIT, $0-24
+	MOVQ x+0(FP), AX
+	MOVQ y+8(FP), CX
+	MOVQ n+16(FP), DX
+
+lanes:
+	VMOVUPS (AX), Y0
+	VMULPS  (CX), Y0, Y0
+	VMOVUPS Y0, (AX)
+	ADDQ    $0x00000020, AX
+	ADDQ    $0x00000020, CX
+	SUBQ    $0x00000008, DX
+	JNZ     lanes
+	VZEROUPPER
+	RET
+
 // func squaresInt8AVX2(dst *float32, c *byte, n int, d int)
 // Requires: AVX, AVX2
 TEXT ·squaresInt8AVX2(SB), NOSPLIT, $0-32

@@ -41,6 +41,21 @@ func leafWeightsAVX512(x *float32, sums *float32, offsets *float32, leaves int, 
 func sumRunsAVX512(dst *float32, x *float32, runs int)
 
 //go:noescape
+func massesAVX512(dst *float32, scores *float32, logs *float32, spreads *float32, n int, half float32, most float32)
+
+//go:noescape
+func presencesAVX512(dst *float32, x *float32, surprise *float32, n int, norm float32, least float32) (most float32)
+
+//go:noescape
+func depthsAVX512(dst *int32, x *float32, n int, top float32, scale float32, last float32)
+
+//go:noescape
+func rootsAVX512(dst *float32, x *float32, y *float32, n int)
+
+//go:noescape
+func multiplyAVX512(x *float32, y *float32, n int)
+
+//go:noescape
 func squaresInt8AVX512(dst *float32, c *byte, n int, d int)
 
 //go:noescape

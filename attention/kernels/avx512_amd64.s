@@ -5144,6 +5144,129 @@ DATA c0p015625AVX512<>+56(SB)/4, $(0.015625)
 DATA c0p015625AVX512<>+60(SB)/4, $(0.015625)
 GLOBL c0p015625AVX512<>(SB), RODATA|NOPTR, $64
 
+// func massesAVX512(dst *float32, scores *float32, logs *float32, spreads *float32, n int, half float32, most float32)
+// Requires: AVX, AVX512F
+TEXT ·massesAVX512(SB), NOSPLIT, $0-48
+	MOVQ         dst+0(FP), AX
+	MOVQ         scores+8(FP), CX
+	MOVQ         logs+16(FP), DX
+	MOVQ         spreads+24(FP), BX
+	MOVQ         n+32(FP), SI
+	VBROADCASTSS half+40(FP), Z0
+	VBROADCASTSS most+44(FP), Z1
+
+lanes:
+	VMOVUPS (CX), Z2
+	VMOVUPS (BX), Z3
+	VADDPS  (DX), Z2, Z2
+	VMULPS  Z0, Z3, Z3
+	VMINPS  Z3, Z1, Z3
+	VADDPS  Z3, Z2, Z2
+	VMOVUPS Z2, (AX)
+	ADDQ    $0x00000040, AX
+	ADDQ    $0x00000040, CX
+	ADDQ    $0x00000040, DX
+	ADDQ    $0x00000040, BX
+	SUBQ    $0x00000010, SI
+	JNZ     lanes
+	VZEROUPPER
+	RET
+
+// func presencesAVX512(dst *float32, x *float32, surprise *float32, n int, norm float32, least float32) (most float32)
+// Requires: AVX, AVX512F, AVX512VL, SSE
+TEXT ·presencesAVX512(SB), NOSPLIT, $0-44
+	MOVQ         dst+0(FP), AX
+	MOVQ         x+8(FP), CX
+	MOVQ         surprise+16(FP), DX
+	MOVQ         n+24(FP), BX
+	VBROADCASTSS norm+32(FP), Z0
+	VBROADCASTSS least+36(FP), Z1
+
+lanes:
+	VMOVUPS       (CX), Z2
+	VMULPS        (DX), Z0, Z3
+	VADDPS        Z3, Z2, Z2
+	VMOVUPS       Z2, (AX)
+	VMAXPS        Z1, Z2, Z1
+	ADDQ          $0x00000040, AX
+	ADDQ          $0x00000040, CX
+	ADDQ          $0x00000040, DX
+	SUBQ          $0x00000010, BX
+	JNZ           lanes
+	VEXTRACTF64X4 $0x01, Z1, Y0
+	VMAXPS        Y0, Y1, Y0
+	VEXTRACTF32X4 $0x01, Y0, X1
+	VMAXPS        X1, X0, X0
+	VSHUFPS       $0xee, X0, X0, X1
+	VMAXPS        X1, X0, X0
+	VSHUFPS       $0x55, X0, X0, X1
+	VMAXPS        X1, X0, X0
+	MOVSS         X0, most+40(FP)
+	VZEROUPPER
+	RET
+
+// func depthsAVX512(dst *int32, x *float32, n int, top float32, scale float32, last float32)
+// Requires: AVX, AVX512F
+TEXT ·depthsAVX512(SB), NOSPLIT, $0-36
+	MOVQ         dst+0(FP), AX
+	MOVQ         x+8(FP), CX
+	MOVQ         n+16(FP), DX
+	VBROADCASTSS top+24(FP), Z0
+	VBROADCASTSS scale+28(FP), Z1
+	VBROADCASTSS last+32(FP), Z2
+
+lanes:
+	VSUBPS     (CX), Z0, Z3
+	VMULPS     Z1, Z3, Z3
+	VMINPS     Z2, Z3, Z3
+	VCVTTPS2DQ Z3, Z3
+	VMOVUPS    Z3, (AX)
+	ADDQ       $0x00000040, AX
+	ADDQ       $0x00000040, CX
+	SUBQ       $0x00000010, DX
+	JNZ        lanes
+	VZEROUPPER
+	RET
+
+// func rootsAVX512(dst *float32, x *float32, y *float32, n int)
+// Requires: AVX, AVX512F
+TEXT ·rootsAVX512(SB), NOSPLIT, $0-32
+	MOVQ dst+0(FP), AX
+	MOVQ x+8(FP), CX
+	MOVQ y+16(FP), DX
+	MOVQ n+24(FP), BX
+
+lanes:
+	VMOVUPS (CX), Z0
+	VMULPS  (DX), Z0, Z0
+	VSQRTPS Z0, Z0
+	VMOVUPS Z0, (AX)
+	ADDQ    $0x00000040, AX
+	ADDQ    $0x00000040, CX
+	ADDQ    $0x00000040, DX
+	SUBQ    $0x00000010, BX
+	JNZ     lanes
+	VZEROUPPER
+	RET
+
+// func multiplyAVX512(x *float32, y *float32, n int)
+// Requires: AVX, AVX512F
+TEXT ·multiplyAVX512(SB), NOSPLIT, $0-24
+	MOVQ x+0(FP), AX
+	MOVQ y+8(FP), CX
+	MOVQ n+16(FP), DX
+
+lanes:
+	VMOVUPS (AX), Z0
+	VMULPS  (CX), Z0, Z0
+	VMOVUPS Z0, (AX)
+	ADDQ    $0x00000040, AX
+	ADDQ    $0x00000040, CX
+	SUBQ    $0x00000010, DX
+	JNZ     lanes
+	VZEROUPPER
+	RET
+
 // func squaresInt8AVX512(dst *float32, c *byte, n int, d int)
 // Requires: AVX, AVX2
 TEXT ·squaresInt8AVX512(SB), NOSPLIT, $0-32

@@ -477,3 +477,58 @@ func hadamard(x []float32) {
 		plainHadamard(x)
 	}
 }
+
+// masses, presences, depths, roots and multiply take multiples of 16.
+func masses(dst, scores, logs, spreads []float32, half, most float32) {
+	switch vectors() {
+	case AVX512:
+		massesAVX512(&dst[0], &scores[0], &logs[0], &spreads[0], len(dst), half, most)
+	case AVX2:
+		massesAVX2(&dst[0], &scores[0], &logs[0], &spreads[0], len(dst), half, most)
+	default:
+		plainMasses(dst, scores, logs, spreads, half, most)
+	}
+}
+
+func presences(dst, x, surprise []float32, norm, least float32) float32 {
+	switch vectors() {
+	case AVX512:
+		return presencesAVX512(&dst[0], &x[0], &surprise[0], len(dst), norm, least)
+	case AVX2:
+		return presencesAVX2(&dst[0], &x[0], &surprise[0], len(dst), norm, least)
+	}
+	return plainPresences(dst, x, surprise, norm, least)
+}
+
+func depths(dst []int32, x []float32, top, scale float32, last int32) {
+	switch vectors() {
+	case AVX512:
+		depthsAVX512(&dst[0], &x[0], len(dst), top, scale, float32(last))
+	case AVX2:
+		depthsAVX2(&dst[0], &x[0], len(dst), top, scale, float32(last))
+	default:
+		plainDepths(dst, x, top, scale, last)
+	}
+}
+
+func roots(dst, x, y []float32) {
+	switch vectors() {
+	case AVX512:
+		rootsAVX512(&dst[0], &x[0], &y[0], len(dst))
+	case AVX2:
+		rootsAVX2(&dst[0], &x[0], &y[0], len(dst))
+	default:
+		plainRoots(dst, x, y)
+	}
+}
+
+func multiply(x, y []float32) {
+	switch vectors() {
+	case AVX512:
+		multiplyAVX512(&x[0], &y[0], len(x))
+	case AVX2:
+		multiplyAVX2(&x[0], &y[0], len(x))
+	default:
+		plainMultiply(x, y)
+	}
+}

@@ -114,3 +114,19 @@ func quantiseWithFeedback(dst []byte, x []float32, n int, lo, step, inverse, fee
 func addRows(sum []float64, x []float32, n int) { plainAddRows(sum, x, n) }
 func deviations(dst, x, row []float32, n int)   { plainDeviations(dst, x, row, n) }
 func hadamard(x []float32)                      { plainHadamard(x) }
+
+func masses(dst, scores, logs, spreads []float32, half, most float32) {
+	plainMasses(dst, scores, logs, spreads, half, most)
+}
+
+func presences(dst, x, surprise []float32, norm, least float32) float32 {
+	return plainPresences(dst, x, surprise, norm, least)
+}
+
+func depths(dst []int32, x []float32, top, scale float32, last int32) {
+	plainDepths(dst, x, top, scale, last)
+}
+
+func roots(dst, x, y []float32) { plainRoots(dst, x, y) }
+
+func multiply(x, y []float32) { plainMultiply(x, y) }

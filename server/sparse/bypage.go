@@ -16,14 +16,13 @@ import (
 // (docs/decisions/0037-by-page.md, 0039-a-second-look-at-pages.md).
 type byPage struct {
 	*run
-	gains   []float32          // [pages], what reading them is worth
-	out     [][]float32        // rot's sums of values
-	ordered []float32          // [rows][d], the query in the order of the channels of the segment under way
-	layout  compress.KeyLayout // of its keys
-	folded  kernels.KeyQuery   // the query in the bins of the group of tokens under way
-	batch   kernels.ValueBatch
-	scores  []float32 // [rows][kernels.ValueTokens]; those of the batch's tokens, which begin at from, are weights
-	from    int
+	gains  []float32          // [pages], what reading them is worth
+	out    [][]float32        // rot's sums of values
+	layout compress.KeyLayout // of its keys
+	folded kernels.KeyQuery   // the query in the bins of the group of tokens under way
+	batch  kernels.ValueBatch
+	scores []float32 // [rows][kernels.ValueTokens]; those of the batch's tokens, which begin at from, are weights
+	from   int
 }
 
 // wholePage is a page that was chosen, and what is stored of it.
@@ -220,7 +219,6 @@ func (u *byPage) attend() error {
 		u.rot[r].Max = u.total[r] + headroom
 	}
 	u.out, u.scores = attention.AppendSums(nil, u.rot), u.floats(u.rows*kernels.ValueTokens)
-	u.ordered = u.floats(u.rows * u.d)
 	u.folded = kernels.KeyQuery{Words: u.words(u.rows * u.d), Scale: u.floats(2 * u.rows)}
 	seg, group := -1, -1
 	for i := range u.fetched {
@@ -229,7 +227,6 @@ func (u *byPage) attend() error {
 		s := &u.segs[p.seg]
 		if p.seg != seg {
 			seg, group = p.seg, -1
-			s.codes.order.Permute(u.ordered, u.q.Q)
 			u.layout = compress.NewKeyLayout(u.d, s.codes.order.Lines, len(p.keys))
 		}
 		if g := s.groupOf(p.page); g != group {
@@ -249,7 +246,7 @@ func (u *byPage) attend() error {
 // fold brings the query into the bins of a page, of which the keys have a layout.
 func (u *byPage) fold(p *wholePage, layout *compress.KeyLayout) error {
 	s := &u.segs[p.seg]
-	if err := layout.FoldStored(u.folded, u.ordered, p.bins, s.view.Info.KeyExp); err != nil {
+	if err := layout.FoldStored(u.folded, s.codes.q, p.bins, s.view.Info.KeyExp); err != nil {
 		return corrupt(s.s, err)
 	}
 	return nil

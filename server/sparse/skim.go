@@ -21,11 +21,12 @@ type skimmer struct {
 	unit, sum, shares, squares []float32
 	seen                       map[int][]float32 // only for traces, by page among all: logs of its tokens' weights, [rows][tiers.PageTokens]
 
-	squaresOfQ []float32 // [rows][d], squares of the query
-	noises     []float32 // [d], of the segment under way: the variance of what is unknown of a channel's part of a score, of a query of norm 1
+	// Of the segment under way, by group of channels in stored order: squares of 256 times the query [rows][groups], and [groups] by how much of them
+	// the variance of what is unknown grows of a score.
+	squaresOfQ, noises []float32
+	ones               []float32 // [d]
 	// By row: what unknown bits raise a weight by, log, and the grade's ofShare and ofSquare.
 	raise, ofShare, ofSquare []float32
-	q                        []float32          // [rows][d], channels in the segment's order, as far as the planes looked at know them
 	lines                    []uint8            // of these planes
 	layout                   compress.KeyLayout // made of them
 	query                    kernels.KeyQuery   // in the bins of the group under way
@@ -125,6 +126,8 @@ func (u *byPage) readCodes(order bool, groups int, wanted func(page int) bool) e
 				if s.codes.order, err = compress.ParseKeyOrder(b, u.d); err != nil {
 					return err
 				}
+				s.codes.q = u.floats(u.rows * u.d)
+				s.codes.order.Permute(s.codes.q, u.q.Q)
 			}
 		}
 		var bins []byte
@@ -174,9 +177,10 @@ func (u *byPage) newSkimmer() {
 		k.unit[i] = -inf
 	}
 	k.raise, k.ofShare, k.ofSquare, k.means = u.floats(u.rows), u.floats(u.rows), u.floats(u.rows), u.floats(u.rows)
-	k.q, k.squaresOfQ, k.noises = u.floats(u.rows*u.d), u.floats(u.rows*u.d), u.floats(u.d)
-	for i, x := range u.q.Q {
-		k.squaresOfQ[i] = x * x
+	groups := u.d / kernels.LineTokens
+	k.squaresOfQ, k.noises, k.ones = u.floats(u.rows*groups), u.floats(groups), u.floats(u.d)
+	for i := range k.ones {
+		k.ones[i] = 1
 	}
 	k.query = kernels.KeyQuery{Words: u.words(u.rows * u.d), Scale: u.floats(2 * u.rows)}
 	pages := max(1, batchRuns/u.rows)
@@ -215,11 +219,11 @@ func (u *byPage) lookInto(s *segmentRun, planes int) error {
 		}
 		p := int(u.pageOf[page])
 		if group < 0 {
-			u.order(s, planes)
+			u.grade(s, planes)
 		}
 		if g := s.groupOf(p); g != group {
 			group = g
-			if err := k.layout.FoldStored(k.query, k.q, u.bins[page], s.view.Info.KeyExp); err != nil {
+			if err := k.layout.FoldStored(k.query, s.codes.q, u.bins[page], s.view.Info.KeyExp); err != nil {
 				return corrupt(s.s, err)
 			}
 		}
@@ -244,8 +248,8 @@ const (
 	mostUnknown = 40
 )
 
-// order brings the query into the order of a segment's channels, and finds what it means for scores of its keys that only so many planes are known.
-func (u *byPage) order(s *segmentRun, planes int) {
+// grade finds what it means for scores of a segment's keys that only so many planes are known.
+func (u *byPage) grade(s *segmentRun, planes int) {
 	k, order := &u.skimmer, &s.codes.order
 	n, each := 0, compress.KeyPlaneLines(u.d)
 	for _, lines := range each[:planes] {
@@ -255,28 +259,23 @@ func (u *byPage) order(s *segmentRun, planes int) {
 	if !bytes.Equal(lines, k.lines) { // else it is as in the segment before
 		k.lines, k.layout = lines, compress.NewKeyLayout(u.d, order.Lines, planes)
 	}
-	known := order.Channels[:k.layout.Known()]
-	for r := 0; r < len(k.q); r += u.d {
-		from, to := u.q.Q[r:][:u.d], k.q[r:][:u.d]
-		for i, c := range known {
-			to[i] = from[c]
-		}
-	}
 	var levels [compress.MaxHeadDim / kernels.LineTokens]uint8
 	for _, g := range lines {
 		levels[g]++
 	}
 	var steps [compress.MaxHeadDim / kernels.LineTokens]float32
 	order.StandInSteps(steps[:], s.view.Info.KeyExp)
-	for g := range u.d / kernels.LineTokens {
-		width := min(256*steps[g], mostWidth)
-		noise := width * width * compress.KeyNoise[levels[g]]
-		for _, c := range order.Channels[g*kernels.LineTokens:][:kernels.LineTokens] {
-			k.noises[c] = noise
-		}
+	groups := u.d / kernels.LineTokens
+	for g := range groups {
+		width := min(steps[g], mostWidth)
+		k.noises[g] = width * width * compress.KeyNoise[levels[g]]
 	}
+	kernels.BinSquares(k.squaresOfQ, s.codes.q, k.ones)
 	for r := range u.rows {
-		noise := kernels.Dot(k.squaresOfQ[r*u.d:][:u.d], k.noises)
+		noise := float32(0)
+		for g, of := range k.noises {
+			noise += of * k.squaresOfQ[r*groups+g]
+		}
 		if !(noise <= mostUnknown) { // or it is no number
 			noise = mostUnknown
 		}
@@ -433,15 +432,10 @@ func (u *byPage) choose(n int) []int {
 	presence := u.floats(u.all)
 	for r := range u.rows {
 		clear(counts[:])
-		copy(presence, u.surveyed[r*u.all:])
-		kernels.Axpy(presence, float32(math.Sqrt(float64(u.norm2[r]))), u.surprise)
-		top := kernels.Largest(presence, -inf)
-		for i, x := range presence {
-			at[i] = bins - 1
-			if below := (top - x) * perNat; below < bins-1 { // else it is far below, or both are infinite
-				at[i] = int32(below)
-			}
-			counts[at[i]]++
+		top := kernels.Presences(presence, u.surveyed[r*u.all:], u.surprise, float32(math.Sqrt(float64(u.norm2[r]))), -inf)
+		kernels.Depths(at, presence, top, perNat, bins-1) // those that are far below, or as infinite as top, lie together
+		for _, b := range at {
+			counts[b]++
 		}
 		before, last := 0, int32(0) // the last bin of which places count
 		for b, pages := range counts {

@@ -115,30 +115,23 @@ func (u *run) scoreAll() {
 // massAll estimates the log of every page's mass, by row, and by how much its strongest token may weigh more than that for a query of norm 1.
 func (u *run) massAll() {
 	u.surveyed, u.surprise = sized(u.surveyed, u.rows*u.all), sized(u.surprise, u.all)
+	spreads, logs := u.floats(u.all), u.floats(u.all)
 	x := &u.rest
-	var spreads, logs [mostPages]float32
 	for i := range u.segs {
 		s := &u.segs[i]
-		at, pages := s.firstOfAll, s.view.Pages()
-		surprise := u.surprise[at:][:pages]
-		for p := range surprise {
-			n, spread := s.view.PageTokens(p), s.means.Spreads.Of(p)
-			spreads[p], logs[p] = spread, attention.LogN(n)
-			surprise[p] = float32(math.Sqrt(float64(2 * logs[p] * spread)))
+		for p := range s.view.Pages() {
+			at := s.firstOfAll + p
+			spreads[at], logs[at] = s.means.Spreads.Of(p), attention.LogN(s.view.PageTokens(p))
 			x.spread += s.means.Values.Spread(p)
 		}
-		for r, norm2 := range u.norm2 {
-			scores, mass := u.scores[r*u.all+at:][:pages], u.surveyed[r*u.all+at:][:pages]
-			half := norm2 / 2
-			for p, score := range scores {
-				raise := spreads[p] * half
-				if raise > attention.MassClip { // min would look for what is no number
-					raise = attention.MassClip
-				}
-				mass[p] = score + logs[p] + raise
-			}
-		}
 	}
+	for r, norm2 := range u.norm2 {
+		kernels.Masses(u.surveyed[r*u.all:][:u.all], u.scores[r*u.all:], logs, spreads, norm2/2, attention.MassClip)
+	}
+	for i := range logs {
+		logs[i] *= 2
+	}
+	kernels.Roots(u.surprise, logs, spreads)
 	x.spread /= float32(u.all)
 }
 
