@@ -2,8 +2,10 @@ package server
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"math"
+	"slices"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -31,7 +33,8 @@ type call struct {
 	patience       *tiers.Patience // of hasty; or nil
 	way            way
 
-	byHead    []float32 // q as [kvHeads][n][group][headDim]
+	segs      []sparse.Segment // of the whole sealed part, as the call reads it; see sealedSegments
+	byHead    []float32        // q as [kvHeads][n][group][headDim]
 	acc       sparse.Account
 	codec     float32 // the stored rows' error, which audits do not see
 	stated    statement
@@ -78,11 +81,33 @@ func (c *call) reader() sparse.Reader {
 // more than there are cores, because they wait for the disk.
 const headsAtOnce = 8
 
-// answer computes partials [n][queryHeads].
+// answer computes partials [n][queryHeads]. If low planes went meanwhile, because the sequence has outgrown reading them, it does so anew without them.
 func (c *call) answer(ctx context.Context) ([]attention.Partial, error) {
+	again := c.shares == nil // what was answered before is answered as it was
+	for {
+		c.segs = c.seq.srv.segmentsOf(c.st, c.layer, c.st.sealed())
+		ps, err := c.answerOnce(ctx, again)
+		if !errors.Is(err, tiers.ErrNotFound) || slices.Equal(c.segs, c.seq.srv.segmentsOf(c.st, c.layer, c.st.sealed())) {
+			return ps, err
+		}
+		if again {
+			c.shares = nil
+		}
+	}
+}
+
+// sealedSegments are those of the whole sealed part.
+func (c *call) sealedSegments() []sparse.Segment {
+	if c.segs != nil {
+		return c.segs
+	}
+	return c.seq.srv.segmentsOf(c.st, c.layer, c.st.sealed())
+}
+
+func (c *call) answerOnce(ctx context.Context, again bool) ([]attention.Partial, error) {
 	sp := c.seq.spec
 	c.heads = make([]headResult, sp.kvHeads)
-	again := c.shares == nil // what was answered before is answered as it was
+	c.exact, c.zoneBytes, c.nsZone = 0, 0, 0
 	if again {
 		c.way = c.chooseWay()
 		c.shares = c.firstShares()
@@ -255,7 +280,7 @@ func (c *call) sealed(ctx context.Context, head int, q []float32, res *headResul
 // read everything once does, and shares it.
 func (c *call) together(ctx context.Context, head int, q []float32, res *headResult) error {
 	g := c.seq.spec.group()
-	segs := c.seq.srv.segmentsOf(c.st, c.layer, c.st.sealed())
+	segs := c.sealedSegments()
 	if res.onDevice {
 		segs = c.device.held(false)
 	}

@@ -34,7 +34,7 @@ func (c *call) startDevice(ctx context.Context) *deviceAnswer {
 	if c.trace != nil || sp.window[c.layer] > 0 || c.st.sealed() == 0 || c.start+1 < c.st.sealed() || !c.seq.srv.store.HasDevice() {
 		return nil
 	}
-	x := &deviceAnswer{segs: c.seq.srv.segmentsOf(c.st, c.layer, c.st.sealed())}
+	x := &deviceAnswer{segs: c.sealedSegments()}
 	for _, s := range x.segs {
 		if s.Cut() {
 			return nil // in a fork that ends inside a segment until it is sealed anew

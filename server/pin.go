@@ -2,6 +2,7 @@ package server
 
 import (
 	"context"
+	"errors"
 	"sync"
 
 	"google.golang.org/grpc/codes"
@@ -193,6 +194,10 @@ func (s *sequence) readSegment(ctx context.Context, seg sparse.Segment, k, v []b
 func (s *sequence) allRows(ctx context.Context, seg sparse.Segment, head int) (*sparse.DecodedRows, error) {
 	d := s.spec.headDim
 	rows, _, err := sparse.Rows(ctx, s.srv.store, seg, head)
+	if errors.Is(err, tiers.ErrNotFound) && seg.Low && !s.srv.store.HasLow(seg.Header.ID) { // they went meanwhile
+		seg.Low = false
+		rows, _, err = sparse.Rows(ctx, s.srv.store, seg, head)
+	}
 	if err != nil {
 		return nil, err
 	}

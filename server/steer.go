@@ -168,7 +168,7 @@ func (c *call) room() float64 {
 // storedError says of the layer's heads, as far as attention goes to sealed
 // tokens, root mean square.
 func (c *call) storedErrors(mass func(head int) float64) float32 {
-	segs := c.seq.srv.segmentsOf(c.st, c.layer, c.st.sealed())
+	segs := c.sealedSegments()
 	sum2 := 0.
 	for h := range c.seq.spec.kvHeads {
 		e := float64(storedError(segs, h)) * mass(h)

@@ -40,7 +40,7 @@ func (c *call) chooseWay() way {
 // inRAM says whether all that is stored of the call's sealed tokens lies in RAM. Lossless rows take longer to read than a choice among their codes does:
 // as if they did not.
 func (c *call) inRAM() bool {
-	for _, s := range c.seq.srv.segmentsOf(c.st, c.layer, c.st.sealed()) {
+	for _, s := range c.sealedSegments() {
 		if s.Header.Profile == tiers.ProfileExact || !c.seq.srv.store.InRAM(s.Header, sparse.WholePlanes(s)) {
 			return false
 		}
