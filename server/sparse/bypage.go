@@ -16,9 +16,10 @@ import (
 // (docs/decisions/0037-by-page.md, 0039-a-second-look-at-pages.md).
 type byPage struct {
 	*run
+	drains float64            // bytes of drains' last bits, of all segments
 	gains  []float32          // [pages], what reading them is worth
 	out    [][]float32        // rot's sums of values
-	layout compress.KeyLayout // of its keys
+	layout compress.KeyLayout // of the keys of the segment under way
 	folded kernels.KeyQuery   // the query in the bins of the group of tokens under way
 	batch  kernels.ValueBatch
 	scores []float32 // [rows][kernels.ValueTokens]; those of the batch's tokens, which begin at from, are weights
@@ -56,13 +57,7 @@ func (u *byPage) affordable(planes int) int {
 	}
 	most := min(float64(u.pages), max(0, u.left)/page)
 	// Of a segment of which a page is chosen drains' last bits may be read.
-	drains := 0.
-	for i := range u.segs {
-		if v := u.segs[i].view; v.Drains() > 0 {
-			drains += lines(v.DrainValue(v.Info.Body + v.Drains()).Off)
-		}
-	}
-	most -= drains * min(1, most/float64(len(u.segs))) / page
+	most -= u.drains * min(1, most/float64(len(u.segs))) / page
 	if planes == 1 { // chosen pages share bins with others that are chosen
 		const shared = tiers.StepTokens / tiers.PageTokens
 		all := float64(u.all)
@@ -92,6 +87,11 @@ func (u *byPage) survey() error {
 	u.massAll()
 	u.weighAll()
 	u.acc.Pages, u.acc.PagesTotal = int64(u.all), int64(u.all)
+	for i := range u.segs {
+		if v := u.segs[i].view; v.Drains() > 0 {
+			u.drains += lines(v.DrainValue(v.Info.Body + v.Drains()).Off)
+		}
+	}
 	return nil
 }
 

@@ -9,26 +9,24 @@ import (
 
 // entry is one piece and the room it has. The arena's fields are guarded by Tier.mu.
 type entry struct {
+	// First what every pin needs: a cold entry costs it one cache line.
+	whole [1][]byte // the bytes; never changed once the entry is in the map
+	// refs counts one for being in the map and one for each pin. It grows only
+	// under Tier.mu (read), and only while the entry is in the map.
+	refs    atomic.Int32
+	credit  atomic.Uint32           // use that the policy was not yet told of, in 1/creditUnit
+	share   atomic.Uint32           // of the piece that the newest pin read, float32 bits
+	release func(attention float32) // made once, so that a pin allocates nothing
+
+	slab     *slab
+	off      uint32 // of the slab, in grains
+	n        uint32 // grains
+	resident bool   // in the map; guarded by Tier.mu
+
 	id    tiers.ID
 	head  int
 	plane tiers.Plane
 	key   string // the policy's name for it
-
-	slab *slab
-	off  uint32 // of the slab, in grains
-	n    uint32 // grains
-
-	resident bool // in the map; guarded by Tier.mu
-
-	whole [1][]byte // the bytes; never changed once the entry is in the map
-
-	// refs counts one for being in the map and one for each pin. It grows only
-	// under Tier.mu (read), and only while the entry is in the map.
-	refs   atomic.Int32
-	credit atomic.Uint32 // use that the policy was not yet told of, in 1/creditUnit
-	share  atomic.Uint32 // of the piece that the newest pin read, float32 bits
-
-	release func(attention float32) // made once, so that a pin allocates nothing
 }
 
 const (

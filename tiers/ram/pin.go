@@ -17,12 +17,10 @@ func (t *Tier) Pin(ctx context.Context, reqs []tiers.Request) ([]tiers.Pin, erro
 	}
 	count := 0
 	for i := range reqs {
-		if err := check(&reqs[i]); err != nil {
-			return nil, fmt.Errorf("ram: pin: %w", err)
-		}
 		count += len(reqs[i].Ranges)
 	}
 	pins := make([]tiers.Pin, len(reqs))
+	entries := make([]*entry, len(reqs))
 	var views [][]byte
 	if count > 0 {
 		views = make([][]byte, 0, count)
@@ -33,14 +31,13 @@ func (t *Tier) Pin(ctx context.Context, reqs []tiers.Request) ([]tiers.Pin, erro
 		t.mu.RUnlock()
 		return nil, fmt.Errorf("ram: pin: %w", tiers.ErrClosed)
 	}
-	var h *tiers.Header
-	var s *segment
-	for i := range reqs {
+	// All are looked up before any is counted: in between a processor fetches no memory ahead.
+	if err := t.findLocked(entries, reqs); err != nil {
+		t.mu.RUnlock()
+		return nil, fmt.Errorf("ram: pin: %w", err)
+	}
+	for i, e := range entries {
 		r := &reqs[i]
-		if r.Header != h {
-			h, s = r.Header, t.mu.segments[r.Header.ID]
-		}
-		e := s.at(r.Head, r.Plane)
 		if e == nil {
 			t.missedLocked(r)
 			continue
@@ -69,6 +66,30 @@ func (t *Tier) Pin(ctx context.Context, reqs []tiers.Request) ([]tiers.Pin, erro
 	return pins, nil
 }
 
+// findLocked looks up what is held of each request, nil if it is not, and checks that requests lie inside their pieces.
+func (t *Tier) findLocked(entries []*entry, reqs []tiers.Request) error {
+	var h *tiers.Header
+	var s *segment
+	for i := range reqs {
+		r := &reqs[i]
+		if r.Header != h {
+			h, s = r.Header, t.mu.segments[r.Header.ID]
+		}
+		n := 0
+		if e := s.at(r.Head, r.Plane); e != nil {
+			entries[i], n = e, len(e.whole[0])
+		} else {
+			_, n, _ = h.Piece(r.Head, r.Plane)
+		}
+		for _, g := range r.Ranges {
+			if g.Off < 0 || g.Len < 0 || g.Off > n || g.Len > n-g.Off {
+				return fmt.Errorf("%v, head %d, %v: range %d+%d outside %d bytes", h.ID, r.Head, r.Plane, g.Off, g.Len, n)
+			}
+		}
+	}
+	return nil
+}
+
 // missedLocked tells the policy of a piece that was wanted, once in missShare, and less often if little of it was.
 func (t *Tier) missedLocked(r *tiers.Request) {
 	share := 1.
@@ -78,19 +99,4 @@ func (t *Tier) missedLocked(r *tiers.Request) {
 	if rand.Float64()*missShare < share {
 		t.policy.touch(pieceKey(r.Header.ID, r.Head, r.Plane))
 	}
-}
-
-// check says whether a request names a piece of its segment and lies inside it.
-func check(r *tiers.Request) error {
-	_, n, ok := r.Header.Piece(r.Head, r.Plane)
-	if !ok && len(r.Ranges) == 0 {
-		return nil // a piece that the segment does not have is a miss
-	}
-	for _, g := range r.Ranges {
-		if g.Off < 0 || g.Len < 0 || g.Off > n || g.Len > n-g.Off {
-			return fmt.Errorf("%v, head %d, %v: range %d+%d outside %d bytes",
-				r.Header.ID, r.Head, r.Plane, g.Off, g.Len, n)
-		}
-	}
-	return nil
 }
