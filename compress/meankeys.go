@@ -10,9 +10,8 @@ import (
 // MeanKeys are the mean keys of a segment's pages, at 4 bits a channel: 16 of them lie as a leaf's keys do of which
 // every group of channels, in their own order, has its first 2 lines. All of them share the bins.
 type MeanKeys struct {
-	Steps  KeySteps // [d], or nothing before Parse
-	n      int
-	leaves []byte
+	d, n, exp    int
+	bins, leaves []byte
 }
 
 const (
@@ -67,26 +66,26 @@ func AppendMeanKeys(b []byte, x []float32, d, exp int) []byte {
 	return b
 }
 
-// Parse reads what AppendMeanKeys wrote of n mean keys into m, of which it uses the room for steps. It keeps b. The error is ErrCorrupt.
+// Parse reads what AppendMeanKeys wrote of n mean keys into m, all but their bins, which are read when they are needed. It keeps b. The error is ErrCorrupt.
 func (m *MeanKeys) Parse(b []byte, n, d, exp int) error {
 	if !validDim(d) || len(b) != MeanKeysBytes(n, d) {
 		return fmt.Errorf("mean keys: %d bytes for %d of %d channels: %w", len(b), n, d, ErrCorrupt)
 	}
-	if len(m.Steps.Lo) != d {
-		m.Steps = NewKeySteps(d)
-	}
-	m.n, m.leaves = n, b[KeyStepsBytes(d):]
-	return m.Steps.Parse(b, exp)
+	*m = MeanKeys{d: d, n: n, exp: exp, bins: b[:KeyStepsBytes(d)], leaves: b[KeyStepsBytes(d):]}
+	return nil
 }
+
+// ReadSteps reads the mean keys' bins to s, of all channels. The error is ErrCorrupt.
+func (m *MeanKeys) ReadSteps(s KeySteps) error { return s.Parse(m.bins, m.exp) }
 
 // Len returns how many there are.
 func (m *MeanKeys) Len() int { return m.n }
 
-func (m *MeanKeys) layout() *KeyLayout { return &meanLayouts[len(m.Steps.Lo)/groupDims] }
+func (m *MeanKeys) layout() *KeyLayout { return &meanLayouts[m.d/groupDims] }
 
 // eachLeaf calls use with the number of each leaf's first mean key and with its planes.
 func (m *MeanKeys) eachLeaf(use func(first int, planes [][]byte)) {
-	size := meanLeafBytes(len(m.Steps.Lo))
+	size := meanLeafBytes(m.d)
 	var planes [1][]byte
 	for i := 0; i < m.n; i += MeanKeyLeaf {
 		planes[0] = m.leaves[i/MeanKeyLeaf*size:][:size]
@@ -95,19 +94,25 @@ func (m *MeanKeys) eachLeaf(use func(first int, planes [][]byte)) {
 }
 
 // Prefetch has the processor fetch what Scores reads.
-func (m *MeanKeys) Prefetch() { kernels.Prefetch(m.leaves) }
+func (m *MeanKeys) Prefetch() {
+	kernels.Prefetch(m.bins)
+	kernels.Prefetch(m.leaves)
+}
 
 // Scores writes the products of query rows q [rows][d] and all mean keys to dst [rows][MeanKeyPlaces], a row beginning every
-// stride; what lies behind the last mean key may be anything. folded has room for rows*d words and 2 numbers of scale a row.
-func (m *MeanKeys) Scores(dst []float32, stride int, q []float32, folded kernels.KeyQuery) {
+// stride; what lies behind the last mean key may be anything. folded has room for rows*d words and 2 numbers of scale a row. The error is ErrCorrupt.
+func (m *MeanKeys) Scores(dst []float32, stride int, q []float32, folded kernels.KeyQuery) error {
 	l := m.layout()
-	l.Fold(folded, q, m.Steps)
+	if err := l.FoldStored(folded, q, m.bins, m.exp); err != nil {
+		return err
+	}
 	m.eachLeaf(func(first int, planes [][]byte) { l.Score(dst[first:], stride, folded, planes) })
+	return nil
 }
 
 // AddTo adds to each row of out, at least [d], all mean keys, weighted by its row of w [rows][MeanKeyPlaces], a row beginning every
-// stride: 0 behind the last one. codes [rows][d] is 0; it and spare [rows][d], finite numbers, hold anything afterwards.
-func (m *MeanKeys) AddTo(out, codes, spare [][]float32, w []float32, stride int) {
+// stride: 0 behind the last one. steps are what ReadSteps reads. codes [rows][d] is 0; it and spare [rows][d], finite numbers, hold anything afterwards.
+func (m *MeanKeys) AddTo(out, codes, spare [][]float32, w []float32, stride int, steps KeySteps) {
 	m.eachLeaf(func(first int, planes [][]byte) {
 		for r := range codes { // of long contexts few pages of a segment count
 			if slices.ContainsFunc(w[r*stride+first:][:MeanKeyLeaf], func(x float32) bool { return x != 0 }) {
@@ -122,11 +127,15 @@ func (m *MeanKeys) AddTo(out, codes, spare [][]float32, w []float32, stride int)
 			mass[r] += x
 		}
 	}
-	kernels.AddBins(out, spare, codes, mass, m.Steps.Lo, m.Steps.Step, m.layout().Levels(), new([levels + 1]float32))
+	kernels.AddBins(out, spare, codes, mass, steps.Lo, steps.Step, m.layout().Levels(), new([levels + 1]float32))
 }
 
-// Rows writes all mean keys to dst [MeanKeyPlaces][d]; what lies behind the last one is anything.
-func (m *MeanKeys) Rows(dst []float32) {
-	d := len(m.Steps.Lo)
-	m.eachLeaf(func(first int, planes [][]byte) { m.layout().Unpack(dst[first*d:], m.Steps, planes) })
+// Rows writes all mean keys to dst [MeanKeyPlaces][d]; what lies behind the last one is anything. The error is ErrCorrupt.
+func (m *MeanKeys) Rows(dst []float32) error {
+	steps := NewKeySteps(m.d)
+	if err := m.ReadSteps(steps); err != nil {
+		return err
+	}
+	m.eachLeaf(func(first int, planes [][]byte) { m.layout().Unpack(dst[first*m.d:], steps, planes) })
+	return nil
 }

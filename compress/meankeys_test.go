@@ -22,24 +22,29 @@ func TestMeanKeys(t *testing.T) {
 		}
 		places := MeanKeyPlaces(n)
 		rows := make([]float32, places*d)
-		m.Rows(rows)
+		steps := NewKeySteps(d)
+		if err := errors.Join(m.Rows(rows), m.ReadSteps(steps)); err != nil {
+			t.Fatal(err)
+		}
 		for i, want := range x {
-			w := float64(m.Steps.Step[i%d])
-			near(t, "mean key", float64(rows[i]), float64(want), 8*w, math.Abs(float64(want))+math.Abs(float64(m.Steps.Lo[i%d])))
+			w := float64(steps.Step[i%d])
+			near(t, "mean key", float64(rows[i]), float64(want), 8*w, math.Abs(float64(want))+math.Abs(float64(steps.Lo[i%d])))
 		}
 		q := make([]float32, 2*d)
 		for i := range q {
 			q[i] = float32(i%7-3) / float32(math.Ldexp(1, exp+15))
 		}
 		scores := make([]float32, 2*places)
-		m.Scores(scores, places, q, kernels.KeyQuery{Words: make([]int16, 2*d), Scale: make([]float32, 4)})
+		if err := m.Scores(scores, places, q, kernels.KeyQuery{Words: make([]int16, 2*d), Scale: make([]float32, 4)}); err != nil {
+			t.Fatal(err)
+		}
 		for r := range 2 {
 			for i := range n {
 				var want, size, most float64
 				for j, y := range q[r*d : (r+1)*d] {
 					want += float64(y) * float64(rows[i*d+j])
-					most = max(most, math.Abs(float64(y*m.Steps.Step[j])))
-					size += math.Abs(float64(y)) * (math.Abs(float64(m.Steps.Lo[j])) + 256*float64(m.Steps.Step[j]))
+					most = max(most, math.Abs(float64(y*steps.Step[j])))
+					size += math.Abs(float64(y)) * (math.Abs(float64(steps.Lo[j])) + 256*float64(steps.Step[j]))
 				}
 				near(t, "score", float64(scores[r*places+i]), want, float64(d)*64*most/32639, 30*size)
 			}
@@ -48,12 +53,12 @@ func TestMeanKeys(t *testing.T) {
 		for i := range n {
 			w[i] = float32(1+i%3) / float32(math.Ldexp(1, exp+15))
 		}
-		m.AddTo([][]float32{out}, [][]float32{codes}, [][]float32{make([]float32, d)}, w, places)
+		m.AddTo([][]float32{out}, [][]float32{codes}, [][]float32{make([]float32, d)}, w, places, steps)
 		for j, got := range out {
 			var want, size float64
 			for i := range n {
 				want += float64(w[i]) * float64(rows[i*d+j])
-				size += float64(w[i]) * (math.Abs(float64(m.Steps.Lo[j])) + 256*float64(m.Steps.Step[j]))
+				size += float64(w[i]) * (math.Abs(float64(steps.Lo[j])) + 256*float64(steps.Step[j]))
 			}
 			near(t, "sum", float64(got), want, 0, 10*size)
 		}
@@ -63,16 +68,33 @@ func TestMeanKeys(t *testing.T) {
 func TestMeanKeysRefused(t *testing.T) {
 	const n, d = 17, 32
 	b := AppendMeanKeys(nil, make([]float32, n*d), d, 0)
-	var m MeanKeys
-	for name, err := range map[string]error{
-		"too short":    m.Parse(b[1:], n, d, 0),
-		"of others":    m.Parse(b, 16, d, 0),
-		"dimension":    m.Parse(b, n, 24, 0),
-		"no exponents": m.Parse(b, n, d, 200),
-		"no steps":     m.Parse(make([]byte, len(b)), n, d, 0),
+	read := func(b []byte, n, d, exp int, use func(m *MeanKeys) error) error {
+		var m MeanKeys
+		if err := m.Parse(b, n, d, exp); err != nil {
+			return err
+		}
+		return use(&m)
+	}
+	for what, use := range map[string]func(m *MeanKeys) error{
+		"rows":  func(m *MeanKeys) error { return m.Rows(make([]float32, 32*d)) },
+		"steps": func(m *MeanKeys) error { return m.ReadSteps(NewKeySteps(d)) },
+		"scores": func(m *MeanKeys) error {
+			return m.Scores(make([]float32, 32), 32, make([]float32, d), kernels.KeyQuery{Words: make([]int16, d), Scale: make([]float32, 2)})
+		},
 	} {
-		if !errors.Is(err, ErrCorrupt) {
-			t.Errorf("%s: %v", name, err)
+		if err := read(b, n, d, 0, use); err != nil {
+			t.Errorf("%s: %v", what, err)
+		}
+		for name, err := range map[string]error{
+			"too short":    read(b[1:], n, d, 0, use),
+			"of others":    read(b, 16, d, 0, use),
+			"dimension":    read(b, n, 24, 0, use),
+			"no exponents": read(b, n, d, 200, use),
+			"no steps":     read(make([]byte, len(b)), n, d, 0, use),
+		} {
+			if !errors.Is(err, ErrCorrupt) {
+				t.Errorf("%s, %s: %v", what, name, err)
+			}
 		}
 	}
 }

@@ -215,7 +215,9 @@ func (h *headContext) scanPages(n int, x *question) (out []*devicePage, err erro
 		return nil, err
 	}
 	meanKeys, mean := make([]float32, compress.MeanKeyPlaces(v.Pages())*d), make([]float32, d)
-	means.Keys.Rows(meanKeys)
+	if err := means.Keys.Rows(meanKeys); err != nil {
+		return nil, err
+	}
 	first := h.tier.Piece(s.Header, h.head, tiers.PlaneK1)
 	for page := range v.Info.Body / tiers.PageTokens {
 		p := &devicePage{segment: n, page: page, value: make([]float32, d), spread: float64(means.Values.Spread(page)),

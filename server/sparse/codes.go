@@ -80,7 +80,9 @@ func (u *run) hiddenOf(s *segmentRun, planes int) []float32 {
 			}
 		}
 		*hidden = u.floats(u.rows * mostPages)
-		s.means.Keys.Scores(*hidden, mostPages, q, u.folded)
+		if err := s.means.Keys.Scores(*hidden, mostPages, q, u.folded); err != nil {
+			panic(err) // of bins that scoreAll has read
+		}
 	}
 	return *hidden
 }

@@ -107,6 +107,10 @@ func (u *run) endSegment(f *followers) {
 		f.deviations = u.newRows()
 	}
 	s, means, sums, spare := &u.segs[f.seg], u.newRows(), u.newRows(), u.newRows()
+	steps := u.newSteps(u.d)
+	if err := s.means.Keys.ReadSteps(steps); err != nil {
+		panic(err) // scoreAll has read them
+	}
 	for p, weights := range f.pages {
 		if weights == nil {
 			continue
@@ -115,7 +119,7 @@ func (u *run) endSegment(f *followers) {
 			clear(means[r])
 			clear(sums[r])
 		}
-		s.means.Keys.AddTo(means, sums, spare, weights, mostPages)
+		s.means.Keys.AddTo(means, sums, spare, weights, mostPages, steps)
 		for r, row := range means {
 			for j, c := range s.codes.order.Channels[:s.codes.known[p]] {
 				f.keys[r][j] -= row[c]

@@ -71,7 +71,6 @@ func (u *run) readMeanKeys() error {
 	}
 	if err := u.each(tiers.PlanePages, func(seg int, got got) error {
 		s := &u.segs[seg]
-		s.means.Keys.Steps = u.newSteps(u.d)
 		return s.view.PageMeans(&s.means, got.b[0])
 	}); err != nil {
 		return err
@@ -80,15 +79,14 @@ func (u *run) readMeanKeys() error {
 	for r := range u.rest.mass {
 		u.rest.mass[r] = -inf
 	}
-	u.scoreAll()
-	return nil
+	return u.scoreAll()
 }
 
 // mostPages is how many pages a segment has at most, in whole leaves of mean keys.
 const mostPages = tiers.SegmentTokens / tiers.PageTokens
 
 // scoreAll scores the mean keys of all pages.
-func (u *run) scoreAll() {
+func (u *run) scoreAll() error {
 	u.scores = sized(u.scores, u.rows*u.all)
 	if u.q.Softcap != 0 {
 		u.rawScores = sized(u.rawScores, u.rows*u.all)
@@ -100,7 +98,9 @@ func (u *run) scoreAll() {
 		if i+1 < len(u.segs) {
 			u.segs[i+1].means.Prefetch()
 		}
-		s.means.Keys.Scores(of, mostPages, u.q.Q, u.folded)
+		if err := s.means.Keys.Scores(of, mostPages, u.q.Q, u.folded); err != nil {
+			return corrupt(s.s, err)
+		}
 		for r := range u.rows {
 			row := u.scores[r*u.all+s.firstOfAll:][:s.view.Pages()]
 			copy(row, of[r*mostPages:])
@@ -110,6 +110,7 @@ func (u *run) scoreAll() {
 			attention.SoftcapAll(row, u.q.Softcap)
 		}
 	}
+	return nil
 }
 
 // massAll estimates the log of every page's mass, by row, and by how much its strongest token may weigh more than that for a query of norm 1.

@@ -300,11 +300,14 @@ func (s *sealer) means(buf *buffers, m *attention.Metric) {
 // readMeanKeys returns what n stored mean keys are read as, [n][d]. They were written by this package.
 func readMeanKeys(b []byte, n, d, exp int) []float32 {
 	var m compress.MeanKeys
-	if err := m.Parse(b, n, d, exp); err != nil {
+	rows := make([]float32, compress.MeanKeyPlaces(n)*d)
+	err := m.Parse(b, n, d, exp)
+	if err == nil {
+		err = m.Rows(rows)
+	}
+	if err != nil {
 		panic(err)
 	}
-	rows := make([]float32, compress.MeanKeyPlaces(n)*d)
-	m.Rows(rows)
 	return rows[:n*d]
 }
 

@@ -224,10 +224,13 @@ func summaries(t *testing.T, v View, k []float32, order []int, of func(tiers.Pla
 	}
 	places := compress.MeanKeyPlaces(v.Pages())
 	seen, scores := 0, make([]float32, places)
-	means.Keys.Scores(scores, places, q, kernels.KeyQuery{Words: make([]int16, v.D), Scale: make([]float32, 2)})
+	steps := compress.NewKeySteps(v.D)
+	if err := errors.Join(means.Keys.ReadSteps(steps), means.Keys.Scores(scores, places, q, kernels.KeyQuery{Words: make([]int16, v.D), Scale: make([]float32, 2)})); err != nil {
+		t.Fatal(err)
+	}
 	noise := make([]float32, v.D) // half a bin of 16 of a channel
 	for j := range noise {
-		noise[j] = 8*means.Keys.Steps.Step[j] + size/(1<<14)
+		noise[j] = 8*steps.Step[j] + size/(1<<14)
 	}
 	for p := range v.Pages() {
 		first, n := p*tiers.PageTokens, v.PageTokens(p)

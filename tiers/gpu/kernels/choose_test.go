@@ -49,7 +49,9 @@ func scanned(t *testing.T, segments []*sealed, head int, q []float32, softcap fl
 			t.Fatal(err)
 		}
 		row, meanKeys := make([]float32, d), make([]float32, compress.MeanKeyPlaces(v.Pages())*d)
-		means.Keys.Rows(meanKeys)
+		if err := means.Keys.Rows(meanKeys); err != nil {
+			t.Fatal(err)
+		}
 		for p := range v.Info.Body / tiers.PageTokens {
 			x := &pageOf{seg: n, page: p, spread: float64(means.Values.Spread(p)), mass: make([]float64, rows), rule: make([]float64, rows), noised: make([]float64, rows)}
 			means.Values.Row(row, p)

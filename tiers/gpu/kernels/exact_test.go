@@ -241,10 +241,13 @@ func meanCodes(t *testing.T, s *sealed) []int32 {
 	t.Helper()
 	m, d := meansOf(t, s), s.header.HeadDim
 	rows := make([]float32, compress.MeanKeyPlaces(m.Keys.Len())*d)
-	m.Keys.Rows(rows)
+	steps := compress.NewKeySteps(d)
+	if err := errors.Join(m.Keys.Rows(rows), m.Keys.ReadSteps(steps)); err != nil {
+		t.Fatal(err)
+	}
 	codes := make([]int32, len(rows))
 	for i, x := range rows {
-		codes[i] = 2*int32(math.RoundToEven(float64((x-m.Keys.Steps.Lo[i%d])/m.Keys.Steps.Step[i%d]-8)/16)) - 15
+		codes[i] = 2*int32(math.RoundToEven(float64((x-steps.Lo[i%d])/steps.Step[i%d]-8)/16)) - 15
 	}
 	return codes
 }
@@ -252,10 +255,13 @@ func meanCodes(t *testing.T, s *sealed) []int32 {
 // rowWords are a row in the bins of a segment's mean keys, half a bin of 16 for each code, as 16-bit words, of which the largest is 32639.
 func rowWords(t *testing.T, s *sealed, q []float32) []int32 {
 	t.Helper()
-	m, unit := meansOf(t, s), math.Ldexp(1, s.header.Heads[0].KeyExp)
+	m, unit, steps := meansOf(t, s), math.Ldexp(1, s.header.Heads[0].KeyExp), compress.NewKeySteps(s.header.HeadDim)
+	if err := m.Keys.ReadSteps(steps); err != nil {
+		t.Fatal(err)
+	}
 	out, products, most := make([]int32, len(q)), make([]float32, len(q)), float32(0)
 	for i, x := range q {
-		products[i] = x * float32(unit) * float32(float64(m.Keys.Steps.Step[i])/unit*8)
+		products[i] = x * float32(unit) * float32(float64(steps.Step[i])/unit*8)
 		most = max(most, float32(math.Abs(float64(products[i]))))
 	}
 	if most == 0 {
