@@ -64,9 +64,13 @@ func (s *sequence) usable() error {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
 	if s.mu.deleted {
-		return fail(codes.NotFound, ReasonUnknown, "sequence %s was deleted", s.id)
+		return s.errDeleted()
 	}
 	return nil
+}
+
+func (s *sequence) errDeleted() error {
+	return fail(codes.NotFound, ReasonUnknown, "sequence %s was deleted", s.id)
 }
 
 // checked is an append whose sizes and values are in order.

@@ -317,7 +317,10 @@ func (c *fastConn) open(id string) error {
 		return err
 	}
 	if !c.opened[s.handle] {
-		release := s.hold()
+		release, err := s.hold()
+		if err != nil {
+			return err
+		}
 		if _, err := c.srv.leases.attach(c.lease, release); err != nil {
 			release()
 			return err

@@ -25,7 +25,7 @@ func TestFileSystemFull(t *testing.T) {
 	srv := openServer(t, filepath.Join(dir, "data"), Options{DiskBytes: 4 << 20, ReadAllTokens: -1})
 	m := newModel(1, testSpec(), 9000)
 	s := openSequence(t, srv, &kvtierv1.OpenSequenceRequest{Spec: testSpec(), Profile: exact})
-	s.hold()
+	hold(t, s)
 	m.feed(t, s, 0, 500)
 	f, err := os.Create(ballast)
 	if err != nil {
@@ -47,7 +47,7 @@ func TestFileSystemFull(t *testing.T) {
 	}
 	wantCode(t, err, codes.ResourceExhausted, ReasonDiskFull)
 	m.check(t, s, at-1, exactBudget, 1e-5)
-	_, err = srv.open(t.Context(), &kvtierv1.OpenSequenceRequest{Spec: testSpec()})
+	_, _, err = srv.open(t.Context(), &kvtierv1.OpenSequenceRequest{Spec: testSpec()})
 	wantCode(t, err, codes.ResourceExhausted, ReasonDiskFull)
 	wantCode(t, s.flush(t.Context(), true), codes.ResourceExhausted, ReasonDiskFull)
 	m.check(t, s, at-1, exactBudget, 1e-5)

@@ -64,11 +64,11 @@ func TestDiskFull(t *testing.T) {
 	srv := openServer(t, dir, o)
 	m := newModel(1, testSpec(), 9000)
 	a := openSequence(t, srv, &kvtierv1.OpenSequenceRequest{Spec: testSpec()})
-	a.hold()
+	hold(t, a)
 	m.feed(t, a, 0, segment+recentTokens)
 	waitSealed(t, a, segment)
 	b := openSequence(t, srv, &kvtierv1.OpenSequenceRequest{Spec: testSpec(), Profile: exact})
-	b.hold()
+	hold(t, b)
 	at := 0
 	var err error
 	for err == nil && at+250 <= m.n {
@@ -98,8 +98,8 @@ func TestDiskFull(t *testing.T) {
 	closeServer(t, srv)
 	srv = openServer(t, dir, o)
 	a, b = find(t, srv, a.id), find(t, srv, b.id)
-	a.hold()
-	b.hold()
+	hold(t, a)
+	hold(t, b)
 	if n := b.ack().Accepted; n != uint64(at) {
 		t.Fatalf("%d tokens after a restart, there were %d", n, at)
 	}
@@ -122,7 +122,7 @@ func TestBacklog(t *testing.T) {
 	srv.largeTail = 1
 	m := newModel(7, testSpec(), 9000)
 	s := openSequence(t, srv, &kvtierv1.OpenSequenceRequest{Spec: testSpec()})
-	s.hold()
+	hold(t, s)
 	srv.sealer.one.Lock()
 	at := 0
 	var err error
@@ -151,7 +151,7 @@ func TestEviction(t *testing.T) {
 		m := newModel(uint64(i), testSpec(), segment+recentTokens)
 		s := openSequence(t, srv, &kvtierv1.OpenSequenceRequest{Spec: testSpec()})
 		models, all = append(models, m), append(all, s)
-		release := s.hold()
+		release := hold(t, s)
 		if i == 2 {
 			models[0].check(t, all[0], 10, exactBudget, .1) // used again, before there is anything to seal
 		}
@@ -165,6 +165,100 @@ func TestEviction(t *testing.T) {
 	}
 	for _, i := range []int{0, 2} {
 		models[i].check(t, find(t, srv, all[i].id), segment+recentTokens-1, exactBudget, .1)
+	}
+}
+
+// Who comes to use a sequence before it is evicted keeps it, and who comes later is told that it is gone: never is a use counted of a sequence that goes.
+func TestEvictionOrUse(t *testing.T) {
+	t.Parallel()
+	srv := openServer(t, t.TempDir(), Options{ReadAllTokens: -1})
+	lease := srv.leases.create(0, "test")
+	m := newModel(1, testSpec(), segment+recentTokens)
+	root := openSequence(t, srv, &kvtierv1.OpenSequenceRequest{Spec: testSpec()})
+	m.feed(t, root, 0, m.n)
+	waitSealed(t, root, segment)
+	eventually(t, "the sealer rests", func() bool { return srv.sealer.pending() == 0 })
+	uses := map[string]func(s *sequence) error{
+		"hold": func(s *sequence) error { _, err := s.hold(); return err },
+		"open": func(s *sequence) error {
+			_, _, err := srv.open(t.Context(), &kvtierv1.OpenSequenceRequest{SequenceId: s.id})
+			return err
+		},
+		"pin": func(s *sequence) error { _, _, err := srv.pin(s, lease, 0, 0); return err },
+	}
+	kept, evicted := 0, 0
+	for i := range 60 {
+		for what, use := range uses {
+			s, release, err := srv.open(t.Context(), &kvtierv1.OpenSequenceRequest{ForkOf: root.id})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := s.evict(t.Context()); !errors.Is(err, errInUse) {
+				t.Fatalf("a new fork that its maker holds was evicted: %v", err)
+			}
+			release()
+			if i%3 == 0 { // both at once, and else one after the other
+				done := make(chan error)
+				go func() { done <- s.evict(t.Context()) }()
+				err = use(s)
+				if gone := <-done; (gone == nil) == (err == nil) {
+					t.Fatalf("%s: %v, evict: %v", what, err, gone)
+				}
+			} else if i%3 == 1 {
+				err = use(s)
+				if gone := s.evict(t.Context()); err != nil || !errors.Is(gone, errInUse) {
+					t.Fatalf("%s: %v, evicted then: %v", what, err, gone)
+				}
+			} else {
+				gone := s.evict(t.Context())
+				if err = use(s); gone != nil || err == nil {
+					t.Fatalf("evict: %v, %s then: %v", gone, what, err)
+				}
+			}
+			if err != nil {
+				evicted++
+				wantCode(t, err, codes.NotFound, ReasonUnknown)
+				continue
+			}
+			kept++
+			if _, err := srv.sequence(s.id); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	if kept < 60 || evicted < 60 {
+		t.Errorf("%d were kept, %d evicted", kept, evicted)
+	}
+	m.check(t, root, m.n-1, exactBudget, .1)
+}
+
+// A pin that its lease ends while it is made leaves nothing behind.
+func TestPinEndsWithItsLease(t *testing.T) {
+	t.Parallel()
+	srv := openServer(t, t.TempDir(), Options{ReadAllTokens: -1})
+	m := newModel(1, testSpec(), segment+recentTokens)
+	s := openSequence(t, srv, &kvtierv1.OpenSequenceRequest{Spec: testSpec()})
+	m.feed(t, s, 0, m.n)
+	waitSealed(t, s, segment)
+	ended := 0
+	for range 200 {
+		lease := srv.leases.create(0, "test")
+		done := make(chan error)
+		go func() { done <- srv.leases.revoke(lease) }()
+		if _, _, err := srv.pin(s, lease, 0, 0); err != nil {
+			wantCode(t, err, codes.NotFound, ReasonUnknown)
+			ended++
+		}
+		if err := <-done; err != nil {
+			t.Fatal(err)
+		}
+	}
+	srv.pins.Lock()
+	defer srv.pins.Unlock()
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	if len(srv.pins.pins) > 0 || len(srv.pins.segments) > 0 || s.mu.pins != 0 {
+		t.Errorf("%d pins of %d segments are left, %d of the sequence; %d had ended before they began", len(srv.pins.pins), len(srv.pins.segments), s.mu.pins, ended)
 	}
 }
 
@@ -376,7 +470,7 @@ func TestBadInput(t *testing.T) {
 		"another profile": {SequenceId: s.id, Profile: exact},
 	} {
 		t.Run(name, func(t *testing.T) {
-			_, err := srv.open(t.Context(), r)
+			_, _, err := srv.open(t.Context(), r)
 			wantCode(t, err, codes.FailedPrecondition, ReasonSpecDiffers)
 		})
 	}
@@ -407,7 +501,7 @@ func TestLeasesExpire(t *testing.T) {
 	m.feed(t, s, 0, 700)
 	flushSealed(t, s)
 	lease := srv.leases.create(100*time.Millisecond, "worker")
-	if _, err := srv.leases.attach(lease, s.hold()); err != nil {
+	if _, err := srv.leases.attach(lease, hold(t, s)); err != nil {
 		t.Fatal(err)
 	}
 	id, _, err := srv.pin(s, lease, 0, 0)
@@ -576,11 +670,12 @@ func live(t *testing.T, srv *Server, root *sequence, m *model, shared int, seed 
 	ctx := context.Background()
 	for time.Now().Before(stop) {
 		at := 1 + rng.IntN(shared)
-		s, err := srv.open(ctx, &kvtierv1.OpenSequenceRequest{ForkOf: root.id, ForkAt: uint64(at)})
+		s, release, err := srv.open(ctx, &kvtierv1.OpenSequenceRequest{ForkOf: root.id, ForkAt: uint64(at)})
 		if err != nil {
 			t.Errorf("fork: %v", err)
 			return
 		}
+		release()
 		done := make(chan struct{})
 		go func() { // positions before at never change
 			defer close(done)

@@ -75,7 +75,7 @@ func TestForkPoints(t *testing.T) {
 			m.feed(t, parent, 0, n)
 			waitSealed(t, parent, segment)
 			flushSealed(t, parent)
-			child, err := srv.open(t.Context(), &kvtierv1.OpenSequenceRequest{ForkOf: parent.id, ForkAt: uint64(c.at), Name: "child"})
+			child, release, err := srv.open(t.Context(), &kvtierv1.OpenSequenceRequest{ForkOf: parent.id, ForkAt: uint64(c.at), Name: "child"})
 			if c.refuse {
 				wantCode(t, err, codes.FailedPrecondition, ReasonForkPoint)
 				return
@@ -83,6 +83,7 @@ func TestForkPoints(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
+			release()
 			g := m.grafted(o, c.at)
 			if c.at > 0 {
 				g.check(t, child, c.at-1, exactBudget, 1e-5)
@@ -133,13 +134,13 @@ func TestForkRefusals(t *testing.T) {
 	m := newModel(1, testSpec(), 100)
 	s := openSequence(t, srv, &kvtierv1.OpenSequenceRequest{Spec: testSpec()})
 	m.feed(t, s, 0, 100)
-	_, err := srv.open(t.Context(), &kvtierv1.OpenSequenceRequest{ForkOf: s.id, ForkAt: 101})
+	_, _, err := srv.open(t.Context(), &kvtierv1.OpenSequenceRequest{ForkOf: s.id, ForkAt: 101})
 	wantCode(t, err, codes.OutOfRange, ReasonPastEnd)
-	_, err = srv.open(t.Context(), &kvtierv1.OpenSequenceRequest{ForkOf: "none"})
+	_, _, err = srv.open(t.Context(), &kvtierv1.OpenSequenceRequest{ForkOf: "none"})
 	wantCode(t, err, codes.NotFound, ReasonUnknown)
-	_, err = srv.open(t.Context(), &kvtierv1.OpenSequenceRequest{ForkOf: s.id, Spec: slidingSpec()})
+	_, _, err = srv.open(t.Context(), &kvtierv1.OpenSequenceRequest{ForkOf: s.id, Spec: slidingSpec()})
 	wantCode(t, err, codes.FailedPrecondition, ReasonSpecDiffers)
-	_, err = srv.open(t.Context(), &kvtierv1.OpenSequenceRequest{ForkOf: s.id, Profile: kvtierv1.Profile_PROFILE_EXACT})
+	_, _, err = srv.open(t.Context(), &kvtierv1.OpenSequenceRequest{ForkOf: s.id, Profile: kvtierv1.Profile_PROFILE_EXACT})
 	wantCode(t, err, codes.FailedPrecondition, ReasonSpecDiffers)
 	// All of it, without saying how much.
 	all := openSequence(t, srv, &kvtierv1.OpenSequenceRequest{ForkOf: s.id})

@@ -97,11 +97,10 @@ func (x *sequenceService) OpenSequence(ctx context.Context, r *kvtierv1.OpenSequ
 			return nil, err
 		}
 	}
-	s, err := x.srv.open(ctx, r)
+	s, release, err := x.srv.open(ctx, r)
 	if err != nil {
 		return nil, err
 	}
-	release := s.hold()
 	if r.LeaseId != 0 {
 		if _, err := x.srv.leases.attach(r.LeaseId, release); err != nil {
 			release()

@@ -17,29 +17,41 @@ import (
 
 const maxNameBytes = 256
 
-// open makes a sequence, forks one, or opens one that exists. hold says that
-// the caller's use of it ends with release.
-func (srv *Server) open(ctx context.Context, r *kvtierv1.OpenSequenceRequest) (*sequence, error) {
-	if r.SequenceId != "" {
-		return srv.openExisting(r)
+// open makes a sequence, forks one, or opens one that exists. The caller holds it, and its use ends with release.
+func (srv *Server) open(ctx context.Context, r *kvtierv1.OpenSequenceRequest) (s *sequence, release func(), err error) {
+	switch {
+	case r.SequenceId != "":
+		if s, err = srv.openExisting(r); err != nil {
+			return nil, nil, err
+		}
+		release, err = s.hold()
+	case len(r.Name) > maxNameBytes || !utf8.ValidString(r.Name):
+		err = invalid(ReasonArgument, "a name is at most %d bytes of UTF-8", maxNameBytes)
+	case r.ForkOf != "":
+		s, release, err = srv.fork(ctx, r)
+	default:
+		s, release, err = srv.create(ctx, r)
 	}
-	if len(r.Name) > maxNameBytes || !utf8.ValidString(r.Name) {
-		return nil, invalid(ReasonArgument, "a name is at most %d bytes of UTF-8", maxNameBytes)
+	if err != nil {
+		return nil, nil, err
 	}
-	if r.ForkOf != "" {
-		return srv.fork(ctx, r)
-	}
+	return s, release, nil
+}
+
+// create makes a sequence that is empty.
+func (srv *Server) create(ctx context.Context, r *kvtierv1.OpenSequenceRequest) (s *sequence, release func(), err error) {
 	sp, err := newSpec(r.Spec)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	p, err := profileOf(r.Profile)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	s := srv.newSequence(newSequenceID(), sp, p)
+	s = srv.newSequence(newSequenceID(), sp, p)
 	s.name = r.Name
-	return s, srv.commitNew(ctx, s, s.snapshot())
+	release, err = srv.commitNew(ctx, s, s.snapshot())
+	return s, release, err
 }
 
 func newSequenceID() string {
@@ -82,50 +94,53 @@ func (s *sequence) sameModel(r *kvtierv1.OpenSequenceRequest) error {
 	return nil
 }
 
-// commitNew makes a new sequence with state st durable and known.
-func (srv *Server) commitNew(ctx context.Context, s *sequence, st state) error {
+// commitNew makes a new sequence with state st durable and known. It is held before anybody can see it.
+func (srv *Server) commitNew(ctx context.Context, s *sequence, st state) (release func(), err error) {
 	b := srv.store.NewBatch()
 	defer b.Close()
 	s.write.Lock()
 	defer s.write.Unlock()
 	if err := s.replaceLog(ctx, &st, b); err != nil {
 		srv.spans.drop(s, st.spans)
-		return err
+		return nil, err
+	}
+	if release, err = s.hold(); err != nil {
+		return nil, err
 	}
 	srv.addSequence(s)
-	return nil
+	return release, nil
 }
 
 // fork makes a sequence that begins with another one's first tokens.
-func (srv *Server) fork(ctx context.Context, r *kvtierv1.OpenSequenceRequest) (*sequence, error) {
+func (srv *Server) fork(ctx context.Context, r *kvtierv1.OpenSequenceRequest) (s *sequence, release func(), err error) {
 	from, err := srv.sequence(r.ForkOf)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	if err := from.sameModel(r); err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	// The origin's write lock keeps its spans from being removed meanwhile.
 	from.write.Lock()
 	defer from.write.Unlock()
 	if err := from.usable(); err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	st, err := from.wholeLocked()
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	at := r.ForkAt
 	if at == 0 {
 		at = st.accepted
 	}
 	if at > st.accepted {
-		return nil, fail(codes.OutOfRange, ReasonPastEnd, "fork at %d: the sequence has %d tokens", at, st.accepted)
+		return nil, nil, fail(codes.OutOfRange, ReasonPastEnd, "fork at %d: the sequence has %d tokens", at, st.accepted)
 	}
-	s := srv.newSequence(newSequenceID(), from.spec, from.profile)
+	s = srv.newSequence(newSequenceID(), from.spec, from.profile)
 	s.name, s.parent = r.Name, from.id
 	if st, err = from.cut(ctx, st, at); err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	for l, r := range st.rows {
 		st.rows[l] = r.forked(s.spec, r.end())
@@ -142,11 +157,11 @@ func (srv *Server) fork(ctx context.Context, r *kvtierv1.OpenSequenceRequest) (*
 	from.mu.RUnlock()
 	s.steering.from(&from.steering)
 	st.names = nil
-	if err := srv.commitNew(ctx, s, st); err != nil {
-		return nil, err
+	if release, err = srv.commitNew(ctx, s, st); err != nil {
+		return nil, nil, err
 	}
 	s.nameAll()
-	return s, nil
+	return s, release, nil
 }
 
 // cut returns the state of a sequence's first n tokens.
@@ -273,11 +288,22 @@ func (s *sequence) dropIncomplete() {
 	s.setStateLocked(st)
 }
 
-// hold counts a user of the sequence, and release ends the use.
-func (s *sequence) hold() (release func()) {
+// keep counts a holder or a pin. From then on the sequence is not evicted; the error says that it is being, or was deleted.
+func (s *sequence) keep(count *int) error {
 	s.mu.Lock()
-	s.mu.holders++
-	s.mu.Unlock()
+	defer s.mu.Unlock()
+	if s.mu.deleted || s.mu.leaving {
+		return s.errDeleted()
+	}
+	*count++
+	return nil
+}
+
+// hold counts a user of the sequence, and release ends the use.
+func (s *sequence) hold() (release func(), err error) {
+	if err := s.keep(&s.mu.holders); err != nil {
+		return nil, err
+	}
 	done := false
 	return func() {
 		s.mu.Lock()
@@ -292,7 +318,7 @@ func (s *sequence) hold() (release func()) {
 		if last {
 			s.dropIncomplete()
 		}
-	}
+	}, nil
 }
 
 // flush makes accepted tokens power-safe, and seals what lies behind the
@@ -333,6 +359,37 @@ func (s *sequence) sealShort(ctx context.Context) error {
 func (s *sequence) delete(ctx context.Context) error {
 	s.write.Lock()
 	defer s.write.Unlock()
+	return s.deleteLocked(ctx)
+}
+
+var errInUse = errors.New("the sequence is in use")
+
+// evict is delete, unless somebody came to use the sequence before it had its turn: errInUse.
+func (s *sequence) evict(ctx context.Context) error {
+	s.write.Lock()
+	defer s.write.Unlock()
+	s.mu.Lock()
+	s.mu.leaving = s.idleLocked()
+	leaving := s.mu.leaving
+	s.mu.Unlock()
+	if !leaving {
+		return errInUse
+	}
+	defer func() {
+		s.mu.Lock()
+		s.mu.leaving = false
+		s.mu.Unlock()
+	}()
+	return s.deleteLocked(ctx)
+}
+
+// idleLocked says whether the sequence may be evicted.
+func (s *sequence) idleLocked() bool {
+	return s.mu.holders == 0 && s.mu.pins == 0 && !s.mu.sealing && !s.mu.deleted && len(s.mu.spans) > 0
+}
+
+// deleteLocked is delete; the caller holds write.
+func (s *sequence) deleteLocked(ctx context.Context) error {
 	if err := s.usable(); err != nil {
 		return err
 	}
@@ -372,26 +429,36 @@ func (s *sequence) delete(ctx context.Context) error {
 // nobody holds or has pinned; not the one that needs the room. Its spans stay where others use them: never a
 // parent before its children.
 func (srv *Server) evictOne(but *sequence) bool {
-	var oldest *sequence
+	for {
+		oldest := srv.oldestIdle(but)
+		if oldest == nil {
+			return false
+		}
+		err := oldest.evict(context.Background())
+		if errors.Is(err, errInUse) {
+			continue
+		}
+		if err != nil {
+			srv.log.Error("evict a sequence", "sequence", oldest.id, "err", err)
+			return false
+		}
+		srv.metrics.evicted.Inc()
+		srv.log.Info("evicted the sequence used longest ago: the disk limit is reached", "sequence", oldest.id)
+		return true
+	}
+}
+
+// oldestIdle returns the sequence that was used longest ago, of those that may be evicted; nil if none may.
+func (srv *Server) oldestIdle(but *sequence) (oldest *sequence) {
 	for _, s := range srv.list() {
 		s.mu.RLock()
-		idle := s != but && s.mu.holders == 0 && s.mu.pins == 0 && !s.mu.sealing && !s.mu.deleted && len(s.mu.spans) > 0
-		used := s.mu.used
+		idle, used := s != but && s.idleLocked(), s.mu.used
 		s.mu.RUnlock()
 		if idle && (oldest == nil || used.Before(oldest.usedAt())) {
 			oldest = s
 		}
 	}
-	if oldest == nil {
-		return false
-	}
-	if err := oldest.delete(context.Background()); err != nil {
-		srv.log.Error("evict a sequence", "sequence", oldest.id, "err", err)
-		return false
-	}
-	srv.metrics.evicted.Inc()
-	srv.log.Info("evicted the sequence used longest ago: the disk limit is reached", "sequence", oldest.id)
-	return true
+	return oldest
 }
 
 // matchPrefix finds the longest stored prefix of ids from which every layer can continue.

@@ -10,6 +10,7 @@ import (
 	"kvtier/compress"
 	"kvtier/server/sparse"
 	"kvtier/tiers"
+	"kvtier/tiers/store"
 )
 
 // pinTable counts the pins of segments: what is pinned stays in RAM, and its
@@ -23,54 +24,76 @@ type pinTable struct {
 
 type pin struct {
 	seq      *sequence
-	segments []tiers.ID
-	detach   func()
+	segments []tiers.ID // that it holds
+	detach   func()     // from its lease; nil until it holds any
 }
 
 // pin keeps the segments of positions [start, end) in RAM until unpin, or the lease's end.
 func (srv *Server) pin(s *sequence, lease, start, end uint64) (id uint64, bytes int64, err error) {
+	if err := s.keep(&s.mu.pins); err != nil {
+		return 0, 0, err
+	}
+	t := &srv.pins
+	id = t.add(&pin{seq: s})
+	defer func() {
+		if err != nil {
+			_ = srv.unpin(id)
+			id, bytes = 0, 0
+		}
+	}()
 	st := s.snapshot()
 	if end == 0 {
 		end = st.accepted
 	}
 	if start >= end || end > st.accepted {
-		return 0, 0, fail(codes.OutOfRange, ReasonPastEnd, "pin %d to %d: the sequence has %d tokens", start, end, st.accepted)
+		return id, 0, fail(codes.OutOfRange, ReasonPastEnd, "pin %d to %d: the sequence has %d tokens", start, end, st.accepted)
 	}
-	t := &srv.pins
-	t.Lock()
-	t.next++
-	id = t.next
-	t.Unlock()
 	detach, err := srv.leases.attach(lease, func() { _ = srv.unpin(id) })
 	if err != nil {
-		return 0, 0, err
+		return id, 0, err
 	}
-	p := &pin{seq: s, detach: detach}
+	bytes, err = t.hold(id, lease, detach, st.segmentsIn(start, end), srv.store)
+	return id, bytes, err
+}
+
+// segmentsIn returns the segments of all layers that hold positions of [start, end).
+func (st *state) segmentsIn(start, end uint64) (out []*tiers.Header) {
 	for _, ref := range st.spans {
 		if ref.Start < end && ref.Start+uint64(ref.limit) > start {
-			for _, h := range ref.segments {
-				p.segments = append(p.segments, h.ID)
-			}
+			out = append(out, ref.segments...)
 		}
 	}
+	return out
+}
+
+// add makes a pin known, of which nothing is held yet.
+func (t *pinTable) add(p *pin) (id uint64) {
 	t.Lock()
-	t.pins[id] = p
-	for _, seg := range p.segments {
-		t.segments[seg]++
+	defer t.Unlock()
+	t.next++
+	t.pins[t.next] = p
+	return t.next
+}
+
+// hold keeps segments in RAM for a pin; bytes of them are not there yet. The pin may have ended meanwhile, with its lease.
+func (t *pinTable) hold(id, lease uint64, detach func(), segments []*tiers.Header, st *store.Store) (bytes int64, err error) {
+	t.Lock()
+	defer t.Unlock()
+	p := t.pins[id]
+	if p == nil {
+		return 0, errNoLease(lease)
 	}
-	t.Unlock()
-	s.mu.Lock()
-	s.mu.pins++
-	s.mu.Unlock()
-	for _, seg := range p.segments {
-		n, err := srv.store.Hold(seg, true, tiers.AllPlanes&^tiers.LowPlanes)
+	p.detach = detach
+	for _, h := range segments {
+		n, err := st.Hold(h.ID, true, tiers.AllPlanes&^tiers.LowPlanes)
 		if err != nil {
-			_ = srv.unpin(id)
-			return 0, 0, err
+			return 0, err
 		}
+		t.segments[h.ID]++
+		p.segments = append(p.segments, h.ID)
 		bytes += n
 	}
-	return id, bytes, nil
+	return bytes, nil
 }
 
 // unpin ends a pin.
@@ -78,23 +101,21 @@ func (srv *Server) unpin(id uint64) error {
 	t := &srv.pins
 	t.Lock()
 	p := t.pins[id]
-	delete(t.pins, id)
-	var free []tiers.ID
-	if p != nil {
-		for _, seg := range p.segments {
-			if t.segments[seg]--; t.segments[seg] == 0 {
-				delete(t.segments, seg)
-				free = append(free, seg)
-			}
-		}
-	}
-	t.Unlock()
 	if p == nil {
+		t.Unlock()
 		return fail(codes.NotFound, ReasonUnknown, "no pin %d: it ended or was never made", id)
 	}
-	p.detach()
-	for _, seg := range free {
-		_, _ = srv.store.Hold(seg, false, 0) // a segment that is gone is not held
+	delete(t.pins, id)
+	for _, seg := range p.segments { // nobody pins them anew before they are let go
+		if t.segments[seg]--; t.segments[seg] == 0 {
+			delete(t.segments, seg)
+			_, _ = srv.store.Hold(seg, false, 0) // a segment that is gone is not held
+		}
+	}
+	detach := p.detach
+	t.Unlock()
+	if detach != nil {
+		detach()
 	}
 	p.seq.mu.Lock()
 	p.seq.mu.pins--

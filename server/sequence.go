@@ -47,6 +47,7 @@ type sequence struct {
 		releases []func() // uses that only CloseSequence ends
 		pins     int
 		deleted  bool
+		leaving  bool // is being evicted: nobody may begin to use it
 		sealing  bool
 		powerPos []synced // acknowledgements on their way to power-safe
 		power    uint64

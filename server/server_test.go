@@ -104,11 +104,22 @@ func closeServer(t testing.TB, srv *Server) {
 
 func openSequence(t testing.TB, srv *Server, r *kvtierv1.OpenSequenceRequest) *sequence {
 	t.Helper()
-	s, err := srv.open(context.Background(), r)
+	s, release, err := srv.open(context.Background(), r)
 	if err != nil {
 		t.Fatal(err)
 	}
+	release()
 	return s
+}
+
+// hold is sequence.hold of one that is there.
+func hold(t testing.TB, s *sequence) (release func()) {
+	t.Helper()
+	release, err := s.hold()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return release
 }
 
 // feed appends tokens [lo, hi) of the model, all layers.
