@@ -25,6 +25,9 @@ func SpreadsBytes(units int) int { return 2 * units }
 // Of returns the spread of unit u.
 func (s Spreads) Of(u int) float32 { return bf16(s[2*u:]) }
 
+// Read writes the spreads of the first len(dst) units to dst.
+func (s Spreads) Read(dst []float32) { kernels.WidenBF16(dst, s) }
+
 // Means is what is known of the rows of some units, pages or leaves, without
 // reading them: for each unit the scale of its mean row and the spread of its
 // rows, as bfloat16; then all means int8 [units][d].
@@ -157,8 +160,8 @@ func (m Means) scaleRows(x []float32, stride, rows int) {
 	var scales [64]float32 // of some units: they are decoded once for all rows
 	for at, n := 0, m.Units(); at < n; at += len(scales) {
 		some := scales[:min(len(scales), n-at)]
-		for i := range some {
-			some[i] = m.scale(at + i)
+		for i, meta := 0, m.meta[at*meanMeta:]; i < len(some); i, meta = i+1, meta[meanMeta:] {
+			some[i] = bf16(meta)
 		}
 		for r := range rows {
 			kernels.Multiply(x[r*stride+at:][:len(some)], some)
@@ -170,6 +173,14 @@ func (m Means) scale(u int) float32 { return bf16(m.meta[u*meanMeta:]) }
 
 // Spread returns the mean of the spread within unit u.
 func (m Means) Spread(u int) float32 { return bf16(m.meta[u*meanMeta+2:]) }
+
+// SumOfSpreads returns the sum of the spreads of all units.
+func (m Means) SumOfSpreads() (sum float32) {
+	for meta := m.meta; len(meta) >= meanMeta; meta = meta[meanMeta:] {
+		sum += bf16(meta[2:])
+	}
+	return sum
+}
 
 // Row writes the mean of unit u to dst [d].
 func (m Means) Row(dst []float32, u int) {

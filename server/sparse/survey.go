@@ -117,13 +117,17 @@ func (u *run) scoreAll() error {
 func (u *run) massAll() {
 	u.surveyed, u.surprise = sized(u.surveyed, u.rows*u.all), sized(u.surprise, u.all)
 	spreads, logs := u.floats(u.all), u.floats(u.all)
-	x := &u.rest
+	x, full := &u.rest, attention.LogN(tiers.PageTokens)
 	for i := range u.segs {
 		s := &u.segs[i]
-		for p := range s.view.Pages() {
-			at := s.firstOfAll + p
-			spreads[at], logs[at] = s.means.Spreads.Of(p), attention.LogN(s.view.PageTokens(p))
-			x.spread += s.means.Values.Spread(p)
+		pages := s.view.Pages()
+		s.means.Spreads.Read(spreads[s.firstOfAll:][:pages])
+		x.spread += s.means.Values.SumOfSpreads()
+		logs := logs[s.firstOfAll:][:pages]
+		for p := range logs {
+			if logs[p] = full; p == pages-1 {
+				logs[p] = attention.LogN(s.view.PageTokens(p))
+			}
 		}
 	}
 	for r, norm2 := range u.norm2 {
