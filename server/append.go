@@ -176,8 +176,8 @@ func (s *sequence) appendRows(in *checked) error {
 	}
 	defer release() // by then the rows are counted themselves, or refused
 	next := st
-	if in.sparse && in.n > 0 {
-		next.exactUntil = min(next.exactUntil, in.start)
+	if in.sparse && fresh > 0 { // rows that are there already are what they were
+		next.exactUntil = min(next.exactUntil, in.start+uint64(in.n-fresh))
 	}
 	s.takeIDs(&next, in)
 	if fresh > 0 {

@@ -245,10 +245,12 @@ func (srv *Server) releaseSpans(ctx context.Context, s *sequence, spans []*span)
 	}
 	b := srv.store.NewBatch()
 	defer b.Close()
-	if err := srv.spans.release(s, spans, b); err != nil {
-		return err
+	done, err := srv.spans.release(s, spans, b)
+	if err == nil {
+		err = b.Commit(ctx)
+		done(err)
 	}
-	return b.Commit(ctx)
+	return err
 }
 
 func (s *sequence) truncateTail(st state, n uint64) error {
@@ -275,15 +277,25 @@ func (s *sequence) truncateTail(st state, n uint64) error {
 	return nil
 }
 
-// dropIncomplete drops rows of tokens that not every layer has: the worker
-// that was appending them is gone.
+// dropIncomplete drops rows of tokens that not every layer has, if the worker that
+// was appending them is gone. Nobody else has appended any since: who comes to hold the sequence does this first.
 func (s *sequence) dropIncomplete() {
+	s.mu.RLock()
+	abandoned := s.mu.abandoned
+	s.mu.RUnlock()
+	if !abandoned {
+		return
+	}
 	s.write.Lock()
 	defer s.write.Unlock()
 	st := s.snapshot()
 	st.cutTail(st.accepted, s.spec)
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if !s.mu.abandoned { // another one did it meanwhile
+		return
+	}
+	s.mu.abandoned = false
 	st.names, st.exactUntil = s.mu.names, s.mu.exactUntil
 	s.setStateLocked(st)
 }
@@ -299,11 +311,12 @@ func (s *sequence) keep(count *int) error {
 	return nil
 }
 
-// hold counts a user of the sequence, and release ends the use.
+// hold counts a user of the sequence, and release ends the use. The user finds no rows that another one left incomplete.
 func (s *sequence) hold() (release func(), err error) {
 	if err := s.keep(&s.mu.holders); err != nil {
 		return nil, err
 	}
+	s.dropIncomplete()
 	done := false
 	return func() {
 		s.mu.Lock()
@@ -314,6 +327,7 @@ func (s *sequence) hold() (release func(), err error) {
 		done = true
 		s.mu.holders--
 		last := s.mu.holders == 0
+		s.mu.abandoned = s.mu.abandoned || last
 		s.mu.Unlock()
 		if last {
 			s.dropIncomplete()
@@ -405,10 +419,12 @@ func (s *sequence) deleteLocked(ctx context.Context) error {
 	if err := b.Delete(store.KindSequence, []byte(s.id)); err != nil {
 		return err
 	}
-	if err := s.srv.spans.release(s, spans, b); err != nil {
-		return err
+	done, err := s.srv.spans.release(s, spans, b)
+	if err == nil {
+		err = b.Commit(ctx)
+		done(err)
 	}
-	if err := b.Commit(ctx); err != nil {
+	if err != nil {
 		return err
 	}
 	s.mu.Lock()

@@ -77,15 +77,9 @@ func (srv *Server) removeStrayLogs(keep map[string]bool) error {
 
 func (srv *Server) removeStraySpans(ctx context.Context) error {
 	stray := srv.spans.unreferenced()
-	if len(stray) == 0 {
-		return nil
-	}
-	b := srv.store.NewBatch()
-	defer b.Close()
-	if err := srv.spans.release(nil, stray, b); err != nil {
-		return err
-	}
-	return b.Commit(ctx)
+	srv.commits.Lock()
+	defer srv.commits.Unlock()
+	return srv.releaseSpans(ctx, nil, stray)
 }
 
 // logsAtOnce is the share of the memory for tails that the logs which are read at the same time may have together; a larger

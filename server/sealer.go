@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io/fs"
 	"math/rand/v2"
+	"runtime/debug"
 	"sync"
 	"sync/atomic"
 
@@ -120,6 +121,11 @@ func (z *sealer) close() {
 // again, behind those that wait: one that grows as fast as it can does not keep them waiting.
 func (z *sealer) sealNext(s *sequence) (err error) {
 	defer func() {
+		// A panic here would be a defect, but it must not take other sequences down.
+		if r := recover(); r != nil {
+			err = fmt.Errorf("seal: %v", r)
+			z.srv.log.Error("seal a segment", "sequence", s.id, "err", err, "stack", string(debug.Stack()))
+		}
 		s.mu.Lock()
 		s.mu.sealing = false
 		s.mu.Unlock()
@@ -188,7 +194,7 @@ func (z *sealer) trySeal(ctx context.Context, s *sequence, st *state, end uint64
 		return err
 	}
 	if err := s.commitSpan(ctx, sp, end, st.cuts, b); err != nil {
-		z.srv.spans.forget(s, sp)
+		z.srv.forget(ctx, s, sp)
 		return err
 	}
 	z.srv.metrics.seals.Inc()
@@ -199,12 +205,13 @@ func (z *sealer) trySeal(ctx context.Context, s *sequence, st *state, end uint64
 // sealed before under the same name, or a new one, which b then commits.
 func (z *sealer) spanFor(ctx context.Context, s *sequence, st *state, end uint64, b *store.Batch) (*span, error) {
 	start := st.sealed()
-	if blocks := end / blockTokens; end%blockTokens == 0 && blocks <= uint64(len(st.names)) {
+	// Exact rows of the same tokens are the same. Others are what their own budgets made of them.
+	if blocks := end / blockTokens; end%blockTokens == 0 && blocks <= uint64(len(st.names)) && end <= st.exactUntil {
 		if sp := z.srv.spans.adopt(s, st.names[blocks-1], start, int(end-start)); sp != nil {
 			if z.whole(ctx, sp) {
 				return sp, nil
 			}
-			z.srv.spans.forget(s, sp)
+			z.srv.forget(ctx, s, sp)
 		}
 	}
 	sp := &span{spanRecord: spanRecord{ID: newSpanID(), Start: start, Tokens: int(end - start)}}
@@ -493,6 +500,8 @@ func (srv *Server) dropLow(ctx context.Context, s *sequence) error {
 	if s.profile != tiers.ProfileBalanced {
 		return nil
 	}
+	srv.commits.Lock() // spans do not go meanwhile
+	defer srv.commits.Unlock()
 	st := s.snapshot()
 	if st.accepted <= uint64(srv.opt.ReadAllTokens) {
 		return nil
@@ -507,9 +516,7 @@ func (srv *Server) dropLow(ctx context.Context, s *sequence) error {
 		for _, h := range ref.segments {
 			if srv.store.HasLow(h.ID) {
 				some = true
-				if err := b.DropLow(h); err != nil {
-					return err
-				}
+				b.DropLow(h)
 			}
 		}
 	}

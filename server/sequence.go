@@ -39,19 +39,20 @@ type sequence struct {
 	mu struct {
 		sync.RWMutex
 		state
-		queries  [][]*attention.QuerySum // [layer][kv head]; nil for windows
-		sample   [][]float32             // [layer], the latest queries [rows][queryHeads][headDim], for the codec's error
-		last     []*lastQuery            // [layer]
-		used     time.Time
-		holders  int
-		releases []func() // uses that only CloseSequence ends
-		pins     int
-		deleted  bool
-		leaving  bool // is being evicted: nobody may begin to use it
-		sealing  bool
-		powerPos []synced // acknowledgements on their way to power-safe
-		power    uint64
-		damaged  string // how stored bytes were found damaged
+		queries   [][]*attention.QuerySum // [layer][kv head]; nil for windows
+		sample    [][]float32             // [layer], the latest queries [rows][queryHeads][headDim], for the codec's error
+		last      []*lastQuery            // [layer]
+		used      time.Time
+		holders   int
+		releases  []func() // uses that only CloseSequence ends
+		pins      int
+		deleted   bool
+		leaving   bool // is being evicted: nobody may begin to use it
+		abandoned bool // its last holder went, and may have left rows of tokens that not every layer has
+		sealing   bool
+		powerPos  []synced // acknowledgements on their way to power-safe
+		power     uint64
+		damaged   string // how stored bytes were found damaged
 	}
 }
 

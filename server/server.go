@@ -133,7 +133,7 @@ type Server struct {
 	largeTail   int64        // from which a sequence's appends wait for its sealing; tests lower it
 	pins        pinTable
 
-	// commits serialises what adds and removes spans in the catalogue. Taken
+	// commits serialises what adds and removes spans and planes of segments in the catalogue. Taken
 	// after a sequence's write lock.
 	commits sync.Mutex
 

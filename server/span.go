@@ -1,9 +1,11 @@
 package server
 
 import (
+	"context"
 	"crypto/rand"
 	"encoding/hex"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"slices"
 	"sync"
@@ -21,6 +23,7 @@ type span struct {
 	// guarded by the table:
 	end       name // name of its last block, if all its tokens are named and it ends on a block
 	committed bool // the catalogue has it
+	leaving   bool // a change is being committed that removes it
 }
 
 // spanRecord is what the catalogue keeps of a span.
@@ -120,9 +123,16 @@ func (t *spanTable) find(id string) *span {
 func (t *spanTable) setEnd(sp *span, end name) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	t.unnameLocked(sp)
 	sp.end = end
 	if t.mu.byEnd[end] == nil {
 		t.mu.byEnd[end] = sp
+	}
+}
+
+func (t *spanTable) unnameLocked(sp *span) {
+	if t.mu.byEnd[sp.end] == sp {
+		delete(t.mu.byEnd, sp.end)
 	}
 }
 
@@ -131,7 +141,7 @@ func (t *spanTable) adopt(s *sequence, end name, start uint64, tokens int) *span
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	sp := t.mu.byEnd[end]
-	if sp == nil || sp.Start != start || sp.Tokens != tokens {
+	if sp == nil || sp.leaving || sp.Start != start || sp.Tokens != tokens {
 		return nil
 	}
 	for _, h := range sp.segments {
@@ -169,59 +179,90 @@ func (t *spanTable) references(sp *span) int {
 	return len(t.mu.refs[sp.ID])
 }
 
-// release says that s no longer uses spans, and removes those that nobody
-// uses, in batch b. The caller commits b.
-func (t *spanTable) release(s *sequence, spans []*span, b *store.Batch) error {
+// release prepares that s no longer uses spans: b removes those that nobody else uses, and from here on nobody adopts these. The caller holds commits, and
+// says by done how the commit of b went: only then is anything given up.
+func (t *spanTable) release(s *sequence, spans []*span, b *store.Batch) (done func(error), err error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	var gone []*span
+	uses := map[tiers.ID]int{} // by those that go
 	for _, sp := range spans {
-		delete(t.mu.refs[sp.ID], s)
-		if len(t.mu.refs[sp.ID]) > 0 {
+		if others := len(t.mu.refs[sp.ID]); t.mu.spans[sp.ID] != sp || others > 1 || others == 1 && !t.mu.refs[sp.ID][s] {
 			continue
 		}
-		if err := t.removeLocked(sp, b); err != nil {
-			return err
+		gone, sp.leaving = append(gone, sp), true
+		for _, h := range sp.segments {
+			if uses[h.ID]++; uses[h.ID] == t.mu.segments[h.ID] {
+				err = errors.Join(err, b.DropSegment(h.ID))
+			}
+		}
+		err = errors.Join(err, b.Delete(store.KindSpan, []byte(sp.ID)))
+	}
+	stay := func() {
+		for _, sp := range gone {
+			sp.leaving = false
 		}
 	}
-	return nil
+	if err != nil {
+		stay()
+		return nil, err
+	}
+	return func(failed error) {
+		t.mu.Lock()
+		defer t.mu.Unlock()
+		if failed != nil {
+			stay()
+			return
+		}
+		for _, sp := range spans {
+			delete(t.mu.refs[sp.ID], s)
+		}
+		for _, sp := range gone {
+			t.removeLocked(sp)
+		}
+	}, nil
 }
 
-func (t *spanTable) removeLocked(sp *span, b *store.Batch) error {
+// removeLocked forgets a span.
+func (t *spanTable) removeLocked(sp *span) {
 	delete(t.mu.spans, sp.ID)
 	delete(t.mu.refs, sp.ID)
-	if t.mu.byEnd[sp.end] == sp {
-		delete(t.mu.byEnd, sp.end)
-	}
+	t.unnameLocked(sp)
 	for _, h := range sp.segments {
 		if t.mu.segments[h.ID]--; t.mu.segments[h.ID] == 0 {
 			delete(t.mu.segments, h.ID)
-			if err := b.DropSegment(h.ID); err != nil {
-				return err
-			}
 		}
 	}
-	return b.Delete(store.KindSpan, []byte(sp.ID))
 }
 
 // forget takes back a span that was not committed, or s's reference to one
-// that it adopted but does not use.
-func (t *spanTable) forget(s *sequence, sp *span) {
+// that it adopted but does not use. It says whether that was the last one.
+func (t *spanTable) forget(s *sequence, sp *span) (last bool) {
 	st := s.snapshot()
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.mu.spans[sp.ID] == nil || slices.ContainsFunc(st.spans, func(r spanRef) bool { return r.span == sp }) {
-		return
+		return false
 	}
 	delete(t.mu.refs[sp.ID], s)
-	if len(t.mu.refs[sp.ID]) > 0 || sp.committed {
+	if len(t.mu.refs[sp.ID]) > 0 {
+		return false
+	}
+	if !sp.committed {
+		t.removeLocked(sp)
+	}
+	return sp.committed
+}
+
+// forget is spanTable.forget; a span that nobody uses any more is removed.
+func (srv *Server) forget(ctx context.Context, s *sequence, sp *span) {
+	if !srv.spans.forget(s, sp) {
 		return
 	}
-	delete(t.mu.spans, sp.ID)
-	delete(t.mu.refs, sp.ID)
-	for _, h := range sp.segments {
-		if t.mu.segments[h.ID]--; t.mu.segments[h.ID] == 0 {
-			delete(t.mu.segments, h.ID)
-		}
+	srv.commits.Lock()
+	defer srv.commits.Unlock()
+	if err := srv.releaseSpans(ctx, nil, []*span{sp}); err != nil {
+		srv.log.Warn("remove a span that nobody uses; it goes at the next start", "span", sp.ID, "err", err)
 	}
 }
 

@@ -215,6 +215,7 @@ type Batch struct {
 	s       *Store
 	b       *pebble.Batch
 	put     []put
+	low     []*tiers.Header // of which low planes are dropped
 	dropped []dropped
 	kept    map[tiers.ID]*gpu.Kept // what a GPU keeps of segments that it made
 	grows   bool                   // it sets a record
@@ -272,15 +273,10 @@ func (b *Batch) DropSegment(id tiers.ID) error {
 	return b.b.Delete(key, nil)
 }
 
-// DropLow removes the low planes of a segment.
-func (b *Batch) DropLow(h *tiers.Header) error {
-	loc, ok := b.s.nvme.Locate(h.ID)
-	if !ok {
-		return fmt.Errorf("segment %v: %w", h.ID, tiers.ErrNotFound)
-	}
-	loc.Parts[tiers.PartLow] = nvme.Run{}
-	b.dropped = append(b.dropped, dropped{h.ID, tiers.LowPlanes})
-	return b.setSegment(h, loc)
+// DropLow removes the low planes of a segment, if it has any when the batch is committed: one that was dropped meanwhile stays so.
+func (b *Batch) DropLow(h *tiers.Header) {
+	b.low = append(b.low, h)
+	b.grows = true
 }
 
 func (b *Batch) setSegment(h *tiers.Header, loc nvme.Location) error {
@@ -310,12 +306,24 @@ func (b *Batch) Commit(ctx context.Context) error {
 			return err
 		}
 	}
+	if err := b.commit(); err != nil {
+		return err
+	}
+	b.warm(ctx)
+	return nil
+}
+
+// commit commits what is stored where now. Changes come one after the other: no record may say where a segment lies that another one drops.
+func (b *Batch) commit() error {
+	b.s.committing.Lock()
+	defer b.s.committing.Unlock()
 	for _, p := range b.put {
-		loc, ok := b.s.nvme.Locate(p.h.ID)
-		if !ok {
-			return fmt.Errorf("segment %v vanished: %w", p.h.ID, tiers.ErrNotFound)
+		if err := b.recordPut(p); err != nil {
+			return err
 		}
-		if err := b.setSegment(p.h, loc); err != nil {
+	}
+	for _, h := range b.low {
+		if err := b.recordWithoutLow(h); err != nil {
 			return err
 		}
 	}
@@ -334,7 +342,6 @@ func (b *Batch) Commit(ctx context.Context) error {
 		}
 	}
 	b.s.mu.Unlock()
-	b.warm(ctx)
 	// The change stands. Room that could not be given back (the tier is closing)
 	// is free after the next start.
 	for _, d := range b.dropped {
@@ -343,6 +350,32 @@ func (b *Batch) Commit(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// recordPut says where a segment lies that was put. All of it has to be there: another deletion of the same bytes may have taken it.
+func (b *Batch) recordPut(p put) error {
+	loc, ok := b.s.nvme.Locate(p.h.ID)
+	for part, bytes := range p.parts {
+		ok = ok && (len(bytes) == 0 || int(loc.Parts[part].Blocks) == p.h.Blocks(tiers.Part(part)))
+	}
+	if !ok {
+		return fmt.Errorf("segment %v vanished: %w", p.h.ID, tiers.ErrNotFound)
+	}
+	return b.setSegment(p.h, loc)
+}
+
+// recordWithoutLow says of a segment that is still there that it has no low planes any more.
+func (b *Batch) recordWithoutLow(h *tiers.Header) error {
+	if _, err := b.s.Header(h.ID); err != nil {
+		return nil // it went as a whole
+	}
+	loc, ok := b.s.nvme.Locate(h.ID)
+	if !ok || loc.Parts[tiers.PartLow].Blocks == 0 {
+		return nil
+	}
+	loc.Parts[tiers.PartLow] = nvme.Run{}
+	b.dropped = append(b.dropped, dropped{h.ID, tiers.LowPlanes})
+	return b.setSegment(h, loc)
 }
 
 // What must be free in the file system for a change that sets records, and for

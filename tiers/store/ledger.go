@@ -206,7 +206,7 @@ func (l *ledger) commit(b *pebble.Batch) error {
 	key := []byte{byte(kindDigest)}
 	err := b.Set(key, sealValue(key, l.mu.digest.marshal()), nil)
 	if err == nil {
-		err = b.Commit(pebble.Sync)
+		err = commitOrEnd(b)
 	}
 	if err != nil {
 		for k, sum := range undo {
@@ -217,6 +217,18 @@ func (l *ledger) commit(b *pebble.Batch) error {
 	}
 	_ = l.writeFile() // the change stands; the file may be behind
 	return nil
+}
+
+// commitOrEnd commits b, or ends the process: Pebble panics where it cannot write, and then nobody knows whether the change stands. So nothing may go on
+// by what it knows of it; what is on disk is found out at the next start. The panic is raised where nobody recovers it, as front ends do.
+func commitOrEnd(b *pebble.Batch) error {
+	defer func() {
+		if why := recover(); why != nil {
+			go panic(why)
+			select {}
+		}
+	}()
+	return b.Commit(pebble.Sync)
 }
 
 // readChanges returns the number of changes in the file. Without it a loss goes

@@ -48,7 +48,8 @@ type Store struct {
 	up     *promoter
 	device *device // nil: none
 
-	ledger *ledger
+	ledger     *ledger
+	committing sync.Mutex // taken before ledger's lock, mu and the tiers'
 
 	ramBytes int64 // Options.RAMBytes
 
