@@ -13,6 +13,15 @@ import (
 
 // sealed returns a small segment.
 func sealed(seed uint64) (*tiers.Header, [tiers.NumParts][]byte) {
+	return sealedAs(seed, seal.Options{Profile: tiers.ProfileBalanced})
+}
+
+// sealedLow is sealed, with low planes.
+func sealedLow(seed uint64) (*tiers.Header, [tiers.NumParts][]byte) {
+	return sealedAs(seed, seal.Options{Profile: tiers.ProfileBalanced, Low: true})
+}
+
+func sealedAs(seed uint64, o seal.Options) (*tiers.Header, [tiers.NumParts][]byte) {
 	const n, heads, d = 300, 2, 64
 	rng := rand.New(rand.NewPCG(seed, 9))
 	rows := func() []byte {
@@ -24,7 +33,6 @@ func sealed(seed uint64) (*tiers.Header, [tiers.NumParts][]byte) {
 		compress.FromFloat32(b, x, compress.BF16)
 		return b
 	}
-	o := seal.Options{Profile: tiers.ProfileBalanced}
 	for range heads {
 		o.Metrics = append(o.Metrics, attention.NewQuerySum(d).Metric())
 	}
