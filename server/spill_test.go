@@ -189,7 +189,7 @@ func TestSpilledAhead(t *testing.T) {
 				t.Fatal(err)
 			}
 			spillAhead(2 * 4 * int64(row))
-			s.dropIncomplete()
+			hold(t, s)() // the worker goes
 			if st := s.snapshot(); st.tailBytes(s.spec) != 0 {
 				t.Errorf("%d bytes", st.tailBytes(s.spec))
 			}
