@@ -23,6 +23,7 @@ const (
 	ReasonSpecDiffers = "MODEL_SPEC_DIFFERS" // not the sequence's
 	ReasonArgument    = "BAD_ARGUMENT"
 	ReasonUnknown     = "UNKNOWN_ID"
+	ReasonPrefixGone  = "PREFIX_GONE"     // the sequence does not begin any more with what was matched
 	ReasonExists      = "POSITION_EXISTS" // other bytes are there
 	ReasonSealed      = "POSITION_SEALED"
 	ReasonGap         = "GAP"

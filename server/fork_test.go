@@ -155,7 +155,7 @@ func match(t testing.TB, srv *Server, m *model, n int, p kvtierv1.Profile, spars
 	if err != nil {
 		t.Fatal(err)
 	}
-	return matched, s
+	return matched.GetTokens(), s
 }
 
 func TestMatchPrefix(t *testing.T) {

@@ -8,6 +8,8 @@ import (
 	"testing"
 	"time"
 
+	"google.golang.org/grpc/codes"
+
 	kvtierv1 "kvtier/proto/kvtier/v1"
 	"kvtier/tiers/files"
 )
@@ -236,6 +238,59 @@ func TestSparseRowsAreNotAdopted(t *testing.T) {
 			t.Errorf("a row is not read as it was appended, which is said of it: %v, %v", same, err)
 		}
 		m.check(t, s, n-1, exactBudget, 1e-5)
+	}
+}
+
+// A sequence that was changed since it was matched is not forked as what it was.
+func TestForkOfWhatWasMatched(t *testing.T) {
+	t.Parallel()
+	m, o := newModel(1, testSpec(), 600), newModel(2, testSpec(), 600)
+	srv := openServer(t, t.TempDir(), Options{})
+	s := openSequence(t, srv, &kvtierv1.OpenSequenceRequest{Spec: testSpec()})
+	m.feed(t, s, 0, 600)
+	find := func() (*kvtierv1.Prefix, *sequence) {
+		t.Helper()
+		p, from, err := srv.matchPrefix(&kvtierv1.MatchPrefixRequest{Spec: testSpec(), TokenIds: m.ids})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return p, from
+	}
+	p, from := find()
+	if from != s || p.GetTokens() != 576 {
+		t.Fatalf("matched %v", p)
+	}
+	fork := func(at uint64, p *kvtierv1.Prefix) (*sequence, error) {
+		f, release, err := srv.open(t.Context(), &kvtierv1.OpenSequenceRequest{ForkOf: s.id, ForkAt: at, ForkPrefix: p})
+		if err == nil {
+			release()
+		}
+		return f, err
+	}
+	for _, at := range []uint64{576, 500, 64} {
+		f, err := fork(at, p)
+		if err != nil {
+			t.Fatal(err)
+		}
+		m.check(t, f, int(at)-1, exactBudget, .1)
+		if err := f.delete(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, bad := range []*kvtierv1.Prefix{{}, {Tokens: 64}, {Tokens: 65, Name: p.Name}, {Name: p.Name}, {Tokens: 1 << 62, Name: p.Name[1:]}} {
+		_, err := fork(64, bad)
+		wantCode(t, err, codes.InvalidArgument, ReasonArgument)
+	}
+	_, err := fork(64, &kvtierv1.Prefix{Tokens: 1 << 62, Name: p.Name})
+	wantCode(t, err, codes.NotFound, ReasonPrefixGone)
+	if err := s.truncate(t.Context(), 0); err != nil {
+		t.Fatal(err)
+	}
+	o.feed(t, s, 0, 600)
+	_, err = fork(p.Tokens, p)
+	wantCode(t, err, codes.NotFound, ReasonPrefixGone)
+	if p, from := find(); from != nil {
+		t.Errorf("matched %v", p)
 	}
 }
 

@@ -120,11 +120,11 @@ func (x *sequenceService) opened(s *sequence) *kvtierv1.OpenSequenceResponse {
 }
 
 func (x *sequenceService) MatchPrefix(_ context.Context, r *kvtierv1.MatchPrefixRequest) (*kvtierv1.MatchPrefixResponse, error) {
-	n, s, err := x.srv.matchPrefix(r)
+	p, s, err := x.srv.matchPrefix(r)
 	if err != nil || s == nil {
 		return &kvtierv1.MatchPrefixResponse{}, err
 	}
-	return &kvtierv1.MatchPrefixResponse{Matched: n, SequenceId: s.id}, nil
+	return &kvtierv1.MatchPrefixResponse{Matched: p.Tokens, SequenceId: s.id, Prefix: p}, nil
 }
 
 func (x *sequenceService) Append(ctx context.Context, r *kvtierv1.AppendRequest) (*kvtierv1.AppendResponse, error) {

@@ -126,6 +126,9 @@ func (srv *Server) fork(ctx context.Context, r *kvtierv1.OpenSequenceRequest) (s
 	if err := from.usable(); err != nil {
 		return nil, nil, err
 	}
+	if err := from.beginsWith(r.ForkPrefix); err != nil {
+		return nil, nil, err
+	}
 	st, err := from.wholeLocked()
 	if err != nil {
 		return nil, nil, err
@@ -162,6 +165,28 @@ func (srv *Server) fork(ctx context.Context, r *kvtierv1.OpenSequenceRequest) (s
 	}
 	s.nameAll()
 	return s, release, nil
+}
+
+// beginsWith says whether the sequence begins with what was found there before; nil is nothing.
+func (s *sequence) beginsWith(p *kvtierv1.Prefix) error {
+	if p == nil {
+		return nil
+	}
+	if p.Tokens == 0 || p.Tokens%blockTokens != 0 || len(p.Name) != len(name{}) {
+		return invalid(ReasonArgument, "fork_prefix has %d tokens and a name of %d bytes: give what MatchPrefix returned", p.Tokens, len(p.Name))
+	}
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	if !s.namedLocked(p.Tokens, name(p.Name)) {
+		return fail(codes.NotFound, ReasonPrefixGone, "sequence %s does not begin with the tokens that were matched any more: match again", s.id)
+	}
+	return nil
+}
+
+// namedLocked says whether the sequence's first n tokens, whole blocks, have that name.
+func (s *sequence) namedLocked(n uint64, of name) bool {
+	at := n / blockTokens
+	return at > 0 && at <= uint64(len(s.mu.names)) && s.mu.names[at-1] == of
 }
 
 // cut returns the state of a sequence's first n tokens.
@@ -477,15 +502,15 @@ func (srv *Server) oldestIdle(but *sequence) (oldest *sequence) {
 	return oldest
 }
 
-// matchPrefix finds the longest stored prefix of ids from which every layer can continue.
-func (srv *Server) matchPrefix(r *kvtierv1.MatchPrefixRequest) (matched uint64, s *sequence, err error) {
+// matchPrefix finds the longest stored prefix of ids from which every layer can continue, and a sequence that begins with it; nil: none does.
+func (srv *Server) matchPrefix(r *kvtierv1.MatchPrefixRequest) (matched *kvtierv1.Prefix, s *sequence, err error) {
 	sp, err := newSpec(r.Spec)
 	if err != nil {
-		return 0, nil, err
+		return nil, nil, err
 	}
 	p, err := profileOf(r.Profile)
 	if err != nil {
-		return 0, nil, err
+		return nil, nil, err
 	}
 	n := newNamer(srv.key, sp, p)
 	// Stored prefixes are exact up to some block, and sparse from there on; which
@@ -499,22 +524,21 @@ func (srv *Server) matchPrefix(r *kvtierv1.MatchPrefixRequest) (matched uint64, 
 			parents = append(parents, exact)
 		}
 		sparse = nil
-		var holders []*sequence
+		var ends []name // that are known
 		if alive {
 			exact = n.next(exact, ids, true)
-			holders = srv.names.find(exact)
-			alive = len(holders) > 0
-		}
-		for _, parent := range parents {
-			next := n.next(parent, ids, false)
-			if found := srv.names.find(next); len(found) > 0 {
-				sparse = append(sparse, next)
-				holders = append(holders[:len(holders):len(holders)], found...)
+			if alive = len(srv.names.find(exact)) > 0; alive {
+				ends = append(ends, exact)
 			}
 		}
-		for _, h := range holders {
-			if h.continuesAt(sp, end) {
-				matched, s = end, h
+		for _, parent := range parents {
+			if next := n.next(parent, ids, false); len(srv.names.find(next)) > 0 {
+				sparse = append(sparse, next)
+			}
+		}
+		for _, of := range append(ends, sparse...) {
+			if holder := srv.holderOf(sp, end, of); holder != nil {
+				matched, s = &kvtierv1.Prefix{Tokens: end, Name: of[:]}, holder
 				break
 			}
 		}
@@ -522,11 +546,21 @@ func (srv *Server) matchPrefix(r *kvtierv1.MatchPrefixRequest) (matched uint64, 
 	return matched, s, nil
 }
 
-// continuesAt says whether every layer can continue from position end.
-func (s *sequence) continuesAt(sp *spec, end uint64) bool {
+// holderOf returns a sequence that can be continued at end, where a block of that name ends; nil if there is none.
+func (srv *Server) holderOf(sp *spec, end uint64, of name) *sequence {
+	for _, s := range srv.names.find(of) {
+		if s.continuesAt(sp, end, of) {
+			return s
+		}
+	}
+	return nil
+}
+
+// continuesAt says whether every layer can continue from position end, up to which the tokens have that name.
+func (s *sequence) continuesAt(sp *spec, end uint64, of name) bool {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
-	if s.mu.deleted || end > s.mu.accepted || s.mu.damaged != "" || s.spec.equal(sp) != nil {
+	if s.mu.deleted || s.mu.leaving || !s.namedLocked(end, of) || end > s.mu.accepted || s.mu.damaged != "" || s.spec.equal(sp) != nil {
 		return false
 	}
 	for _, r := range s.mu.spans {

@@ -122,7 +122,8 @@ def prepare(worker: Worker, repository: Repository, name: str) -> tuple[Context,
     Where only the beginning is found, as after a change of a file, the rest is read on a fork.
     """
     ids, session = repository.ids, worker.session
-    matched, found = session.match_prefix(worker.model.spec, ids)
+    match = session.match_prefix(worker.model.spec, ids)
+    matched, found = match.tokens, match.sequence_id
     if found and len(ids) - matched < BLOCK:
         stored = worker.open(found)
         if stored.length >= len(ids):
@@ -133,7 +134,7 @@ def prepare(worker: Worker, repository: Repository, name: str) -> tuple[Context,
         context = worker.create(name=name)
         context.prefill(ids, spans=repository.spans, chunk=256, progress=progress)
     else:
-        context = Context(worker, session.fork(found, matched, name=name))
+        context = Context(worker, session.fork(found, matched, name=name, match=match))
         # Exact attention, so that what is stored is what prefill would have made.
         for start in range(matched, len(ids), 256):
             context.extend(ids[start : start + 256], Budget.exact(), spans=_from(repository, start))

@@ -91,7 +91,8 @@ class Library:
     def store(self, video: Video, name: str, progress: Callable[[int, int], None]) -> tuple[str, int]:
         """Put a video into the daemon, unless its content is there. Returns (sequence id, tokens found)."""
         ids = np.concatenate([video.content_ids(video.embeddings(f, f + 1)) for f in range(video.frames)])
-        matched, found = self.session.match_prefix(self.spec, ids)
+        match = self.session.match_prefix(self.spec, ids)
+        matched, found = match.tokens, match.sequence_id
         # Names cover whole blocks of 64 tokens; what is missing of the last one is no reason to read again.
         if found and len(ids) - matched < 64 and self.session.client.describe(found).info.ack.accepted == len(ids):
             self.session.open(found)

@@ -8,7 +8,7 @@ attention over them (``attend``): it keeps no K/V of its own.
 """
 
 from kvtier.bf16 import from_bf16, round_bf16, to_bf16
-from kvtier.client import AttendStream, Client, OpenedSequence
+from kvtier.client import AttendStream, Client, OpenedSequence, PrefixMatch
 from kvtier.errors import (
     AlreadyExistsError,
     CancelledError,
@@ -60,6 +60,7 @@ __all__ = [
     "NotFoundError",
     "OpenedSequence",
     "OutOfRangeError",
+    "PrefixMatch",
     "Profile",
     "ResourceExhaustedError",
     "Session",

@@ -35,7 +35,7 @@ from kvtier.v1 import sequence_pb2 as spb
 from kvtier.v1 import sequence_pb2_grpc as srpc
 from kvtier.v1 import types_pb2 as pb
 
-__all__ = ["AttendStream", "Client", "OpenedSequence"]
+__all__ = ["AttendStream", "Client", "OpenedSequence", "PrefixMatch"]
 
 MAX_MESSAGE = 256 << 20
 DEFAULT_TIMEOUT = 60.0
@@ -60,6 +60,21 @@ class OpenedSequence:
     name: str
     exact_until: int
     handle: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class PrefixMatch:
+    """A stored prefix, as MatchPrefix found it.
+
+    Attributes:
+        tokens: how many were matched, a multiple of 64; 0: none.
+        sequence_id: a sequence that begins with them, to be forked there or before; empty if none.
+        name: names what was matched, so that a fork can be refused that would begin otherwise.
+    """
+
+    tokens: int
+    sequence_id: str
+    name: bytes
 
 
 class Client:
@@ -164,12 +179,26 @@ class Client:
             request.spec.CopyFrom(spec.to_proto())
         return self._open(request)
 
-    def fork(self, sequence_id: str, at: int = 0, *, name: str = "", lease_id: int = 0) -> OpenedSequence:
+    def fork(
+        self,
+        sequence_id: str,
+        at: int = 0,
+        *,
+        name: str = "",
+        match: PrefixMatch | None = None,
+        lease_id: int = 0,
+    ) -> OpenedSequence:
         """Make a sequence that begins as the first `at` tokens of another; 0 means all of them.
 
-        Raises FailedPreconditionError where a sliding-window layer cannot continue from `at`.
+        With `match`, what ``match_prefix`` found there, NotFoundError says that the sequence was
+        changed since: match again. Raises FailedPreconditionError where a sliding-window layer
+        cannot continue from `at`.
         """
-        return self._open(spb.OpenSequenceRequest(fork_of=sequence_id, fork_at=at, name=name, lease_id=lease_id))
+        request = spb.OpenSequenceRequest(fork_of=sequence_id, fork_at=at, name=name, lease_id=lease_id)
+        if match is not None:
+            request.fork_prefix.tokens = match.tokens
+            request.fork_prefix.name = match.name
+        return self._open(request)
 
     def _open(self, request: spb.OpenSequenceRequest) -> OpenedSequence:
         response = self._call(self._sequences.OpenSequence, request, None)
@@ -190,11 +219,10 @@ class Client:
         *,
         profile: Profile = Profile.UNSPECIFIED,
         allow_sparse: bool = False,
-    ) -> tuple[int, str]:
+    ) -> PrefixMatch:
         """The longest stored prefix of `token_ids` from which every layer can continue.
 
-        Returns:
-            (tokens matched, a multiple of 64; id of a sequence to fork there), or (0, "").
+        Give it to ``fork``, lest others change the sequence before that.
         """
         request = spb.MatchPrefixRequest(
             spec=spec.to_proto(),
@@ -203,7 +231,7 @@ class Client:
             allow_sparse=allow_sparse,
         )
         response = self._call(self._sequences.MatchPrefix, request, None)
-        return response.matched, response.sequence_id
+        return PrefixMatch(response.matched, response.sequence_id, response.prefix.name)
 
     def append(
         self,

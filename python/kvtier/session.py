@@ -12,7 +12,7 @@ from typing import Any, Self, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from kvtier.client import Client, OpenedSequence, TokenIds
+from kvtier.client import Client, OpenedSequence, PrefixMatch, TokenIds
 from kvtier.errors import KvtierError, NotFoundError, ResourceExhaustedError, UnavailableError
 from kvtier.fastpath import FastClient
 from kvtier.types import Ack, AttendItem, AttendResult, Budget, ModelSpec, Profile, Span
@@ -144,9 +144,13 @@ class Session:
         """As ``Client.open``, under this session's lease."""
         return self._with_lease(lambda lease: self.client.open(sequence_id, spec=spec, lease_id=lease))
 
-    def fork(self, sequence_id: str, at: int = 0, *, name: str = "") -> OpenedSequence:
+    def fork(
+        self, sequence_id: str, at: int = 0, *, name: str = "", match: PrefixMatch | None = None
+    ) -> OpenedSequence:
         """As ``Client.fork``, under this session's lease."""
-        return self._with_lease(lambda lease: self.client.fork(sequence_id, at, name=name, lease_id=lease))
+        return self._with_lease(
+            lambda lease: self.client.fork(sequence_id, at, name=name, match=match, lease_id=lease)
+        )
 
     def match_prefix(
         self,
@@ -155,7 +159,7 @@ class Session:
         *,
         profile: Profile = Profile.UNSPECIFIED,
         allow_sparse: bool = False,
-    ) -> tuple[int, str]:
+    ) -> PrefixMatch:
         """As ``Client.match_prefix``."""
         return self.client.match_prefix(spec, token_ids, profile=profile, allow_sparse=allow_sparse)
 

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from kvtier.bf16 import to_bf16
 from kvtier.client import OpenedSequence
 from kvtier.dense import KVRows, dense_attention
+from kvtier.errors import NotFoundError
 from kvtier.gguf_model import Model
 from kvtier.session import Session
 from kvtier.tokenizer import Tokenizer, as_token_text
@@ -33,6 +34,8 @@ TokenIds = Sequence[int] | NDArray[Any]
 # in eight is enough to know that, at an eighth of the queries' bytes.
 _QUERY_STRIDE = 8
 _CHUNK = 512
+# How often a prefix is matched whose sequence is changed before it is forked.
+_MATCHES = 4
 
 
 @dataclasses.dataclass(slots=True)
@@ -90,14 +93,20 @@ class Worker:
         context is empty. Never all of `token_ids` are taken from the store: logits need at least
         one token to be computed.
         """
-        matched, sequence_id = self.session.match_prefix(
-            self.model.spec, token_ids, profile=profile, allow_sparse=allow_sparse
-        )
-        if matched >= len(token_ids):
-            matched = (len(token_ids) - 1) // 64 * 64
-        if not matched:
-            return self.create(name=name, profile=profile)
-        return Context(self, self.session.fork(sequence_id, matched, name=name))
+        for _ in range(_MATCHES):
+            match = self.session.match_prefix(
+                self.model.spec, token_ids, profile=profile, allow_sparse=allow_sparse
+            )
+            matched = match.tokens
+            if matched >= len(token_ids):
+                matched = (len(token_ids) - 1) // 64 * 64
+            if not matched:
+                break
+            try:
+                return Context(self, self.session.fork(match.sequence_id, matched, name=name, match=match))
+            except NotFoundError:  # it was changed or deleted meanwhile
+                continue
+        return self.create(name=name, profile=profile)
 
 
 class Context:

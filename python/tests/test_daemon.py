@@ -151,6 +151,13 @@ def test_match_prefix(start_daemon: Callable[..., Daemon], load_model: Callable,
         got = context.extend(ids[256:], Budget.exact())
         assert divergence(oracle.prefill(ids)[None], got[None])[0].max() < 1e-3
         assert worker.resume([5, 6, 7]).length == 0
+        # A sequence that goes on otherwise since it was matched is not forked as what it was.
+        match = session.match_prefix(model.spec, ids[:300])
+        assert match.tokens == 256 and session.fork(match.sequence_id, 64, match=match).ack.accepted == 64
+        session.truncate(match.sequence_id, 0)
+        worker.open(match.sequence_id).prefill(ids[30:330])
+        with pytest.raises(kvtier.NotFoundError):
+            session.fork(match.sequence_id, 64, match=match)
 
 
 @pytest.mark.slow

@@ -310,7 +310,10 @@ type OpenSequenceRequest struct {
 	// ... with its first fork_at tokens (0 with fork_of set: all of them that are accepted).
 	ForkAt uint64 `protobuf:"varint,6,opt,name=fork_at,json=forkAt,proto3" json:"fork_at,omitempty"`
 	// What the worker holds through this handle ends with this lease; 0: no lease, held until Close.
-	LeaseId       uint64 `protobuf:"varint,7,opt,name=lease_id,json=leaseId,proto3" json:"lease_id,omitempty"`
+	LeaseId uint64 `protobuf:"varint,7,opt,name=lease_id,json=leaseId,proto3" json:"lease_id,omitempty"`
+	// With fork_of: what MatchPrefix found there. If the sequence begins otherwise by now, because it was truncated and
+	// continued, or was asked sparsely, the answer is NOT_FOUND, reason PREFIX_GONE: match again.
+	ForkPrefix    *Prefix `protobuf:"bytes,8,opt,name=fork_prefix,json=forkPrefix,proto3" json:"fork_prefix,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -394,6 +397,67 @@ func (x *OpenSequenceRequest) GetLeaseId() uint64 {
 	return 0
 }
 
+func (x *OpenSequenceRequest) GetForkPrefix() *Prefix {
+	if x != nil {
+		return x.ForkPrefix
+	}
+	return nil
+}
+
+// A prefix that a sequence has, in whole blocks of 64 tokens.
+type Prefix struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Tokens uint64                 `protobuf:"varint,1,opt,name=tokens,proto3" json:"tokens,omitempty"`
+	// Names the tokens, the model, the profile and whether exact attention made them. It means nothing in another data folder.
+	Name          []byte `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Prefix) Reset() {
+	*x = Prefix{}
+	mi := &file_kvtier_v1_sequence_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Prefix) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Prefix) ProtoMessage() {}
+
+func (x *Prefix) ProtoReflect() protoreflect.Message {
+	mi := &file_kvtier_v1_sequence_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Prefix.ProtoReflect.Descriptor instead.
+func (*Prefix) Descriptor() ([]byte, []int) {
+	return file_kvtier_v1_sequence_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *Prefix) GetTokens() uint64 {
+	if x != nil {
+		return x.Tokens
+	}
+	return 0
+}
+
+func (x *Prefix) GetName() []byte {
+	if x != nil {
+		return x.Name
+	}
+	return nil
+}
+
 type OpenSequenceResponse struct {
 	state      protoimpl.MessageState `protogen:"open.v1"`
 	SequenceId string                 `protobuf:"bytes,1,opt,name=sequence_id,json=sequenceId,proto3" json:"sequence_id,omitempty"`
@@ -412,7 +476,7 @@ type OpenSequenceResponse struct {
 
 func (x *OpenSequenceResponse) Reset() {
 	*x = OpenSequenceResponse{}
-	mi := &file_kvtier_v1_sequence_proto_msgTypes[7]
+	mi := &file_kvtier_v1_sequence_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -424,7 +488,7 @@ func (x *OpenSequenceResponse) String() string {
 func (*OpenSequenceResponse) ProtoMessage() {}
 
 func (x *OpenSequenceResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_kvtier_v1_sequence_proto_msgTypes[7]
+	mi := &file_kvtier_v1_sequence_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -437,7 +501,7 @@ func (x *OpenSequenceResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OpenSequenceResponse.ProtoReflect.Descriptor instead.
 func (*OpenSequenceResponse) Descriptor() ([]byte, []int) {
-	return file_kvtier_v1_sequence_proto_rawDescGZIP(), []int{7}
+	return file_kvtier_v1_sequence_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *OpenSequenceResponse) GetSequenceId() string {
@@ -502,7 +566,7 @@ type MatchPrefixRequest struct {
 
 func (x *MatchPrefixRequest) Reset() {
 	*x = MatchPrefixRequest{}
-	mi := &file_kvtier_v1_sequence_proto_msgTypes[8]
+	mi := &file_kvtier_v1_sequence_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -514,7 +578,7 @@ func (x *MatchPrefixRequest) String() string {
 func (*MatchPrefixRequest) ProtoMessage() {}
 
 func (x *MatchPrefixRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_kvtier_v1_sequence_proto_msgTypes[8]
+	mi := &file_kvtier_v1_sequence_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -527,7 +591,7 @@ func (x *MatchPrefixRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MatchPrefixRequest.ProtoReflect.Descriptor instead.
 func (*MatchPrefixRequest) Descriptor() ([]byte, []int) {
-	return file_kvtier_v1_sequence_proto_rawDescGZIP(), []int{8}
+	return file_kvtier_v1_sequence_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *MatchPrefixRequest) GetSpec() *ModelSpec {
@@ -562,15 +626,17 @@ type MatchPrefixResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Tokens matched, a multiple of 64; 0: none.
 	Matched uint64 `protobuf:"varint,1,opt,name=matched,proto3" json:"matched,omitempty"`
-	// A sequence that holds them: fork it at `matched`. Empty if none.
-	SequenceId    string `protobuf:"bytes,2,opt,name=sequence_id,json=sequenceId,proto3" json:"sequence_id,omitempty"`
+	// A sequence that holds them: fork it at `matched` or before. Empty if none.
+	SequenceId string `protobuf:"bytes,2,opt,name=sequence_id,json=sequenceId,proto3" json:"sequence_id,omitempty"`
+	// What was matched. Give it as fork_prefix, lest others change the sequence before it is forked.
+	Prefix        *Prefix `protobuf:"bytes,3,opt,name=prefix,proto3" json:"prefix,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *MatchPrefixResponse) Reset() {
 	*x = MatchPrefixResponse{}
-	mi := &file_kvtier_v1_sequence_proto_msgTypes[9]
+	mi := &file_kvtier_v1_sequence_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -582,7 +648,7 @@ func (x *MatchPrefixResponse) String() string {
 func (*MatchPrefixResponse) ProtoMessage() {}
 
 func (x *MatchPrefixResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_kvtier_v1_sequence_proto_msgTypes[9]
+	mi := &file_kvtier_v1_sequence_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -595,7 +661,7 @@ func (x *MatchPrefixResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MatchPrefixResponse.ProtoReflect.Descriptor instead.
 func (*MatchPrefixResponse) Descriptor() ([]byte, []int) {
-	return file_kvtier_v1_sequence_proto_rawDescGZIP(), []int{9}
+	return file_kvtier_v1_sequence_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *MatchPrefixResponse) GetMatched() uint64 {
@@ -610,6 +676,13 @@ func (x *MatchPrefixResponse) GetSequenceId() string {
 		return x.SequenceId
 	}
 	return ""
+}
+
+func (x *MatchPrefixResponse) GetPrefix() *Prefix {
+	if x != nil {
+		return x.Prefix
+	}
+	return nil
 }
 
 type AppendRequest struct {
@@ -645,7 +718,7 @@ type AppendRequest struct {
 
 func (x *AppendRequest) Reset() {
 	*x = AppendRequest{}
-	mi := &file_kvtier_v1_sequence_proto_msgTypes[10]
+	mi := &file_kvtier_v1_sequence_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -657,7 +730,7 @@ func (x *AppendRequest) String() string {
 func (*AppendRequest) ProtoMessage() {}
 
 func (x *AppendRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_kvtier_v1_sequence_proto_msgTypes[10]
+	mi := &file_kvtier_v1_sequence_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -670,7 +743,7 @@ func (x *AppendRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AppendRequest.ProtoReflect.Descriptor instead.
 func (*AppendRequest) Descriptor() ([]byte, []int) {
-	return file_kvtier_v1_sequence_proto_rawDescGZIP(), []int{10}
+	return file_kvtier_v1_sequence_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *AppendRequest) GetSequenceId() string {
@@ -766,7 +839,7 @@ type AppendResponse struct {
 
 func (x *AppendResponse) Reset() {
 	*x = AppendResponse{}
-	mi := &file_kvtier_v1_sequence_proto_msgTypes[11]
+	mi := &file_kvtier_v1_sequence_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -778,7 +851,7 @@ func (x *AppendResponse) String() string {
 func (*AppendResponse) ProtoMessage() {}
 
 func (x *AppendResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_kvtier_v1_sequence_proto_msgTypes[11]
+	mi := &file_kvtier_v1_sequence_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -791,7 +864,7 @@ func (x *AppendResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AppendResponse.ProtoReflect.Descriptor instead.
 func (*AppendResponse) Descriptor() ([]byte, []int) {
-	return file_kvtier_v1_sequence_proto_rawDescGZIP(), []int{11}
+	return file_kvtier_v1_sequence_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *AppendResponse) GetAck() *Ack {
@@ -824,7 +897,7 @@ type AttendItem struct {
 
 func (x *AttendItem) Reset() {
 	*x = AttendItem{}
-	mi := &file_kvtier_v1_sequence_proto_msgTypes[12]
+	mi := &file_kvtier_v1_sequence_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -836,7 +909,7 @@ func (x *AttendItem) String() string {
 func (*AttendItem) ProtoMessage() {}
 
 func (x *AttendItem) ProtoReflect() protoreflect.Message {
-	mi := &file_kvtier_v1_sequence_proto_msgTypes[12]
+	mi := &file_kvtier_v1_sequence_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -849,7 +922,7 @@ func (x *AttendItem) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttendItem.ProtoReflect.Descriptor instead.
 func (*AttendItem) Descriptor() ([]byte, []int) {
-	return file_kvtier_v1_sequence_proto_rawDescGZIP(), []int{12}
+	return file_kvtier_v1_sequence_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *AttendItem) GetSequenceId() string {
@@ -929,7 +1002,7 @@ type AttendRequest struct {
 
 func (x *AttendRequest) Reset() {
 	*x = AttendRequest{}
-	mi := &file_kvtier_v1_sequence_proto_msgTypes[13]
+	mi := &file_kvtier_v1_sequence_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -941,7 +1014,7 @@ func (x *AttendRequest) String() string {
 func (*AttendRequest) ProtoMessage() {}
 
 func (x *AttendRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_kvtier_v1_sequence_proto_msgTypes[13]
+	mi := &file_kvtier_v1_sequence_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -954,7 +1027,7 @@ func (x *AttendRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttendRequest.ProtoReflect.Descriptor instead.
 func (*AttendRequest) Descriptor() ([]byte, []int) {
-	return file_kvtier_v1_sequence_proto_rawDescGZIP(), []int{13}
+	return file_kvtier_v1_sequence_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *AttendRequest) GetLayer() uint32 {
@@ -1004,7 +1077,7 @@ type AttendResult struct {
 
 func (x *AttendResult) Reset() {
 	*x = AttendResult{}
-	mi := &file_kvtier_v1_sequence_proto_msgTypes[14]
+	mi := &file_kvtier_v1_sequence_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1016,7 +1089,7 @@ func (x *AttendResult) String() string {
 func (*AttendResult) ProtoMessage() {}
 
 func (x *AttendResult) ProtoReflect() protoreflect.Message {
-	mi := &file_kvtier_v1_sequence_proto_msgTypes[14]
+	mi := &file_kvtier_v1_sequence_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1029,7 +1102,7 @@ func (x *AttendResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttendResult.ProtoReflect.Descriptor instead.
 func (*AttendResult) Descriptor() ([]byte, []int) {
-	return file_kvtier_v1_sequence_proto_rawDescGZIP(), []int{14}
+	return file_kvtier_v1_sequence_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *AttendResult) GetOutput() []byte {
@@ -1083,7 +1156,7 @@ type AttendResponse struct {
 
 func (x *AttendResponse) Reset() {
 	*x = AttendResponse{}
-	mi := &file_kvtier_v1_sequence_proto_msgTypes[15]
+	mi := &file_kvtier_v1_sequence_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1095,7 +1168,7 @@ func (x *AttendResponse) String() string {
 func (*AttendResponse) ProtoMessage() {}
 
 func (x *AttendResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_kvtier_v1_sequence_proto_msgTypes[15]
+	mi := &file_kvtier_v1_sequence_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1108,7 +1181,7 @@ func (x *AttendResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttendResponse.ProtoReflect.Descriptor instead.
 func (*AttendResponse) Descriptor() ([]byte, []int) {
-	return file_kvtier_v1_sequence_proto_rawDescGZIP(), []int{15}
+	return file_kvtier_v1_sequence_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *AttendResponse) GetResults() []*AttendResult {
@@ -1127,7 +1200,7 @@ type AttendStreamRequest struct {
 
 func (x *AttendStreamRequest) Reset() {
 	*x = AttendStreamRequest{}
-	mi := &file_kvtier_v1_sequence_proto_msgTypes[16]
+	mi := &file_kvtier_v1_sequence_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1139,7 +1212,7 @@ func (x *AttendStreamRequest) String() string {
 func (*AttendStreamRequest) ProtoMessage() {}
 
 func (x *AttendStreamRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_kvtier_v1_sequence_proto_msgTypes[16]
+	mi := &file_kvtier_v1_sequence_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1152,7 +1225,7 @@ func (x *AttendStreamRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttendStreamRequest.ProtoReflect.Descriptor instead.
 func (*AttendStreamRequest) Descriptor() ([]byte, []int) {
-	return file_kvtier_v1_sequence_proto_rawDescGZIP(), []int{16}
+	return file_kvtier_v1_sequence_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *AttendStreamRequest) GetRequest() *AttendRequest {
@@ -1174,7 +1247,7 @@ type AttendStreamResponse struct {
 
 func (x *AttendStreamResponse) Reset() {
 	*x = AttendStreamResponse{}
-	mi := &file_kvtier_v1_sequence_proto_msgTypes[17]
+	mi := &file_kvtier_v1_sequence_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1186,7 +1259,7 @@ func (x *AttendStreamResponse) String() string {
 func (*AttendStreamResponse) ProtoMessage() {}
 
 func (x *AttendStreamResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_kvtier_v1_sequence_proto_msgTypes[17]
+	mi := &file_kvtier_v1_sequence_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1199,7 +1272,7 @@ func (x *AttendStreamResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttendStreamResponse.ProtoReflect.Descriptor instead.
 func (*AttendStreamResponse) Descriptor() ([]byte, []int) {
-	return file_kvtier_v1_sequence_proto_rawDescGZIP(), []int{17}
+	return file_kvtier_v1_sequence_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *AttendStreamResponse) GetResponse() *AttendResponse {
@@ -1233,7 +1306,7 @@ type PrefetchRequest struct {
 
 func (x *PrefetchRequest) Reset() {
 	*x = PrefetchRequest{}
-	mi := &file_kvtier_v1_sequence_proto_msgTypes[18]
+	mi := &file_kvtier_v1_sequence_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1245,7 +1318,7 @@ func (x *PrefetchRequest) String() string {
 func (*PrefetchRequest) ProtoMessage() {}
 
 func (x *PrefetchRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_kvtier_v1_sequence_proto_msgTypes[18]
+	mi := &file_kvtier_v1_sequence_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1258,7 +1331,7 @@ func (x *PrefetchRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PrefetchRequest.ProtoReflect.Descriptor instead.
 func (*PrefetchRequest) Descriptor() ([]byte, []int) {
-	return file_kvtier_v1_sequence_proto_rawDescGZIP(), []int{18}
+	return file_kvtier_v1_sequence_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *PrefetchRequest) GetSequenceId() string {
@@ -1285,7 +1358,7 @@ type PrefetchResponse struct {
 
 func (x *PrefetchResponse) Reset() {
 	*x = PrefetchResponse{}
-	mi := &file_kvtier_v1_sequence_proto_msgTypes[19]
+	mi := &file_kvtier_v1_sequence_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1297,7 +1370,7 @@ func (x *PrefetchResponse) String() string {
 func (*PrefetchResponse) ProtoMessage() {}
 
 func (x *PrefetchResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_kvtier_v1_sequence_proto_msgTypes[19]
+	mi := &file_kvtier_v1_sequence_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1310,7 +1383,7 @@ func (x *PrefetchResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PrefetchResponse.ProtoReflect.Descriptor instead.
 func (*PrefetchResponse) Descriptor() ([]byte, []int) {
-	return file_kvtier_v1_sequence_proto_rawDescGZIP(), []int{19}
+	return file_kvtier_v1_sequence_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *PrefetchResponse) GetBytesQueued() uint64 {
@@ -1333,7 +1406,7 @@ type ReadKVRequest struct {
 
 func (x *ReadKVRequest) Reset() {
 	*x = ReadKVRequest{}
-	mi := &file_kvtier_v1_sequence_proto_msgTypes[20]
+	mi := &file_kvtier_v1_sequence_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1345,7 +1418,7 @@ func (x *ReadKVRequest) String() string {
 func (*ReadKVRequest) ProtoMessage() {}
 
 func (x *ReadKVRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_kvtier_v1_sequence_proto_msgTypes[20]
+	mi := &file_kvtier_v1_sequence_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1358,7 +1431,7 @@ func (x *ReadKVRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadKVRequest.ProtoReflect.Descriptor instead.
 func (*ReadKVRequest) Descriptor() ([]byte, []int) {
-	return file_kvtier_v1_sequence_proto_rawDescGZIP(), []int{20}
+	return file_kvtier_v1_sequence_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *ReadKVRequest) GetSequenceId() string {
@@ -1403,7 +1476,7 @@ type ReadKVResponse struct {
 
 func (x *ReadKVResponse) Reset() {
 	*x = ReadKVResponse{}
-	mi := &file_kvtier_v1_sequence_proto_msgTypes[21]
+	mi := &file_kvtier_v1_sequence_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1415,7 +1488,7 @@ func (x *ReadKVResponse) String() string {
 func (*ReadKVResponse) ProtoMessage() {}
 
 func (x *ReadKVResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_kvtier_v1_sequence_proto_msgTypes[21]
+	mi := &file_kvtier_v1_sequence_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1428,7 +1501,7 @@ func (x *ReadKVResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadKVResponse.ProtoReflect.Descriptor instead.
 func (*ReadKVResponse) Descriptor() ([]byte, []int) {
-	return file_kvtier_v1_sequence_proto_rawDescGZIP(), []int{21}
+	return file_kvtier_v1_sequence_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *ReadKVResponse) GetK() []byte {
@@ -1470,7 +1543,7 @@ type TruncateRequest struct {
 
 func (x *TruncateRequest) Reset() {
 	*x = TruncateRequest{}
-	mi := &file_kvtier_v1_sequence_proto_msgTypes[22]
+	mi := &file_kvtier_v1_sequence_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1482,7 +1555,7 @@ func (x *TruncateRequest) String() string {
 func (*TruncateRequest) ProtoMessage() {}
 
 func (x *TruncateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_kvtier_v1_sequence_proto_msgTypes[22]
+	mi := &file_kvtier_v1_sequence_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1495,7 +1568,7 @@ func (x *TruncateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TruncateRequest.ProtoReflect.Descriptor instead.
 func (*TruncateRequest) Descriptor() ([]byte, []int) {
-	return file_kvtier_v1_sequence_proto_rawDescGZIP(), []int{22}
+	return file_kvtier_v1_sequence_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *TruncateRequest) GetSequenceId() string {
@@ -1521,7 +1594,7 @@ type TruncateResponse struct {
 
 func (x *TruncateResponse) Reset() {
 	*x = TruncateResponse{}
-	mi := &file_kvtier_v1_sequence_proto_msgTypes[23]
+	mi := &file_kvtier_v1_sequence_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1533,7 +1606,7 @@ func (x *TruncateResponse) String() string {
 func (*TruncateResponse) ProtoMessage() {}
 
 func (x *TruncateResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_kvtier_v1_sequence_proto_msgTypes[23]
+	mi := &file_kvtier_v1_sequence_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1546,7 +1619,7 @@ func (x *TruncateResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TruncateResponse.ProtoReflect.Descriptor instead.
 func (*TruncateResponse) Descriptor() ([]byte, []int) {
-	return file_kvtier_v1_sequence_proto_rawDescGZIP(), []int{23}
+	return file_kvtier_v1_sequence_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *TruncateResponse) GetAck() *Ack {
@@ -1567,7 +1640,7 @@ type FlushRequest struct {
 
 func (x *FlushRequest) Reset() {
 	*x = FlushRequest{}
-	mi := &file_kvtier_v1_sequence_proto_msgTypes[24]
+	mi := &file_kvtier_v1_sequence_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1579,7 +1652,7 @@ func (x *FlushRequest) String() string {
 func (*FlushRequest) ProtoMessage() {}
 
 func (x *FlushRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_kvtier_v1_sequence_proto_msgTypes[24]
+	mi := &file_kvtier_v1_sequence_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1592,7 +1665,7 @@ func (x *FlushRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FlushRequest.ProtoReflect.Descriptor instead.
 func (*FlushRequest) Descriptor() ([]byte, []int) {
-	return file_kvtier_v1_sequence_proto_rawDescGZIP(), []int{24}
+	return file_kvtier_v1_sequence_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *FlushRequest) GetSequenceId() string {
@@ -1618,7 +1691,7 @@ type FlushResponse struct {
 
 func (x *FlushResponse) Reset() {
 	*x = FlushResponse{}
-	mi := &file_kvtier_v1_sequence_proto_msgTypes[25]
+	mi := &file_kvtier_v1_sequence_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1630,7 +1703,7 @@ func (x *FlushResponse) String() string {
 func (*FlushResponse) ProtoMessage() {}
 
 func (x *FlushResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_kvtier_v1_sequence_proto_msgTypes[25]
+	mi := &file_kvtier_v1_sequence_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1643,7 +1716,7 @@ func (x *FlushResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FlushResponse.ProtoReflect.Descriptor instead.
 func (*FlushResponse) Descriptor() ([]byte, []int) {
-	return file_kvtier_v1_sequence_proto_rawDescGZIP(), []int{25}
+	return file_kvtier_v1_sequence_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *FlushResponse) GetAck() *Ack {
@@ -1662,7 +1735,7 @@ type CloseSequenceRequest struct {
 
 func (x *CloseSequenceRequest) Reset() {
 	*x = CloseSequenceRequest{}
-	mi := &file_kvtier_v1_sequence_proto_msgTypes[26]
+	mi := &file_kvtier_v1_sequence_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1674,7 +1747,7 @@ func (x *CloseSequenceRequest) String() string {
 func (*CloseSequenceRequest) ProtoMessage() {}
 
 func (x *CloseSequenceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_kvtier_v1_sequence_proto_msgTypes[26]
+	mi := &file_kvtier_v1_sequence_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1687,7 +1760,7 @@ func (x *CloseSequenceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CloseSequenceRequest.ProtoReflect.Descriptor instead.
 func (*CloseSequenceRequest) Descriptor() ([]byte, []int) {
-	return file_kvtier_v1_sequence_proto_rawDescGZIP(), []int{26}
+	return file_kvtier_v1_sequence_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *CloseSequenceRequest) GetSequenceId() string {
@@ -1706,7 +1779,7 @@ type CloseSequenceResponse struct {
 
 func (x *CloseSequenceResponse) Reset() {
 	*x = CloseSequenceResponse{}
-	mi := &file_kvtier_v1_sequence_proto_msgTypes[27]
+	mi := &file_kvtier_v1_sequence_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1718,7 +1791,7 @@ func (x *CloseSequenceResponse) String() string {
 func (*CloseSequenceResponse) ProtoMessage() {}
 
 func (x *CloseSequenceResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_kvtier_v1_sequence_proto_msgTypes[27]
+	mi := &file_kvtier_v1_sequence_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1731,7 +1804,7 @@ func (x *CloseSequenceResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CloseSequenceResponse.ProtoReflect.Descriptor instead.
 func (*CloseSequenceResponse) Descriptor() ([]byte, []int) {
-	return file_kvtier_v1_sequence_proto_rawDescGZIP(), []int{27}
+	return file_kvtier_v1_sequence_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *CloseSequenceResponse) GetAck() *Ack {
@@ -1750,7 +1823,7 @@ type DeleteSequenceRequest struct {
 
 func (x *DeleteSequenceRequest) Reset() {
 	*x = DeleteSequenceRequest{}
-	mi := &file_kvtier_v1_sequence_proto_msgTypes[28]
+	mi := &file_kvtier_v1_sequence_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1762,7 +1835,7 @@ func (x *DeleteSequenceRequest) String() string {
 func (*DeleteSequenceRequest) ProtoMessage() {}
 
 func (x *DeleteSequenceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_kvtier_v1_sequence_proto_msgTypes[28]
+	mi := &file_kvtier_v1_sequence_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1775,7 +1848,7 @@ func (x *DeleteSequenceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteSequenceRequest.ProtoReflect.Descriptor instead.
 func (*DeleteSequenceRequest) Descriptor() ([]byte, []int) {
-	return file_kvtier_v1_sequence_proto_rawDescGZIP(), []int{28}
+	return file_kvtier_v1_sequence_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *DeleteSequenceRequest) GetSequenceId() string {
@@ -1793,7 +1866,7 @@ type DeleteSequenceResponse struct {
 
 func (x *DeleteSequenceResponse) Reset() {
 	*x = DeleteSequenceResponse{}
-	mi := &file_kvtier_v1_sequence_proto_msgTypes[29]
+	mi := &file_kvtier_v1_sequence_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1805,7 +1878,7 @@ func (x *DeleteSequenceResponse) String() string {
 func (*DeleteSequenceResponse) ProtoMessage() {}
 
 func (x *DeleteSequenceResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_kvtier_v1_sequence_proto_msgTypes[29]
+	mi := &file_kvtier_v1_sequence_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1818,7 +1891,7 @@ func (x *DeleteSequenceResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteSequenceResponse.ProtoReflect.Descriptor instead.
 func (*DeleteSequenceResponse) Descriptor() ([]byte, []int) {
-	return file_kvtier_v1_sequence_proto_rawDescGZIP(), []int{29}
+	return file_kvtier_v1_sequence_proto_rawDescGZIP(), []int{30}
 }
 
 type PinRequest struct {
@@ -1835,7 +1908,7 @@ type PinRequest struct {
 
 func (x *PinRequest) Reset() {
 	*x = PinRequest{}
-	mi := &file_kvtier_v1_sequence_proto_msgTypes[30]
+	mi := &file_kvtier_v1_sequence_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1847,7 +1920,7 @@ func (x *PinRequest) String() string {
 func (*PinRequest) ProtoMessage() {}
 
 func (x *PinRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_kvtier_v1_sequence_proto_msgTypes[30]
+	mi := &file_kvtier_v1_sequence_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1860,7 +1933,7 @@ func (x *PinRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PinRequest.ProtoReflect.Descriptor instead.
 func (*PinRequest) Descriptor() ([]byte, []int) {
-	return file_kvtier_v1_sequence_proto_rawDescGZIP(), []int{30}
+	return file_kvtier_v1_sequence_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *PinRequest) GetSequenceId() string {
@@ -1902,7 +1975,7 @@ type PinResponse struct {
 
 func (x *PinResponse) Reset() {
 	*x = PinResponse{}
-	mi := &file_kvtier_v1_sequence_proto_msgTypes[31]
+	mi := &file_kvtier_v1_sequence_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1914,7 +1987,7 @@ func (x *PinResponse) String() string {
 func (*PinResponse) ProtoMessage() {}
 
 func (x *PinResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_kvtier_v1_sequence_proto_msgTypes[31]
+	mi := &file_kvtier_v1_sequence_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1927,7 +2000,7 @@ func (x *PinResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PinResponse.ProtoReflect.Descriptor instead.
 func (*PinResponse) Descriptor() ([]byte, []int) {
-	return file_kvtier_v1_sequence_proto_rawDescGZIP(), []int{31}
+	return file_kvtier_v1_sequence_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *PinResponse) GetPinId() uint64 {
@@ -1953,7 +2026,7 @@ type UnpinRequest struct {
 
 func (x *UnpinRequest) Reset() {
 	*x = UnpinRequest{}
-	mi := &file_kvtier_v1_sequence_proto_msgTypes[32]
+	mi := &file_kvtier_v1_sequence_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1965,7 +2038,7 @@ func (x *UnpinRequest) String() string {
 func (*UnpinRequest) ProtoMessage() {}
 
 func (x *UnpinRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_kvtier_v1_sequence_proto_msgTypes[32]
+	mi := &file_kvtier_v1_sequence_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1978,7 +2051,7 @@ func (x *UnpinRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UnpinRequest.ProtoReflect.Descriptor instead.
 func (*UnpinRequest) Descriptor() ([]byte, []int) {
-	return file_kvtier_v1_sequence_proto_rawDescGZIP(), []int{32}
+	return file_kvtier_v1_sequence_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *UnpinRequest) GetPinId() uint64 {
@@ -1996,7 +2069,7 @@ type UnpinResponse struct {
 
 func (x *UnpinResponse) Reset() {
 	*x = UnpinResponse{}
-	mi := &file_kvtier_v1_sequence_proto_msgTypes[33]
+	mi := &file_kvtier_v1_sequence_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2008,7 +2081,7 @@ func (x *UnpinResponse) String() string {
 func (*UnpinResponse) ProtoMessage() {}
 
 func (x *UnpinResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_kvtier_v1_sequence_proto_msgTypes[33]
+	mi := &file_kvtier_v1_sequence_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2021,7 +2094,7 @@ func (x *UnpinResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UnpinResponse.ProtoReflect.Descriptor instead.
 func (*UnpinResponse) Descriptor() ([]byte, []int) {
-	return file_kvtier_v1_sequence_proto_rawDescGZIP(), []int{33}
+	return file_kvtier_v1_sequence_proto_rawDescGZIP(), []int{34}
 }
 
 var File_kvtier_v1_sequence_proto protoreflect.FileDescriptor
@@ -2044,7 +2117,7 @@ const file_kvtier_v1_sequence_proto_rawDesc = "" +
 	"ttlSeconds\"/\n" +
 	"\x12RevokeLeaseRequest\x12\x19\n" +
 	"\blease_id\x18\x01 \x01(\x04R\aleaseId\"\x15\n" +
-	"\x13RevokeLeaseResponse\"\xef\x01\n" +
+	"\x13RevokeLeaseResponse\"\xa3\x02\n" +
 	"\x13OpenSequenceRequest\x12\x1f\n" +
 	"\vsequence_id\x18\x01 \x01(\tR\n" +
 	"sequenceId\x12(\n" +
@@ -2053,7 +2126,12 @@ const file_kvtier_v1_sequence_proto_rawDesc = "" +
 	"\x04name\x18\x04 \x01(\tR\x04name\x12\x17\n" +
 	"\afork_of\x18\x05 \x01(\tR\x06forkOf\x12\x17\n" +
 	"\afork_at\x18\x06 \x01(\x04R\x06forkAt\x12\x19\n" +
-	"\blease_id\x18\a \x01(\x04R\aleaseId\"\xfe\x01\n" +
+	"\blease_id\x18\a \x01(\x04R\aleaseId\x122\n" +
+	"\vfork_prefix\x18\b \x01(\v2\x11.kvtier.v1.PrefixR\n" +
+	"forkPrefix\"4\n" +
+	"\x06Prefix\x12\x16\n" +
+	"\x06tokens\x18\x01 \x01(\x04R\x06tokens\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\fR\x04name\"\xfe\x01\n" +
 	"\x14OpenSequenceResponse\x12\x1f\n" +
 	"\vsequence_id\x18\x01 \x01(\tR\n" +
 	"sequenceId\x12 \n" +
@@ -2068,11 +2146,12 @@ const file_kvtier_v1_sequence_proto_rawDesc = "" +
 	"\x04spec\x18\x01 \x01(\v2\x14.kvtier.v1.ModelSpecR\x04spec\x12,\n" +
 	"\aprofile\x18\x02 \x01(\x0e2\x12.kvtier.v1.ProfileR\aprofile\x12\x1b\n" +
 	"\ttoken_ids\x18\x03 \x03(\x04R\btokenIds\x12!\n" +
-	"\fallow_sparse\x18\x04 \x01(\bR\vallowSparse\"P\n" +
+	"\fallow_sparse\x18\x04 \x01(\bR\vallowSparse\"{\n" +
 	"\x13MatchPrefixResponse\x12\x18\n" +
 	"\amatched\x18\x01 \x01(\x04R\amatched\x12\x1f\n" +
 	"\vsequence_id\x18\x02 \x01(\tR\n" +
-	"sequenceId\"\xea\x02\n" +
+	"sequenceId\x12)\n" +
+	"\x06prefix\x18\x03 \x01(\v2\x11.kvtier.v1.PrefixR\x06prefix\"\xea\x02\n" +
 	"\rAppendRequest\x12\x1f\n" +
 	"\vsequence_id\x18\x01 \x01(\tR\n" +
 	"sequenceId\x12\x14\n" +
@@ -2209,7 +2288,7 @@ func file_kvtier_v1_sequence_proto_rawDescGZIP() []byte {
 	return file_kvtier_v1_sequence_proto_rawDescData
 }
 
-var file_kvtier_v1_sequence_proto_msgTypes = make([]protoimpl.MessageInfo, 34)
+var file_kvtier_v1_sequence_proto_msgTypes = make([]protoimpl.MessageInfo, 35)
 var file_kvtier_v1_sequence_proto_goTypes = []any{
 	(*CreateLeaseRequest)(nil),     // 0: kvtier.v1.CreateLeaseRequest
 	(*CreateLeaseResponse)(nil),    // 1: kvtier.v1.CreateLeaseResponse
@@ -2218,101 +2297,104 @@ var file_kvtier_v1_sequence_proto_goTypes = []any{
 	(*RevokeLeaseRequest)(nil),     // 4: kvtier.v1.RevokeLeaseRequest
 	(*RevokeLeaseResponse)(nil),    // 5: kvtier.v1.RevokeLeaseResponse
 	(*OpenSequenceRequest)(nil),    // 6: kvtier.v1.OpenSequenceRequest
-	(*OpenSequenceResponse)(nil),   // 7: kvtier.v1.OpenSequenceResponse
-	(*MatchPrefixRequest)(nil),     // 8: kvtier.v1.MatchPrefixRequest
-	(*MatchPrefixResponse)(nil),    // 9: kvtier.v1.MatchPrefixResponse
-	(*AppendRequest)(nil),          // 10: kvtier.v1.AppendRequest
-	(*AppendResponse)(nil),         // 11: kvtier.v1.AppendResponse
-	(*AttendItem)(nil),             // 12: kvtier.v1.AttendItem
-	(*AttendRequest)(nil),          // 13: kvtier.v1.AttendRequest
-	(*AttendResult)(nil),           // 14: kvtier.v1.AttendResult
-	(*AttendResponse)(nil),         // 15: kvtier.v1.AttendResponse
-	(*AttendStreamRequest)(nil),    // 16: kvtier.v1.AttendStreamRequest
-	(*AttendStreamResponse)(nil),   // 17: kvtier.v1.AttendStreamResponse
-	(*PrefetchRequest)(nil),        // 18: kvtier.v1.PrefetchRequest
-	(*PrefetchResponse)(nil),       // 19: kvtier.v1.PrefetchResponse
-	(*ReadKVRequest)(nil),          // 20: kvtier.v1.ReadKVRequest
-	(*ReadKVResponse)(nil),         // 21: kvtier.v1.ReadKVResponse
-	(*TruncateRequest)(nil),        // 22: kvtier.v1.TruncateRequest
-	(*TruncateResponse)(nil),       // 23: kvtier.v1.TruncateResponse
-	(*FlushRequest)(nil),           // 24: kvtier.v1.FlushRequest
-	(*FlushResponse)(nil),          // 25: kvtier.v1.FlushResponse
-	(*CloseSequenceRequest)(nil),   // 26: kvtier.v1.CloseSequenceRequest
-	(*CloseSequenceResponse)(nil),  // 27: kvtier.v1.CloseSequenceResponse
-	(*DeleteSequenceRequest)(nil),  // 28: kvtier.v1.DeleteSequenceRequest
-	(*DeleteSequenceResponse)(nil), // 29: kvtier.v1.DeleteSequenceResponse
-	(*PinRequest)(nil),             // 30: kvtier.v1.PinRequest
-	(*PinResponse)(nil),            // 31: kvtier.v1.PinResponse
-	(*UnpinRequest)(nil),           // 32: kvtier.v1.UnpinRequest
-	(*UnpinResponse)(nil),          // 33: kvtier.v1.UnpinResponse
-	(*ModelSpec)(nil),              // 34: kvtier.v1.ModelSpec
-	(Profile)(0),                   // 35: kvtier.v1.Profile
-	(*Ack)(nil),                    // 36: kvtier.v1.Ack
-	(ElementType)(0),               // 37: kvtier.v1.ElementType
-	(*Span)(nil),                   // 38: kvtier.v1.Span
-	(*Budget)(nil),                 // 39: kvtier.v1.Budget
-	(*Account)(nil),                // 40: kvtier.v1.Account
+	(*Prefix)(nil),                 // 7: kvtier.v1.Prefix
+	(*OpenSequenceResponse)(nil),   // 8: kvtier.v1.OpenSequenceResponse
+	(*MatchPrefixRequest)(nil),     // 9: kvtier.v1.MatchPrefixRequest
+	(*MatchPrefixResponse)(nil),    // 10: kvtier.v1.MatchPrefixResponse
+	(*AppendRequest)(nil),          // 11: kvtier.v1.AppendRequest
+	(*AppendResponse)(nil),         // 12: kvtier.v1.AppendResponse
+	(*AttendItem)(nil),             // 13: kvtier.v1.AttendItem
+	(*AttendRequest)(nil),          // 14: kvtier.v1.AttendRequest
+	(*AttendResult)(nil),           // 15: kvtier.v1.AttendResult
+	(*AttendResponse)(nil),         // 16: kvtier.v1.AttendResponse
+	(*AttendStreamRequest)(nil),    // 17: kvtier.v1.AttendStreamRequest
+	(*AttendStreamResponse)(nil),   // 18: kvtier.v1.AttendStreamResponse
+	(*PrefetchRequest)(nil),        // 19: kvtier.v1.PrefetchRequest
+	(*PrefetchResponse)(nil),       // 20: kvtier.v1.PrefetchResponse
+	(*ReadKVRequest)(nil),          // 21: kvtier.v1.ReadKVRequest
+	(*ReadKVResponse)(nil),         // 22: kvtier.v1.ReadKVResponse
+	(*TruncateRequest)(nil),        // 23: kvtier.v1.TruncateRequest
+	(*TruncateResponse)(nil),       // 24: kvtier.v1.TruncateResponse
+	(*FlushRequest)(nil),           // 25: kvtier.v1.FlushRequest
+	(*FlushResponse)(nil),          // 26: kvtier.v1.FlushResponse
+	(*CloseSequenceRequest)(nil),   // 27: kvtier.v1.CloseSequenceRequest
+	(*CloseSequenceResponse)(nil),  // 28: kvtier.v1.CloseSequenceResponse
+	(*DeleteSequenceRequest)(nil),  // 29: kvtier.v1.DeleteSequenceRequest
+	(*DeleteSequenceResponse)(nil), // 30: kvtier.v1.DeleteSequenceResponse
+	(*PinRequest)(nil),             // 31: kvtier.v1.PinRequest
+	(*PinResponse)(nil),            // 32: kvtier.v1.PinResponse
+	(*UnpinRequest)(nil),           // 33: kvtier.v1.UnpinRequest
+	(*UnpinResponse)(nil),          // 34: kvtier.v1.UnpinResponse
+	(*ModelSpec)(nil),              // 35: kvtier.v1.ModelSpec
+	(Profile)(0),                   // 36: kvtier.v1.Profile
+	(*Ack)(nil),                    // 37: kvtier.v1.Ack
+	(ElementType)(0),               // 38: kvtier.v1.ElementType
+	(*Span)(nil),                   // 39: kvtier.v1.Span
+	(*Budget)(nil),                 // 40: kvtier.v1.Budget
+	(*Account)(nil),                // 41: kvtier.v1.Account
 }
 var file_kvtier_v1_sequence_proto_depIdxs = []int32{
-	34, // 0: kvtier.v1.OpenSequenceRequest.spec:type_name -> kvtier.v1.ModelSpec
-	35, // 1: kvtier.v1.OpenSequenceRequest.profile:type_name -> kvtier.v1.Profile
-	36, // 2: kvtier.v1.OpenSequenceResponse.ack:type_name -> kvtier.v1.Ack
-	34, // 3: kvtier.v1.OpenSequenceResponse.spec:type_name -> kvtier.v1.ModelSpec
-	35, // 4: kvtier.v1.OpenSequenceResponse.profile:type_name -> kvtier.v1.Profile
-	34, // 5: kvtier.v1.MatchPrefixRequest.spec:type_name -> kvtier.v1.ModelSpec
-	35, // 6: kvtier.v1.MatchPrefixRequest.profile:type_name -> kvtier.v1.Profile
-	37, // 7: kvtier.v1.AppendRequest.dtype:type_name -> kvtier.v1.ElementType
-	38, // 8: kvtier.v1.AppendRequest.spans:type_name -> kvtier.v1.Span
-	36, // 9: kvtier.v1.AppendResponse.ack:type_name -> kvtier.v1.Ack
-	37, // 10: kvtier.v1.AttendRequest.dtype:type_name -> kvtier.v1.ElementType
-	39, // 11: kvtier.v1.AttendRequest.budget:type_name -> kvtier.v1.Budget
-	12, // 12: kvtier.v1.AttendRequest.items:type_name -> kvtier.v1.AttendItem
-	40, // 13: kvtier.v1.AttendResult.account:type_name -> kvtier.v1.Account
-	36, // 14: kvtier.v1.AttendResult.ack:type_name -> kvtier.v1.Ack
-	14, // 15: kvtier.v1.AttendResponse.results:type_name -> kvtier.v1.AttendResult
-	13, // 16: kvtier.v1.AttendStreamRequest.request:type_name -> kvtier.v1.AttendRequest
-	15, // 17: kvtier.v1.AttendStreamResponse.response:type_name -> kvtier.v1.AttendResponse
-	37, // 18: kvtier.v1.ReadKVResponse.dtype:type_name -> kvtier.v1.ElementType
-	36, // 19: kvtier.v1.TruncateResponse.ack:type_name -> kvtier.v1.Ack
-	36, // 20: kvtier.v1.FlushResponse.ack:type_name -> kvtier.v1.Ack
-	36, // 21: kvtier.v1.CloseSequenceResponse.ack:type_name -> kvtier.v1.Ack
-	0,  // 22: kvtier.v1.SequenceService.CreateLease:input_type -> kvtier.v1.CreateLeaseRequest
-	2,  // 23: kvtier.v1.SequenceService.RenewLease:input_type -> kvtier.v1.RenewLeaseRequest
-	4,  // 24: kvtier.v1.SequenceService.RevokeLease:input_type -> kvtier.v1.RevokeLeaseRequest
-	6,  // 25: kvtier.v1.SequenceService.OpenSequence:input_type -> kvtier.v1.OpenSequenceRequest
-	8,  // 26: kvtier.v1.SequenceService.MatchPrefix:input_type -> kvtier.v1.MatchPrefixRequest
-	10, // 27: kvtier.v1.SequenceService.Append:input_type -> kvtier.v1.AppendRequest
-	13, // 28: kvtier.v1.SequenceService.Attend:input_type -> kvtier.v1.AttendRequest
-	16, // 29: kvtier.v1.SequenceService.AttendStream:input_type -> kvtier.v1.AttendStreamRequest
-	18, // 30: kvtier.v1.SequenceService.Prefetch:input_type -> kvtier.v1.PrefetchRequest
-	20, // 31: kvtier.v1.SequenceService.ReadKV:input_type -> kvtier.v1.ReadKVRequest
-	22, // 32: kvtier.v1.SequenceService.Truncate:input_type -> kvtier.v1.TruncateRequest
-	24, // 33: kvtier.v1.SequenceService.Flush:input_type -> kvtier.v1.FlushRequest
-	26, // 34: kvtier.v1.SequenceService.CloseSequence:input_type -> kvtier.v1.CloseSequenceRequest
-	28, // 35: kvtier.v1.SequenceService.DeleteSequence:input_type -> kvtier.v1.DeleteSequenceRequest
-	30, // 36: kvtier.v1.SequenceService.Pin:input_type -> kvtier.v1.PinRequest
-	32, // 37: kvtier.v1.SequenceService.Unpin:input_type -> kvtier.v1.UnpinRequest
-	1,  // 38: kvtier.v1.SequenceService.CreateLease:output_type -> kvtier.v1.CreateLeaseResponse
-	3,  // 39: kvtier.v1.SequenceService.RenewLease:output_type -> kvtier.v1.RenewLeaseResponse
-	5,  // 40: kvtier.v1.SequenceService.RevokeLease:output_type -> kvtier.v1.RevokeLeaseResponse
-	7,  // 41: kvtier.v1.SequenceService.OpenSequence:output_type -> kvtier.v1.OpenSequenceResponse
-	9,  // 42: kvtier.v1.SequenceService.MatchPrefix:output_type -> kvtier.v1.MatchPrefixResponse
-	11, // 43: kvtier.v1.SequenceService.Append:output_type -> kvtier.v1.AppendResponse
-	15, // 44: kvtier.v1.SequenceService.Attend:output_type -> kvtier.v1.AttendResponse
-	17, // 45: kvtier.v1.SequenceService.AttendStream:output_type -> kvtier.v1.AttendStreamResponse
-	19, // 46: kvtier.v1.SequenceService.Prefetch:output_type -> kvtier.v1.PrefetchResponse
-	21, // 47: kvtier.v1.SequenceService.ReadKV:output_type -> kvtier.v1.ReadKVResponse
-	23, // 48: kvtier.v1.SequenceService.Truncate:output_type -> kvtier.v1.TruncateResponse
-	25, // 49: kvtier.v1.SequenceService.Flush:output_type -> kvtier.v1.FlushResponse
-	27, // 50: kvtier.v1.SequenceService.CloseSequence:output_type -> kvtier.v1.CloseSequenceResponse
-	29, // 51: kvtier.v1.SequenceService.DeleteSequence:output_type -> kvtier.v1.DeleteSequenceResponse
-	31, // 52: kvtier.v1.SequenceService.Pin:output_type -> kvtier.v1.PinResponse
-	33, // 53: kvtier.v1.SequenceService.Unpin:output_type -> kvtier.v1.UnpinResponse
-	38, // [38:54] is the sub-list for method output_type
-	22, // [22:38] is the sub-list for method input_type
-	22, // [22:22] is the sub-list for extension type_name
-	22, // [22:22] is the sub-list for extension extendee
-	0,  // [0:22] is the sub-list for field type_name
+	35, // 0: kvtier.v1.OpenSequenceRequest.spec:type_name -> kvtier.v1.ModelSpec
+	36, // 1: kvtier.v1.OpenSequenceRequest.profile:type_name -> kvtier.v1.Profile
+	7,  // 2: kvtier.v1.OpenSequenceRequest.fork_prefix:type_name -> kvtier.v1.Prefix
+	37, // 3: kvtier.v1.OpenSequenceResponse.ack:type_name -> kvtier.v1.Ack
+	35, // 4: kvtier.v1.OpenSequenceResponse.spec:type_name -> kvtier.v1.ModelSpec
+	36, // 5: kvtier.v1.OpenSequenceResponse.profile:type_name -> kvtier.v1.Profile
+	35, // 6: kvtier.v1.MatchPrefixRequest.spec:type_name -> kvtier.v1.ModelSpec
+	36, // 7: kvtier.v1.MatchPrefixRequest.profile:type_name -> kvtier.v1.Profile
+	7,  // 8: kvtier.v1.MatchPrefixResponse.prefix:type_name -> kvtier.v1.Prefix
+	38, // 9: kvtier.v1.AppendRequest.dtype:type_name -> kvtier.v1.ElementType
+	39, // 10: kvtier.v1.AppendRequest.spans:type_name -> kvtier.v1.Span
+	37, // 11: kvtier.v1.AppendResponse.ack:type_name -> kvtier.v1.Ack
+	38, // 12: kvtier.v1.AttendRequest.dtype:type_name -> kvtier.v1.ElementType
+	40, // 13: kvtier.v1.AttendRequest.budget:type_name -> kvtier.v1.Budget
+	13, // 14: kvtier.v1.AttendRequest.items:type_name -> kvtier.v1.AttendItem
+	41, // 15: kvtier.v1.AttendResult.account:type_name -> kvtier.v1.Account
+	37, // 16: kvtier.v1.AttendResult.ack:type_name -> kvtier.v1.Ack
+	15, // 17: kvtier.v1.AttendResponse.results:type_name -> kvtier.v1.AttendResult
+	14, // 18: kvtier.v1.AttendStreamRequest.request:type_name -> kvtier.v1.AttendRequest
+	16, // 19: kvtier.v1.AttendStreamResponse.response:type_name -> kvtier.v1.AttendResponse
+	38, // 20: kvtier.v1.ReadKVResponse.dtype:type_name -> kvtier.v1.ElementType
+	37, // 21: kvtier.v1.TruncateResponse.ack:type_name -> kvtier.v1.Ack
+	37, // 22: kvtier.v1.FlushResponse.ack:type_name -> kvtier.v1.Ack
+	37, // 23: kvtier.v1.CloseSequenceResponse.ack:type_name -> kvtier.v1.Ack
+	0,  // 24: kvtier.v1.SequenceService.CreateLease:input_type -> kvtier.v1.CreateLeaseRequest
+	2,  // 25: kvtier.v1.SequenceService.RenewLease:input_type -> kvtier.v1.RenewLeaseRequest
+	4,  // 26: kvtier.v1.SequenceService.RevokeLease:input_type -> kvtier.v1.RevokeLeaseRequest
+	6,  // 27: kvtier.v1.SequenceService.OpenSequence:input_type -> kvtier.v1.OpenSequenceRequest
+	9,  // 28: kvtier.v1.SequenceService.MatchPrefix:input_type -> kvtier.v1.MatchPrefixRequest
+	11, // 29: kvtier.v1.SequenceService.Append:input_type -> kvtier.v1.AppendRequest
+	14, // 30: kvtier.v1.SequenceService.Attend:input_type -> kvtier.v1.AttendRequest
+	17, // 31: kvtier.v1.SequenceService.AttendStream:input_type -> kvtier.v1.AttendStreamRequest
+	19, // 32: kvtier.v1.SequenceService.Prefetch:input_type -> kvtier.v1.PrefetchRequest
+	21, // 33: kvtier.v1.SequenceService.ReadKV:input_type -> kvtier.v1.ReadKVRequest
+	23, // 34: kvtier.v1.SequenceService.Truncate:input_type -> kvtier.v1.TruncateRequest
+	25, // 35: kvtier.v1.SequenceService.Flush:input_type -> kvtier.v1.FlushRequest
+	27, // 36: kvtier.v1.SequenceService.CloseSequence:input_type -> kvtier.v1.CloseSequenceRequest
+	29, // 37: kvtier.v1.SequenceService.DeleteSequence:input_type -> kvtier.v1.DeleteSequenceRequest
+	31, // 38: kvtier.v1.SequenceService.Pin:input_type -> kvtier.v1.PinRequest
+	33, // 39: kvtier.v1.SequenceService.Unpin:input_type -> kvtier.v1.UnpinRequest
+	1,  // 40: kvtier.v1.SequenceService.CreateLease:output_type -> kvtier.v1.CreateLeaseResponse
+	3,  // 41: kvtier.v1.SequenceService.RenewLease:output_type -> kvtier.v1.RenewLeaseResponse
+	5,  // 42: kvtier.v1.SequenceService.RevokeLease:output_type -> kvtier.v1.RevokeLeaseResponse
+	8,  // 43: kvtier.v1.SequenceService.OpenSequence:output_type -> kvtier.v1.OpenSequenceResponse
+	10, // 44: kvtier.v1.SequenceService.MatchPrefix:output_type -> kvtier.v1.MatchPrefixResponse
+	12, // 45: kvtier.v1.SequenceService.Append:output_type -> kvtier.v1.AppendResponse
+	16, // 46: kvtier.v1.SequenceService.Attend:output_type -> kvtier.v1.AttendResponse
+	18, // 47: kvtier.v1.SequenceService.AttendStream:output_type -> kvtier.v1.AttendStreamResponse
+	20, // 48: kvtier.v1.SequenceService.Prefetch:output_type -> kvtier.v1.PrefetchResponse
+	22, // 49: kvtier.v1.SequenceService.ReadKV:output_type -> kvtier.v1.ReadKVResponse
+	24, // 50: kvtier.v1.SequenceService.Truncate:output_type -> kvtier.v1.TruncateResponse
+	26, // 51: kvtier.v1.SequenceService.Flush:output_type -> kvtier.v1.FlushResponse
+	28, // 52: kvtier.v1.SequenceService.CloseSequence:output_type -> kvtier.v1.CloseSequenceResponse
+	30, // 53: kvtier.v1.SequenceService.DeleteSequence:output_type -> kvtier.v1.DeleteSequenceResponse
+	32, // 54: kvtier.v1.SequenceService.Pin:output_type -> kvtier.v1.PinResponse
+	34, // 55: kvtier.v1.SequenceService.Unpin:output_type -> kvtier.v1.UnpinResponse
+	40, // [40:56] is the sub-list for method output_type
+	24, // [24:40] is the sub-list for method input_type
+	24, // [24:24] is the sub-list for extension type_name
+	24, // [24:24] is the sub-list for extension extendee
+	0,  // [0:24] is the sub-list for field type_name
 }
 
 func init() { file_kvtier_v1_sequence_proto_init() }
@@ -2327,7 +2409,7 @@ func file_kvtier_v1_sequence_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_kvtier_v1_sequence_proto_rawDesc), len(file_kvtier_v1_sequence_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   34,
+			NumMessages:   35,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

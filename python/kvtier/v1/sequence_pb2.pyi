@@ -46,7 +46,7 @@ class RevokeLeaseResponse(_message.Message):
     def __init__(self) -> None: ...
 
 class OpenSequenceRequest(_message.Message):
-    __slots__ = ("sequence_id", "spec", "profile", "name", "fork_of", "fork_at", "lease_id")
+    __slots__ = ("sequence_id", "spec", "profile", "name", "fork_of", "fork_at", "lease_id", "fork_prefix")
     SEQUENCE_ID_FIELD_NUMBER: _ClassVar[int]
     SPEC_FIELD_NUMBER: _ClassVar[int]
     PROFILE_FIELD_NUMBER: _ClassVar[int]
@@ -54,6 +54,7 @@ class OpenSequenceRequest(_message.Message):
     FORK_OF_FIELD_NUMBER: _ClassVar[int]
     FORK_AT_FIELD_NUMBER: _ClassVar[int]
     LEASE_ID_FIELD_NUMBER: _ClassVar[int]
+    FORK_PREFIX_FIELD_NUMBER: _ClassVar[int]
     sequence_id: str
     spec: _types_pb2.ModelSpec
     profile: _types_pb2.Profile
@@ -61,7 +62,16 @@ class OpenSequenceRequest(_message.Message):
     fork_of: str
     fork_at: int
     lease_id: int
-    def __init__(self, sequence_id: _Optional[str] = ..., spec: _Optional[_Union[_types_pb2.ModelSpec, _Mapping]] = ..., profile: _Optional[_Union[_types_pb2.Profile, str]] = ..., name: _Optional[str] = ..., fork_of: _Optional[str] = ..., fork_at: _Optional[int] = ..., lease_id: _Optional[int] = ...) -> None: ...
+    fork_prefix: Prefix
+    def __init__(self, sequence_id: _Optional[str] = ..., spec: _Optional[_Union[_types_pb2.ModelSpec, _Mapping]] = ..., profile: _Optional[_Union[_types_pb2.Profile, str]] = ..., name: _Optional[str] = ..., fork_of: _Optional[str] = ..., fork_at: _Optional[int] = ..., lease_id: _Optional[int] = ..., fork_prefix: _Optional[_Union[Prefix, _Mapping]] = ...) -> None: ...
+
+class Prefix(_message.Message):
+    __slots__ = ("tokens", "name")
+    TOKENS_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    tokens: int
+    name: bytes
+    def __init__(self, tokens: _Optional[int] = ..., name: _Optional[bytes] = ...) -> None: ...
 
 class OpenSequenceResponse(_message.Message):
     __slots__ = ("sequence_id", "ack", "spec", "profile", "name", "exact_until", "handle")
@@ -94,12 +104,14 @@ class MatchPrefixRequest(_message.Message):
     def __init__(self, spec: _Optional[_Union[_types_pb2.ModelSpec, _Mapping]] = ..., profile: _Optional[_Union[_types_pb2.Profile, str]] = ..., token_ids: _Optional[_Iterable[int]] = ..., allow_sparse: bool = ...) -> None: ...
 
 class MatchPrefixResponse(_message.Message):
-    __slots__ = ("matched", "sequence_id")
+    __slots__ = ("matched", "sequence_id", "prefix")
     MATCHED_FIELD_NUMBER: _ClassVar[int]
     SEQUENCE_ID_FIELD_NUMBER: _ClassVar[int]
+    PREFIX_FIELD_NUMBER: _ClassVar[int]
     matched: int
     sequence_id: str
-    def __init__(self, matched: _Optional[int] = ..., sequence_id: _Optional[str] = ...) -> None: ...
+    prefix: Prefix
+    def __init__(self, matched: _Optional[int] = ..., sequence_id: _Optional[str] = ..., prefix: _Optional[_Union[Prefix, _Mapping]] = ...) -> None: ...
 
 class AppendRequest(_message.Message):
     __slots__ = ("sequence_id", "layer", "start", "k", "v", "dtype", "convert", "token_ids", "token_text", "spans", "queries", "sparse_provenance")
