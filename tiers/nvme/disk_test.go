@@ -160,6 +160,31 @@ func TestPutRefuses(t *testing.T) {
 	}
 }
 
+// TestDropPutting: a part that was there when a Put began, and is dropped while the other is written, is put as well. Where it
+// was not given, the other is not put without it.
+func TestDropPutting(t *testing.T) {
+	fs := &faults{FS: files.OS}
+	tier := openAt(t, t.TempDir(), Options{Bytes: 8 << 20, ExtentBytes: 1 << 20, FS: fs})
+	h, pieces := tiertest.Segment(2, 2, 9000)
+	low, main := tiertest.InPart(pieces, tiers.PartLow), tiertest.InPart(pieces, tiers.PartMain)
+	if len(low) == 0 {
+		t.Fatal("segment 2 has no low planes")
+	}
+	drop := func() { ok(t, tier.Drop(h.ID, tiers.AllPlanes)) }
+	ok(t, tier.Put(ctx, h, main))
+	fs.writing.Store(&drop)
+	ok(t, tier.Put(ctx, h, pieces))
+	wantHeld(t, tier, h, pieces, true)
+
+	ok(t, tier.Drop(h.ID, tiers.LowPlanes))
+	fs.writing.Store(&drop)
+	is(t, tier.Put(ctx, h, low), tiers.ErrNotFound)
+	wantHeld(t, tier, h, pieces, false)
+	if u := tier.Usage(); u.BytesUsed != 0 || u.Pieces != 0 {
+		t.Fatalf("usage %+v", u)
+	}
+}
+
 // TestDropReading: a run is not reused while it is read.
 func TestDropReading(t *testing.T) {
 	fs := &faults{FS: files.OS}

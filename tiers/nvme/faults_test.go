@@ -24,7 +24,8 @@ type faults struct {
 	most      atomic.Int64
 	reads     atomic.Int64
 	syncs     atomic.Int64
-	gate      atomic.Pointer[gate] // reads wait for it
+	gate      atomic.Pointer[gate]   // reads wait for it
+	writing   atomic.Pointer[func()] // called once, before a write
 }
 
 // gate keeps reads of a place back until it is opened.
@@ -87,6 +88,9 @@ func (f *faultyFile) ReadAt(b []byte, off int64) (int, error) {
 }
 
 func (f *faultyFile) WriteAt(b []byte, off int64) (int, error) {
+	if before := f.s.writing.Swap(nil); before != nil {
+		(*before)()
+	}
 	switch {
 	case f.s.writeFull.Load():
 		return 0, syscall.ENOSPC
