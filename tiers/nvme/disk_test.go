@@ -96,6 +96,31 @@ func TestFull(t *testing.T) {
 	wantHeld(t, tier, other, otherPieces, true)
 }
 
+// TestReserve: extents leave a part of the file system free, and take all of their limit where it does not know what is free.
+func TestReserve(t *testing.T) {
+	for _, c := range []struct{ free, extent int64 }{
+		{1 << 30, 4 << 20},
+		{leastReserve + 2<<20 + 5, 2 << 20},
+		{mostReserve / 3 * 4, 4 << 20},
+		{leastReserve + 8192, 0},
+		{1, 0},
+		{-1, 4 << 20},
+	} {
+		fs := &faults{FS: files.OS}
+		tier := openAt(t, t.TempDir(), Options{Bytes: 16 << 20, ExtentBytes: 4 << 20, FS: fs})
+		h, pieces := tiertest.Segment(1, 3, 20000)
+		fs.free.Store(c.free)
+		if err := tier.Put(ctx, h, pieces); c.extent == 0 {
+			is(t, err, tiers.ErrFull)
+		} else {
+			ok(t, err)
+		}
+		if got := tier.FileBytes(); got != c.extent {
+			t.Errorf("an extent of %d bytes where %d are free, want %d", got, c.free, c.extent)
+		}
+	}
+}
+
 func TestReadFaults(t *testing.T) {
 	fs := &faults{FS: files.OS}
 	tier := openAt(t, t.TempDir(), Options{Bytes: 16 << 20, ExtentBytes: 4 << 20, FS: fs})

@@ -13,6 +13,7 @@ import (
 type faults struct {
 	files.FS
 	full      atomic.Int64 // Allocate beyond this many bytes is ENOSPC; 0: never
+	free      atomic.Int64 // Free says so; 0: the system's, less than 0: an error
 	writeFull atomic.Bool  // WriteAt is ENOSPC
 	failRead  atomic.Bool  // ReadAt is EIO
 	failWrite atomic.Bool  // WriteAt is EIO
@@ -50,6 +51,16 @@ func (s *faults) Open(name string, how files.Flag) (files.File, error) {
 		return nil, err
 	}
 	return &faultyFile{f, s}, nil
+}
+
+func (s *faults) Free(dir string) (int64, error) {
+	switch free := s.free.Load(); {
+	case free < 0:
+		return 0, errors.New("nobody knows")
+	case free > 0:
+		return free, nil
+	}
+	return s.FS.Free(dir)
 }
 
 type faultyFile struct {

@@ -60,9 +60,37 @@ func (t *Tier) allocLocked(n uint32) *stored {
 	return nil
 }
 
+// What extents leave free of the file system, for the catalogue and the logs of
+// tails: the catalogue can commit nothing without some MiB, not even removals,
+// and what lies in extents does not come back to the file system. Of a small one
+// it is a quarter, but enough for the catalogue.
+const (
+	mostReserve  = 64 << 20
+	leastReserve = 16 << 20
+)
+
+// within returns how much of size an extent may take of the file system: with
+// less than need left it is full.
+func (t *Tier) within(need, size int64) (int64, error) {
+	free, err := t.fs.Free(t.dir)
+	if err != nil {
+		return size, nil // it does not know: a full disk shows when room is allocated
+	}
+	reserve := min(max((free+t.FileBytes())/4, leastReserve), mostReserve)
+	left := max(free-reserve, 0) / tiers.BlockSize * tiers.BlockSize
+	if left < need {
+		return 0, fmt.Errorf("the file system of %s has %d bytes left, of which %d are kept free, an extent needs %d: %w", t.dir, free, reserve, need, tiers.ErrFull)
+	}
+	return min(size, left), nil
+}
+
 // create makes an extent of size bytes, or of fewer but at least need if the
 // disk has no more. t.grow is held.
 func (t *Tier) create(number uint32, need, size int64) (*extent, error) {
+	size, err := t.within(need, size)
+	if err != nil {
+		return nil, err
+	}
 	name := filepath.Join(t.dir, ExtentName(number))
 	for {
 		f, err := t.fs.Open(name, files.Create|files.Direct)
