@@ -96,6 +96,23 @@ func TestFull(t *testing.T) {
 	wantHeld(t, tier, other, otherPieces, true)
 }
 
+// TestLeftover: an extent that could not be allocated, nor removed, is not in the way of others.
+func TestLeftover(t *testing.T) {
+	fs := &faults{FS: files.OS}
+	tier := openAt(t, t.TempDir(), Options{Bytes: 16 << 20, ExtentBytes: 4 << 20, FS: fs})
+	h, pieces := tiertest.Segment(1, 3, 20000)
+	stays := ExtentName(1)
+	fs.stays.Store(&stays)
+	fs.full.Store(8192)
+	is(t, tier.Put(ctx, h, pieces), tiers.ErrFull)
+	fs.full.Store(0)
+	ok(t, tier.Put(ctx, h, pieces))
+	wantHeld(t, tier, h, pieces, true)
+	if l, _ := tier.Locate(h.ID); l.Parts[tiers.PartMain].Extent != 2 {
+		t.Errorf("it lies in extent %d", l.Parts[tiers.PartMain].Extent)
+	}
+}
+
 // TestReserve: extents leave a part of the file system free, and take all of their limit where it does not know what is free.
 func TestReserve(t *testing.T) {
 	for _, c := range []struct{ free, extent int64 }{

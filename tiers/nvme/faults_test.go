@@ -2,6 +2,7 @@ package nvme
 
 import (
 	"errors"
+	"path/filepath"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -18,6 +19,8 @@ type faults struct {
 	failRead  atomic.Bool  // ReadAt is EIO
 	failWrite atomic.Bool  // WriteAt is EIO
 	failSync  atomic.Bool
+	stays     atomic.Pointer[string] // the file of this name cannot be removed
+	failClose atomic.Bool
 	short     atomic.Bool // reads and writes stop half way
 	flip      atomic.Bool // a bit of what is read is wrong
 	slow      atomic.Int64
@@ -51,6 +54,13 @@ func (s *faults) Open(name string, how files.Flag) (files.File, error) {
 		return nil, err
 	}
 	return &faultyFile{f, s}, nil
+}
+
+func (s *faults) Remove(name string) error {
+	if stays := s.stays.Load(); stays != nil && filepath.Base(name) == *stays {
+		return syscall.EBUSY
+	}
+	return s.FS.Remove(name)
 }
 
 func (s *faults) Free(dir string) (int64, error) {
@@ -111,6 +121,14 @@ func (f *faultyFile) WriteAt(b []byte, off int64) (int, error) {
 		return f.File.WriteAt(b[:len(b)/2/4096*4096], off)
 	}
 	return f.File.WriteAt(b, off)
+}
+
+func (f *faultyFile) Close() error {
+	err := f.File.Close()
+	if f.s.failClose.Load() {
+		return syscall.EIO
+	}
+	return err
 }
 
 func (f *faultyFile) Sync() error {

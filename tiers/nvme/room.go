@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"path/filepath"
 	"slices"
 	"syscall"
@@ -91,9 +92,13 @@ func (t *Tier) create(number uint32, need, size int64) (*extent, error) {
 	if err != nil {
 		return nil, err
 	}
-	name := filepath.Join(t.dir, ExtentName(number))
 	for {
+		name := filepath.Join(t.dir, ExtentName(number))
 		f, err := t.fs.Open(name, files.Create|files.Direct)
+		if errors.Is(err, fs.ErrExist) { // it could not be removed when it was not to be
+			number++
+			continue
+		}
 		if err != nil {
 			return nil, fullOr(fmt.Errorf("make %s: %w", name, err))
 		}
@@ -137,15 +142,31 @@ func (t *Tier) shrink(need int64) error {
 	}
 	t.syncing.Lock() // Sync may be using the file
 	defer t.syncing.Unlock()
+	var errs []error
 	for _, x := range gone {
-		if err := errors.Join(x.file.Close(), t.fs.Remove(filepath.Join(t.dir, ExtentName(x.number)))); err != nil {
-			return fmt.Errorf("remove %s: %w", ExtentName(x.number), err)
+		if err := t.remove(x); err != nil {
+			errs = append(errs, fmt.Errorf("remove %s: %w", ExtentName(x.number), err))
 		}
-		t.mu.Lock()
-		t.mu.files -= x.bytes() // not before the disk has it back
-		t.mu.Unlock()
 	}
-	return nil
+	return errors.Join(errs...)
+}
+
+// remove removes an extent that is not listed. If that fails, it is listed again. t.grow and t.syncing are held.
+func (t *Tier) remove(x *extent) error {
+	err := t.fs.Remove(filepath.Join(t.dir, ExtentName(x.number)))
+	if errors.Is(err, fs.ErrNotExist) {
+		err = nil // nothing must be put where there is no name
+	}
+	t.mu.Lock()
+	t.mu.files -= x.bytes() // not before the disk has it back
+	if err != nil {
+		t.addLocked(x)
+	}
+	t.mu.Unlock()
+	if err != nil {
+		return err
+	}
+	return x.file.Close() // not before: it may be listed again
 }
 
 // fullOr marks an error that says that the disk or quota is full as ErrFull.
