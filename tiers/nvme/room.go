@@ -157,16 +157,17 @@ func (t *Tier) remove(x *extent) error {
 	if errors.Is(err, fs.ErrNotExist) {
 		err = nil // nothing must be put where there is no name
 	}
+	listAgain := err != nil
+	if !listAgain {
+		err = x.file.Close()
+	}
 	t.mu.Lock()
+	defer t.mu.Unlock()
 	t.mu.files -= x.bytes() // not before the disk has it back
-	if err != nil {
+	if listAgain {
 		t.addLocked(x)
 	}
-	t.mu.Unlock()
-	if err != nil {
-		return err
-	}
-	return x.file.Close() // not before: it may be listed again
+	return err
 }
 
 // fullOr marks an error that says that the disk or quota is full as ErrFull.
