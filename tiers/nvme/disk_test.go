@@ -96,6 +96,48 @@ func TestFull(t *testing.T) {
 	wantHeld(t, tier, other, otherPieces, true)
 }
 
+// TestLeftover: an extent that could not be allocated, nor removed, is not in the way of others.
+func TestLeftover(t *testing.T) {
+	fs := &faults{FS: files.OS}
+	tier := openAt(t, t.TempDir(), Options{Bytes: 16 << 20, ExtentBytes: 4 << 20, FS: fs})
+	h, pieces := tiertest.Segment(1, 3, 20000)
+	stays := ExtentName(1)
+	fs.stays.Store(&stays)
+	fs.full.Store(8192)
+	is(t, tier.Put(ctx, h, pieces), tiers.ErrFull)
+	fs.full.Store(0)
+	ok(t, tier.Put(ctx, h, pieces))
+	wantHeld(t, tier, h, pieces, true)
+	if l, _ := tier.Locate(h.ID); l.Parts[tiers.PartMain].Extent != 2 {
+		t.Errorf("it lies in extent %d", l.Parts[tiers.PartMain].Extent)
+	}
+}
+
+// TestReserve: extents leave a part of the file system free, and take all of their limit where it does not know what is free.
+func TestReserve(t *testing.T) {
+	for _, c := range []struct{ free, extent int64 }{
+		{1 << 30, 4 << 20},
+		{leastReserve + 2<<20 + 5, 2 << 20},
+		{mostReserve / 3 * 4, 4 << 20},
+		{leastReserve + 8192, 0},
+		{1, 0},
+		{-1, 4 << 20},
+	} {
+		fs := &faults{FS: files.OS}
+		tier := openAt(t, t.TempDir(), Options{Bytes: 16 << 20, ExtentBytes: 4 << 20, FS: fs})
+		h, pieces := tiertest.Segment(1, 3, 20000)
+		fs.free.Store(c.free)
+		if err := tier.Put(ctx, h, pieces); c.extent == 0 {
+			is(t, err, tiers.ErrFull)
+		} else {
+			ok(t, err)
+		}
+		if got := tier.FileBytes(); got != c.extent {
+			t.Errorf("an extent of %d bytes where %d are free, want %d", got, c.free, c.extent)
+		}
+	}
+}
+
 func TestReadFaults(t *testing.T) {
 	fs := &faults{FS: files.OS}
 	tier := openAt(t, t.TempDir(), Options{Bytes: 16 << 20, ExtentBytes: 4 << 20, FS: fs})
@@ -156,6 +198,31 @@ func TestPutRefuses(t *testing.T) {
 		tiers.ErrCorrupt)
 	wantHeld(t, tier, h, pieces, false)
 	if u := tier.Usage(); u.BytesUsed != 0 || u.BytesWritten != 0 {
+		t.Fatalf("usage %+v", u)
+	}
+}
+
+// TestDropPutting: a part that was there when a Put began, and is dropped while the other is written, is put as well. Where it
+// was not given, the other is not put without it.
+func TestDropPutting(t *testing.T) {
+	fs := &faults{FS: files.OS}
+	tier := openAt(t, t.TempDir(), Options{Bytes: 8 << 20, ExtentBytes: 1 << 20, FS: fs})
+	h, pieces := tiertest.Segment(2, 2, 9000)
+	low, main := tiertest.InPart(pieces, tiers.PartLow), tiertest.InPart(pieces, tiers.PartMain)
+	if len(low) == 0 {
+		t.Fatal("segment 2 has no low planes")
+	}
+	drop := func() { ok(t, tier.Drop(h.ID, tiers.AllPlanes)) }
+	ok(t, tier.Put(ctx, h, main))
+	fs.writing.Store(&drop)
+	ok(t, tier.Put(ctx, h, pieces))
+	wantHeld(t, tier, h, pieces, true)
+
+	ok(t, tier.Drop(h.ID, tiers.LowPlanes))
+	fs.writing.Store(&drop)
+	is(t, tier.Put(ctx, h, low), tiers.ErrNotFound)
+	wantHeld(t, tier, h, pieces, false)
+	if u := tier.Usage(); u.BytesUsed != 0 || u.Pieces != 0 {
 		t.Fatalf("usage %+v", u)
 	}
 }

@@ -2,6 +2,7 @@ package nvme
 
 import (
 	"errors"
+	"path/filepath"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -13,10 +14,13 @@ import (
 type faults struct {
 	files.FS
 	full      atomic.Int64 // Allocate beyond this many bytes is ENOSPC; 0: never
+	free      atomic.Int64 // Free says so; 0: the system's, less than 0: an error
 	writeFull atomic.Bool  // WriteAt is ENOSPC
 	failRead  atomic.Bool  // ReadAt is EIO
 	failWrite atomic.Bool  // WriteAt is EIO
 	failSync  atomic.Bool
+	stays     atomic.Pointer[string] // the file of this name cannot be removed
+	failClose atomic.Bool
 	short     atomic.Bool // reads and writes stop half way
 	flip      atomic.Bool // a bit of what is read is wrong
 	slow      atomic.Int64
@@ -24,7 +28,8 @@ type faults struct {
 	most      atomic.Int64
 	reads     atomic.Int64
 	syncs     atomic.Int64
-	gate      atomic.Pointer[gate] // reads wait for it
+	gate      atomic.Pointer[gate]   // reads wait for it
+	writing   atomic.Pointer[func()] // called once, before a write
 }
 
 // gate keeps reads of a place back until it is opened.
@@ -49,6 +54,23 @@ func (s *faults) Open(name string, how files.Flag) (files.File, error) {
 		return nil, err
 	}
 	return &faultyFile{f, s}, nil
+}
+
+func (s *faults) Remove(name string) error {
+	if stays := s.stays.Load(); stays != nil && filepath.Base(name) == *stays {
+		return syscall.EBUSY
+	}
+	return s.FS.Remove(name)
+}
+
+func (s *faults) Free(dir string) (int64, error) {
+	switch free := s.free.Load(); {
+	case free < 0:
+		return 0, errors.New("nobody knows")
+	case free > 0:
+		return free, nil
+	}
+	return s.FS.Free(dir)
 }
 
 type faultyFile struct {
@@ -87,6 +109,9 @@ func (f *faultyFile) ReadAt(b []byte, off int64) (int, error) {
 }
 
 func (f *faultyFile) WriteAt(b []byte, off int64) (int, error) {
+	if before := f.s.writing.Swap(nil); before != nil {
+		(*before)()
+	}
 	switch {
 	case f.s.writeFull.Load():
 		return 0, syscall.ENOSPC
@@ -96,6 +121,14 @@ func (f *faultyFile) WriteAt(b []byte, off int64) (int, error) {
 		return f.File.WriteAt(b[:len(b)/2/4096*4096], off)
 	}
 	return f.File.WriteAt(b, off)
+}
+
+func (f *faultyFile) Close() error {
+	err := f.File.Close()
+	if f.s.failClose.Load() {
+		return syscall.EIO
+	}
+	return err
 }
 
 func (f *faultyFile) Sync() error {

@@ -20,6 +20,7 @@ func (noDisk) MkdirAll(string) error                       { return nil }
 func (noDisk) List(string) ([]string, error)               { return nil, nil }
 func (noDisk) SyncDir(string) error                        { return nil }
 func (noDisk) Remove(string) error                         { return nil }
+func (noDisk) Free(string) (int64, error)                  { return 1 << 40, nil }
 func (noDisk) Open(string, files.Flag) (files.File, error) { return noFile{}, nil }
 
 type noFile struct{ files.File }

@@ -33,12 +33,21 @@ func (t *Tier) put(ctx context.Context, h *tiers.Header, pieces []tiers.Piece) e
 		}
 		given[p.Plane.Part()] |= 1 << p.Plane
 	}
+	for {
+		if done, err := t.putOnce(ctx, h, pieces, given); done || err != nil {
+			return err
+		}
+	}
+}
+
+// putOnce writes the given parts that are not held and makes them known. It is
+// not done, and keeps nothing, if a part that it relied on was dropped meanwhile.
+func (t *Tier) putOnce(ctx context.Context, h *tiers.Header, pieces []tiers.Piece, given [tiers.NumParts]tiers.PlaneSet) (done bool, err error) {
 	here := t.here(h.ID)
 	if given[tiers.PartMain] == 0 && given[tiers.PartLow] != 0 && !here[tiers.PartMain] && !here[tiers.PartLow] {
-		return fmt.Errorf("the low part without the main part: %w", tiers.ErrNotFound)
+		return false, fmt.Errorf("the low part without the main part: %w", tiers.ErrNotFound)
 	}
 	var written [tiers.NumParts]*stored
-	var err error
 	for p := range written {
 		if part := tiers.Part(p); given[p] != 0 && !here[p] && err == nil {
 			written[p], err = t.write(ctx, h, part, pieces)
@@ -46,16 +55,31 @@ func (t *Tier) put(ctx context.Context, h *tiers.Header, pieces []tiers.Piece) e
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if err != nil {
-		for _, st := range written {
-			if st != nil {
-				t.freeLocked(st)
-			}
-		}
-		return err
+	if err == nil && t.wholeLocked(h.ID, given, written) {
+		t.insertLocked(h.ID, given, written)
+		return true, nil
 	}
-	t.insertLocked(h.ID, given, written)
-	return nil
+	for _, st := range written {
+		if st != nil {
+			t.freeLocked(st)
+		}
+	}
+	return false, err
+}
+
+// wholeLocked says whether every given part is written or held, and the main part with a low part that was written.
+func (t *Tier) wholeLocked(id tiers.ID, given [tiers.NumParts]tiers.PlaneSet, written [tiers.NumParts]*stored) bool {
+	var held [tiers.NumParts]*stored
+	if s := t.mu.segments[id]; s != nil {
+		held = s.parts
+	}
+	for p := range given {
+		if given[p] != 0 && written[p] == nil && held[p] == nil {
+			return false
+		}
+	}
+	low := written[tiers.PartLow] != nil && held[tiers.PartLow] == nil
+	return !low || written[tiers.PartMain] != nil || held[tiers.PartMain] != nil
 }
 
 // here says which parts of a segment are held.

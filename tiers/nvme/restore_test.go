@@ -2,9 +2,12 @@ package nvme
 
 import (
 	"os"
+	"path/filepath"
+	"syscall"
 	"testing"
 
 	"kvtier/tiers"
+	"kvtier/tiers/files"
 	"kvtier/tiers/tiertest"
 )
 
@@ -124,4 +127,47 @@ func TestLowerLimit(t *testing.T) {
 	if len(names) != 2 {
 		t.Fatalf("%d extents left, want 2", len(names))
 	}
+}
+
+// TestExtentsStay: of the extents that are too many, one that cannot be removed stays in use, and the others go, also if they
+// cannot be closed well or were removed by somebody else.
+func TestExtentsStay(t *testing.T) {
+	dir := t.TempDir()
+	a := openAt(t, dir, Options{Bytes: 4 << 20, ExtentBytes: 1 << 20})
+	var last Location
+	n := uint64(0)
+	for ; last.Parts[0].Extent < 4; n++ {
+		h, pieces := tiertest.Segment(n, 3, 20000)
+		ok(t, a.Put(ctx, h, pieces))
+		last, _ = a.Locate(h.ID)
+	}
+	ok(t, a.Close())
+	fs := &faults{FS: files.OS}
+	b := openAt(t, dir, Options{Bytes: 2 << 20, ExtentBytes: 1 << 20, FS: fs})
+	h, pieces := tiertest.Segment(n, 2, 20000)
+	ok(t, os.Remove(filepath.Join(dir, ExtentName(4))))
+	stays := ExtentName(3)
+	fs.stays.Store(&stays)
+	fs.failClose.Store(true)
+	err := b.Put(ctx, h, pieces)
+	fs.failClose.Store(false)
+	is(t, err, syscall.EBUSY)
+	is(t, err, syscall.EIO)
+	names, err := os.ReadDir(dir)
+	ok(t, err)
+	if got := b.FileBytes(); got != int64(len(names))<<20 || len(names) != len(b.mu.order) || got > 2<<20 {
+		t.Fatalf("%d bytes in %d extents, %d files", got, len(b.mu.order), len(names))
+	}
+	ok(t, b.Put(ctx, h, pieces))
+	wantHeld(t, b, h, pieces, true)
+	for range 20 { // what stays is written to
+		if last, _ = b.Locate(h.ID); last.Parts[0].Extent == 3 {
+			return
+		}
+		n++
+		h, pieces = tiertest.Segment(n, 2, 20000)
+		ok(t, b.Put(ctx, h, pieces))
+		wantHeld(t, b, h, pieces, true)
+	}
+	t.Error("nothing was put where an extent could not be removed")
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"path/filepath"
 	"slices"
 	"syscall"
@@ -60,12 +61,44 @@ func (t *Tier) allocLocked(n uint32) *stored {
 	return nil
 }
 
+// What extents leave free of the file system, for the catalogue and the logs of
+// tails: the catalogue can commit nothing without some MiB, not even removals,
+// and what lies in extents does not come back to the file system. Of a small one
+// it is a quarter, but enough for the catalogue.
+const (
+	mostReserve  = 64 << 20
+	leastReserve = 16 << 20
+)
+
+// within returns how much of size an extent may take of the file system: with
+// less than need left it is full.
+func (t *Tier) within(need, size int64) (int64, error) {
+	free, err := t.fs.Free(t.dir)
+	if err != nil {
+		return size, nil // it does not know: a full disk shows when room is allocated
+	}
+	reserve := min(max((free+t.FileBytes())/4, leastReserve), mostReserve)
+	left := max(free-reserve, 0) / tiers.BlockSize * tiers.BlockSize
+	if left < need {
+		return 0, fmt.Errorf("the file system of %s has %d bytes left, of which %d are kept free, an extent needs %d: %w", t.dir, free, reserve, need, tiers.ErrFull)
+	}
+	return min(size, left), nil
+}
+
 // create makes an extent of size bytes, or of fewer but at least need if the
 // disk has no more. t.grow is held.
 func (t *Tier) create(number uint32, need, size int64) (*extent, error) {
-	name := filepath.Join(t.dir, ExtentName(number))
+	size, err := t.within(need, size)
+	if err != nil {
+		return nil, err
+	}
 	for {
+		name := filepath.Join(t.dir, ExtentName(number))
 		f, err := t.fs.Open(name, files.Create|files.Direct)
+		if errors.Is(err, fs.ErrExist) { // it could not be removed when it was not to be
+			number++
+			continue
+		}
 		if err != nil {
 			return nil, fullOr(fmt.Errorf("make %s: %w", name, err))
 		}
@@ -109,15 +142,32 @@ func (t *Tier) shrink(need int64) error {
 	}
 	t.syncing.Lock() // Sync may be using the file
 	defer t.syncing.Unlock()
+	var errs []error
 	for _, x := range gone {
-		if err := errors.Join(x.file.Close(), t.fs.Remove(filepath.Join(t.dir, ExtentName(x.number)))); err != nil {
-			return fmt.Errorf("remove %s: %w", ExtentName(x.number), err)
+		if err := t.remove(x); err != nil {
+			errs = append(errs, fmt.Errorf("remove %s: %w", ExtentName(x.number), err))
 		}
-		t.mu.Lock()
-		t.mu.files -= x.bytes() // not before the disk has it back
-		t.mu.Unlock()
 	}
-	return nil
+	return errors.Join(errs...)
+}
+
+// remove removes an extent that is not listed. If that fails, it is listed again. t.grow and t.syncing are held.
+func (t *Tier) remove(x *extent) error {
+	err := t.fs.Remove(filepath.Join(t.dir, ExtentName(x.number)))
+	if errors.Is(err, fs.ErrNotExist) {
+		err = nil // nothing must be put where there is no name
+	}
+	listAgain := err != nil
+	if !listAgain {
+		err = x.file.Close()
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.mu.files -= x.bytes() // not before the disk has it back
+	if listAgain {
+		t.addLocked(x)
+	}
+	return err
 }
 
 // fullOr marks an error that says that the disk or quota is full as ErrFull.

@@ -6,7 +6,8 @@ import (
 	"kvtier/tiers"
 )
 
-// Drop forgets planes of a segment.
+// Drop forgets planes of a segment, and with all of them that it is held: a
+// segment that comes back under the same name is a new one.
 func (t *Tier) Drop(id tiers.ID, planes tiers.PlaneSet) error {
 	t.writes.Lock()
 	defer t.writes.Unlock()
@@ -16,6 +17,11 @@ func (t *Tier) Drop(id tiers.ID, planes tiers.PlaneSet) error {
 		return fmt.Errorf("ram: drop %v: %w", id, tiers.ErrClosed)
 	}
 	gone := t.piecesLocked(id, planes)
+	if s := t.mu.segments[id]; s != nil && planes&tiers.AllPlanes == tiers.AllPlanes {
+		if s.held = false; s.pieces == 0 {
+			delete(t.mu.segments, id)
+		}
+	}
 	for _, e := range gone {
 		t.forgetLocked(e)
 	}
@@ -27,7 +33,8 @@ func (t *Tier) Drop(id tiers.ID, planes tiers.PlaneSet) error {
 
 // Hold keeps what is held of a segment, and what will be put, from eviction
 // until it is called with false. Held pieces count towards the limit: if they
-// fill it, Put returns ErrFull. Drop forgets held pieces too.
+// fill it, Put returns ErrFull. Drop forgets held pieces too, and Drop of all
+// planes ends the hold.
 func (t *Tier) Hold(id tiers.ID, held bool) error {
 	t.writes.Lock()
 	defer t.writes.Unlock()

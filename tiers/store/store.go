@@ -303,18 +303,22 @@ func (s *Store) AnyDamage() bool {
 	return len(s.mu.damaged) > 0
 }
 
-// Hold keeps a segment's pieces in RAM once they are there, or lets them go.
-// It brings up those of planes.
+// Hold keeps a segment's pieces in RAM once they are there, or lets them go, also
+// those of a segment that was removed. It brings up those of planes.
 func (s *Store) Hold(id tiers.ID, held bool, planes tiers.PlaneSet) (bytes int64, err error) {
+	if !held {
+		return 0, s.ram.Hold(id, false)
+	}
+	if _, err := s.Header(id); err != nil {
+		return 0, err
+	}
+	if err := s.ram.Hold(id, true); err != nil {
+		return 0, err
+	}
+	// A removal that was through with RAM before does not end the hold.
 	h, err := s.Header(id)
 	if err != nil {
-		return 0, err
-	}
-	if err := s.ram.Hold(id, held); err != nil {
-		return 0, err
-	}
-	if !held {
-		return 0, nil
+		return 0, errors.Join(err, s.ram.Hold(id, false))
 	}
 	return s.BringUp(h, planes), nil
 }

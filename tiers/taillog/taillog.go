@@ -48,7 +48,13 @@ type Log struct {
 	path string
 	seed uint32
 	room *[]byte // bodies are read into it, each over the last; nil: each into its own
-	mu   struct {
+
+	// syncing serialises Sync and Close: of two syncs at once the system tells only
+	// one that it gave bytes up. It is held during an fsync, and taken before mu,
+	// which is not: nothing else waits for a sync.
+	syncing sync.Mutex
+
+	mu struct {
 		sync.Mutex
 		f       files.File
 		next    uint32 // number of the next record
@@ -56,6 +62,7 @@ type Log struct {
 		synced  int64  // bytes that fdatasync made safe from a power cut
 		taking  []take // records that take something back, and are not synced
 		failed  error  // why nobody knows what the file holds; nil if somebody does
+		using   bool   // an fsync is under way
 	}
 }
 
@@ -436,49 +443,65 @@ func (l *Log) Size() (written, synced int64) {
 // report success the next time. Then Sync and Append fail until another log
 // takes its place.
 func (l *Log) Sync() error {
+	l.syncing.Lock()
+	defer l.syncing.Unlock()
+	return l.sync()
+}
+
+// sync is Sync; syncing is held, so that only Remove takes the file away meanwhile.
+func (l *Log) sync() error {
 	l.mu.Lock()
-	f, written, synced, failed := l.mu.f, l.mu.written, l.mu.synced, l.mu.failed
+	f, written, failed := l.mu.f, l.mu.written, l.mu.failed
+	l.mu.using = f != nil && failed == nil && written > l.mu.synced
+	using := l.mu.using
 	l.mu.Unlock()
-	if f == nil || failed == nil && written == synced {
-		return nil
-	}
 	if failed != nil {
 		return fmt.Errorf("sync log: %w", failed)
+	}
+	if !using {
+		return nil
 	}
 	err := f.Sync()
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.mu.f != f {
-		return nil // closed meanwhile, which synced it, or removed
+	l.mu.using = false
+	if l.mu.f == nil { // Remove left it open
+		f.Close()
 	}
 	if err != nil {
 		l.mu.failed = wrap("an earlier sync", err)
 		return wrap("sync log", err)
 	}
-	l.mu.synced = max(l.mu.synced, written)
+	if l.mu.failed != nil { // an append could not be taken back meanwhile
+		return fmt.Errorf("sync log: %w", l.mu.failed)
+	}
+	l.mu.synced = written
 	return nil
 }
 
 // Close syncs and closes the file.
 func (l *Log) Close() error {
-	err := l.Sync()
+	l.syncing.Lock()
+	defer l.syncing.Unlock()
+	err := l.sync()
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.mu.f == nil {
-		return nil
+		return err
 	}
 	err = errors.Join(err, l.mu.f.Close())
 	l.mu.f = nil
 	return err
 }
 
-// Remove closes the log and deletes its file.
+// Remove closes the log and deletes its file. It does not wait for a sync: that
+// then closes the file, so that its error is the disk's own.
 func (l *Log) Remove() error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.mu.f != nil {
+	if l.mu.f != nil && !l.mu.using {
 		l.mu.f.Close()
-		l.mu.f = nil
 	}
+	l.mu.f = nil
 	return l.fs.Remove(l.path)
 }

@@ -9,8 +9,10 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"testing"
+	"time"
 
 	"kvtier/tiers"
 	"kvtier/tiers/files"
@@ -441,5 +443,106 @@ func TestFailedSync(t *testing.T) {
 	}
 	if err := l.Remove(); err != nil {
 		t.Error(err)
+	}
+}
+
+// syncOnce is a file system whose first sync waits and then fails. Others
+// succeed, as those do that overlap it: the system tells an error once.
+type syncOnce struct {
+	files.FS
+	syncs   atomic.Int32
+	syncing chan struct{} // closed when the first sync is under way
+	open    chan struct{} // it waits for this
+}
+
+func newSyncOnce() *syncOnce {
+	return &syncOnce{FS: files.OS, syncing: make(chan struct{}), open: make(chan struct{})}
+}
+
+func (s *syncOnce) Open(name string, how files.Flag) (files.File, error) {
+	f, err := s.FS.Open(name, how)
+	if err != nil {
+		return nil, err
+	}
+	return &syncOnceFile{f, s}, nil
+}
+
+type syncOnceFile struct {
+	files.File
+	s *syncOnce
+}
+
+func (f *syncOnceFile) Sync() error {
+	if f.s.syncs.Add(1) > 1 {
+		return nil
+	}
+	close(f.s.syncing)
+	<-f.s.open
+	return syscall.EIO
+}
+
+// A sync that overlaps one that fails fails too, and so does a Close: nobody
+// says that bytes are durable which the system gave up. Appends do not wait.
+func TestSyncBesideFailingSync(t *testing.T) {
+	for what, end := range map[string]func(*Log) error{"sync": (*Log).Sync, "close": (*Log).Close} {
+		fsys := newSyncOnce()
+		l, err := Create(fsys, filepath.Join(t.TempDir(), "log"), "log")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := l.Append(1, []byte("one")); err != nil {
+			t.Fatal(err)
+		}
+		first, second := make(chan error, 1), make(chan error, 1)
+		go func() { first <- l.Sync() }()
+		<-fsys.syncing
+		if err := l.Append(1, []byte("two")); err != nil {
+			t.Fatal(err)
+		}
+		go func() { second <- end(l) }()
+		select {
+		case err := <-second:
+			t.Errorf("a %s did not wait for the sync under way: %v", what, err)
+			second <- err
+		case <-time.After(20 * time.Millisecond):
+		}
+		close(fsys.open)
+		if err := <-first; !errors.Is(err, syscall.EIO) {
+			t.Errorf("the first sync: %v", err)
+		}
+		if err := <-second; !errors.Is(err, syscall.EIO) {
+			t.Errorf("a %s beside it: %v", what, err)
+		}
+		if _, synced := l.Size(); synced != 0 {
+			t.Errorf("%d bytes are said to be durable", synced)
+		}
+		_ = l.Close()
+	}
+}
+
+// A sync that fails says so though the log was removed meanwhile, which does
+// not wait for it.
+func TestRemoveBesideFailingSync(t *testing.T) {
+	fsys := newSyncOnce()
+	path := filepath.Join(t.TempDir(), "log")
+	l, err := Create(fsys, path, "log")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := l.Append(1, []byte("one")); err != nil {
+		t.Fatal(err)
+	}
+	synced := make(chan error, 1)
+	go func() { synced <- l.Sync() }()
+	<-fsys.syncing
+	if err := l.Remove(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(path); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("the file is still there: %v", err)
+	}
+	close(fsys.open)
+	if err := <-synced; !errors.Is(err, syscall.EIO) {
+		t.Errorf("the sync: %v", err)
 	}
 }
