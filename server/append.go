@@ -30,10 +30,12 @@ type appendRequest struct {
 	queries []byte // [m][queryHeads][headDim] of typ
 }
 
-// limits of labels.
+// limits of labels, and of tokens' texts, which are for people: they lie in RAM, in logs and in the catalogue.
 const (
-	maxLabels    = 1 << 16
-	maxLabelText = 1024
+	maxLabels       = 1 << 16
+	maxLabelText    = 1024
+	maxTokenText    = 4 << 10  // bytes of one token
+	maxRequestTexts = 16 << 20 // bytes of all tokens of a request
 )
 
 // append takes in rows. What it refuses changes nothing.
@@ -125,7 +127,24 @@ func (s *sequence) checkAppend(r *appendRequest) (*checked, error) {
 	if len(in.queries)%(sp.queryHeads*sp.headDim) != 0 {
 		return nil, invalid(ReasonShape, "queries has %d elements, not a multiple of query_heads x head_dim = %d", len(in.queries), sp.queryHeads*sp.headDim)
 	}
+	if err := checkTexts(r.texts); err != nil {
+		return nil, err
+	}
 	return in, s.checkLabels(r.labels)
+}
+
+func checkTexts(texts [][]byte) error {
+	total := 0
+	for i, t := range texts {
+		if len(t) > maxTokenText {
+			return invalid(ReasonArgument, "the text of token %d of %d has %d bytes, more than %d: shorten it, or leave it out", i, len(texts), len(t), maxTokenText)
+		}
+		total += len(t)
+	}
+	if total > maxRequestTexts {
+		return invalid(ReasonArgument, "the texts of %d tokens have %d bytes, more than %d: append the tokens in several requests", len(texts), total, maxRequestTexts)
+	}
+	return nil
 }
 
 func (s *sequence) checkLabels(labels []*kvtierv1.Span) error {
