@@ -38,7 +38,7 @@ const (
 	maxRequestTexts = 16 << 20 // bytes of all tokens of a request
 )
 
-// append takes in rows. What it refuses changes nothing.
+// append takes in rows. What it refuses changes nothing, but for tokens that were logged before the log took no more: those stay.
 func (s *sequence) append(ctx context.Context, r *appendRequest) error {
 	if err := ctx.Err(); err != nil {
 		return err
@@ -205,10 +205,15 @@ func (s *sequence) appendRows(in *checked) error {
 		next.lens[in.layer] += uint64(fresh)
 	}
 	next.accepted = slices.Min(next.lens)
-	if err := s.writeLog(&st, &next, in.labels); err != nil {
+	logged, err := s.writeLog(&st, &next, in.labels)
+	switch {
+	case err == nil:
+		next.labels = append(st.labels[:len(st.labels):len(st.labels)], in.labels...)
+	case logged == st.accepted:
 		return err
+	default:
+		next.keepLogged(&st, logged, in.layer, s.spec)
 	}
-	next.labels = append(st.labels[:len(st.labels):len(st.labels)], in.labels...)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.mu.used = time.Now()
@@ -216,7 +221,7 @@ func (s *sequence) appendRows(in *checked) error {
 	next.names = s.mu.names
 	s.setStateLocked(next)
 	s.extendNamesLocked()
-	return nil
+	return err
 }
 
 // overlap checks rows that are there already and returns how many are new.
@@ -265,36 +270,76 @@ func (s *sequence) takeIDs(st *state, in *checked) {
 	st.ids, st.texts = ids, texts
 }
 
-// writeLog logs the step that next completes, if it does, and labels.
-func (s *sequence) writeLog(old, next *state, labels []*kvtierv1.Span) error {
-	if len(labels) > 0 {
-		b, err := marshalLabels(labels)
-		if err != nil {
-			return err
-		}
-		if err := s.log.Append(logLabels, b); err != nil {
-			return err
-		}
+// writeLog logs the step that next completes, if it does, and labels. It says up to which token rows are logged, whether or not it fails.
+func (s *sequence) writeLog(old, next *state, labels []*kvtierv1.Span) (logged uint64, err error) {
+	logged, err = s.logTokens(s.log, next, old.accepted, next.accepted)
+	if logged > old.accepted {
+		next.crashSafe = logged
+		s.noteWritten(logged)
 	}
-	if next.accepted == old.accepted {
-		return nil
+	if err != nil || len(labels) == 0 {
+		return logged, err
 	}
-	if err := s.logTokens(s.log, next, old.accepted, next.accepted); err != nil {
-		return err
+	// Behind the rows: who repeats a step that failed does not have its labels twice.
+	b, err := marshalLabels(labels)
+	if err != nil {
+		return logged, err
 	}
-	next.crashSafe = next.accepted
-	s.noteWritten(next.accepted)
-	return nil
+	return logged, s.log.Append(logLabels, b)
 }
 
-// logTokens writes tokens [lo, hi) of all layers as one record.
-func (s *sequence) logTokens(log *taillog.Log, st *state, lo, hi uint64) error {
+// keepLogged has st, which grew from old by an append to layer, end at token n: rows from there on could not be logged.
+func (st *state) keepLogged(old *state, n uint64, layer int, sp *spec) {
+	st.accepted, st.lens[layer] = n, n
+	st.rows[layer] = st.rows[layer].upTo(sp, n)
+	at := min(n-st.sealed(), uint64(len(st.ids)))
+	rest := min(at, uint64(len(old.ids))) // what is known of tokens from n on is what was before
+	st.ids, st.texts = slices.Concat(st.ids[:at], old.ids[rest:]), slices.Concat(st.texts[:at], old.texts[rest:])
+}
+
+// logChunk bounds what is in one record of tokens, in bytes: of a chunk of a large model's prompt there are many records, so that none
+// outgrows what a log takes, and recovery has room for one of them. A token that has more is a record of its own.
+const logChunk = 64 << 20
+
+// logTokens writes tokens [lo, hi) of all layers in as many records as they need, and says up to where they were written: a record that
+// fails leaves those before it.
+func (s *sequence) logTokens(log *taillog.Log, st *state, lo, hi uint64) (logged uint64, err error) {
+	for lo < hi {
+		end := s.recordEnd(st, lo, hi)
+		if err := s.logRecord(log, st, lo, end); err != nil {
+			return lo, err
+		}
+		lo = end
+	}
+	return lo, nil
+}
+
+// recordEnd says where the record of tokens that begins at lo ends, of those up to hi.
+func (s *sequence) recordEnd(st *state, lo, hi uint64) uint64 {
+	fixed := s.spec.tokenBytes() + 8 + binary.MaxVarintLen32 // rows, id, length of the text
+	size := 0
+	for pos := lo; pos < hi; pos++ {
+		_, text := st.token(pos)
+		if size += fixed + len(text); size > logChunk {
+			return max(pos, lo+1)
+		}
+	}
+	return hi
+}
+
+// token returns the id and the text of a token that is not sealed.
+func (st *state) token(pos uint64) (id uint64, text []byte) {
+	if at := pos - st.sealed(); at < uint64(len(st.ids)) {
+		return st.ids[at], st.texts[at]
+	}
+	return noToken, nil
+}
+
+// logRecord writes tokens [lo, hi) of all layers as one record.
+func (s *sequence) logRecord(log *taillog.Log, st *state, lo, hi uint64) error {
 	r := rowsRecord{start: lo, n: int(hi - lo), exactUntil: st.exactUntil}
 	for pos := lo; pos < hi; pos++ {
-		id, text := noToken, []byte(nil)
-		if at := pos - st.sealed(); at < uint64(len(st.ids)) {
-			id, text = st.ids[at], st.texts[at]
-		}
+		id, text := st.token(pos)
 		r.ids, r.texts = append(r.ids, id), append(r.texts, text)
 	}
 	parts := slices.Grow(r.marshal(), 2*len(st.rows)*int(hi-lo)*s.spec.kvHeads)
