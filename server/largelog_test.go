@@ -218,3 +218,40 @@ func wantTexts(t *testing.T, s *sequence, words [][]byte) {
 		}
 	}
 }
+
+// TestTextsTooLarge: a record whose texts cannot be read, as daemons wrote it that took any, is its sequence's damage: the rows are there.
+func TestTextsTooLarge(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	srv := openServer(t, dir, Options{})
+	m := newModel(1, testSpec(), 20)
+	var all [2]*sequence
+	for i := range all {
+		all[i] = openSequence(t, srv, &kvtierv1.OpenSequenceRequest{Spec: testSpec()})
+		m.feed(t, all[i], 0, 10)
+	}
+	s := all[0]
+	row := s.spec.rowBytes() / 2
+	r := rowsRecord{start: 10, n: 1, exactUntil: allExact, ids: m.ids[10:11], texts: texts(1, maxTexts+1)}
+	for l := range m.k {
+		r.k, r.v = append(r.k, bf16Bytes(m.k[l][10*row:11*row])), append(r.v, bf16Bytes(m.v[l][10*row:11*row]))
+	}
+	if err := s.log.Append(logRows, r.marshal()...); err != nil {
+		t.Fatal(err)
+	}
+	closeServer(t, srv)
+	srv = openServer(t, dir, Options{})
+	for i, tokens := range []int{11, 10} {
+		s := find(t, srv, all[i].id)
+		if a := s.ack(); a.Accepted != uint64(tokens) {
+			t.Fatalf("%v, not %d tokens", a, tokens)
+		}
+		if d := s.mu.damaged; (d != "") != (i == 0) {
+			t.Errorf("sequence %d is damaged: %q", i, d)
+		}
+		m.check(t, s, tokens-1, exactBudget, 1e-5)
+		spillNow(t, s)
+		m.feed(t, s, tokens, 20)
+		m.check(t, s, 19, exactBudget, 1e-5)
+	}
+}
