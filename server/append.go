@@ -30,13 +30,15 @@ type appendRequest struct {
 	queries []byte // [m][queryHeads][headDim] of typ
 }
 
-// limits of labels.
+// limits of labels, and of tokens' texts, which are for people: they lie in RAM, in logs and in the catalogue.
 const (
-	maxLabels    = 1 << 16
-	maxLabelText = 1024
+	maxLabels       = 1 << 16
+	maxLabelText    = 1024
+	maxTokenText    = 4 << 10  // bytes of one token
+	maxRequestTexts = 16 << 20 // bytes of all tokens of a request
 )
 
-// append takes in rows. What it refuses changes nothing.
+// append takes in rows. What it refuses changes nothing, but for tokens that were logged before the log took no more: those stay.
 func (s *sequence) append(ctx context.Context, r *appendRequest) error {
 	if err := ctx.Err(); err != nil {
 		return err
@@ -125,7 +127,24 @@ func (s *sequence) checkAppend(r *appendRequest) (*checked, error) {
 	if len(in.queries)%(sp.queryHeads*sp.headDim) != 0 {
 		return nil, invalid(ReasonShape, "queries has %d elements, not a multiple of query_heads x head_dim = %d", len(in.queries), sp.queryHeads*sp.headDim)
 	}
+	if err := checkTexts(r.texts); err != nil {
+		return nil, err
+	}
 	return in, s.checkLabels(r.labels)
+}
+
+func checkTexts(texts [][]byte) error {
+	total := 0
+	for i, t := range texts {
+		if len(t) > maxTokenText {
+			return invalid(ReasonArgument, "the text of token %d of %d has %d bytes, more than %d: shorten it, or leave it out", i, len(texts), len(t), maxTokenText)
+		}
+		total += len(t)
+	}
+	if total > maxRequestTexts {
+		return invalid(ReasonArgument, "the texts of %d tokens have %d bytes, more than %d: append the tokens in several requests", len(texts), total, maxRequestTexts)
+	}
+	return nil
 }
 
 func (s *sequence) checkLabels(labels []*kvtierv1.Span) error {
@@ -186,10 +205,15 @@ func (s *sequence) appendRows(in *checked) error {
 		next.lens[in.layer] += uint64(fresh)
 	}
 	next.accepted = slices.Min(next.lens)
-	if err := s.writeLog(&st, &next, in.labels); err != nil {
+	logged, err := s.writeLog(&st, &next, in.labels)
+	switch {
+	case err == nil:
+		next.labels = append(st.labels[:len(st.labels):len(st.labels)], in.labels...)
+	case logged == st.accepted:
 		return err
+	default:
+		next.keepLogged(&st, logged, in.layer, s.spec)
 	}
-	next.labels = append(st.labels[:len(st.labels):len(st.labels)], in.labels...)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.mu.used = time.Now()
@@ -197,7 +221,7 @@ func (s *sequence) appendRows(in *checked) error {
 	next.names = s.mu.names
 	s.setStateLocked(next)
 	s.extendNamesLocked()
-	return nil
+	return err
 }
 
 // overlap checks rows that are there already and returns how many are new.
@@ -246,36 +270,76 @@ func (s *sequence) takeIDs(st *state, in *checked) {
 	st.ids, st.texts = ids, texts
 }
 
-// writeLog logs the step that next completes, if it does, and labels.
-func (s *sequence) writeLog(old, next *state, labels []*kvtierv1.Span) error {
-	if len(labels) > 0 {
-		b, err := marshalLabels(labels)
-		if err != nil {
-			return err
-		}
-		if err := s.log.Append(logLabels, b); err != nil {
-			return err
-		}
+// writeLog logs the step that next completes, if it does, and labels. It says up to which token rows are logged, whether or not it fails.
+func (s *sequence) writeLog(old, next *state, labels []*kvtierv1.Span) (logged uint64, err error) {
+	logged, err = s.logTokens(s.log, next, old.accepted, next.accepted)
+	if logged > old.accepted {
+		next.crashSafe = logged
+		s.noteWritten(logged)
 	}
-	if next.accepted == old.accepted {
-		return nil
+	if err != nil || len(labels) == 0 {
+		return logged, err
 	}
-	if err := s.logTokens(s.log, next, old.accepted, next.accepted); err != nil {
-		return err
+	// Behind the rows: who repeats a step that failed does not have its labels twice.
+	b, err := marshalLabels(labels)
+	if err != nil {
+		return logged, err
 	}
-	next.crashSafe = next.accepted
-	s.noteWritten(next.accepted)
-	return nil
+	return logged, s.log.Append(logLabels, b)
 }
 
-// logTokens writes tokens [lo, hi) of all layers as one record.
-func (s *sequence) logTokens(log *taillog.Log, st *state, lo, hi uint64) error {
+// keepLogged has st, which grew from old by an append to layer, end at token n: rows from there on could not be logged.
+func (st *state) keepLogged(old *state, n uint64, layer int, sp *spec) {
+	st.accepted, st.lens[layer] = n, n
+	st.rows[layer] = st.rows[layer].upTo(sp, n)
+	at := min(n-st.sealed(), uint64(len(st.ids)))
+	rest := min(at, uint64(len(old.ids))) // what is known of tokens from n on is what was before
+	st.ids, st.texts = slices.Concat(st.ids[:at], old.ids[rest:]), slices.Concat(st.texts[:at], old.texts[rest:])
+}
+
+// logChunk bounds what is in one record of tokens, in bytes: of a chunk of a large model's prompt there are many records, so that none
+// outgrows what a log takes, and recovery has room for one of them. A token that has more is a record of its own.
+const logChunk = 64 << 20
+
+// logTokens writes tokens [lo, hi) of all layers in as many records as they need, and says up to where they were written: a record that
+// fails leaves those before it.
+func (s *sequence) logTokens(log *taillog.Log, st *state, lo, hi uint64) (logged uint64, err error) {
+	for lo < hi {
+		end := s.recordEnd(st, lo, hi)
+		if err := s.logRecord(log, st, lo, end); err != nil {
+			return lo, err
+		}
+		lo = end
+	}
+	return lo, nil
+}
+
+// recordEnd says where the record of tokens that begins at lo ends, of those up to hi.
+func (s *sequence) recordEnd(st *state, lo, hi uint64) uint64 {
+	fixed := s.spec.tokenBytes() + 8 + binary.MaxVarintLen32 // rows, id, length of the text
+	size := 0
+	for pos := lo; pos < hi; pos++ {
+		_, text := st.token(pos)
+		if size += fixed + len(text); size > logChunk {
+			return max(pos, lo+1)
+		}
+	}
+	return hi
+}
+
+// token returns the id and the text of a token that is not sealed.
+func (st *state) token(pos uint64) (id uint64, text []byte) {
+	if at := pos - st.sealed(); at < uint64(len(st.ids)) {
+		return st.ids[at], st.texts[at]
+	}
+	return noToken, nil
+}
+
+// logRecord writes tokens [lo, hi) of all layers as one record.
+func (s *sequence) logRecord(log *taillog.Log, st *state, lo, hi uint64) error {
 	r := rowsRecord{start: lo, n: int(hi - lo), exactUntil: st.exactUntil}
 	for pos := lo; pos < hi; pos++ {
-		id, text := noToken, []byte(nil)
-		if at := pos - st.sealed(); at < uint64(len(st.ids)) {
-			id, text = st.ids[at], st.texts[at]
-		}
+		id, text := st.token(pos)
 		r.ids, r.texts = append(r.ids, id), append(r.texts, text)
 	}
 	parts := slices.Grow(r.marshal(), 2*len(st.rows)*int(hi-lo)*s.spec.kvHeads)

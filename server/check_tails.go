@@ -116,6 +116,10 @@ func (c *checker) checkTail(ctx context.Context, s *checkedSequence, file, name 
 	case lost.damaged:
 		f.What = fmt.Sprintf("a record that was safe from power cuts is damaged: tokens from %d on are lost", kept)
 		f.Advice = fmt.Sprintf("start the daemon and append the tokens from %d on again", kept)
+	case tail.textless != nil:
+		f.Offset = store.Nowhere
+		f.What = fmt.Sprintf("texts cannot be read: %v", tail.textless)
+		f.Advice = "nothing that stored answers need is lost; append the tokens again in a new sequence if their texts matter"
 	case good < now:
 		f.Verdict = store.Note
 		f.What = fmt.Sprintf("the last %d bytes are no whole records, as a crash leaves them: there are tokens up to %d", now-good, kept)

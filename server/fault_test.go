@@ -450,6 +450,8 @@ func TestBadInput(t *testing.T) {
 		"far away":         {s.append(t.Context(), &appendRequest{start: 1 << 62, k: row, v: row}), codes.InvalidArgument, ReasonArgument},
 		"ids for others":   {s.append(t.Context(), &appendRequest{start: 10, k: row, v: row, ids: []uint64{1, 2}}), codes.InvalidArgument, ReasonShape},
 		"dtype":            {s.append(t.Context(), &appendRequest{start: 10, k: row, v: row, typ: 77}), codes.InvalidArgument, ReasonShape},
+		"long text":        {s.append(t.Context(), &appendRequest{start: 10, k: row, v: row, ids: []uint64{1}, texts: texts(1, maxTokenText+1)}), codes.InvalidArgument, ReasonArgument},
+		"much text":        {s.append(t.Context(), &appendRequest{ids: make([]uint64, 5000), texts: texts(5000, maxTokenText)}), codes.InvalidArgument, ReasonArgument},
 		"label past end":   {s.append(t.Context(), &appendRequest{start: 10, k: row, v: row, labels: []*kvtierv1.Span{{Start: 1, End: 99}}}), codes.InvalidArgument, ReasonArgument},
 		"query past end":   {attendErr(s, &query{start: 10, q: q}), codes.OutOfRange, ReasonPastEnd},
 		"query far away":   {attendErr(s, &query{start: 1 << 63, q: q}), codes.InvalidArgument, ReasonArgument},
@@ -479,6 +481,14 @@ func TestBadInput(t *testing.T) {
 	}
 	m.feed(t, s, 10, 20)
 	m.check(t, s, 19, exactBudget, 1e-5)
+}
+
+// texts returns texts of n tokens, of so many bytes each.
+func texts(n, size int) (all [][]byte) {
+	for i := range n {
+		all = append(all, bytes.Repeat([]byte{byte(i), byte(i >> 8)}, size)[:size])
+	}
+	return all
 }
 
 func attendErr(s *sequence, q *query) error {

@@ -253,22 +253,34 @@ func (x *sequenceService) AttendStream(st kvtierv1.SequenceService_AttendStreamS
 		if err != nil {
 			return err
 		}
-		leave, err := x.srv.enter()
+		out, err := x.streamed(st.Context(), r.GetRequest())
 		if err != nil {
 			return err
 		}
-		out := &kvtierv1.AttendStreamResponse{}
-		resp, err := x.attend(st.Context(), r.GetRequest())
-		leave()
-		if err != nil {
-			e := toError(err)
-			out.ErrorCode, out.ErrorMessage = uint32(e.Code), e.Error()
-		}
-		out.Response = resp
 		if err := st.Send(out); err != nil {
 			return err
 		}
 	}
+}
+
+// streamed answers one request of a stream; a failure of its own is in the answer, an error ends the stream.
+func (x *sequenceService) streamed(ctx context.Context, r *kvtierv1.AttendRequest) (*kvtierv1.AttendStreamResponse, error) {
+	leave, err := x.srv.enter()
+	if err != nil {
+		return nil, err
+	}
+	defer leave() // after a panic, too: Close waits for it
+	out := &kvtierv1.AttendStreamResponse{}
+	if r == nil {
+		err = invalid(ReasonArgument, "a message of an AttendStream has no request: give one")
+	} else {
+		out.Response, err = x.attend(ctx, r)
+	}
+	if err != nil {
+		e := toError(err)
+		out.ErrorCode, out.ErrorMessage = uint32(e.Code), e.Error()
+	}
+	return out, nil
 }
 
 // begin finds the sequence that a call is about; the call is in flight until leave.

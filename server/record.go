@@ -33,6 +33,7 @@ type rowsRecord struct {
 	ids        []uint64 // n
 	texts      [][]byte // n, or none
 	k, v       [][]byte // by layer; n rows each
+	textless   error    // why it has no texts although some were written
 }
 
 // marshal returns the record's parts, rows uncopied.
@@ -83,9 +84,8 @@ func parseRows(b []byte, sp *spec) (*rowsRecord, error) {
 		r.ids = append(r.ids, le.Uint64(b))
 		b = b[8:]
 	}
-	var err error
-	if r.texts, err = unpackTexts(b[:texts], r.n); err != nil {
-		return nil, err
+	if r.texts, r.textless = unpackTexts(b[:texts], r.n); r.textless != nil {
+		r.texts = make([][]byte, r.n) // no reason to lose the rows, or the daemon's start
 	}
 	b = b[texts:]
 	size := r.n * sp.rowBytes()
@@ -110,6 +110,8 @@ type tailReader struct {
 	sealed uint64 // end of the sealed part
 	at     uint64 // tokens so far
 	mark   uint64 // until it is read, records are older than the sequence's; 0: they are not
+	// textless says which tokens, the first that there are, are without their texts, and why.
+	textless error
 }
 
 func newTailReader(sp *spec, sealed uint64, p logPlace) *tailReader {
@@ -144,6 +146,9 @@ func (t *tailReader) next(k taillog.Kind, body []byte) (r tailRecord, err error)
 		}
 		t.at = rows.start + uint64(rows.n)
 		if t.at > t.sealed {
+			if rows.textless != nil && t.textless == nil {
+				t.textless = fmt.Errorf("tokens %d to %d of the open tail are without their texts: %w", max(rows.start, t.sealed), t.at-1, rows.textless)
+			}
 			r.rows = rows.from(t.sealed, t.spec.rowBytes())
 		}
 	case logLabels:

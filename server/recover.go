@@ -334,6 +334,9 @@ func (s *sequence) replay() error {
 		st.cutTail(least, s.spec)
 		s.keepRows(st, kept)
 	}
+	if tail.textless != nil {
+		s.damage(tail.textless)
+	}
 	if !lost.damaged {
 		return nil
 	}

@@ -477,16 +477,10 @@ func (s *sequence) settle(next *state) {
 	s.setStateLocked(*next)
 }
 
-// logChunk bounds the rows of one log record, in bytes.
-const logChunk = 64 << 20
-
 // fillLog writes the tail of st and makes it power-safe.
 func (s *sequence) fillLog(log *taillog.Log, st *state) error {
-	step := uint64(max(1, logChunk/s.spec.tokenBytes()))
-	for lo := st.sealed(); lo < st.accepted; lo += step {
-		if err := s.logTokens(log, st, lo, min(lo+step, st.accepted)); err != nil {
-			return err
-		}
+	if _, err := s.logTokens(log, st, st.sealed(), st.accepted); err != nil {
+		return err
 	}
 	if err := log.Sync(); err != nil {
 		return err

@@ -772,6 +772,32 @@ func TestPathBadRequests(t *testing.T) {
 	})
 }
 
+// A message of a stream without a request is refused, and the stream goes on. The server, which waits for calls, can be closed then.
+func TestEmptyStreamRequest(t *testing.T) {
+	r := newRig(t, Options{})
+	p := r.path(t, "grpc").(*grpcPath)
+	w := newWorker(t, r, p, newModel(1, testSpec(), 20), 0)
+	w.feedAll(0, 20)
+	st, err := r.control.AttendStream(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, req := range []*kvtierv1.AttendRequest{nil, request(1, exactly, w.queries(18, 20, 1))} {
+		if err := st.Send(&kvtierv1.AttendStreamRequest{Request: req}); err != nil {
+			t.Fatal(err)
+		}
+		a, err := st.Recv()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if req == nil {
+			wantError(t, textError(a.ErrorCode, a.ErrorMessage), codes.InvalidArgument, ReasonArgument)
+		} else {
+			w.verify(a.Response.Results[0], 1, 18, 2, nil, tolerance)
+		}
+	}
+}
+
 // longRequest takes seconds: every position chooses for itself.
 func longRequest(w *worker, n int) *kvtierv1.AttendRequest {
 	req := request(1, &kvtierv1.Budget{Mode: kvtierv1.AttendMode_ATTEND_MODE_BUDGET, Share: 1e-4}, w.queries(0, n, 1))
