@@ -106,7 +106,7 @@ func (c *call) sealedSegments() []sparse.Segment {
 
 func (c *call) answerOnce(ctx context.Context, again bool) ([]attention.Partial, error) {
 	sp := c.seq.spec
-	c.heads = make([]headResult, sp.kvHeads)
+	c.heads, c.device = make([]headResult, sp.kvHeads), nil
 	c.exact, c.zoneBytes, c.nsZone = 0, 0, 0
 	if again {
 		c.way = c.chooseWay()

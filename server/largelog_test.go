@@ -260,3 +260,31 @@ func TestTextsTooLarge(t *testing.T) {
 		m.check(t, s, 19, exactBudget, 1e-5)
 	}
 }
+
+// Texts that cannot be read are no damage once their tokens are taken back.
+func TestTextsTakenBack(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	srv := openServer(t, dir, Options{})
+	m := newModel(1, testSpec(), 20)
+	s := openSequence(t, srv, &kvtierv1.OpenSequenceRequest{Spec: testSpec()})
+	m.feed(t, s, 0, 10)
+	row := s.spec.rowBytes() / 2
+	r := rowsRecord{start: 10, n: 1, exactUntil: allExact, ids: m.ids[10:11], texts: texts(1, maxTexts+1)}
+	for l := range m.k {
+		r.k, r.v = append(r.k, bf16Bytes(m.k[l][10*row:11*row])), append(r.v, bf16Bytes(m.v[l][10*row:11*row]))
+	}
+	back := binary.LittleEndian.AppendUint64(nil, 10)
+	if err := errors.Join(s.log.Append(logRows, r.marshal()...), s.log.Append(logTruncate, back)); err != nil {
+		t.Fatal(err)
+	}
+	closeServer(t, srv)
+	if found := check(t, files.OS, dir).Findings; len(found) > 0 {
+		t.Errorf("a check finds %v", found)
+	}
+	srv = openServer(t, dir, Options{})
+	s = find(t, srv, s.id)
+	if s.mu.damaged != "" || s.ack().Accepted != 10 {
+		t.Errorf("%v, damaged: %q", s.ack(), s.mu.damaged)
+	}
+}

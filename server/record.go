@@ -110,8 +110,9 @@ type tailReader struct {
 	sealed uint64 // end of the sealed part
 	at     uint64 // tokens so far
 	mark   uint64 // until it is read, records are older than the sequence's; 0: they are not
-	// textless says which tokens, the first that there are, are without their texts, and why.
-	textless error
+	// textless says which tokens, the first that there are, are without their texts, and why; they begin at textlessFrom.
+	textless     error
+	textlessFrom uint64
 }
 
 func newTailReader(sp *spec, sealed uint64, p logPlace) *tailReader {
@@ -147,7 +148,8 @@ func (t *tailReader) next(k taillog.Kind, body []byte) (r tailRecord, err error)
 		t.at = rows.start + uint64(rows.n)
 		if t.at > t.sealed {
 			if rows.textless != nil && t.textless == nil {
-				t.textless = fmt.Errorf("tokens %d to %d of the open tail are without their texts: %w", max(rows.start, t.sealed), t.at-1, rows.textless)
+				t.textlessFrom = max(rows.start, t.sealed)
+				t.textless = fmt.Errorf("tokens %d to %d of the open tail are without their texts: %w", t.textlessFrom, t.at-1, rows.textless)
 			}
 			r.rows = rows.from(t.sealed, t.spec.rowBytes())
 		}
@@ -168,7 +170,9 @@ func (t *tailReader) next(k taillog.Kind, body []byte) (r tailRecord, err error)
 		if n < t.sealed && !r.old || n > t.at {
 			return r, fmt.Errorf("log: truncation to %d: %w", n, tiers.ErrCorrupt)
 		}
-		t.at = n
+		if t.at = n; n <= t.textlessFrom {
+			t.textless = nil
+		}
 		n = max(n, t.sealed)
 		r.keeps = &n
 	case logSealed:

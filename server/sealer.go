@@ -379,7 +379,9 @@ func (s *sequence) commitSpan(ctx context.Context, sp *span, end, cuts uint64, b
 	}
 	cut := min(uint64(len(st.ids)), end-sp.Start)
 	next.ids, next.texts = st.ids[cut:], st.texts[cut:]
-	if err := s.moveTail(ctx, &next, b); err != nil {
+	if err := s.moveTail(ctx, &next, b); errors.Is(err, store.ErrVanished) {
+		return errStale
+	} else if err != nil {
 		return err
 	}
 	s.srv.spans.refer(s, next.spans[len(next.spans)-1:])

@@ -3,6 +3,7 @@ package nvme
 import (
 	"errors"
 	"path/filepath"
+	"strings"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -19,7 +20,7 @@ type faults struct {
 	failRead  atomic.Bool  // ReadAt is EIO
 	failWrite atomic.Bool  // WriteAt is EIO
 	failSync  atomic.Bool
-	stays     atomic.Pointer[string] // the file of this name cannot be removed
+	stays     atomic.Pointer[string] // files whose names begin so cannot be removed
 	failClose atomic.Bool
 	short     atomic.Bool // reads and writes stop half way
 	flip      atomic.Bool // a bit of what is read is wrong
@@ -57,7 +58,7 @@ func (s *faults) Open(name string, how files.Flag) (files.File, error) {
 }
 
 func (s *faults) Remove(name string) error {
-	if stays := s.stays.Load(); stays != nil && filepath.Base(name) == *stays {
+	if stays := s.stays.Load(); stays != nil && strings.HasPrefix(filepath.Base(name), *stays) {
 		return syscall.EBUSY
 	}
 	return s.FS.Remove(name)

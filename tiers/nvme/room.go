@@ -24,9 +24,7 @@ func (t *Tier) alloc(n uint32) (*stored, error) {
 	t.grow.Lock()
 	defer t.grow.Unlock()
 	need := int64(n) * tiers.BlockSize
-	if err := t.shrink(need); err != nil {
-		return nil, err
-	}
+	stays := t.shrink(need) // why, if any extent does that was to go: there may be room all the same
 	t.mu.Lock()
 	st = t.allocLocked(n) // somebody else may have made an extent or freed blocks
 	number, room := t.mu.next, (t.o.Bytes-t.mu.files)/tiers.BlockSize*tiers.BlockSize
@@ -35,7 +33,7 @@ func (t *Tier) alloc(n uint32) (*stored, error) {
 		return st, nil
 	}
 	if room < need {
-		return nil, fmt.Errorf("%d blocks in one run, of a limit of %d bytes: %w", n, t.o.Bytes, tiers.ErrFull)
+		return nil, errors.Join(fmt.Errorf("%d blocks in one run, of a limit of %d bytes: %w", n, t.o.Bytes, tiers.ErrFull), stays)
 	}
 	x, err := t.create(number, need, min(max(t.o.ExtentBytes, need), room))
 	if err != nil {
@@ -116,39 +114,43 @@ func (t *Tier) create(number uint32, need, size int64) (*extent, error) {
 }
 
 // shrink removes empty extents, the last first, where the files are over the
-// limit (it was lowered), or where that makes room for a longer extent. t.grow is held.
+// limit (it was lowered), or where that makes room for a longer extent. One that
+// cannot be removed keeps no others. t.grow is held.
 func (t *Tier) shrink(need int64) error {
-	var gone []*extent
-	t.mu.Lock()
-	over, empty := t.mu.files+need-t.o.Bytes, int64(0)
-	for _, x := range t.mu.order {
-		if x.empty() {
-			empty += x.bytes()
-		}
-	}
-	if empty >= over || t.mu.files > t.o.Bytes {
-		for i := len(t.mu.order) - 1; i >= 0 && over > 0; i-- {
-			if x := t.mu.order[i]; x.empty() {
-				gone = append(gone, x)
-				over -= x.bytes()
-				t.mu.order = slices.Delete(t.mu.order, i, i+1)
-				delete(t.mu.extents, x.number)
-			}
-		}
-	}
-	t.mu.Unlock()
-	if len(gone) == 0 {
-		return nil
-	}
-	t.syncing.Lock() // Sync may be using the file
-	defer t.syncing.Unlock()
 	var errs []error
-	for _, x := range gone {
-		if err := t.remove(x); err != nil {
+	tried := map[*extent]bool{}
+	for {
+		x := t.unlist(need, tried)
+		if x == nil {
+			return errors.Join(errs...)
+		}
+		tried[x] = true
+		t.syncing.Lock() // Sync may be using the file
+		err := t.remove(x)
+		t.syncing.Unlock()
+		if err != nil {
 			errs = append(errs, fmt.Errorf("remove %s: %w", ExtentName(x.number), err))
 		}
 	}
-	return errors.Join(errs...)
+}
+
+// unlist takes the last empty extent that was not tried from the lists, if one has to go and that helps.
+func (t *Tier) unlist(need int64, tried map[*extent]bool) *extent {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	over, empty, last := t.mu.files+need-t.o.Bytes, int64(0), -1
+	for i, x := range t.mu.order {
+		if x.empty() && !tried[x] {
+			empty, last = empty+x.bytes(), i
+		}
+	}
+	if over <= 0 || last < 0 || empty < over && t.mu.files <= t.o.Bytes {
+		return nil
+	}
+	x := t.mu.order[last]
+	t.mu.order = slices.Delete(t.mu.order, last, last+1)
+	delete(t.mu.extents, x.number)
+	return x
 }
 
 // remove removes an extent that is not listed. If that fails, it is listed again. t.grow and t.syncing are held.

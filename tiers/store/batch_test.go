@@ -187,3 +187,23 @@ func openAt(t *testing.T, dir string, o Options) *Store {
 	}
 	return s
 }
+
+// A segment that was put and is dropped, with another of the same bytes, before it is committed is put again.
+func TestPutBesideRemoval(t *testing.T) {
+	s := openAt(t, t.TempDir(), Options{RAMBytes: 32 << 20, DiskBytes: 64 << 20})
+	defer s.Close()
+	h, parts := sealedLow(1)
+	first, drop := s.NewBatch(), s.NewBatch()
+	if err := errors.Join(first.PutSegment(t.Context(), h, parts), drop.DropSegment(h.ID), drop.Commit(t.Context())); err != nil {
+		t.Fatal(err)
+	}
+	if err := first.Commit(t.Context()); !errors.Is(err, ErrVanished) {
+		t.Fatalf("committed: %v", err)
+	}
+	if err := errors.Join(first.Close(), drop.Close()); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Verify(t.Context(), putOne(t, s, 1)); err != nil {
+		t.Error(err)
+	}
+}

@@ -352,6 +352,9 @@ func (b *Batch) commit() error {
 	return nil
 }
 
+// ErrVanished says that a segment that was put went before it was committed, with another of the same bytes: put it again.
+var ErrVanished = errors.New("it was removed before it was committed")
+
 // recordPut says where a segment lies that was put. All of it has to be there: another deletion of the same bytes may have taken it.
 func (b *Batch) recordPut(p put) error {
 	loc, ok := b.s.nvme.Locate(p.h.ID)
@@ -359,7 +362,7 @@ func (b *Batch) recordPut(p put) error {
 		ok = ok && (len(bytes) == 0 || int(loc.Parts[part].Blocks) == p.h.Blocks(tiers.Part(part)))
 	}
 	if !ok {
-		return fmt.Errorf("segment %v vanished: %w", p.h.ID, tiers.ErrNotFound)
+		return fmt.Errorf("segment %v: %w", p.h.ID, ErrVanished)
 	}
 	return b.setSegment(p.h, loc)
 }
