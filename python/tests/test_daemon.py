@@ -155,7 +155,7 @@ def test_match_prefix(start_daemon: Callable[..., Daemon], load_model: Callable,
         match = session.match_prefix(model.spec, ids[:300])
         assert match.tokens == 256 and session.fork(match.sequence_id, 64, match=match).ack.accepted == 64
         session.truncate(match.sequence_id, 0)
-        worker.open(match.sequence_id).prefill(ids[30:330])
+        worker.open(match.sequence_id).prefill(ids[30:130])
         with pytest.raises(kvtier.NotFoundError):
             session.fork(match.sequence_id, 64, match=match)
 
