@@ -90,9 +90,6 @@ func (c *call) answer(ctx context.Context) ([]attention.Partial, error) {
 		if !errors.Is(err, tiers.ErrNotFound) || slices.Equal(c.segs, c.seq.srv.segmentsOf(c.st, c.layer, c.st.sealed())) {
 			return ps, err
 		}
-		if again {
-			c.shares = nil
-		}
 	}
 }
 

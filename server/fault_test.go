@@ -174,9 +174,7 @@ func TestEvictionOrUse(t *testing.T) {
 	srv := openServer(t, t.TempDir(), Options{ReadAllTokens: -1})
 	lease := srv.leases.create(0, "test")
 	m := newModel(1, testSpec(), segment+recentTokens)
-	root := openSequence(t, srv, &kvtierv1.OpenSequenceRequest{Spec: testSpec()})
-	m.feed(t, root, 0, m.n)
-	waitSealed(t, root, segment)
+	root := m.stored(t, srv, balanced)
 	eventually(t, "the sealer rests", func() bool { return srv.sealer.pending() == 0 })
 	uses := map[string]func(s *sequence) error{
 		"hold": func(s *sequence) error { _, err := s.hold(); return err },
@@ -237,9 +235,7 @@ func TestPinEndsWithItsLease(t *testing.T) {
 	t.Parallel()
 	srv := openServer(t, t.TempDir(), Options{ReadAllTokens: -1})
 	m := newModel(1, testSpec(), segment+recentTokens)
-	s := openSequence(t, srv, &kvtierv1.OpenSequenceRequest{Spec: testSpec()})
-	m.feed(t, s, 0, m.n)
-	waitSealed(t, s, segment)
+	s := m.stored(t, srv, balanced)
 	ended := 0
 	for range 200 {
 		lease := srv.leases.create(0, "test")

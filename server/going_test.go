@@ -91,9 +91,7 @@ func TestDeletedWhileLowPlanesGo(t *testing.T) {
 		t.Fatal("low planes were not dropped")
 	}
 	eventually(t, "the sealer rests", func() bool { return srv.sealer.pending() == 0 })
-	x := openSequence(t, srv, &kvtierv1.OpenSequenceRequest{Spec: spec}) // takes the room
-	o.feed(t, x, 0, n)
-	waitSealed(t, x, segment)
+	x := o.stored(t, srv, balanced) // takes the room
 	eventually(t, "the sealer rests", func() bool { return srv.sealer.pending() == 0 })
 	before := onDisk(srv)
 	closeServer(t, srv)
@@ -111,9 +109,7 @@ func TestRefusedDeletion(t *testing.T) {
 	m := newModel(1, testSpec(), n)
 	disk := &measuredDisk{FS: files.OS}
 	srv := openServer(t, t.TempDir(), Options{FS: disk})
-	s := openSequence(t, srv, &kvtierv1.OpenSequenceRequest{Spec: testSpec(), Profile: exact})
-	m.feed(t, s, 0, n)
-	waitSealed(t, s, segment)
+	s := m.stored(t, srv, exact)
 	for range 2 {
 		disk.set(fullDisk)
 		if err := s.delete(t.Context()); err == nil {
@@ -125,9 +121,7 @@ func TestRefusedDeletion(t *testing.T) {
 		disk.set(nil)
 		m.check(t, s, n-1, exactBudget, 1e-5)
 		fork := openSequence(t, srv, &kvtierv1.OpenSequenceRequest{ForkOf: s.id})
-		same := openSequence(t, srv, &kvtierv1.OpenSequenceRequest{Spec: testSpec(), Profile: exact})
-		m.feed(t, same, 0, n)
-		waitSealed(t, same, segment)
+		same := m.stored(t, srv, exact)
 		for _, x := range []*sequence{fork, same} {
 			if err := x.delete(t.Context()); err != nil {
 				t.Fatal(err)
@@ -149,9 +143,7 @@ func TestAdoptedAndNotUsed(t *testing.T) {
 	const n = segment + recentTokens
 	m := newModel(1, testSpec(), n)
 	srv := openServer(t, t.TempDir(), Options{})
-	s := openSequence(t, srv, &kvtierv1.OpenSequenceRequest{Spec: testSpec()})
-	m.feed(t, s, 0, n)
-	waitSealed(t, s, segment)
+	s := m.stored(t, srv, balanced)
 	x := openSequence(t, srv, &kvtierv1.OpenSequenceRequest{Spec: testSpec()})
 	m.feed(t, x, 0, n-1)
 	st := x.snapshot()
@@ -206,9 +198,7 @@ func TestSentAgainAsSparse(t *testing.T) {
 			t.Error("a span that is gone was adopted")
 		}
 	}
-	x := openSequence(t, srv, &kvtierv1.OpenSequenceRequest{Spec: testSpec()})
-	m.feed(t, x, 0, n)
-	waitSealed(t, x, segment)
+	x := m.stored(t, srv, balanced)
 	m.check(t, x, n-1, exactBudget, .1)
 }
 

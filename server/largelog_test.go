@@ -221,6 +221,16 @@ func wantTexts(t *testing.T, s *sequence, words [][]byte) {
 	}
 }
 
+// oversized is a record of token 10, whose text is more than recovery takes, as no append writes it.
+func (m *model) oversized(s *sequence) [][]byte {
+	row := s.spec.rowBytes() / 2
+	r := rowsRecord{start: 10, n: 1, exactUntil: allExact, ids: m.ids[10:11], texts: texts(1, maxTexts+1)}
+	for l := range m.k {
+		r.k, r.v = append(r.k, bf16Bytes(m.k[l][10*row:11*row])), append(r.v, bf16Bytes(m.v[l][10*row:11*row]))
+	}
+	return r.marshal()
+}
+
 // TestTextsTooLarge: a record whose texts cannot be read, as daemons wrote it that took any, is its sequence's damage: the rows are there.
 func TestTextsTooLarge(t *testing.T) {
 	t.Parallel()
@@ -233,12 +243,7 @@ func TestTextsTooLarge(t *testing.T) {
 		m.feed(t, all[i], 0, 10)
 	}
 	s := all[0]
-	row := s.spec.rowBytes() / 2
-	r := rowsRecord{start: 10, n: 1, exactUntil: allExact, ids: m.ids[10:11], texts: texts(1, maxTexts+1)}
-	for l := range m.k {
-		r.k, r.v = append(r.k, bf16Bytes(m.k[l][10*row:11*row])), append(r.v, bf16Bytes(m.v[l][10*row:11*row]))
-	}
-	if err := s.log.Append(logRows, r.marshal()...); err != nil {
+	if err := s.log.Append(logRows, m.oversized(s)...); err != nil {
 		t.Fatal(err)
 	}
 	closeServer(t, srv)
@@ -269,13 +274,8 @@ func TestTextsTakenBack(t *testing.T) {
 	m := newModel(1, testSpec(), 20)
 	s := openSequence(t, srv, &kvtierv1.OpenSequenceRequest{Spec: testSpec()})
 	m.feed(t, s, 0, 10)
-	row := s.spec.rowBytes() / 2
-	r := rowsRecord{start: 10, n: 1, exactUntil: allExact, ids: m.ids[10:11], texts: texts(1, maxTexts+1)}
-	for l := range m.k {
-		r.k, r.v = append(r.k, bf16Bytes(m.k[l][10*row:11*row])), append(r.v, bf16Bytes(m.v[l][10*row:11*row]))
-	}
 	back := binary.LittleEndian.AppendUint64(nil, 10)
-	if err := errors.Join(s.log.Append(logRows, r.marshal()...), s.log.Append(logTruncate, back)); err != nil {
+	if err := errors.Join(s.log.Append(logRows, m.oversized(s)...), s.log.Append(logTruncate, back)); err != nil {
 		t.Fatal(err)
 	}
 	closeServer(t, srv)

@@ -5,7 +5,6 @@ import (
 	"sync"
 	"testing"
 
-	kvtierv1 "kvtier/proto/kvtier/v1"
 	"kvtier/server/sparse"
 	"kvtier/tiers"
 )
@@ -16,9 +15,7 @@ func TestLowPlanesGoDuringACall(t *testing.T) {
 	spec := testSpec()
 	m := newModel(3, spec, n)
 	srv := openServer(t, t.TempDir(), Options{ReadAllTokens: 2 * n})
-	s := openSequence(t, srv, &kvtierv1.OpenSequenceRequest{Spec: spec})
-	m.feed(t, s, 0, n)
-	waitSealed(t, s, 2*segment)
+	s := m.stored(t, srv, balanced)
 	st := s.snapshot()
 	low := func() (out []*tiers.Header) {
 		for _, seg := range srv.segmentsOf(&st, 0, st.sealed()) {

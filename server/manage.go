@@ -270,12 +270,7 @@ func (srv *Server) releaseSpans(ctx context.Context, s *sequence, spans []*span)
 	}
 	b := srv.store.NewBatch()
 	defer b.Close()
-	done, err := srv.spans.release(s, spans, b)
-	if err == nil {
-		err = b.Commit(ctx)
-		done(err)
-	}
-	return err
+	return srv.spans.release(ctx, s, spans, b)
 }
 
 func (s *sequence) truncateTail(st state, n uint64) error {
@@ -444,12 +439,7 @@ func (s *sequence) deleteLocked(ctx context.Context) error {
 	if err := b.Delete(store.KindSequence, []byte(s.id)); err != nil {
 		return err
 	}
-	done, err := s.srv.spans.release(s, spans, b)
-	if err == nil {
-		err = b.Commit(ctx)
-		done(err)
-	}
-	if err != nil {
+	if err := s.srv.spans.release(ctx, s, spans, b); err != nil {
 		return err
 	}
 	s.mu.Lock()

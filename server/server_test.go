@@ -112,6 +112,15 @@ func openSequence(t testing.TB, srv *Server, r *kvtierv1.OpenSequenceRequest) *s
 	return s
 }
 
+// stored makes a sequence of all the model's tokens, of which the full segments are sealed.
+func (m *model) stored(t testing.TB, srv *Server, p kvtierv1.Profile) *sequence {
+	t.Helper()
+	s := openSequence(t, srv, &kvtierv1.OpenSequenceRequest{Spec: m.spec, Profile: p})
+	m.feed(t, s, 0, m.n)
+	waitSealed(t, s, uint64((m.n-recentTokens)/segment*segment))
+	return s
+}
+
 // hold is sequence.hold of one that is there.
 func hold(t testing.TB, s *sequence) (release func()) {
 	t.Helper()

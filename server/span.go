@@ -179,12 +179,34 @@ func (t *spanTable) references(sp *span) int {
 	return len(t.mu.refs[sp.ID])
 }
 
-// release prepares that s no longer uses spans: b removes those that nobody else uses, and from here on nobody adopts these. The caller holds commits, and
-// says by done how the commit of b went: only then is anything given up.
-func (t *spanTable) release(s *sequence, spans []*span, b *store.Batch) (done func(error), err error) {
+// release commits b, in which s no longer uses spans; those that nobody else uses are removed with it. Meanwhile nobody adopts these, and only once the
+// change stands is anything given up. The caller holds commits.
+func (t *spanTable) release(ctx context.Context, s *sequence, spans []*span, b *store.Batch) error {
+	gone, err := t.prepare(s, spans, b)
+	if err == nil {
+		err = b.Commit(ctx)
+	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	var gone []*span
+	for _, sp := range gone {
+		sp.leaving = false
+	}
+	if err != nil {
+		return err
+	}
+	for _, sp := range spans {
+		delete(t.mu.refs[sp.ID], s)
+	}
+	for _, sp := range gone {
+		t.removeLocked(sp)
+	}
+	return nil
+}
+
+// prepare has b remove those of spans that nobody but s uses, and says which they are: they are leaving.
+func (t *spanTable) prepare(s *sequence, spans []*span, b *store.Batch) (gone []*span, err error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
 	uses := map[tiers.ID]int{} // by those that go
 	for _, sp := range spans {
 		if others := len(t.mu.refs[sp.ID]); t.mu.spans[sp.ID] != sp || others > 1 || others == 1 && !t.mu.refs[sp.ID][s] {
@@ -198,29 +220,7 @@ func (t *spanTable) release(s *sequence, spans []*span, b *store.Batch) (done fu
 		}
 		err = errors.Join(err, b.Delete(store.KindSpan, []byte(sp.ID)))
 	}
-	stay := func() {
-		for _, sp := range gone {
-			sp.leaving = false
-		}
-	}
-	if err != nil {
-		stay()
-		return nil, err
-	}
-	return func(failed error) {
-		t.mu.Lock()
-		defer t.mu.Unlock()
-		if failed != nil {
-			stay()
-			return
-		}
-		for _, sp := range spans {
-			delete(t.mu.refs[sp.ID], s)
-		}
-		for _, sp := range gone {
-			t.removeLocked(sp)
-		}
-	}, nil
+	return gone, err
 }
 
 // removeLocked forgets a span.

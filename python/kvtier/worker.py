@@ -9,6 +9,7 @@ Attend for each layer, with the step's own rows appended in the same call.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Self
@@ -102,10 +103,8 @@ class Worker:
                 matched = (len(token_ids) - 1) // 64 * 64
             if not matched:
                 break
-            try:
+            with contextlib.suppress(NotFoundError):  # it was changed or deleted meanwhile
                 return Context(self, self.session.fork(match.sequence_id, matched, name=name, match=match))
-            except NotFoundError:  # it was changed or deleted meanwhile
-                continue
         return self.create(name=name, profile=profile)
 
 

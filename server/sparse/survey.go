@@ -118,16 +118,16 @@ func (u *run) massAll() {
 	u.surveyed, u.surprise = sized(u.surveyed, u.rows*u.all), sized(u.surprise, u.all)
 	spreads, logs := u.floats(u.all), u.floats(u.all)
 	x, full := &u.rest, attention.LogN(tiers.PageTokens)
+	for p := range logs {
+		logs[p] = full
+	}
 	for i := range u.segs {
 		s := &u.segs[i]
 		pages := s.view.Pages()
 		s.means.Spreads.Read(spreads[s.firstOfAll:][:pages])
 		x.spread += s.means.Values.SumOfSpreads()
-		logs := logs[s.firstOfAll:][:pages]
-		for p := range logs {
-			if logs[p] = full; p == pages-1 {
-				logs[p] = attention.LogN(s.view.PageTokens(p))
-			}
+		if last := pages - 1; last >= 0 { // it may not be full
+			logs[s.firstOfAll+last] = attention.LogN(s.view.PageTokens(last))
 		}
 	}
 	for r, norm2 := range u.norm2 {
